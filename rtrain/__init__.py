@@ -1,0 +1,96 @@
+"""rtrain: distributed training on Ray for search, recommendation and language models.
+
+Names are loaded when they are first used: `rtrain doctor` must work where torch does not.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from rtrain.api import Result, plan, serve, train
+    from rtrain.cli import main
+    from rtrain.config import diff, override
+    from rtrain.data.interactions import Interactions
+    from rtrain.data.split import ByTime
+    from rtrain.mesh import Parallel
+    from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
+    from rtrain.models.dlrm import DLRM
+    from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
+    from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
+    from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
+    from rtrain.training.trackers import Tracking
+    from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
+
+_HOMES = {
+    "rtrain.api": ("Result", "plan", "serve", "train"),
+    "rtrain.cli": ("main",),
+    "rtrain.config": ("diff", "override"),
+    "rtrain.data.interactions": ("Interactions",),
+    "rtrain.data.split": ("ByTime",),
+    "rtrain.mesh": ("Parallel",),
+    "rtrain.metrics": ("AUC", "GAUC", "NDCG", "Accuracy", "Calibration", "LogLoss"),
+    "rtrain.models.dlrm": ("DLRM",),
+    "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
+    "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
+    "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
+    "rtrain.training.trackers": ("Tracking",),
+    "rtrain.tuning": ("Tuned", "choice", "loguniform", "tune", "uniform"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AUC",
+    "DLRM",
+    "GAUC",
+    "NDCG",
+    "SGD",
+    "Accuracy",
+    "Adagrad",
+    "AdamW",
+    "ByTime",
+    "Calibration",
+    "Checkpoint",
+    "Cluster",
+    "Dense",
+    "Evaluation",
+    "Faults",
+    "Handoff",
+    "Id",
+    "IdList",
+    "Interactions",
+    "Label",
+    "LogLoss",
+    "Parallel",
+    "Result",
+    "RowWiseAdagrad",
+    "Run",
+    "Schedule",
+    "Schema",
+    "Sequence",
+    "Tracking",
+    "Tuned",
+    "choice",
+    "diff",
+    "loguniform",
+    "main",
+    "override",
+    "plan",
+    "serve",
+    "train",
+    "tune",
+    "uniform",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rtrain' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

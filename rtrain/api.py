@@ -1,0 +1,201 @@
+"""What a recipe and a notebook call: train, plan, serve, tune."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from rtrain import config
+from rtrain.checkpoint.store import CheckpointFolders, Folder, check_writable
+from rtrain.errors import ConfigError, UserError
+from rtrain.planning import Plan, plan
+from rtrain.run import Run
+from rtrain.training import history
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rtrain.serving.app import Served
+
+Launcher = Literal["ray", "inline", "torchrun"]
+
+# A resumed run may differ in these; anything else would make it another run.
+MAY_CHANGE = (
+    "storage", "parallel", "cluster", "checkpoint", "evaluation", "faults", "tracking", "handoff",
+    "metrics", "log_every_steps", "epochs", "max_steps", "data.prefetch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run."""
+
+    run: Run
+    values: Mapping[str, Any]
+    """The JSON line of `train --json`."""
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics of the best checkpoint on the test split."""
+        test: Mapping[str, float] = self.values["test"]
+        return test
+
+    @property
+    def checkpoint(self) -> str:
+        """URI of the best checkpoint."""
+        return str(self.values["checkpoint"])
+
+    @property
+    def export(self) -> str:
+        """URI of the export."""
+        return str(self.values["export"])
+
+    @property
+    def report(self) -> str:
+        """URI of report.html."""
+        return str(self.values["report"])
+
+    def curve(self) -> "Figure":
+        """Training loss and validation metrics over the steps, as a matplotlib figure."""
+        from rtrain.report import curve
+
+        return curve(history.read(Folder(self.run.folder)))
+
+
+def train(
+    run: Run, *, launcher: Launcher = "ray", fresh: bool = False, command: str = "", quiet: bool = False
+) -> Result | None:
+    """Train a run to its end and hand it on; a name that exists resumes.
+
+    `launcher`: "ray" (a cluster by RAY_ADDRESS, else an embedded one), "inline" (this process, no
+    Ray), "torchrun" (this process is a rank; the result comes on rank 0, none elsewhere).
+    `fresh`: start anew; what the name held before is moved aside, never deleted.
+
+    Raises:
+        UserError: something in the config, the data, the machine or the storage has to be mended.
+        RunFailed: the run did not finish; the same call resumes it.
+    """
+    began = time.time()
+    run = absolute(run)
+    leads = os.environ.get("RANK", "0") == "0" or launcher != "torchrun"
+
+    def say(text: str) -> None:
+        if leads and not quiet:
+            print(f"{run.name}: {text}", file=sys.stderr, flush=True)
+
+    if launcher != "ray":
+        run = replace(run, cluster=replace(run.cluster, workers=int(os.environ.get("WORLD_SIZE", "1"))))
+        if run.handoff.serve_check:
+            say("the serving check needs Ray; left out under this launcher")
+            run = replace(run, handoff=replace(run.handoff, serve_check=False))
+    plan(run)
+    if leads:
+        check_writable(run.storage)
+        run.data.open()  # gets and checks the data before any worker starts
+        done = _prepare(run, fresh=fresh, say=say)
+        if done is not None:
+            return Result(run, done)
+    with ExitStack() as stack:
+        if launcher == "ray":
+            from rtrain.launch.bar import Watch
+            from rtrain.launch.ray_train import train_on_ray
+            from rtrain.launch.session import ray_session
+
+            stack.enter_context(ray_session(run.cluster))
+            with Watch(run):
+                outcome = train_on_ray(run)
+        elif launcher == "inline":
+            from rtrain.launch.local import train_inline
+
+            outcome = train_inline(run)
+        else:
+            from rtrain.launch.local import train_under_torchrun
+
+            finished = train_under_torchrun(run)
+            if finished is None:
+                return None
+            outcome = finished
+        from rtrain.launch.finish import finish
+
+        return Result(run, finish(run, outcome, command=command, began=began, say=say))
+
+
+def absolute(run: Run) -> Run:
+    """The run with local paths made absolute, so that they mean the same in every process."""
+    changes: dict[str, object] = {}
+    if "://" not in run.storage:
+        changes["storage"] = os.path.abspath(run.storage)
+    if "://" not in run.data.source and os.path.exists(run.data.source):
+        changes["data.source"] = os.path.abspath(run.data.source)
+    return config.override(run, changes)
+
+
+def _prepare(run: Run, *, fresh: bool, say: Any) -> Mapping[str, Any] | None:
+    """Claim the run's folder; the stored result when there is nothing left to do."""
+    folder = Folder(run.folder)
+    if fresh and folder.names():
+        aside = _move_aside(run)
+        say(f"the earlier run was moved to {aside}")
+    if folder.exists("run.json"):
+        before: Run = config.from_dict(folder.read_json("run.json"))
+        changes = config.diff(before, run)
+        steps = CheckpointFolders(run.folder).committed()
+        other = [c for c in changes if not c.startswith(MAY_CHANGE)]
+        if other and steps:
+            raise ConfigError(
+                f"run {run.name!r} exists with another config: {'; '.join(other[:5])}. "
+                "Use another name, go back to the stored values, or start anew with --fresh"
+            )
+        if changes:
+            say(f"changed since the last start: {'; '.join(changes)}")
+        if folder.exists("result.json") and not changes:
+            say("finished already; this is its stored result (--fresh trains it anew)")
+            stored: Mapping[str, Any] = folder.read_json("result.json")
+            return stored
+        if steps:
+            say(f"resumes from step {steps[-1]}")
+    folder.discard("result.json")
+    folder.write_json("run.json", config.to_dict(run))
+    return None
+
+
+def _move_aside(run: Run) -> str:
+    number = 1
+    while Folder(f"{run.folder}~{number}").names():
+        number += 1
+    folder = Folder(run.folder)
+    folder.fs.mv(folder.path, Folder(f"{run.folder}~{number}").path, recursive=True)
+    return f"{run.folder}~{number}"
+
+
+def serve(target: "Result | str", *, replicas: int = 1, port: int = 8000) -> "Served":
+    """Serve an export (or a finished run, or its folder) on Ray Serve, on localhost.
+
+    The Ray that is joined is used, else one is found by RAY_ADDRESS or started; it stays until
+    `Served.stop()` and the end of the process.
+    """
+    import ray
+
+    from rtrain.launch.session import ray_session
+    from rtrain.run import Cluster
+    from rtrain.serving.app import deploy
+
+    uri = target.export if isinstance(target, Result) else _export_of(target)
+    if not ray.is_initialized():
+        # Never left here: the application lives as long as the process that asked for it.
+        ExitStack().enter_context(ray_session(Cluster(workers=1)))
+    return deploy(uri, name="rtrain", port=port, replicas=replicas)
+
+
+def _export_of(target: str) -> str:
+    folder = Folder(target)
+    for uri in (target, f"{target.rstrip('/')}/export"):
+        if Folder(uri).exists("export.json"):
+            return os.path.abspath(uri) if folder.is_local else uri
+    raise UserError(f"serve: there is no export in {target!r}. Give a finished run's folder, or its export/ folder")
+
+
+__all__ = ["Launcher", "Plan", "Result", "absolute", "plan", "serve", "train"]

@@ -1,0 +1,230 @@
+"""What a checkpoint is: logical tensors in safetensors shards, a JSON manifest, a commit marker.
+
+Every rank writes the rectangles that it owns; no tensor is ever gathered for the sake of a
+checkpoint. The manifest says where each rectangle of each logical tensor lies, so that a world of
+any size and layout can read just what it needs. Nothing is pickled.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rtrain.checkpoint.store import MANIFEST, MARKER, SHARD, CheckpointFolders, Folder, sha256_of
+from rtrain.errors import CheckpointError
+from rtrain.parallel.chunks import Chunk
+
+FORMAT = 1
+
+
+def save(folders: CheckpointFolders, step: int, chunks: Iterable[Chunk], meta: Mapping[str, Any]) -> None:
+    """Write and commit one checkpoint; a collective over all ranks of the default group.
+
+    `meta` (rank 0's counts) is stored in the manifest beside the tensors' places.
+
+    Raises:
+        CheckpointError: on every rank, when any rank could not write its share; nothing is committed.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    folder = folders.of(step)
+    if rank == 0:
+        folder.remove()
+    dist.barrier()
+    share: dict[str, Any]
+    try:
+        share = _write_share(folder, f"rank-{rank:05d}.safetensors", chunks)
+    except OSError as error:
+        share = {"error": f"rank {rank}: {type(error).__name__}: {error}"}
+    shares: list[dict[str, Any]] = [{}] * world
+    dist.all_gather_object(shares, share)
+    problems = [s["error"] for s in shares if "error" in s]
+    if not problems and rank == 0:
+        problems = _commit(folder, {"format": FORMAT, "step": step, "world_size": world, **meta}, shares)
+    said = [problems]
+    dist.broadcast_object_list(said, src=0)
+    if said[0]:
+        raise CheckpointError(
+            f"checkpoint step {step}: {said[0][0]}. Nothing was committed; free space or mend the storage "
+            f"{folder.uri!r} and start the run again: it resumes from its last committed step"
+        )
+
+
+def _write_share(folder: Folder, name: str, chunks: Iterable[Chunk]) -> dict[str, Any]:
+    tensors: dict[str, Tensor] = {}
+    places = []
+    for chunk in chunks:
+        key = f"{chunk.name}@{','.join(map(str, chunk.offsets))}"
+        tensors[key] = chunk.data.detach().to("cpu").contiguous()
+        places.append(
+            {
+                "name": chunk.name,
+                "shape": list(chunk.shape),
+                "dtype": str(chunk.data.dtype).removeprefix("torch."),
+                "file": name,
+                "key": key,
+                "offsets": list(chunk.offsets),
+                "sizes": list(chunk.data.shape),
+            }
+        )
+    with tempfile.TemporaryDirectory(dir=_scratch(folder)) as scratch:
+        local = Path(scratch) / name
+        save_file(tensors, local)
+        file = {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+        folder.adopt(local, name)
+    return {"places": places, "files": {name: file}}
+
+
+def _scratch(folder: Folder) -> str | None:
+    """Beside the target on local storage, so that the file is moved by a rename."""
+    if not folder.is_local:
+        return None
+    Path(folder.path).mkdir(parents=True, exist_ok=True)
+    return str(folder.path)
+
+
+def _commit(folder: Folder, head: dict[str, Any], shares: list[dict[str, Any]]) -> list[str]:
+    tensors: dict[str, Any] = {}
+    for place in (p for s in shares for p in s["places"]):
+        entry = tensors.setdefault(place["name"], {"shape": place["shape"], "dtype": place["dtype"], "chunks": []})
+        entry["chunks"].append({k: place[k] for k in ("file", "key", "offsets", "sizes")})
+    files = {name: file for s in shares for name, file in s["files"].items()}
+    try:
+        manifest = json.dumps({**head, "files": files, "tensors": tensors}).encode()
+        folder.write(MANIFEST, manifest)
+        folder.write(MARKER, hashlib.sha256(manifest).hexdigest().encode())
+    except OSError as error:
+        return [f"rank 0: {type(error).__name__}: {error}"]
+    return []
+
+
+class Stored:
+    """A committed checkpoint, opened for reading: `meta` and any rectangle of any tensor."""
+
+    def __init__(self, folder: Folder, step: int):
+        """Read and check the manifest.
+
+        Raises:
+            CheckpointError: no marker, an altered manifest, a newer format, a path outside the folder.
+        """
+        self.folder, self.step = folder, step
+        here = f"checkpoint step {step}"
+        try:
+            marker, manifest = folder.read(MARKER).decode(), folder.read(MANIFEST)
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{here}: not committed ({error})") from error
+        if hashlib.sha256(manifest).hexdigest() != marker.strip():
+            raise CheckpointError(f"{here}: manifest.json was altered or cut off after it was committed")
+        self.meta: dict[str, Any] = json.loads(manifest)
+        if self.meta["format"] > FORMAT:
+            raise CheckpointError(f"{here}: format {self.meta['format']} is newer than {FORMAT}. Update rtrain")
+        for name in self.meta["files"]:
+            if not SHARD.fullmatch(name):
+                raise CheckpointError(f"{here}: the manifest names a file {name!r} that no checkpoint has")
+        self._scratch = tempfile.TemporaryDirectory(prefix="rtrain-checkpoint-")
+        self._open: dict[str, Any] = {}
+
+    @property
+    def uri(self) -> str:
+        """Where it lies."""
+        return self.folder.uri
+
+    def verify(self) -> None:
+        """Read every file back and compare it with the manifest.
+
+        Raises:
+            CheckpointError: files that are missing, cut off or altered, by name.
+        """
+        present = set(self.folder.names())
+        files: dict[str, Any] = self.meta["files"]
+        missing = sorted(set(files) - present)
+        if missing:
+            raise CheckpointError(
+                f"checkpoint step {self.step}: manifest lists {len(files)} shards, "
+                f"{len(files) - len(missing)} present (missing {', '.join(missing)})"
+            )
+        for name, said in files.items():
+            size = self.folder.size(name)
+            if size != said["bytes"]:
+                raise CheckpointError(f"checkpoint step {self.step}: {name} has {size} bytes, not {said['bytes']}")
+            if sha256_of(self.folder.fetch(name, Path(self._scratch.name))) != said["sha256"]:
+                raise CheckpointError(f"checkpoint step {self.step}: {name} was altered (its sha256 differs)")
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Logical tensor names that begin with `prefix`."""
+        return (n for n in self.meta["tensors"] if n.startswith(prefix))
+
+    def tensor(self, name: str) -> Tensor:
+        """A whole logical tensor."""
+        entry = self._entry(name)
+        shape = tuple(entry["shape"])
+        return self._gather(entry, (0,) * len(shape), shape)
+
+    def read(self, chunk: Chunk) -> Tensor:
+        """The stored values of a chunk's rectangle, whatever layout wrote them.
+
+        Raises:
+            CheckpointError: no such tensor, or one of another shape.
+        """
+        entry = self._entry(chunk.name)
+        if tuple(entry["shape"]) != tuple(chunk.shape):
+            raise CheckpointError(
+                f"checkpoint step {self.step}: {chunk.name} has shape {entry['shape']} there, but "
+                f"{list(chunk.shape)} in this model. Train under another name, or go back to the stored config"
+            )
+        return self._gather(entry, chunk.offsets, tuple(chunk.data.shape))
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] | None = self.meta["tensors"].get(name)
+        if entry is None:
+            raise CheckpointError(
+                f"checkpoint step {self.step}: it has no tensor {name!r}; it was made by another model or optimizer"
+            )
+        return entry
+
+    def _gather(self, entry: dict[str, Any], offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Tensor:
+        out = torch.empty(sizes, dtype=getattr(torch, entry["dtype"]))
+        covered = 0
+        for piece in entry["chunks"]:
+            begin = [max(o, p) for o, p in zip(offsets, piece["offsets"], strict=True)]
+            wanted = zip(offsets, sizes, piece["offsets"], piece["sizes"], strict=True)
+            end = [min(o + n, p + m) for o, n, p, m in wanted]
+            if any(b >= e for b, e in zip(begin, end, strict=True)):
+                continue
+            there = tuple(slice(b - p, e - p) for b, e, p in zip(begin, end, piece["offsets"], strict=True))
+            here = tuple(slice(b - o, e - o) for b, e, o in zip(begin, end, offsets, strict=True))
+            file = self._file(piece["file"])
+            part = file.get_slice(piece["key"])[there] if there else file.get_tensor(piece["key"])
+            out[here] = part
+            covered += part.numel()
+        if covered != out.numel():
+            raise CheckpointError(
+                f"checkpoint step {self.step}: {covered} of {out.numel()} elements of a tensor are stored"
+            )
+        return out
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            path = self.folder.fetch(name, Path(self._scratch.name))
+            self._open[name] = safe_open(path, framework="pt")
+        return self._open[name]
+
+
+def newest(folders: CheckpointFolders) -> tuple[Stored | None, list[str]]:
+    """The newest intact checkpoint (none if there is none) and what was wrong with newer ones."""
+    problems: list[str] = []
+    for step in reversed(folders.committed()):
+        try:
+            stored = Stored(folders.of(step), step)
+            stored.verify()
+            return stored, problems
+        except CheckpointError as error:
+            problems.append(str(error))
+    return None, problems

@@ -1,0 +1,261 @@
+"""The config kernel: plain frozen dataclasses, one override path, flatten, diff, JSON.
+
+A config is a tree of frozen keyword-only dataclasses. Its leaves are addressed by dotted keys
+(`optim.lr`, `metrics.1.k`), the same on the command line, in `ray job submit`, in Tune and in a
+notebook. Nothing is registered anywhere: a field that the dataclass does not have is an error.
+"""
+
+import dataclasses
+import json
+import sys
+import types
+from collections.abc import Mapping
+from functools import cache
+from importlib import import_module
+from pathlib import PurePath
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from rtrain.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+TYPE_KEY = "$type"
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _fields(config: Any) -> list[str]:
+    return [f.name for f in dataclasses.fields(config) if f.init]
+
+
+def is_config(value: object) -> bool:
+    """True for an instance (not the class) of a dataclass."""
+    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+
+
+def override(config: T, changes: Mapping[str, object]) -> T:
+    """A copy of `config` with the leaves (or whole children) at dotted keys replaced.
+
+    Values may be Python objects or the strings of a command line; both are coerced to the
+    field's declared type: `"3e-4"` -> 0.0003, `"1,2"` -> (1, 2), `"none"` -> None.
+    Every `__post_init__` on the way up runs again, so cross-field checks hold for the result.
+
+    Raises:
+        ConfigError: unknown key (with the closest known one) or a value of the wrong type.
+    """
+    for key, value in changes.items():
+        config = _set(config, key.split("."), value, key)
+    return config
+
+
+def _set(node: Any, path: list[str], value: object, key: str) -> Any:
+    head, rest = path[0], path[1:]
+    where = key if not rest else key[: -len("." + ".".join(rest))]
+    if isinstance(node, tuple):
+        if not head.isdigit() or int(head) >= len(node):
+            raise ConfigError(f"{where}: there are {len(node)} items here, so the index must be 0..{len(node) - 1}")
+        item = _set(node[int(head)], rest, value, key) if rest else value
+        return (*node[: int(head)], item, *node[int(head) + 1 :])
+    if not is_config(node):
+        raise ConfigError(f"{where}: {key.rpartition('.')[0]} is a plain value, it has no fields")
+    known = _fields(node)
+    if head not in known:
+        name = type(node).__name__
+        near = did_you_mean(head, known)
+        raise ConfigError(f"{where}: {name} has no field {head!r}{near or '. Its fields: ' + ', '.join(known)}")
+    if rest:
+        new = _set(getattr(node, head), rest, value, key)
+    else:
+        new = coerce(value, _hints(type(node))[head], where)
+    return dataclasses.replace(node, **{head: new})
+
+
+def coerce(value: object, hint: Any, where: str) -> Any:
+    """`value` as the declared type `hint`; strings are read as a command line gives them.
+
+    Raises:
+        ConfigError: `optim.lr: expected float, got 'fast' (str)`.
+    """
+    if isinstance(value, str):
+        value = _from_text(value, hint)
+    problem = _mismatch(value, hint)
+    if problem is None:
+        return float(value) if hint is float and type(value) is int else value
+    try:
+        return _adapter(hint).validate_python(value)
+    except (ValidationError, ConfigError):
+        raise ConfigError(f"{where}: expected {spell(hint)}, got {value!r} ({type(value).__name__})") from None
+
+
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
+
+
+def _from_text(text: str, hint: Any) -> object:
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if type(None) in options and text.lower() in ("none", "null"):
+        return None
+    if str in options or hint is Any:
+        return text
+    for option in options:
+        if get_origin(option) is tuple and not text.startswith("["):
+            parts = [p.strip() for p in text.split(",")] if text else []
+            if len(options) == 1 or len(parts) > 1:
+                return tuple(_from_text(p, get_args(option)[0]) for p in parts)
+        if get_origin(option) is Literal:
+            for choice in get_args(option):
+                if str(choice) == text:
+                    return choice
+    if text.startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return text
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    """None when `value` already has the declared type, else what the type should be."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return None
+    if origin in (Union, types.UnionType):
+        return None if any(_mismatch(value, a) is None for a in args) else spell(hint)
+    if origin is Literal:
+        return None if any(value == a and type(value) is type(a) for a in args) else spell(hint)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return spell(hint)
+        inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+        wrong = len(inner) != len(value) or any(_mismatch(v, a) for v, a in zip(value, inner, strict=False))
+        return spell(hint) if wrong else None
+    if origin is not None:
+        return None if isinstance(value, origin) else spell(hint)
+    if hint is float:
+        return None if isinstance(value, int | float) and not isinstance(value, bool) else spell(hint)
+    if hint is int:
+        return None if isinstance(value, int) and not isinstance(value, bool) else spell(hint)
+    if hint is None:
+        return None if value is None else spell(hint)
+    return None if isinstance(value, hint) else spell(hint)
+
+
+def spell(hint: Any) -> str:
+    """A type as a person writes it: `int | none`, `one of 'zero', 'ddp'`, `list of float`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " | ".join(spell(a) for a in args)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if origin is tuple:
+        if len(args) == 2 and args[1] is Ellipsis:
+            return f"list of {spell(args[0])}"
+        return "(" + ", ".join(spell(a) for a in args) + ")"
+    if hint is type(None):
+        return "none"
+    return getattr(hint, "__name__", str(hint))
+
+
+def validate(config: object, where: str = "") -> None:
+    """Check every field of the tree against its declared type.
+
+    Python does not check dataclass arguments; this does, once, before a run starts.
+
+    Raises:
+        ConfigError: the first field of the wrong type, by its dotted key.
+    """
+    for name in _fields(config):
+        value, hint = getattr(config, name), _hints(type(config))[name]
+        key = f"{where}.{name}" if where else name
+        expected = _mismatch(value, hint)
+        if expected is not None:
+            raise ConfigError(f"{key}: expected {expected}, got {value!r} ({type(value).__name__})")
+        children = enumerate(value) if isinstance(value, tuple) else [(None, value)]
+        for index, child in children:
+            if is_config(child):
+                validate(child, key if index is None else f"{key}.{index}")
+
+
+def flatten(config: object, where: str = "") -> dict[str, Any]:
+    """Dotted key -> plain value, in field order; a child config adds its class as `key.$type`."""
+    flat: dict[str, Any] = {}
+    if is_config(config):
+        flat[f"{where}.{TYPE_KEY}" if where else TYPE_KEY] = type(config).__name__
+        items = [(name, getattr(config, name)) for name in _fields(config)]
+    elif isinstance(config, tuple) and any(is_config(c) for c in config):
+        items = [(str(i), c) for i, c in enumerate(config)]
+    else:
+        return {where: list(config) if isinstance(config, tuple) else config}
+    for name, value in items:
+        flat.update(flatten(value, f"{where}.{name}" if where else name))
+    return flat
+
+
+def diff(before: object, after: object) -> list[str]:
+    """What changed between two configs, one line a key: `optim.lr: 0.0003 -> 0.0011`."""
+    a, b = flatten(before), flatten(after)
+    keys = list(a) + [k for k in b if k not in a]
+    absent = "(absent)"
+    return [f"{k}: {a.get(k, absent)} -> {b.get(k, absent)}" for k in keys if a.get(k, absent) != b.get(k, absent)]
+
+
+def to_dict(config: Any) -> Any:
+    """A JSON-ready tree; each child config carries `$type`, its importable class."""
+    if is_config(config):
+        cls = type(config)
+        return {TYPE_KEY: f"{cls.__module__}:{cls.__qualname__}"} | {
+            name: to_dict(getattr(config, name)) for name in _fields(config)
+        }
+    if isinstance(config, tuple | list):
+        return [to_dict(c) for c in config]
+    if isinstance(config, PurePath):
+        return str(config)
+    if isinstance(config, Mapping):
+        return {str(k): to_dict(v) for k, v in config.items()}
+    return config
+
+
+def from_dict(tree: Any) -> Any:
+    """The config that `to_dict` wrote.
+
+    Classes are resolved only within rtrain or among modules that this process has imported
+    already: a stored file can never make rtrain import code.
+
+    Raises:
+        ConfigError: a class that may not be or cannot be resolved, or a field it does not have.
+    """
+    if isinstance(tree, list):
+        return tuple(from_dict(t) for t in tree)
+    if not isinstance(tree, dict):
+        return tree
+    if TYPE_KEY not in tree:
+        return {k: from_dict(v) for k, v in tree.items()}
+    cls = _resolve(tree[TYPE_KEY])
+    values = {k: from_dict(v) for k, v in tree.items() if k != TYPE_KEY}
+    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
+    if unknown:
+        raise ConfigError(f"{tree[TYPE_KEY]}: the stored config has fields that this version does not: {unknown}")
+    return cls(**values)
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.partition(":")
+    if module == "rtrain" or module.startswith("rtrain."):
+        try:
+            import_module(module)
+        except ModuleNotFoundError:
+            raise ConfigError(f"{path}: the stored config names a module that this rtrain does not have") from None
+    elif module not in sys.modules:
+        raise ConfigError(f"{path}: the stored config names a class outside rtrain. Import {module!r} first")
+    target: Any = sys.modules[module]
+    for part in name.split("."):
+        target = getattr(target, part, None)
+    if not (isinstance(target, type) and dataclasses.is_dataclass(target)):
+        raise ConfigError(f"{path}: the stored config names something that is not a config class")
+    return target

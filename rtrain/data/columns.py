@@ -1,0 +1,136 @@
+"""Encoded rows in memory, and how a batch is cut from them.
+
+Shape legend: N rows, B rows of a batch, D dense features, S single-id features, F all id features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rtrain.schema import Batch, IdList, Jagged, Schema
+
+
+@dataclass
+class Lists:
+    """One id list a row: row i has `values[offsets[i]:offsets[i + 1]]`."""
+
+    values: NDArray[np.integer]
+    """int32 or int64 [sum of lengths]"""
+    offsets: NDArray[np.int64]
+    """int64 [N + 1]"""
+
+    @classmethod
+    def of(cls, values: NDArray[np.integer], lengths: NDArray[np.integer]) -> "Lists":
+        """From each row's length, [N]."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        return cls(values, offsets)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """int64 [N]"""
+        return np.diff(self.offsets)
+
+    def select(self, indices: NDArray[np.integer]) -> "Lists":
+        """The lists of the given rows, in their order."""
+        starts = self.offsets.take(indices)
+        return self.cut(starts, self.offsets.take(indices + 1) - starts)
+
+    def cut(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> "Lists":
+        """New lists that are `values[starts[i]:starts[i] + lengths[i]]`."""
+        offsets = np.zeros(len(lengths) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        where = np.repeat(starts - offsets[:-1], lengths)
+        where += np.arange(len(where))
+        # The numbers are in range by construction; "clip" spares numpy a buffered check of each.
+        return Lists(self.values.take(where, mode="clip") if len(where) else self.values[:0], offsets)
+
+
+@dataclass
+class Columns:
+    """Rows as numpy arrays: validated, encoded and normalised, so that a batch is only a gather."""
+
+    schema: Schema
+    dense: NDArray[np.float32]
+    """[N, D], normalised"""
+    singles: NDArray[np.integer]
+    """int32 or int64 [N, S]: side by side, because a row's ids are gathered together"""
+    lists: tuple[Lists, ...]
+    """The `IdList` and `Sequence` features, in `schema.ids` order."""
+    label: NDArray[np.float32]
+    """[N]"""
+    row: NDArray[np.int64]
+    """[N]: the rows' numbers in their data set"""
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.label)
+
+    def select(self, indices: NDArray[np.integer]) -> "Columns":
+        """The given rows (numbers 0..N-1), in their order."""
+        return Columns(
+            schema=self.schema,
+            dense=self.dense.take(indices, axis=0),
+            singles=self.singles.take(indices, axis=0),
+            lists=tuple(values.select(indices) for values in self.lists),
+            label=self.label.take(indices),
+            row=self.row.take(indices),
+        )
+
+    def batch(self, *, global_rows: int) -> Batch:
+        """All rows as a `Batch`; `global_rows` counts the rows of all data ranks."""
+        ids, count = self.schema.ids, self.rows
+        lengths_FB = np.ones((len(ids), count), np.int32)
+        values = np.empty(self.singles.size + sum(len(x.values) for x in self.lists), np.int64)
+        at = single = jagged = 0
+        for number, feature in enumerate(ids):
+            if isinstance(feature, IdList):
+                found = self.lists[jagged].values
+                lengths_FB[number] = self.lists[jagged].lengths
+                jagged += 1
+            else:
+                found = self.singles[:, single]
+                single += 1
+            values[at : at + len(found)] = found
+            at += len(found)
+        return Batch(
+            dense=torch.from_numpy(self.dense),
+            ids=Jagged(tuple(f.name for f in ids), torch.from_numpy(values), torch.from_numpy(lengths_FB.ravel())),
+            label=torch.from_numpy(self.label),
+            group=torch.from_numpy(self._group()),
+            row=torch.from_numpy(self.row),
+            global_rows=global_rows,
+        )
+
+    def take(self, indices: NDArray[np.integer], *, global_rows: int) -> Batch:
+        """The given rows (numbers 0..N-1) as a `Batch` that shares no memory with these columns."""
+        return self.select(indices).batch(global_rows=global_rows)
+
+    def _group(self) -> NDArray[np.int64]:
+        names = [f.name for f in self.schema.ids if not isinstance(f, IdList)]
+        if not self.schema.group:
+            return np.zeros(self.rows, np.int64)
+        return self.singles[:, names.index(self.schema.group)].astype(np.int64)
+
+
+def concat(parts: Sequence[Columns]) -> Columns:
+    """The rows of all parts, one after the other; the parts share a schema and there is at least one."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    lists = [
+        Lists.of(np.concatenate([x.values for x in same]), np.concatenate([x.lengths for x in same]))
+        for same in zip(*(p.lists for p in parts), strict=True)
+    ]
+    return Columns(
+        schema=first.schema,
+        dense=np.concatenate([p.dense for p in parts]),
+        singles=np.concatenate([p.singles for p in parts]),
+        lists=tuple(lists),
+        label=np.concatenate([p.label for p in parts]),
+        row=np.concatenate([p.row for p in parts]),
+    )

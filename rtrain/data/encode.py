@@ -1,0 +1,194 @@
+"""Arrow rows -> validated, encoded numpy columns: one function for training files and served requests.
+
+What the model is trained on and what it is asked about go through the same code, so they cannot
+be read differently. Every value is checked; the first one that cannot be used is named.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rtrain.data.columns import Columns, Lists, concat
+from rtrain.errors import DataError, did_you_mean
+from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+
+__all__ = ["Columns", "check_columns", "concat", "encode"]
+
+
+def encode(
+    table: pa.Table, schema: Schema, *, label: bool, where: str, first_row: int, shown_row: int | None = None
+) -> Columns:
+    """Check and encode all rows of `table`; columns that the schema does not name are left out.
+
+    Args:
+        table: rows with the columns of `schema.arrow(label=label)`, or of types that widen to them.
+        schema: what the model reads.
+        label: whether the label is there to be read; without it labels are 0.
+        where: what messages call the table: `train.parquet rows 0..65535`, `request`.
+        first_row: number of the table's first row in the data set (`Batch.row`).
+        shown_row: number of the first row as messages count it; none: `first_row`.
+
+    Raises:
+        DataError: a column missing or of the wrong type, or a value that cannot be used, with its row.
+    """
+    check_columns(table.schema, schema, label=label, where=where)
+    at = _Place(where, first_row if shown_row is None else shown_row)
+    rows = table.num_rows
+    dense = np.empty((rows, len(schema.dense)), np.float32)
+    for number, feature in enumerate(schema.dense):
+        dense[:, number] = _numbers(table.column(feature.name), feature, at)
+    singles: list[NDArray[np.integer]] = []
+    lists: list[Lists] = []
+    for spec in schema.ids:
+        column = table.column(spec.name)
+        if isinstance(spec, IdList):
+            lists.append(_lists(column, spec, at))
+        else:
+            singles.append(_ids(column, spec, at, None))
+    # One matrix; int32 unless some table is too large for it.
+    wide = np.result_type(np.int32, *singles)
+    return Columns(
+        schema=schema,
+        dense=dense,
+        singles=np.stack(singles, axis=1).astype(wide, copy=False) if singles else np.empty((rows, 0), wide),
+        lists=tuple(lists),
+        label=_labels(table.column(schema.label.name), schema, at) if label else np.zeros(rows, np.float32),
+        row=np.arange(first_row, first_row + rows),
+    )
+
+
+def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str) -> None:
+    """Refuse columns that are missing or cannot hold what the schema's features need.
+
+    Raises:
+        DataError: the first such column, with the closest name or with both types.
+    """
+    for field in schema.arrow(label=label):
+        if field.name not in columns.names:
+            near = did_you_mean(field.name, columns.names)
+            raise DataError(
+                f"{where}: column {field.name!r} is missing{near or '. The columns are ' + ', '.join(columns.names)}"
+            )
+        if columns.names.count(field.name) > 1:
+            raise DataError(f"{where}: there are two columns {field.name!r}. Drop or rename one")
+        got = columns.field(field.name).type
+        is_label = field.name == schema.label.name
+        if not (_widens(got, field.type) or (is_label and pa.types.is_boolean(got))):
+            raise DataError(
+                f"{where}: column {field.name!r} is {got}, but the schema needs {field.type}. "
+                "Cast the column, or change the kind of the feature"
+            )
+
+
+def _widens(got: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether every value of type `got` is one of type `wanted`; a column of nulls only has any type."""
+    is_ = pa.types
+    if is_.is_dictionary(got):
+        return _widens(got.value_type, wanted)
+    if is_.is_null(got):
+        return True
+    if is_.is_list(wanted):
+        a_list = is_.is_list(got) or is_.is_large_list(got) or is_.is_fixed_size_list(got)
+        return a_list and _widens(got.value_type, wanted.value_type)
+    if is_.is_string(wanted):
+        return bool(is_.is_string(got) or is_.is_large_string(got))
+    whole = is_.is_integer(got) and not is_.is_uint64(got)
+    return bool(whole or (is_.is_floating(got) and is_.is_floating(wanted)))
+
+
+class _Place:
+    """Where a value stands, for messages."""
+
+    def __init__(self, where: str, first_row: int):
+        self.where = where
+        self.first_row = first_row
+
+    def refuse(self, what: str, row: int, why: str) -> DataError:
+        return DataError(f"{self.where}: {what} at row {self.first_row + row}{why}")
+
+
+def _first(mask: NDArray[np.bool_]) -> int:
+    return int(mask.argmax())
+
+
+def _plain(column: pa.ChunkedArray, when_null: pa.DataType) -> pa.ChunkedArray:
+    """The column with dictionaries decoded, and a column of nulls only given a type."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(when_null) if pa.types.is_null(column.type) else column
+
+
+def _numbers(column: pa.ChunkedArray, feature: Dense, at: _Place) -> NDArray[np.float32]:
+    column = _plain(column, pa.float64())
+    what = f"feature {feature.name!r}"
+    if column.null_count and feature.missing is None:
+        row = _first(pc.is_null(column).to_numpy())
+        raise at.refuse(f"{what} is null", row, ". Give Dense(missing=...) a value to use instead, or fill the column")
+    raw = column.cast(pa.float64()).fill_null(feature.missing if feature.missing is not None else 0.0).to_numpy()
+    # A float64 that float32 cannot hold becomes inf, and is refused as such.
+    with np.errstate(over="ignore", invalid="ignore"):
+        values: NDArray[np.float32] = ((raw - feature.mean) / feature.std).astype(np.float32)
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = _first(~finite)
+        raise at.refuse(f"{what} is {raw[row]}", row, "; it must be a finite number that float32 can hold")
+    return values
+
+
+def _ids(column: pa.ChunkedArray, feature: Id, at: _Place, offsets: NDArray[np.int64] | None) -> NDArray[np.integer]:
+    """Ids of a column, or of the flat values of a list column whose lists begin at `offsets`."""
+
+    def row_of(index: int) -> int:
+        return index if offsets is None else int(np.searchsorted(offsets, index, side="right")) - 1
+
+    what = f"feature {feature.name!r}"
+    column = _plain(column, pa.string() if feature.vocabulary else pa.int64())
+    if column.null_count and (feature.rows or offsets is not None):
+        row = row_of(_first(pc.is_null(column).to_numpy()))
+        has = "is null" if offsets is None else "has a null in its list"
+        raise at.refuse(f"{what} {has}", row, ". Fill it, or drop the row")
+    if feature.vocabulary:
+        known = pa.array(feature.vocabulary, column.type)
+        found: NDArray[np.int32] = pc.index_in(column, value_set=known).fill_null(-1).to_numpy()
+        return found + np.int32(1)
+    values: NDArray[np.integer] = column.to_numpy()
+    if len(values) and (values.min() < 0 or values.max() >= feature.rows):
+        index = _first((values < 0) | (values >= feature.rows))
+        raise at.refuse(
+            f"{what} has id {values[index]}",
+            row_of(index),
+            f", but table {feature.table_name!r} has rows={feature.rows} (valid 0..{feature.rows - 1})",
+        )
+    return values.astype(np.int32 if feature.rows <= 2**31 else np.int64, copy=False)
+
+
+def _lists(column: pa.ChunkedArray, feature: IdList, at: _Place) -> Lists:
+    """A null list is an empty one; a null inside a list is refused."""
+    if pa.types.is_null(column.type):
+        column = column.cast(feature.arrow_type())
+    lengths = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64, copy=False)
+    shape = Lists.of(np.empty(0, np.int32), lengths)
+    lists = Lists(_ids(pc.list_flatten(column), feature, at, shape.offsets), shape.offsets)
+    if not len(lengths) or lengths.max() <= feature.max_length:
+        return lists
+    if not isinstance(feature, Sequence):
+        row = _first(lengths > feature.max_length)
+        raise at.refuse(
+            f"feature {feature.name!r} has {lengths[row]} values",
+            row,
+            f", more than its max_length={feature.max_length}. Raise max_length, or shorten the list",
+        )
+    kept = np.minimum(lengths, feature.max_length)
+    return lists.cut(lists.offsets[1:] - kept, kept)
+
+
+def _labels(column: pa.ChunkedArray, schema: Schema, at: _Place) -> NDArray[np.float32]:
+    # A null becomes NaN.
+    values: NDArray[np.float64] = _plain(column, pa.float64()).cast(pa.float64()).to_numpy()
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        row = _first(wrong)
+        got = "null" if pc.is_null(column)[row].as_py() else values[row]
+        raise at.refuse(f"label {schema.label.name!r} is {got}", row, "; it must be 0 or 1")
+    return values.astype(np.float32)

@@ -1,0 +1,228 @@
+"""MovieLens-100K as rows that a ranking model can read (Harper and Konstan, doi.org/10.1145/2827872).
+
+The raw files are RecBole's "atomic" ones: tab separated, the first line names and types the columns.
+Everything that a row says was known at its moment: the history holds only what is strictly older.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rtrain.data.columns import Lists
+from rtrain.errors import DataError
+
+NAME = "ml-100k"
+VERSION = 1
+"""Raised whenever `convert` writes something else, so that old caches are made anew."""
+VERSION_KEY = b"rtrain.conversion"
+HISTORY = 20
+"""Most items in a history."""
+ROW_GROUP_ROWS = 65_536
+
+GENRES = (
+    "unknown",
+    "Action",
+    "Adventure",
+    "Animation",
+    "Children's",
+    "Comedy",
+    "Crime",
+    "Documentary",
+    "Drama",
+    "Fantasy",
+    "Film-Noir",
+    "Horror",
+    "Musical",
+    "Mystery",
+    "Romance",
+    "Sci-Fi",
+    "Thriller",
+    "War",
+    "Western",
+)
+"""All genres, in MovieLens' own order; 'unknown' is the data's own word."""
+GENDERS = ("F", "M")
+OCCUPATIONS = (
+    "administrator",
+    "artist",
+    "doctor",
+    "educator",
+    "engineer",
+    "entertainment",
+    "executive",
+    "healthcare",
+    "homemaker",
+    "lawyer",
+    "librarian",
+    "marketing",
+    "none",
+    "other",
+    "programmer",
+    "retired",
+    "salesman",
+    "scientist",
+    "student",
+    "technician",
+    "writer",
+)
+"""All occupations; 'none' is the data's own word."""
+
+FILES = tuple(f"{NAME}.{kind}" for kind in ("inter", "user", "item"))
+"""The raw files that `convert` reads."""
+
+
+def convert(folder_of_raw: Path, out_parquet: Path) -> None:
+    """Write the Parquet file of one row per rating, sorted by (timestamp, user_id, item_id).
+
+    Columns: user_id, item_id int64; rating, age double (null: unknown); gender, occupation string;
+    genres list<string>; release_year double (null: unknown); hour int64 (0..23, UTC); history
+    list<int64> (the user's last 20 items before this second, oldest first); timestamp int64
+    (seconds since 1970); label double (1 for a rating of at least 4).
+
+    Raises:
+        DataError: a raw file that is missing or is not what its name says, with the line.
+    """
+    inter = _read(folder_of_raw / FILES[0], ("user_id", "item_id", "rating", "timestamp"))
+    user = _read(folder_of_raw / FILES[1], ("user_id", "age", "gender", "occupation"))
+    item = _read(folder_of_raw / FILES[2], ("item_id", "release_year", "class"))
+
+    order = np.lexsort([inter.column(c).to_numpy() for c in ("item_id", "user_id", "timestamp")])
+    inter = inter.take(pa.array(order))
+    user_id, item_id, time = (inter.column(c).to_numpy() for c in ("user_id", "item_id", "timestamp"))
+    history = histories(user_id, item_id, time, HISTORY)
+    of_user = pc.index_in(inter.column("user_id"), value_set=user.column("user_id").combine_chunks())
+    of_item = pc.index_in(inter.column("item_id"), value_set=item.column("item_id").combine_chunks())
+    table = pa.table(
+        {
+            "user_id": pa.array(user_id, pa.int64()),
+            "item_id": pa.array(item_id, pa.int64()),
+            "rating": inter.column("rating"),
+            "age": user.column("age").take(of_user),
+            "gender": user.column("gender").take(of_user),
+            "occupation": user.column("occupation").take(of_user),
+            "genres": _genres(item, folder_of_raw / FILES[2]).take(of_item),
+            "release_year": _years(item).take(of_item),
+            "hour": pa.array(time // 3600 % 24, pa.int64()),
+            "history": pa.ListArray.from_arrays(
+                pa.array(history.offsets.astype(np.int32)), pa.array(history.values.astype(np.int64, copy=False))
+            ),
+            "timestamp": pa.array(time, pa.int64()),
+            "label": pa.array((inter.column("rating").to_numpy() >= 4).astype(np.float64)),
+        }
+    ).replace_schema_metadata({VERSION_KEY: str(VERSION)})
+    _write(table, out_parquet)
+
+
+def is_current(parquet: Path) -> bool:
+    """Whether the file is whole (page checksums verified) and what this version of `convert` writes."""
+    try:
+        with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
+            stored = file.schema_arrow.metadata or {}
+            return stored.get(VERSION_KEY) == str(VERSION).encode() and file.read().num_rows > 0
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def histories(user: NDArray[np.integer], item: NDArray[np.integer], time: NDArray[np.integer], longest: int) -> Lists:
+    """For each row, its user's up to `longest` items of rows strictly older, oldest first.
+
+    Rows must be sorted by time. Rows of the same second do not see each other: their order is not known.
+    """
+    rows = len(user)
+    by_user = np.argsort(user, kind="stable")
+    new_user = _changes(user[by_user])
+    new_moment = new_user | _changes(time[by_user])
+    places = np.arange(rows)
+    # Place in `by_user` where the row's user, and the row's user's present second, begin.
+    first = np.maximum.accumulate(np.where(new_user, places, 0))
+    stop = np.maximum.accumulate(np.where(new_moment, places, 0))
+    start = np.maximum(first, stop - longest)
+    starts, lengths = np.empty(rows, np.int64), np.empty(rows, np.int64)
+    starts[by_user], lengths[by_user] = start, stop - start
+    return Lists(item[by_user], np.zeros(1, np.int64)).cut(starts, lengths)
+
+
+def _changes(values: NDArray[np.integer]) -> NDArray[np.bool_]:
+    return np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]])
+
+
+_TYPES = {
+    "user_id": pa.int64(),
+    "item_id": pa.int64(),
+    "rating": pa.float64(),
+    "timestamp": pa.int64(),
+    "age": pa.float64(),
+}
+
+
+def _read(path: Path, columns: tuple[str, ...]) -> pa.Table:
+    """The named columns of an atomic file, without the types that its header adds (`user_id:token`)."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = file.readline().rstrip("\r\n").split("\t")
+        kinds = {name.partition(":")[0]: name for name in header}
+        missing = [c for c in columns if c not in kinds]
+        if missing:
+            raise DataError(f"{path}: column {missing[0]!r} is missing from its first line. Get the file again")
+        table = pa.csv.read_csv(
+            path,
+            parse_options=pa.csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=pa.csv.ConvertOptions(
+                include_columns=[kinds[c] for c in columns],
+                column_types={kinds[c]: _TYPES.get(c, pa.string()) for c in columns},
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        ).rename_columns(list(columns))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. The raw files are {', '.join(FILES)}") from None
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise DataError(f"{path}: not a whole RecBole file ({why}). Get the file again") from None
+    if not table.num_rows:
+        raise DataError(f"{path}: it has no rows. Get the file again")
+    for name in columns:
+        if name in ("user_id", "item_id", "rating", "timestamp") and table.column(name).null_count:
+            line = 2 + pc.index(pc.is_null(table.column(name)), True).as_py()
+            raise DataError(f"{path}: {name} is empty at line {line}. Get the file again")
+    return table
+
+
+def _genres(item: pa.Table, path: Path) -> pa.Array:
+    """list<string> [items]; genres are parted by spaces, and none of them has one inside."""
+    lists = pc.utf8_split_whitespace(item.column("class").fill_null("").combine_chunks())
+    lists = [[genre for genre in genres if genre] for genres in lists.to_pylist()]
+    for line, genres in enumerate(lists, start=2):
+        for genre in genres:
+            if genre not in GENRES:
+                raise DataError(
+                    f"{path}: line {line} has the genre {genre!r}, which is not one of MovieLens'. Get it again"
+                )
+    return pa.array(lists, pa.list_(pa.string()))
+
+
+def _years(item: pa.Table) -> pa.Array:
+    """double [items]; what is not a year ('V', 'unkonwn') is null."""
+    text = item.column("release_year")
+    is_year = pc.match_substring_regex(text, r"^[0-9]{4}$").fill_null(False)
+    return pc.if_else(is_year, text, pa.scalar(None, pa.string())).cast(pa.float64())
+
+
+def _write(table: pa.Table, out: Path) -> None:
+    """All of the file or nothing: written beside its place, flushed to the disk, then renamed."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, out)
+    finally:
+        beside.unlink(missing_ok=True)

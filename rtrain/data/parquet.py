@@ -1,0 +1,201 @@
+"""Parquet files as one numbered sequence of rows, on any storage that fsspec reaches."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import IO, Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from rtrain.errors import DataError, did_you_mean
+
+MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """What Parquet reads at once."""
+
+    first_row: int
+    """Number of its first row in the data set."""
+    rows: int
+    """Rows in the group."""
+    file: int
+    """Index in `ParquetRows.files`."""
+    index: int
+    """Index of the group in its file."""
+    file_row: int
+    """Number of its first row in its file."""
+
+    @property
+    def stop(self) -> int:
+        """Number of the row behind its last."""
+        return self.first_row + self.rows
+
+
+@dataclass(frozen=True)
+class _Footer:
+    metadata: pq.FileMetaData
+    size_bytes: int
+    digest: bytes
+
+
+class ParquetRows:
+    """The rows of one Parquet file, or of a folder of them (`*.parquet`, in the order of their names).
+
+    Only the footers are read at first; the rows on `read`.
+
+    Raises:
+        DataError: nothing there, no Parquet, a truncated file, or files whose columns differ.
+    """
+
+    def __init__(self, uri: str):
+        self.uri = uri
+        self._fs, path = _filesystem(uri)
+        with self._naming(uri):
+            self.files = _files(self._fs, path, uri)
+        # Remote footers cost a round trip each, and a folder may have thousands.
+        with ThreadPoolExecutor(max_workers=min(16, len(self.files))) as pool:
+            self._footers = list(pool.map(self._footer, self.files))
+        self.schema: pa.Schema = self._one_schema()
+        self.row_groups: tuple[RowGroup, ...] = tuple(self._row_groups())
+        self.rows: int = self.row_groups[-1].stop if self.row_groups else 0
+        self._firsts = [group.first_row for group in self.row_groups]
+        if not self.rows:
+            raise DataError(f"{uri}: there are no rows in it")
+
+    def name(self, group: RowGroup) -> str:
+        """The name of the file that holds a row group, without its folder."""
+        return self.files[group.file].rpartition("/")[2]
+
+    def groups(self, start: int, stop: int) -> tuple[RowGroup, ...]:
+        """The row groups that hold rows [start, stop)."""
+        if not 0 <= start <= stop <= self.rows:
+            raise DataError(f"{self.uri}: rows {start}..{stop - 1} are asked for, but it has rows 0..{self.rows - 1}")
+        if start == stop:
+            return ()
+        return self.row_groups[bisect_right(self._firsts, start) - 1 : bisect_right(self._firsts, stop - 1)]
+
+    def read(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Rows [start, stop) with the given columns (none: all).
+
+        Every row group that holds one of the rows is read whole; page checksums are verified.
+
+        Raises:
+            DataError: rows or columns that are not there, or a damaged file, with its name.
+        """
+        wanted = self.schema.names if columns is None else list(columns)
+        for column in wanted:
+            if column not in self.schema.names:
+                near = did_you_mean(column, self.schema.names)
+                known = ". The columns are " + ", ".join(self.schema.names)
+                raise DataError(f"{self.uri}: column {column!r} is missing{near or known}")
+        tables = [pa.schema([self.schema.field(c) for c in wanted]).empty_table()]
+        groups = self.groups(start, stop)
+        for file, together in groupby(groups, key=lambda group: group.file):
+            path, footer = self.files[file], self._footers[file]
+            with self._naming(path), self._open(path) as opened:
+                reader = pq.ParquetFile(
+                    opened, metadata=footer.metadata, pre_buffer=True, page_checksum_verification=True
+                )
+                tables.append(reader.read_row_groups([group.index for group in together], columns=wanted))
+        # The files' columns have the same names and types, but perhaps another order or other metadata.
+        table = pa.concat_tables([t.select(wanted).replace_schema_metadata() for t in tables])
+        return table.slice(start - groups[0].first_row, stop - start) if groups else table
+
+    def fingerprint(self) -> str:
+        """16 hex digits over the names, sizes and footers of the files: changes when the data does."""
+        digest = hashlib.sha256()
+        for path, footer in zip(self.files, self._footers, strict=True):
+            digest.update(f"{path.rpartition('/')[2]}\n{footer.size_bytes}\n".encode() + footer.digest)
+        return digest.hexdigest()[:16]
+
+    def _open(self, path: str) -> Any:
+        # Arrow's own files need no Python lock to read.
+        return pa.OSFile(path) if isinstance(self._fs, LocalFileSystem) else self._fs.open(path, "rb")
+
+    def _footer(self, path: str) -> _Footer:
+        with self._naming(path):
+            size = int(self._fs.size(path))
+            with self._open(path) as opened:
+                footer = _footer_bytes(opened, size, path)
+            # The footer alone behind the magic reads as a file whose pages are never asked for.
+            return _Footer(pq.read_metadata(pa.BufferReader(MAGIC + footer)), size, hashlib.sha256(footer).digest())
+
+    def _one_schema(self) -> pa.Schema:
+        first = self._footers[0].metadata.schema.to_arrow_schema()
+        types = dict(zip(first.names, first.types, strict=True))
+        for path, footer in zip(self.files[1:], self._footers[1:], strict=True):
+            schema = footer.metadata.schema.to_arrow_schema()
+            other = dict(zip(schema.names, schema.types, strict=True))
+            for name in [*types, *other]:
+                if types.get(name) != other.get(name):
+                    raise DataError(
+                        f"{path}: column {name!r} is {other.get(name, 'missing')}, but {types.get(name, 'missing')} "
+                        f"in {self.files[0]}. Write all files of the folder with the same columns"
+                    )
+        return first.remove_metadata()
+
+    def _row_groups(self) -> Iterator[RowGroup]:
+        first_row = 0
+        for file, footer in enumerate(self._footers):
+            file_row = 0
+            for index in range(footer.metadata.num_row_groups):
+                rows = footer.metadata.row_group(index).num_rows
+                if rows:
+                    yield RowGroup(first_row, rows, file, index, file_row)
+                first_row += rows
+                file_row += rows
+
+    @contextmanager
+    def _naming(self, path: str) -> Iterator[None]:
+        """Turn the storage's and Arrow's errors into ones that name the file and the fix."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file or folder. Check data.source") from None
+        except PermissionError:
+            raise DataError(f"{path}: no permission to read it. Check its owner or the credentials") from None
+        except (pa.ArrowException, OSError) as error:
+            why = " ".join(str(error).split())
+            raise DataError(f"{path}: cannot be read ({why[:200]}). If it is damaged, copy or write it again") from None
+
+
+def _filesystem(uri: str) -> tuple[Any, str]:
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+    except (ValueError, ImportError) as error:
+        raise DataError(f"{uri}: this storage cannot be used ({' '.join(str(error).split())})") from None
+    return fs, str(path)
+
+
+def _files(fs: Any, path: str, uri: str) -> list[str]:
+    if fs.isfile(path):
+        return [path]
+    if not fs.isdir(path):
+        raise FileNotFoundError
+    names = [str(entry["name"]) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
+    files = sorted(n for n in names if n.endswith(".parquet") and not n.rpartition("/")[2].startswith((".", "_")))
+    if not files:
+        raise DataError(f"{uri}: the folder has no .parquet file directly in it. Check data.source")
+    return files
+
+
+def _footer_bytes(opened: IO[bytes], size: int, path: str) -> bytes:
+    """The Parquet footer: metadata, its length in 4 bytes, magic."""
+    if size < 12 or opened.read(4) != MAGIC:
+        raise DataError(f"{path}: not a Parquet file. Convert it to Parquet, or check data.source")
+    opened.seek(size - 8)
+    tail = opened.read(8)
+    length = int.from_bytes(tail[:4], "little")
+    if tail[4:] != MAGIC or length + 12 > size:
+        raise DataError(f"{path}: truncated: its {size} bytes do not end as Parquet does. Copy or write it again")
+    opened.seek(size - 8 - length)
+    return opened.read(length + 8)

@@ -1,0 +1,99 @@
+"""Train, validation and test rows, parted by time so that nothing of the future leaks into training."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rtrain.data.parquet import ParquetRows, RowGroup
+from rtrain.errors import ConfigError, DataError
+
+Split = Literal["train", "valid", "test"]
+
+Ranges = dict[Split, tuple[int, int]]
+"""Split -> rows [start, stop) of the data set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByTime:
+    """The last rows are the test set, those before them validation, the rest is trained on.
+
+    The rows must be sorted by time. Rows of one moment stay together, in the later split.
+    """
+
+    valid: float = 0.1
+    """Fraction of the rows that validate."""
+    test: float = 0.1
+    """Fraction of the rows, the newest, that test."""
+
+    def __post_init__(self) -> None:
+        if not (0 < self.valid < 1 and 0 < self.test < 1 and self.valid + self.test < 1):
+            raise ConfigError(
+                f"data.split: valid and test must be above 0 and their sum below 1, got {self.valid}, {self.test}"
+            )
+
+    def ranges(self, rows: ParquetRows, time: str) -> Ranges:
+        """Row ranges of the three splits; reads the column `time`, row group by row group.
+
+        Raises:
+            ConfigError: no time column named.
+            DataError: rows out of order, a time missing, or a split that would be empty.
+        """
+        if not time:
+            raise ConfigError("schema.time: it is empty, but data.split=ByTime needs the column that orders the rows")
+        lasts = _ordered(rows, time)
+        total = rows.rows
+        test = _moment(rows, time, lasts, total - max(1, round(total * self.test)))
+        valid = _moment(rows, time, lasts, max(0, total - round(total * (self.test + self.valid))))
+        ranges: Ranges = {"train": (0, valid), "valid": (valid, test), "test": (test, total)}
+        for name, (start, stop) in ranges.items():
+            if start >= stop:
+                raise DataError(
+                    f"{rows.uri}: split by {time!r} leaves no row for {name}: too few rows ({total}), or too many of "
+                    "one moment. Change data.split.valid and data.split.test, or bring more data"
+                )
+        return ranges
+
+
+def _times(rows: ParquetRows, time: str, group: RowGroup) -> NDArray[Any]:
+    """The group's times as numbers that compare: integers, floats, or Arrow timestamps as integers."""
+    column = rows.read(group.first_row, group.stop, [time]).column(time)
+    kind = column.type
+    if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
+        column = column.cast(pa.int64())
+    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise DataError(f"{rows.uri}: the time column {time!r} is {kind}; it must be seconds (a number) or a timestamp")
+    bad = column.null_count
+    values: NDArray[Any] = column.to_numpy()
+    if bad or (values != values).any():
+        row = int(np.argmax(column.is_null(nan_is_null=True).to_numpy()))
+        raise DataError(f"{rows.name(group)}: {time!r} is missing at row {group.file_row + row}. Fill or drop it")
+    return values
+
+
+def _ordered(rows: ParquetRows, time: str) -> list[Any]:
+    """The last time of each row group, once all rows are seen to be in order."""
+    lasts: list[Any] = []
+    for group in rows.row_groups:
+        values = _times(rows, time, group)
+        before = lasts[-1] if lasts else values[0]
+        steps = np.concatenate([[before], values])
+        wrong = steps[1:] < steps[:-1]
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise DataError(
+                f"{rows.name(group)}: not sorted by {time!r}: row {group.file_row + row} has {values[row]} after "
+                f"{steps[row]}. Sort the data by {time!r}, so that the split by time leaks no future"
+            )
+        lasts.append(values[-1])
+    return lasts
+
+
+def _moment(rows: ParquetRows, time: str, lasts: list[Any], row: int) -> int:
+    """The first row that has the same time as `row`."""
+    group = rows.groups(row, row + 1)[0]
+    moment = _times(rows, time, group)[row - group.first_row]
+    earliest = rows.row_groups[int(np.searchsorted(np.asarray(lasts), moment, side="left"))]
+    return earliest.first_row + int(np.searchsorted(_times(rows, time, earliest), moment, side="left"))

@@ -1,0 +1,75 @@
+"""What DeepSpeed compiles with at its first start, and the locks that a killed build leaves behind."""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from rtrain.doctor.finding import Finding
+
+
+def extension_dirs() -> list[Path]:
+    """The folders in which torch may keep compiled extensions: this environment's and the user's."""
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        return [Path(os.environ["TORCH_EXTENSIONS_DIR"])]
+    return [Path(sys.prefix) / "torch_extensions", Path.home() / ".cache" / "torch_extensions"]
+
+
+def check_build_tools() -> list[Finding]:
+    """A C++ compiler and ninja: DeepSpeed compiles its CPU communication at its first start."""
+    built = next((so for d in extension_dirs() for so in d.glob("**/deepspeed_shm_comm.so")), None)
+    findings = []
+    cxx = os.environ.get("CXX", "c++")
+    if path := shutil.which(cxx):
+        findings.append(Finding("compiler", "ok", path))
+    elif built:
+        found = f"no {cxx} on PATH; DeepSpeed's extension is compiled already ({built})"
+        findings.append(Finding("compiler", "warn", found, "apt-get install g++"))
+    else:
+        found = f"no {cxx} on PATH, and DeepSpeed's extension is not compiled yet"
+        findings.append(Finding("compiler", "fail", found, "apt-get install g++, then `make install`"))
+    beside = Path(sys.executable).with_name("ninja")
+    fix = f'export PATH="{beside.parent}:$PATH"' if beside.exists() else "pip install ninja"
+    path = shutil.which("ninja")
+    if not path:
+        # torch asks for it even where all is compiled; the one of a venv is off PATH unless the venv is active.
+        findings.append(Finding("ninja", "fail", "not on PATH", fix))
+    elif beside.exists() and Path(path).resolve() != beside.resolve():
+        # Versions of ninja do not read each other's logs, and so compile again what the other compiled.
+        found = f"{path}, not {beside}: the extension is compiled again (30 s) whenever the two alternate"
+        findings.append(Finding("ninja", "warn", found, fix))
+    else:
+        findings.append(Finding("ninja", "ok", path))
+    return findings
+
+
+def stale_locks(folder: Path) -> list[Path]:
+    """Lock files of extension builds that no living process holds open.
+
+    A build killed half-way leaves its `lock`, and every later build waits on it for ever. torch holds
+    the file open while it builds, so a lock that nobody has open is nobody's.
+    """
+    locks = {p.resolve() for p in folder.glob("**/lock") if p.is_file()} if folder.is_dir() else set()
+    if not locks:
+        return []
+    held = set()
+    for process in psutil.process_iter():
+        try:
+            held |= {Path(f.path) for f in process.open_files()}
+        except psutil.Error:
+            continue
+    return sorted(locks - held)
+
+
+def check_extension_locks() -> list[Finding]:
+    """Locks left behind by a worker that was killed while it compiled."""
+    findings = []
+    for folder in extension_dirs():
+        for lock in stale_locks(folder):
+            age = max(0.0, time.time() - lock.stat().st_mtime) / 60
+            found = f"{lock} left by a killed build {age:.0f} min ago: every run would wait on it for ever"
+            findings.append(Finding("torch extensions", "fail", found, f"rm {lock}"))
+    return findings or [Finding("torch extensions", "ok", "no lock left behind")]

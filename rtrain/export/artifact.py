@@ -1,0 +1,134 @@
+"""The exported model: unsharded weights with the config and schema that make sense of them.
+
+    export/model-00000.safetensors ...   weights under the unsharded module's own names
+           input.schema.json             JSON Schema of one request row
+           export.json                   model config, schema, step, metrics, sha256 of each file; written last
+
+A folder without export.json is not an export. Nothing is pickled.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import rtrain
+from rtrain import config
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.store import Folder, sha256_of
+from rtrain.data.encode import encode
+from rtrain.errors import CheckpointError, DataError
+from rtrain.export.request import json_schema, row_model
+from rtrain.models.ranking import RankingConfig
+from rtrain.schema import Schema
+
+FORMAT = 1
+HEAD = "export.json"
+FILE_BYTES = 2 * 1024**3
+
+
+def export(
+    model: RankingConfig, schema: Schema, stored: Stored, uri: str, *, run: str, metrics: Mapping[str, float]
+) -> str:
+    """Write the model of a checkpoint, whatever layout it was trained at, as an export; returns its URI.
+
+    Tensors pass through memory in files of at most about 2 GiB.
+    """
+    folder = Folder(uri)
+    folder.discard(HEAD)
+    files: dict[str, str] = {}
+    for index, tensors in enumerate(_packs(stored)):
+        name = f"model-{index:05d}.safetensors"
+        with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
+            local = Path(scratch) / name
+            save_file(tensors, local)
+            files[name] = sha256_of(local)
+            folder.adopt(local, name)
+    folder.write_json("input.schema.json", json_schema(schema))
+    folder.write_json(
+        HEAD,
+        {
+            "format": FORMAT,
+            "run": run,
+            "step": stored.step,
+            "model": config.to_dict(model),
+            "schema": config.to_dict(schema),
+            "metrics": dict(metrics),
+            "rtrain": rtrain.__version__,
+            "files": files,
+        },
+    )
+    return folder.uri
+
+
+def _packs(stored: Stored) -> Iterator[dict[str, Tensor]]:
+    pack: dict[str, Tensor] = {}
+    size = 0
+    for name in sorted(stored.names("model.")):
+        tensor = stored.tensor(name)
+        if pack and size + tensor.nbytes > FILE_BYTES:
+            yield pack
+            pack, size = {}, 0
+        pack[name.removeprefix("model.")] = tensor
+        size += tensor.nbytes
+    yield pack
+
+
+class Predictor:
+    """An export, loaded on one process: raw rows in, probabilities out."""
+
+    def __init__(self, uri: str):
+        """Load and check an export.
+
+        Raises:
+            CheckpointError: no export there, a newer format, or files that were altered.
+        """
+        folder = Folder(uri)
+        if not folder.exists(HEAD):
+            raise CheckpointError(f"export {uri!r}: there is no {HEAD}. Give the export folder of a finished run")
+        head = folder.read_json(HEAD)
+        if head["format"] > FORMAT:
+            raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {FORMAT}. Update rtrain")
+        self.head: dict[str, Any] = head
+        self.schema: Schema = config.from_dict(head["schema"])
+        model_config: RankingConfig = config.from_dict(head["model"])
+        self.model = model_config.build(self.schema, seed=0)
+        weights: dict[str, Tensor] = {}
+        with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
+            for name, digest in head["files"].items():
+                if Path(name).name != name:
+                    raise CheckpointError(f"export {uri!r}: it names a file outside its folder: {name!r}")
+                local = folder.fetch(name, Path(scratch))
+                if not local.exists() or sha256_of(local) != digest:
+                    raise CheckpointError(f"export {uri!r}: {name} is missing or was altered. Export the run again")
+                weights |= load_file(local)
+        self.model.load_state_dict(weights)
+        self.model.eval()
+        self.rows = row_model(self.schema)
+
+    @torch.inference_mode()
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        """Probability of label 1 for each row; missing keys and ids out of range are refused.
+
+        Raises:
+            DataError: a row that does not fit the schema, by feature and value.
+        """
+        if not rows:
+            return []
+        wanted = self.schema.arrow(label=False)
+        try:
+            table = pa.Table.from_pylist([{n: row.get(n) for n in wanted.names} for row in rows], schema=wanted)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(f"request: {' '.join(str(error).split())}") from error
+        columns = encode(table, self.schema, label=False, where="request", first_row=0)
+        batch = columns.take(np.arange(len(rows)), global_rows=len(rows))
+        probabilities: list[float] = self.model(batch).sigmoid().tolist()
+        return probabilities
+
+

@@ -1,0 +1,40 @@
+"""One request row as a pydantic model, made from the schema that the model was trained with."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+
+
+def row_model(schema: Schema) -> type[BaseModel]:
+    """The model that validates a row: unknown keys refused, ids within their tables."""
+    fields: dict[str, Any] = {}
+    for feature in schema.features:
+        doc = f"{type(feature).__name__.lower()} feature of the {feature.entity}"
+        if isinstance(feature, Dense):
+            number = Annotated[float, Field(allow_inf_nan=False)]
+            optional = feature.missing is not None
+            fields[feature.name] = (number | None, Field(None, description=doc)) if optional else (
+                number,
+                Field(description=doc),
+            )
+        else:
+            fields[feature.name] = _ids(feature, doc)
+    return create_model("Row", __config__=ConfigDict(extra="forbid", strict=False), **fields)
+
+
+def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
+    one: Any = str if feature.vocabulary else Annotated[int, Field(ge=0, lt=feature.table_rows)]
+    if feature.vocabulary:
+        doc += f"; known: {', '.join(feature.vocabulary)}"
+    if not isinstance(feature, IdList):
+        # A missing word reads the table's row of unknown words; a missing integer has no such row.
+        return (one | None, Field(None, description=doc)) if feature.vocabulary else (one, Field(description=doc))
+    limit = None if isinstance(feature, Sequence) else feature.max_length
+    return list[one], Field(default_factory=list, max_length=limit, description=doc)
+
+
+def json_schema(schema: Schema) -> dict[str, Any]:
+    """JSON Schema of a row."""
+    return row_model(schema).model_json_schema()

@@ -1,0 +1,108 @@
+"""The one progress bar of a run: fed by the loop itself, or by the history that a remote rank 0 writes."""
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from rtrain.checkpoint.store import Folder
+from rtrain.run import Run
+from rtrain.training import history
+from rtrain.training.events import Callback, State, TrainPoint
+from rtrain.training.progress import Progress
+
+
+class Bar(Callback):
+    """Draws the loop's events in this process."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.progress: Progress | None = None
+        self.best = ""
+
+    def fit_start(self, state: State) -> None:
+        """Open the bar."""
+        self.draw({"kind": "start", "step": state.step, "total_steps": state.total_steps})
+
+    def step_end(self, state: State, point: TrainPoint | None) -> None:
+        """Move on at each point of the curve."""
+        if point is not None:
+            self.draw({"kind": "train", "step": state.step, "loss": point.loss, "examples_per_s": point.examples_per_s})
+
+    def evaluated(self, state: State, values: Mapping[str, float]) -> None:
+        """Show the best so far."""
+        self.draw({"kind": "valid", "step": state.step, **values})
+
+    def fit_end(self, state: State) -> None:
+        """Say why it ended early."""
+        if state.stop:
+            self.note(f"stopped at step {state.step}: {state.stop}")
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        if self.progress:
+            self.progress.close()
+            self.progress = None
+
+    def note(self, text: str) -> None:
+        """A line above the bar."""
+        if self.progress:
+            self.progress.note(f"{self.run.name}: {text}")
+
+    def draw(self, line: Mapping[str, Any]) -> None:
+        """One line of history.jsonl."""
+        if line["kind"] == "start":
+            self.close()
+            self.progress = Progress(line["total_steps"], description=self.run.name)
+            if line["step"]:
+                self.note(f"resumed from step {line['step']}")
+        elif self.progress is None:
+            return
+        elif line["kind"] == "event":
+            self.note(line["text"])
+        elif line["kind"] == "valid":
+            monitor = self.run.evaluation.monitor
+            self.best = f"{monitor} {line[monitor]:.4f}"
+        elif line["kind"] == "train":
+            self.progress.update(
+                line["step"], examples_per_s=line["examples_per_s"], loss=line["loss"], best=self.best
+            )
+
+
+class Watch:
+    """Follows history.jsonl from the driver while the workers train; a context manager."""
+
+    def __init__(self, run: Run, *, every_s: float = 1.0):
+        self.run, self.every_s = run, every_s
+        self.folder = Folder(run.folder)
+        self.bar = Bar(run)
+        self.seen = {self._key(line) for line in history.read(self.folder)}
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True, name="rtrain-watch")
+
+    def __enter__(self) -> "Watch":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join(timeout=10)
+        self.bar.close()
+
+    def _follow(self) -> None:
+        while not self.ended.wait(self.every_s):
+            self._draw_new()
+        self._draw_new()
+
+    def _draw_new(self) -> None:
+        try:
+            lines = history.read(self.folder)
+        except (OSError, ValueError):
+            return  # storage hiccup: a picture may miss a beat, the run goes on
+        for line in lines:
+            if self._key(line) not in self.seen:
+                self.seen.add(self._key(line))
+                self.bar.draw(line)
+
+    @staticmethod
+    def _key(line: Mapping[str, Any]) -> tuple[Any, ...]:
+        return (line["kind"], line["step"], line.get("elapsed_s"), line.get("at"), line.get("attempt"))

@@ -1,0 +1,41 @@
+"""A run without Ray: in this process (`inline`), or as one of torchrun's ranks (`torchrun`)."""
+
+import os
+
+from rtrain.errors import ClusterError
+from rtrain.launch.bar import Bar
+from rtrain.run import Run
+from rtrain.training.job import Outcome, run_job
+from rtrain.training.world import join, leave
+
+
+def train_inline(run: Run) -> Outcome:
+    """Train in this process, as a world of one: breakpoints work, nothing is spawned."""
+    if "RANK" in os.environ:
+        raise ClusterError("--launcher inline: RANK is set, so this is one of several ranks. Use --launcher torchrun")
+    return _train(run)
+
+
+def train_under_torchrun(run: Run) -> Outcome | None:
+    """Train as the rank that torchrun made this process; the outcome on rank 0, none elsewhere."""
+    missing = [v for v in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if v not in os.environ]
+    if missing:
+        raise ClusterError(
+            f"--launcher torchrun: {', '.join(missing)} not set. Start it as: "
+            f"torchrun --nproc-per-node {run.cluster.workers} RECIPE train --launcher torchrun"
+        )
+    if int(os.environ["WORLD_SIZE"]) != run.cluster.workers:
+        raise ClusterError(
+            f"cluster.workers: {run.cluster.workers}, but torchrun started {os.environ['WORLD_SIZE']} ranks. "
+            f"Add --cluster.workers {os.environ['WORLD_SIZE']}"
+        )
+    outcome = _train(run)
+    return outcome if int(os.environ["RANK"]) == 0 else None
+
+
+def _train(run: Run) -> Outcome:
+    world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
+    try:
+        return run_job(run, world, [Bar(run)] if world.leads else [])
+    finally:
+        leave()

@@ -1,0 +1,148 @@
+"""A run as a Ray Train job: TorchTrainer owns the workers, their restarts and the process group."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow.fs
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from rtrain.checkpoint.store import Folder
+from rtrain.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    RtrainError,
+    RunFailed,
+    UserError,
+    one_line,
+)
+from rtrain.run import Run
+from rtrain.training.events import Callback, State
+from rtrain.training.job import Outcome, run_job
+from rtrain.training.world import join
+
+REFUSED = "refused.json"
+USER_ERRORS = (UserError, ConfigError, DataError, CheckpointError, ClusterError)
+
+# What a healthy rank says when a peer has gone away: never the cause.
+COLLATERAL = ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "peer", "timed out")
+
+
+def train_on_ray(run: Run, *, callbacks: list[Callable[..., Any]] | None = None) -> Outcome:
+    """Train on the Ray that is joined; workers that fail are restarted `faults.max_failures` times.
+
+    `callbacks`: Ray Train's own `UserCallback`s (Tune's reporter).
+
+    Raises:
+        RtrainError: the root cause of a run that could not be finished; peers' errors are left out.
+    """
+    Folder(run.folder).discard(REFUSED)
+    path, filesystem = ray_storage(run.folder)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"run": run},
+        torch_config=TorchConfig(
+            backend="nccl" if run.cluster.gpus_per_worker else "gloo",
+            timeout_s=int(run.faults.hang_s),
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=run.cluster.workers,
+            use_gpu=bool(run.cluster.gpus_per_worker),
+            resources_per_worker={"CPU": run.cluster.cpus_per_worker}
+            | ({"GPU": run.cluster.gpus_per_worker} if run.cluster.gpus_per_worker else {}),
+        ),
+        run_config=RunConfig(
+            # A new name for each start: what a resume needs is in rtrain's own checkpoints, and Ray's
+            # snapshot file is written in place, so a killed driver could leave half of one.
+            name=_next_name(run.folder),
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=run.faults.max_failures, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(num_to_keep=1),
+            callbacks=callbacks,
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except WorkerGroupError as error:
+        raise root_cause(error) from None
+    except TrainingFailedError as error:
+        raise RunFailed(f"run {run.name!r}: {one_line(error)}. Start it again by its name to resume") from error
+    said: Outcome | RtrainError | None = result.return_value
+    if isinstance(said, RtrainError):
+        raise said
+    if said is None:
+        raise RunFailed(f"run {run.name!r}: the workers ended without a result. Start it again by its name to resume")
+    return said
+
+
+def root_cause(error: WorkerGroupError) -> RtrainError:
+    """The error that came first, as its worker told it; what its peers felt of it is left out."""
+    told = {rank: getattr(e, "_base_exc", e) for rank, e in error.worker_failures.items()}
+    mine = [e for e in told.values() if isinstance(e, RtrainError)]
+    first = [e for e in mine if not any(word in str(e).lower() for word in COLLATERAL)]
+    foreign = [(rank, e) for rank, e in told.items() if not isinstance(e, RtrainError)]
+    if first:
+        return first[0]
+    if foreign:
+        rank, lost = foreign[0]
+        return RunFailed(f"rank {rank}: {one_line(lost)}. Start the run again by its name to resume")
+    return mine[0]
+
+
+def _worker(config: dict[str, Any]) -> Outcome | RtrainError | None:
+    """One rank's train function.
+
+    Ray restarts whatever raises; what the user must mend would fail again each time. So the rank
+    that refuses leaves a note, and the restart hands the error over as a result instead.
+    """
+    run: Run = config["run"]
+    folder = Folder(run.folder)
+    if folder.exists(REFUSED):
+        note = folder.read_json(REFUSED)
+        return next(kind for kind in USER_ERRORS if kind.__name__ == note["kind"])(note["text"])
+    world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
+    try:
+        outcome = run_job(run, world, [ReportCheckpoints(world.leads)])
+    except UserError as error:
+        folder.write_json(REFUSED, {"kind": type(error).__name__, "text": str(error)})
+        raise
+    return outcome if world.leads else None
+
+
+class ReportCheckpoints(Callback):
+    """Tells Ray Train of each committed checkpoint, and of nothing else: `report` is a barrier."""
+
+    def __init__(self, leads: bool):
+        self.leads = leads
+
+    def checkpointed(self, state: State) -> None:
+        """A pointer to the checkpoint: the bytes are in rtrain's own folder already."""
+        metrics = {"step": state.step, "best_step": state.best_step, **state.best}
+        if not self.leads:
+            ray.train.report(metrics)
+            return
+        with TemporaryDirectory(prefix="rtrain-pointer-") as folder:
+            (Path(folder) / "step.txt").write_text(f"{state.step}\n")
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def ray_storage(folder: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """`storage_path` and `storage_filesystem` of Ray's RunConfig for any fsspec URI."""
+    target = Folder(f"{folder}/ray")
+    if target.is_local:
+        return target.path, None
+    return target.path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(target.fs))
+
+
+def _next_name(folder: str) -> str:
+    taken = [n for n in Folder(f"{folder}/ray").names() if n.startswith("start-")]
+    return f"start-{len(taken) + 1:04d}"
+
+

@@ -1,0 +1,106 @@
+"""A Ray to run on: the cluster that RAY_ADDRESS names, the one already joined, or an embedded one."""
+
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from rtrain.errors import ClusterError
+from rtrain.run import Cluster
+
+OVERSUBSCRIBE = 4
+"""Embedded workers that may share one core: enough to debug eight ranks on a laptop."""
+
+# Ray Train reads these when its controller starts; what the user has set wins.
+DEFAULTS = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: the shut-down and each report wait for it
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in the workers
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one 200 MB actor less; preemption is not handled yet
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no GPU asked for: leave the device environment alone
+    "RAY_AUTH_MODE": "disabled",  # only for the embedded Ray, see below
+}
+
+
+@contextmanager
+def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[None]:
+    """Join or start a Ray that can hold the workers; stop it again if it was started here.
+
+    Raises:
+        ClusterError: the cluster does not have the workers, after waiting `cluster.wait_s`.
+    """
+    embedded = not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()
+    for name, value in DEFAULTS.items():
+        if name != "RAY_AUTH_MODE" or embedded:
+            os.environ.setdefault(name, value)
+    joined = ray.is_initialized()
+    if not joined:
+        _start(cluster, embedded=embedded, workers=workers or cluster.workers)
+    try:
+        _wait_for_room(cluster, workers or cluster.workers)
+        yield
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def _start(cluster: Cluster, *, embedded: bool, workers: int) -> None:
+    cores = os.cpu_count() or 1
+    needed = math.ceil(workers * cluster.cpus_per_worker)
+    if embedded and needed > OVERSUBSCRIBE * cores:
+        raise ClusterError(
+            f"cluster.workers: {workers} workers of {cluster.cpus_per_worker:g} CPUs need {needed} CPUs, but this "
+            f"machine has {cores} (and at most {OVERSUBSCRIBE} workers share one). Lower cluster.workers to "
+            f"{int(OVERSUBSCRIBE * cores / cluster.cpus_per_worker)}, or set RAY_ADDRESS to a cluster"
+        )
+    try:
+        if embedded:
+            ray.init(
+                address="local",
+                num_cpus=max(cores, needed),
+                include_dashboard=False,
+                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's session folder
+                logging_level=logging.ERROR,
+                _temp_dir=os.environ.get("RTRAIN_RAY_TEMP_DIR"),
+            )
+        else:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
+        address = os.environ.get("RAY_ADDRESS")
+        where = f"RAY_ADDRESS={address}" if address else "the embedded Ray"
+        hint = "Check that the cluster is up and that RAY_AUTH_MODE is the same on both sides" if address else (
+            "Run 'rtrain doctor'; logs are in /tmp/ray/session_latest/logs"
+        )
+        raise ClusterError(f"ray: {where} cannot be used ({' '.join(str(error).split())}). {hint}") from error
+
+
+def _wait_for_room(cluster: Cluster, workers: int) -> None:
+    """Wait until the workers' CPUs and GPUs are free, as long as `cluster.wait_s`."""
+    needed = {"CPU": workers * cluster.cpus_per_worker, "GPU": float(workers * cluster.gpus_per_worker)}
+    deadline = time.monotonic() + cluster.wait_s
+    told = False
+    while True:
+        free = ray.available_resources()
+        if all(free.get(kind, 0.0) >= amount for kind, amount in needed.items()):
+            return
+        if time.monotonic() >= deadline:
+            break
+        if not told:
+            told = True
+            print(f"waiting up to {cluster.wait_s:g} s for {_spell(needed)} to be free", file=sys.stderr, flush=True)
+        time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
+    total = ray.cluster_resources()
+    raise ClusterError(
+        f"cluster.workers: {workers} workers need {_spell(needed)}, but the cluster has {_spell(total)} "
+        f"({_spell(free)} free) after waiting {cluster.wait_s:g} s. Lower cluster.workers, add nodes, "
+        "or raise cluster.wait_s"
+    )
+
+
+def _spell(resources: dict[str, float]) -> str:
+    return " and ".join(f"{resources.get(kind, 0.0):g} {kind}s" for kind in ("CPU", "GPU"))

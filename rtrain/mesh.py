@@ -1,0 +1,103 @@
+"""Parallel degrees -> axes -> ranks -> groups, as plain arithmetic.
+
+Ranks are laid out row-major over (pipeline, data, tensor): the tensor axis varies fastest, so that
+tensor-parallel neighbours share a node, and pipeline stages lie farthest apart.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Literal
+
+from rtrain.errors import ConfigError
+
+Axis = Literal["pipeline", "data", "tensor"]
+AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """How a run is laid out over its workers."""
+
+    data: int | None = None
+    """Data-parallel degree; none: every worker that the other degrees leave."""
+    tensor: int = 1
+    """Tensor-parallel degree of the dense part."""
+    pipeline: int = 1
+    """Pipeline-parallel degree of the dense part."""
+    dense: Literal["zero", "ddp"] = "zero"
+    """Who keeps the dense replicas in step: DeepSpeed ZeRO, or torch's DistributedDataParallel."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
+    embeddings: Literal["sharded", "table_wise", "row_wise", "column_wise"] = "sharded"
+    """How TorchRec splits the tables; sharded: its planner chooses for each table."""
+
+    def __post_init__(self) -> None:
+        for axis in ("data", "tensor", "pipeline"):
+            degree = getattr(self, axis)
+            if degree is not None and degree < 1:
+                raise ConfigError(f"parallel.{axis}: a degree is at least 1, got {degree}")
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The degrees of one world and who sits where in it."""
+
+    pipeline: int
+    data: int
+    tensor: int
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return prod(self.degree(a) for a in AXES)
+
+    def degree(self, axis: Axis) -> int:
+        """Number of ranks along one axis."""
+        degree: int = getattr(self, axis)
+        return degree
+
+    def coordinates(self, rank: int) -> dict[Axis, int]:
+        """Where a rank sits: axis -> index along it."""
+        where: dict[Axis, int] = {}
+        for axis in reversed(AXES):
+            rank, where[axis] = divmod(rank, self.degree(axis))
+        return {axis: where[axis] for axis in AXES}
+
+    def rank(self, coordinates: dict[Axis, int]) -> int:
+        """The rank that sits at `coordinates`; the inverse of `coordinates()`."""
+        rank = 0
+        for axis in AXES:
+            rank = rank * self.degree(axis) + coordinates[axis]
+        return rank
+
+    def groups(self, axis: Axis) -> list[list[int]]:
+        """The rank groups along one axis; each rank is in exactly one of them."""
+        others = [a for a in AXES if a != axis]
+        found = []
+        for fixed in product(*(range(self.degree(a)) for a in others)):
+            at = dict(zip(others, fixed, strict=True))
+            found.append([self.rank({**at, axis: i}) for i in range(self.degree(axis))])
+        return found
+
+
+def lay_out(parallel: Parallel, workers: int) -> Mesh:
+    """The mesh of `parallel` over `workers` ranks.
+
+    Raises:
+        ConfigError: degrees whose product is not the number of workers; names both numbers.
+    """
+    model = parallel.tensor * parallel.pipeline
+    spelled = f"tensor({parallel.tensor}) * pipeline({parallel.pipeline}) = {model}"
+    if workers % model:
+        raise ConfigError(
+            f"parallel: {spelled} does not divide the {workers} workers of cluster.workers. "
+            f"Set cluster.workers to a multiple of {model}, or lower parallel.tensor or parallel.pipeline"
+        )
+    data = parallel.data if parallel.data is not None else workers // model
+    if data * model != workers:
+        raise ConfigError(
+            f"parallel: data({data}) * {spelled} makes {data * model} ranks, but cluster.workers is {workers}. "
+            f"Set parallel.data to {workers // model}, or leave it out"
+        )
+    return Mesh(pipeline=parallel.pipeline, data=data, tensor=parallel.tensor)

@@ -1,0 +1,72 @@
+"""Metrics as summable state: each rank measures its own rows, states are added, the sum gives the value.
+
+So a metric over several ranks, or over a stream of batches, is the metric of all the rows together,
+never a mean of means.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows with their predicted probabilities."""
+
+    scores: Floats
+    """float64 [n]: probability of label 1"""
+    labels: Floats
+    """float64 [n]: 0 or 1"""
+    groups: NDArray[np.int64]
+    """int64 [n]: whom the row is ranked for"""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What one metric keeps of some rows; `a + b` is what it keeps of both."""
+
+    sums: dict[str, Floats] = field(default_factory=dict)
+    """Added element by element."""
+    rows: dict[str, NDArray[np.float64 | np.int64]] = field(default_factory=dict)
+    """Put one after the other, for metrics that need every row."""
+
+    def __add__(self, other: "Partial") -> "Partial":
+        if self.sums.keys() != other.sums.keys() or self.rows.keys() != other.rows.keys():
+            raise ValueError("states of two different metrics cannot be added")
+        return Partial(
+            sums={k: v + other.sums[k] for k, v in self.sums.items()},
+            rows={k: np.concatenate([v, other.rows[k]]) for k, v in self.rows.items()},
+        )
+
+
+class Metric(Protocol):
+    """One number about scored rows."""
+
+    @property
+    def name(self) -> str:
+        """Key in results, such as `ndcg@10`."""
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Which way is up."""
+
+    def partial(self, scored: Scored) -> Partial:
+        """The state of these rows."""
+
+    def value(self, partial: Partial) -> float:
+        """The metric of all rows that the state stands for; nan where it is not defined."""
+
+
+def evaluate(metrics: Sequence[Metric], partials: Sequence[Partial]) -> dict[str, float]:
+    """Name -> value, for states in the order of the metrics."""
+    return {m.name: m.value(p) for m, p in zip(metrics, partials, strict=True)}
+
+
+def every_row(scored: Scored) -> Partial:
+    """The state of a metric that needs all rows at once."""
+    return Partial(rows={"scores": scored.scores, "labels": scored.labels, "groups": scored.groups})

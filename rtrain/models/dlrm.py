@@ -1,0 +1,56 @@
+"""DLRM: pairwise dot products between embeddings and a dense projection (Naumov et al., arXiv:1906.00091).
+
+Shape legend: B rows, D dense features, F id features, E embedding dim.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rtrain.errors import ConfigError
+from rtrain.models.ranking import RankingConfig
+from rtrain.nn.interaction import DotInteraction, mlp
+from rtrain.schema import Schema
+
+
+@dataclass(frozen=True, kw_only=True)
+class DLRM(RankingConfig):
+    """Deep learning recommendation model: embeddings and dense features, mixed by dot products."""
+
+    bottom: tuple[int, ...] = (64,)
+    """Hidden sizes of the MLP that projects the dense features to `dim`."""
+    top: tuple[int, ...] = (64, 32)
+    """Hidden sizes of the MLP that turns the interactions into a logit."""
+    dropout: float = 0.0
+    """Dropout after each hidden layer of the top MLP."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ConfigError(f"model.dim: must be at least 1, got {self.dim}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"model.dropout: must be in [0, 1), got {self.dropout}")
+
+    def tower(self, schema: Schema) -> nn.Module:
+        """The bottom MLP, the interaction and the top MLP."""
+        if not schema.dense:
+            raise ConfigError("model DLRM: the schema has no Dense feature for its bottom MLP. Add one")
+        return DLRMTower(self, dense=len(schema.dense), vectors=len(schema.ids))
+
+
+class DLRMTower(nn.Module):
+    """(dense [B, D], embeddings [B, F, E]) -> logits [B]."""
+
+    def __init__(self, config: DLRM, *, dense: int, vectors: int):
+        super().__init__()
+        self.bottom = mlp((dense, *config.bottom, config.dim))
+        self.interaction = DotInteraction(vectors + 1)
+        pairs = (vectors + 1) * vectors // 2
+        self.top = mlp((config.dim + pairs, *config.top, 1), dropout=config.dropout, last_linear=True)
+
+    def forward(self, dense_BD: Tensor, embeddings_BFE: Tensor) -> Tensor:
+        """Logits [B]."""
+        projected_BE = self.bottom(dense_BD)
+        pairs = self.interaction(torch.cat([projected_BE.unsqueeze(1), embeddings_BFE], dim=1))
+        logits: Tensor = self.top(torch.cat([projected_BE, pairs], dim=1)).squeeze(1)
+        return logits

@@ -1,0 +1,101 @@
+"""Optimizer and schedule configs: one for the dense parameters, one fused into the tables' backward."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from rtrain.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Learning-rate factor over a run: a linear warm-up, then a decay towards `floor`."""
+
+    warmup_steps: int = 0
+    """Steps over which the factor rises from 0 to 1."""
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the way from 1 to `floor` after the warm-up."""
+    floor: float = 0.0
+    """Factor at the last step."""
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """The factor for optimizer step `step` (counted from 0) of `total_steps`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        if self.decay == "constant":
+            return 1.0
+        done = min(1.0, (step - self.warmup_steps) / max(1, total_steps - self.warmup_steps))
+        shape = 1 - done if self.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return self.floor + (1 - self.floor) * shape
+
+
+def _positive(where: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigError(f"{where}: must be positive, got {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """AdamW for the dense parameters (Loshchilov & Hutter, arXiv:1711.05101)."""
+
+    lr: float = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.0
+    """Decoupled decay, per step times the learning rate."""
+    clip_norm: float = 0.0
+    """Largest global norm of the dense gradients; 0: no clipping."""
+    schedule: Schedule = Schedule()
+    """Factor on the learning rate over the run."""
+
+    def __post_init__(self) -> None:
+        _positive("optim.lr", self.lr)
+        if self.clip_norm < 0:
+            raise ConfigError(f"optim.clip_norm: must be 0 (off) or positive, got {self.clip_norm}")
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """torch's AdamW over `parameters`."""
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseOptim:
+    """What the fused table optimizers share; the update runs inside backward, touched rows only."""
+
+    lr: float = 0.02
+    """Learning rate after warm-up."""
+    schedule: Schedule = Schedule()
+    """Factor on the learning rate over the run."""
+
+    def __post_init__(self) -> None:
+        _positive("sparse_optim.lr", self.lr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowWiseAdagrad(SparseOptim):
+    """Adagrad with one accumulator a row: mean of the squared gradient over the row's dims."""
+
+    eps: float = 1e-8
+    """Added to the root of the accumulator; always passed on (fbgemm's own default differs from torch's)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adagrad(SparseOptim):
+    """Adagrad with one accumulator an element (Duchi et al., 2011)."""
+
+    eps: float = 1e-8
+    """Added to the root of the accumulator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD(SparseOptim):
+    """Plain gradient descent; no state."""

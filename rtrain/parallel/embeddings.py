@@ -1,0 +1,247 @@
+"""Embedding tables over ranks: TorchRec's planner decides, TorchRec shards, rtrain names and fills.
+
+Only the tables go to TorchRec's DistributedModelParallel. The dense tower goes elsewhere: handing
+the whole model to DeepSpeed would broadcast every rank's shards over each other.
+"""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DataParallelWrapper
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
+
+from rtrain.errors import ConfigError
+from rtrain.mesh import Parallel
+from rtrain.nn.bags import Tables
+from rtrain.nn.tables import Table, initial_rows
+from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
+from rtrain.parallel.chunks import Chunk, ReadChunk
+from rtrain.parallel.placement import ShardPlacement, TablePlacement
+
+# The planner's own choice is held to what equals one process to 1e-5; on CPU row-wise must be added
+# by hand, since the stock sharder leaves it out there.
+CHOICES = {
+    "sharded": ["table_wise", "row_wise"],
+    "table_wise": ["table_wise"],
+    "row_wise": ["row_wise"],
+    "column_wise": ["column_wise"],
+}
+GIB = 1024**3
+
+
+class _Sharder(EmbeddingBagCollectionSharder):
+    """The stock sharder with the sharding types of `CHOICES` on every device."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return ["table_wise", "row_wise", "column_wise"]
+
+
+class _NoDataParallel(DataParallelWrapper):
+    """Leaves everything that is not sharded alone; the dense tower is wrapped elsewhere."""
+
+    def wrap(self, dmp: Any, env: ShardingEnv, device: torch.device) -> None:
+        return None
+
+
+def refuse(parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int) -> None:
+    """Combinations whose result would differ from one process, each with its reason.
+
+    Raises:
+        ConfigError: before anything starts.
+    """
+    if parallel.embeddings == "column_wise":
+        if isinstance(optim, RowWiseAdagrad):
+            raise ConfigError(
+                "parallel.embeddings: column_wise with RowWiseAdagrad keeps one accumulator a column shard, which is "
+                "another optimizer than on one rank. Use Adagrad, or embeddings='row_wise'"
+            )
+        for table in tables:
+            if table.dim % (4 * world_size):
+                raise ConfigError(
+                    f"parallel.embeddings: column_wise over {world_size} ranks needs a dim that is a multiple of "
+                    f"{4 * world_size}; table {table.name!r} has {table.dim}. Raise model.dim, or use 'row_wise'"
+                )
+
+
+def plan_tables(
+    tables: tuple[Table, ...],
+    parallel: Parallel,
+    *,
+    world_size: int,
+    local_world_size: int,
+    device: str,
+    batch_per_rank: int,
+    memory_bytes_per_rank: int,
+) -> ShardingPlan:
+    """TorchRec's plan for `tables`; pure arithmetic on the meta device, no process group needed.
+
+    Raises:
+        ConfigError: the tables do not fit, with the three ways out.
+    """
+    module = Tables(tables, tuple(f for t in tables for f in t.features), "meta")
+    memory = {"ddr_cap": memory_bytes_per_rank} if device == "cpu" else {"hbm_cap": memory_bytes_per_rank}
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=world_size, local_world_size=local_world_size, compute_device=device, **cast(Any, memory)
+        ),
+        batch_size=batch_per_rank,
+        storage_reservation=FixedPercentageStorageReservation(0.05),
+        constraints={
+            t.name: ParameterConstraints(
+                sharding_types=CHOICES[parallel.embeddings], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+            )
+            for t in tables
+        },
+        debug=False,
+    )
+    try:
+        return planner.plan(module, [cast(Any, _Sharder())])
+    except PlannerError as error:
+        biggest = max(tables, key=lambda t: t.bytes)
+        total = sum(t.bytes for t in tables)
+        raise ConfigError(
+            f"tables: {total / GIB:.2f} GiB of weights (largest: {biggest.name!r}, {biggest.bytes / GIB:.2f} GiB) and "
+            f"their optimizer state do not fit in {memory_bytes_per_rank / GIB:.2f} GiB on each of {world_size} ranks. "
+            f"Add workers, lower model.dim ({biggest.dim}), or split the rows with parallel.embeddings='row_wise'"
+        ) from error
+
+
+def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlacement, ...]:
+    """The plan as plain data, in the order of `tables`."""
+    parameters: dict[str, Any] = {}
+    for module in plan.plan.values():
+        parameters.update(cast(Any, module))
+    found = []
+    for table in tables:
+        sharding = parameters[table.name]
+        shards = tuple(
+            ShardPlacement(
+                rank=cast(Any, shard.placement).rank(),
+                offsets=(shard.shard_offsets[0], shard.shard_offsets[1]),
+                sizes=(shard.shard_sizes[0], shard.shard_sizes[1]),
+                bytes=shard.shard_sizes[0] * shard.shard_sizes[1] * 4,
+            )
+            for shard in sharding.sharding_spec.shards
+        )
+        found.append(
+            TablePlacement(
+                table=table.name,
+                rows=table.rows,
+                dim=table.dim,
+                features=table.features,
+                sharding=sharding.sharding_type,
+                kernel=sharding.compute_kernel,
+                bytes=table.bytes,
+                shards=shards,
+            )
+        )
+    return tuple(found)
+
+
+def _fused_parameters(optim: SparseOptim) -> dict[str, Any]:
+    if isinstance(optim, RowWiseAdagrad):
+        return {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": optim.lr, "eps": optim.eps}
+    if isinstance(optim, Adagrad):
+        return {"optimizer": EmbOptimType.EXACT_ADAGRAD, "learning_rate": optim.lr, "eps": optim.eps}
+    if isinstance(optim, SGD):
+        return {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": optim.lr}
+    raise ConfigError(f"sparse_optim: {type(optim).__name__} has no fused kernel here. Use RowWiseAdagrad, Adagrad or SGD")
+
+
+class ShardedTables(nn.Module):
+    """This rank's shards of all tables; `forward` and backward are collectives over all ranks.
+
+    The optimizer is fused into backward, so there is no gradient to clip, scale or accumulate.
+    """
+
+    def __init__(
+        self,
+        tables: tuple[Table, ...],
+        features: tuple[str, ...],
+        plan: ShardingPlan,
+        optim: SparseOptim,
+        device: torch.device,
+    ):
+        super().__init__()
+        self.tables = {t.name: t for t in tables}
+        self.lr = optim.lr
+        group = dist.group.WORLD
+        assert group is not None, "a process group comes first: see rtrain.launch"
+        self.sharded = DistributedModelParallel(
+            Tables(tables, features, "meta"),
+            env=ShardingEnv.from_process_group(group),
+            device=device,
+            plan=deepcopy(plan),
+            sharders=[cast(Any, _Sharder(fused_params=_fused_parameters(optim)))],
+            init_data_parallel=False,
+            data_parallel_wrapper=_NoDataParallel(),
+        )
+
+    def forward(self, ids: Any) -> torch.Tensor:
+        """As `rtrain.nn.tables.Tables.forward`, for this rank's rows."""
+        pooled: torch.Tensor = self.sharded(ids)
+        return pooled
+
+    def set_lr(self, lr: float) -> None:
+        """The learning rate of the next backward."""
+        if lr != self.lr:
+            self.lr = lr
+            for group in self.sharded.fused_optimizer.param_groups:
+                group["lr"] = lr
+            self.sharded.fused_optimizer.step()  # hands the rate to the kernels; the update itself is in backward
+
+    def initialise(self, seed: int) -> None:
+        """Fill this rank's shards with the rows that `seed` gives at every layout."""
+        for chunk in self._weights():
+            name = chunk.name.split(".")[-2]
+            (row, column), (rows, columns) = chunk.offsets, chunk.data.shape
+            fresh = initial_rows(self.tables[name], seed, row, row + rows)[:, column : column + columns]
+            chunk.data.copy_(fresh)
+
+    def chunks(self) -> Iterator[Chunk]:
+        """This rank's share of weights and optimizer state; the tensors are views, not copies."""
+        yield from self._weights()
+        yield from self._states()
+
+    def restore(self, read: ReadChunk) -> None:
+        """Fill this rank's share from `read`, whatever layout wrote it."""
+        for chunk in self.chunks():
+            chunk.data.copy_(read(chunk).reshape(chunk.data.shape))
+
+    def _weights(self) -> Iterator[Chunk]:
+        for name, tensor in self.sharded.state_dict().items():
+            yield from _local(f"model.tables.{name}", tensor)
+
+    def _states(self) -> Iterator[Chunk]:
+        for key, states in self.sharded.fused_optimizer.state_dict()["state"].items():
+            table = key.split(".")[-2]
+            for slot, tensor in states.items():
+                # fbgemm calls the accumulator `<table>.momentum1` for every optimizer.
+                if isinstance(tensor, ShardedTensor):
+                    yield from _local(f"optim.tables.bags.embedding_bags.{table}.{slot.split('.')[-1]}", tensor)
+
+
+def _local(name: str, tensor: Any) -> Iterator[Chunk]:
+    if not isinstance(tensor, ShardedTensor):
+        raise TypeError(f"{name}: expected a ShardedTensor from torchrec, got {type(tensor).__name__}")
+    for shard in tensor.local_shards():
+        yield Chunk(
+            name=name,
+            shape=tuple(tensor.size()),
+            offsets=tuple(shard.metadata.shard_offsets),
+            data=shard.tensor.detach().view(tuple(shard.metadata.shard_sizes)),
+        )
+
+

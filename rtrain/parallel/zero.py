@@ -1,0 +1,161 @@
+"""The dense tower under DeepSpeed ZeRO. The only file of rtrain that imports deepspeed.
+
+DeepSpeed owns the partitioning, rtrain owns the layout and the checkpoint: state leaves and enters
+as whole logical tensors through DeepSpeed's `safe_get/set_full_*` calls, so any stage reads any other.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rtrain.optim import AdamW
+from rtrain.parallel.chunks import Chunk, ReadChunk, whole
+
+# Read by DeepSpeed when it is imported: without it, it probes for accelerators and says so.
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+)
+from deepspeed.utils.logging import logger as deepspeed_logger
+
+SLOTS = ("exp_avg", "exp_avg_sq")
+
+
+class ZeroTower:
+    """See `rtrain.parallel.tower.Tower`; stages 0 to 3 over all ranks as data parallel."""
+
+    def __init__(self, tower: nn.Module, stage: int, optim: AdamW, device: torch.device, *, rows_per_rank: int):
+        deepspeed_logger.setLevel(logging.WARNING)
+        self.stage = stage
+        self.tower = tower.to(device)
+        if not torch.distributed.is_initialized():
+            raise RuntimeError("a process group comes first: see rtrain.launch")
+        self.names = {id(p): n for n, p in self.tower.named_parameters()}
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=self.tower,
+            optimizer=optim.build(self.tower.parameters()),
+            dist_init_required=False,
+            config={
+                # Every value that DeepSpeed would otherwise choose by itself and that changes numbers.
+                "train_micro_batch_size_per_gpu": rows_per_rank,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": optim.clip_norm,
+                "zero_optimization": {"stage": stage},
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 2**31,
+                "wall_clock_breakdown": False,
+            },
+        )
+        self.module: nn.Module = self.engine
+        self.grad_norm: float | None = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of `loss`, averaged and partitioned as the stage says."""
+        self.engine.backward(loss)
+
+    def step(self, lr: float) -> None:
+        """Clip, update this rank's partition, gather the parameters."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        self.grad_norm = None if norm is None else float(norm)
+
+    def chunks(self, *, writes: bool) -> Iterator[Chunk]:
+        """Weights and Adam's moments, gathered one tensor at a time."""
+        steps = self._steps()
+        for name, parameter in self.tower.named_parameters():
+            weight = self._weight(parameter)
+            if writes:
+                yield whole(f"model.tower.{name}", weight)
+            if steps is None:
+                continue
+            for slot in SLOTS:
+                state = self._slot(parameter, slot)
+                if writes:
+                    yield whole(f"optim.tower.{name}.{slot}", state)
+            if writes:
+                yield whole(f"optim.tower.{name}.step", torch.tensor(float(steps)))
+
+    def restore(self, read: ReadChunk) -> None:
+        """Adam's moments and step count; the state must exist before DeepSpeed can set it."""
+        inner = self._inner()
+        self._create_state()
+        for name, parameter in self.tower.named_parameters():
+            for slot in SLOTS:
+                shape = parameter.ds_shape if self.stage == 3 else parameter.shape  # type: ignore[attr-defined]
+                value = read(whole(f"optim.tower.{name}.{slot}", torch.empty(shape, device="meta")))
+                self._set_slot(parameter, slot, value.to(parameter.device))
+            step = read(whole(f"optim.tower.{name}.step", torch.zeros(())))
+        for state in inner.state.values():
+            state["step"] = torch.tensor(float(step)) if isinstance(state["step"], Tensor) else int(step)
+
+    def _inner(self) -> torch.optim.Optimizer:
+        """The torch optimizer inside DeepSpeed's wrapping."""
+        optimizer: Any = self.engine.optimizer
+        while not isinstance(optimizer, torch.optim.AdamW):
+            optimizer = optimizer.optimizer
+        return optimizer
+
+    def _steps(self) -> float | None:
+        for state in self._inner().state.values():
+            if "step" in state:
+                return float(state["step"])
+        return None
+
+    def _weight(self, parameter: nn.Parameter) -> Tensor:
+        if self.stage == 0:
+            return parameter.detach()
+        weight: Tensor = safe_get_full_fp32_param(parameter)
+        return weight
+
+    def _slot(self, parameter: nn.Parameter, slot: str) -> Tensor:
+        if self.stage == 0:
+            state: Tensor = self._inner().state[parameter][slot]
+            return state
+        state = safe_get_full_optimizer_state(parameter, slot)
+        return state
+
+    def _set_slot(self, parameter: nn.Parameter, slot: str, value: Tensor) -> None:
+        zero: Any = self.engine.optimizer
+        if self.stage == 0:
+            self._inner().state[parameter][slot].copy_(value)
+        elif self.stage == 3:
+            # safe_set_full_optimizer_state cannot cut a tensor whose size the ranks do not divide.
+            part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=slot)
+            start = part.numel() * zero._get_param_partition_rank(parameter)
+            mine = value.flatten()[start : start + part.numel()]
+            part[: mine.numel()].copy_(mine)
+        else:
+            safe_set_full_optimizer_state(parameter, value, slot)
+
+    def _create_state(self) -> None:
+        """Let the inner optimizer make its (zero) moments, by one step that changes nothing."""
+        inner = self._inner()
+        zero: Any = self.engine.optimizer
+        kept = [(g["lr"], g["params"]) for g in inner.param_groups]
+        if self.stage == 3:
+            # Stage 3 hands the optimizer one flat partition at a time and keeps its lists empty between steps.
+            for i, flat in enumerate(zero.fp32_partitioned_groups_flat):
+                inner.param_groups[zero.sub_group_to_group_id[i]]["params"].append(flat)
+        for group in inner.param_groups:
+            group["lr"] = 0.0
+            for parameter in group["params"]:
+                parameter.grad = torch.zeros_like(parameter)
+        inner.step()
+        inner.zero_grad(set_to_none=True)
+        for group, (lr, parameters) in zip(inner.param_groups, kept, strict=True):
+            group["lr"], group["params"] = lr, ([] if self.stage == 3 else parameters)
+        if self.stage in (1, 2):
+            zero._link_all_hp_params()
+            zero._lazy_init_hp_params_optimizer_state()

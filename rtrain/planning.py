@@ -1,0 +1,137 @@
+"""`plan`: what a run will look like, worked out by arithmetic; no worker starts, no accelerator is needed."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from rtrain.config import validate
+from rtrain.mesh import Mesh, lay_out
+from rtrain.parallel.embeddings import placements, plan_tables, refuse
+from rtrain.parallel.placement import TablePlacement, table_bytes
+from rtrain.run import Run
+
+ASSUMED_GPU_BYTES = 80 * 1024**3
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The layout of a run."""
+
+    run: str
+    mesh: Mesh
+    tables: tuple[TablePlacement, ...]
+    bytes_per_rank: tuple[dict[str, int], ...]
+    """For each rank: parameters, gradients, optimizer (dense), tables, tables_optimizer."""
+    memory_per_rank: int
+    memory_from: str
+    """Where the memory figure comes from."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return {
+            "run": self.run,
+            "world_size": self.mesh.world_size,
+            "axes": asdict(self.mesh),
+            "ranks": [{"rank": r, "coordinates": self.mesh.coordinates(r)} for r in range(self.mesh.world_size)],
+            "tables": [t.to_json() for t in self.tables],
+            "bytes_per_rank": list(self.bytes_per_rank),
+            "memory_per_rank": self.memory_per_rank,
+            "memory_from": self.memory_from,
+        }
+
+    def __str__(self) -> str:
+        mesh = self.mesh
+        lines = [
+            f"{self.run}: {mesh.world_size} ranks = pipeline {mesh.pipeline} x data {mesh.data} x tensor {mesh.tensor}",
+            "",
+            f"{'table':<16} {'rows':>12} {'dim':>5} {'bytes':>10}  {'sharding':<12} rows per rank",
+        ]
+        for table in self.tables:
+            where = ", ".join(f"{s.rank}: {s.sizes[0]}x{s.sizes[1]}" for s in table.shards[:8])
+            more = f", ... {len(table.shards)} shards" if len(table.shards) > 8 else ""
+            size = _spell(table.bytes)
+            lines.append(
+                f"{table.table:<16} {table.rows:>12,} {table.dim:>5} {size:>10}  {table.sharding:<12} {where}{more}"
+            )
+        kinds = ("parameters", "gradients", "optimizer", "tables", "tables_optimizer")
+        lines += ["", f"{'bytes':<8}" + "".join(f"{k:>18}" for k in kinds) + f"{'total':>12}"]
+        for row in self.bytes_per_rank:
+            values = [row[k] for k in kinds]
+            spelled = "".join(f"{_spell(v):>18}" for v in values)
+            lines.append(f"rank {row['rank']:<3}{spelled}{_spell(sum(values)):>12}")
+        lines += ["", f"memory per rank: {_spell(self.memory_per_rank)} ({self.memory_from})"]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def _spell(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def plan(run: Run) -> Plan:
+    """Check a run and lay it out.
+
+    Raises:
+        ConfigError: a wrong type, degrees that do not divide, a combination that is refused, tables that do not fit.
+    """
+    validate(run)
+    mesh = lay_out(run.parallel, run.cluster.workers)
+    tables = run.model.table_list(run.data.schema)
+    refuse(run.parallel, run.sparse_optim, tables, mesh.world_size)
+    memory, source = _memory(run)
+    on_gpu = bool(run.cluster.gpus_per_worker)
+    sharding = plan_tables(
+        tables,
+        run.parallel,
+        world_size=mesh.world_size,
+        local_world_size=_local_world_size(run) if on_gpu else mesh.world_size,
+        device="cuda" if on_gpu else "cpu",
+        batch_per_rank=-(-run.global_batch // mesh.data),
+        memory_bytes_per_rank=memory,
+    )
+    placed = placements(sharding, tables)
+    with torch.device("meta"):
+        dense = sum(p.numel() for p in run.model.tower(run.data.schema).parameters())
+    dense_bytes = _dense_bytes(run, dense, mesh.data)
+    per_rank = tuple(dense_bytes | row for row in table_bytes(run.sparse_optim, placed, mesh.world_size))
+    return Plan(run.name, mesh, placed, per_rank, memory, source)
+
+
+def _dense_bytes(run: Run, parameters: int, data: int) -> dict[str, int]:
+    """fp32 bytes of the dense part on a rank; ZeRO-1 and 2 keep a partitioned master copy of the weights too."""
+    stage = run.parallel.zero_stage if run.parallel.dense == "zero" else 0
+    share = -(-parameters // data)
+    master = 4 * share if stage in (1, 2) else 0
+    return {
+        "parameters": 4 * (share if stage == 3 else parameters) + master,
+        "gradients": 4 * (share if stage >= 2 else parameters),
+        "optimizer": 8 * (share if stage >= 1 else parameters),
+    }
+
+
+def _local_world_size(run: Run) -> int:
+    workers = run.cluster.workers
+    return next(n for n in range(min(workers, GPUS_PER_NODE), 0, -1) if workers % n == 0)
+
+
+def _memory(run: Run) -> tuple[int, str]:
+    given = run.cluster.memory_gb_per_worker
+    if given is not None:
+        return int(given * 1024**3), "cluster.memory_gb_per_worker"
+    if run.cluster.gpus_per_worker:
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_properties(0).total_memory, "this machine's GPU"
+        return ASSUMED_GPU_BYTES, "assumed GPU; set cluster.memory_gb_per_worker to yours"
+    total = int(psutil.virtual_memory().total)
+    return total // run.cluster.workers, f"this machine's memory shared by {run.cluster.workers} workers"

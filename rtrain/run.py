@@ -1,0 +1,173 @@
+"""The `Run`: everything that one training job is, in one frozen config."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from rtrain.data.interactions import Interactions
+from rtrain.errors import ConfigError
+from rtrain.mesh import Parallel
+from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
+from rtrain.models.ranking import RankingConfig
+from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
+from rtrain.training.trackers import Tracking
+
+Metric = AUC | GAUC | LogLoss | Calibration | Accuracy | NDCG
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """When checkpoints are written and how many stay."""
+
+    every_steps: int = 200
+    """Steps between checkpoints; one more is written at the end."""
+    keep: int = 3
+    """Newest checkpoints that stay; the best one by `evaluation.monitor` stays beside them."""
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 1 or self.keep < 1:
+            raise ConfigError("checkpoint: every_steps and keep must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """When the validation split is scored, and what stops a run early."""
+
+    every_steps: int | None = None
+    """Steps between evaluations; none: at the end of each epoch."""
+    monitor: str = "auc"
+    """Metric that decides which checkpoint is the best."""
+    patience: int | None = None
+    """Evaluations without a better `monitor` after which the run stops; none: never."""
+    batch: int = 8192
+    """Rows of a global batch in evaluation."""
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"evaluation.{name}: must be at least 1, or none, got {value}")
+        if self.batch < 1:
+            raise ConfigError(f"evaluation.batch: must be at least 1, got {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """What a run survives by itself."""
+
+    max_failures: int = 3
+    """Worker failures after which the run gives up; 0: the first one ends it."""
+    hang_s: float = 300.0
+    """Seconds after which a collective that got no answer is a failure."""
+
+    def __post_init__(self) -> None:
+        if self.max_failures < 0 or self.hang_s <= 0:
+            raise ConfigError("faults: max_failures must be at least 0 and hang_s positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The workers that a run asks Ray for."""
+
+    workers: int = 2
+    """Processes that train, one a GPU where there are GPUs."""
+    cpus_per_worker: float = 1.0
+    """CPUs reserved for each worker."""
+    gpus_per_worker: Literal[0, 1] = 0
+    """1: each worker owns a GPU (NCCL); 0: CPU (gloo)."""
+    memory_gb_per_worker: float | None = None
+    """GiB that tables, parameters and optimizer state may take on a worker; none: what the machine has, shared out."""
+    wait_s: float = 60.0
+    """How long to wait for workers that the cluster does not have free before giving up."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ConfigError(f"cluster.workers: must be at least 1, got {self.workers}")
+        if self.cpus_per_worker <= 0:
+            raise ConfigError(f"cluster.cpus_per_worker: must be positive, got {self.cpus_per_worker}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Handoff:
+    """What happens to the best checkpoint when training has ended."""
+
+    export: bool = True
+    """Write the unsharded model with its input schema to `export/`."""
+    serve_check: bool = False
+    """Start the export under Ray Serve and compare its HTTP answers with the trainer's predictions."""
+    rows: int = 256
+    """Test rows whose predictions the trainer records for that comparison."""
+    port: int = 8000
+    """HTTP port of Ray Serve, on localhost."""
+
+    def __post_init__(self) -> None:
+        if self.serve_check and not self.export:
+            raise ConfigError("handoff.serve_check: needs handoff.export, which is off")
+        if not 0 < self.port < 65536:
+            raise ConfigError(f"handoff.port: must be 1..65535, got {self.port}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training job: model, data, optimizers, layout, and what to do when things go wrong or well."""
+
+    name: str
+    """Folder of the run under `storage`; starting a name again resumes it."""
+    model: RankingConfig
+    """What is trained."""
+    data: Interactions
+    """What it is trained on."""
+    optim: AdamW = AdamW()
+    """Optimizer of the dense parameters."""
+    sparse_optim: SparseOptim = RowWiseAdagrad()
+    """Optimizer of the embedding tables, fused into backward."""
+    global_batch: int = 1024
+    """Rows of a step over all workers; an epoch is cut into equal batches of at most this many."""
+    epochs: int = 1
+    """Passes over the training split."""
+    max_steps: int | None = None
+    """Optimizer steps after which the run ends, if that is sooner."""
+    parallel: Parallel = Parallel()
+    """How the run is laid out over its workers."""
+    evaluation: Evaluation = Evaluation()
+    """When the validation split is scored."""
+    checkpoint: Checkpoint = Checkpoint()
+    """When checkpoints are written."""
+    faults: Faults = Faults()
+    """What the run survives by itself."""
+    cluster: Cluster = Cluster()
+    """The workers that the run asks for."""
+    tracking: Tracking = Tracking()
+    """Where curves are sent besides the run's own folder."""
+    handoff: Handoff = Handoff()
+    """What happens to the best checkpoint."""
+    metrics: tuple[Metric, ...] = (AUC(), LogLoss())
+    """What is computed on the validation and test splits, exactly, over all ranks."""
+    log_every_steps: int = 10
+    """Steps between points of the training curve."""
+    seed: int = 0
+    """Seeds weights, dropout and the order of the data."""
+    storage: str = "runs"
+    """Folder or fsspec URI under which the run's folder lies."""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ConfigError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-', at most 100")
+        for field in ("global_batch", "epochs", "log_every_steps"):
+            if getattr(self, field) < 1:
+                raise ConfigError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if self.max_steps is not None and self.max_steps < 1:
+            raise ConfigError(f"max_steps: must be at least 1, or none, got {self.max_steps}")
+        names = [m.name for m in self.metrics]
+        if self.evaluation.monitor not in names:
+            raise ConfigError(
+                f"evaluation.monitor: {self.evaluation.monitor!r} is not among the metrics: {', '.join(names)}"
+            )
+        if not self.data.schema.group and any(isinstance(m, NDCG | GAUC) for m in self.metrics):
+            raise ConfigError("metrics: NDCG and GAUC rank rows within a group; set schema.group to an Id feature")
+
+    @property
+    def folder(self) -> str:
+        """URI of the run's folder."""
+        return f"{self.storage.rstrip('/')}/{self.name}"

@@ -1,0 +1,238 @@
+"""Typed features and the batches made of them.
+
+One `Schema` validates the training data, sizes the embedding tables and becomes the request of
+the served endpoint, so that training and serving cannot drift apart.
+
+Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids` order).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rtrain.errors import ConfigError
+
+Entity = Literal["user", "item", "context"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense:
+    """One number a row, fed to the model as `(value - mean) / std`."""
+
+    name: str
+    """Column in the data and key in a request."""
+    entity: Entity = "context"
+    """Whom the feature describes."""
+    mean: float = 0.0
+    """Subtracted from the raw value."""
+    std: float = 1.0
+    """Divides the raw value; must be positive."""
+    missing: float | None = None
+    """Raw value that stands for a null; none refuses nulls."""
+
+    def __post_init__(self) -> None:
+        if self.std <= 0:
+            raise ConfigError(f"feature {self.name!r}: std must be positive, got {self.std}")
+
+    def arrow_type(self) -> pa.DataType:
+        """float64: wide enough for every number a column may hold."""
+        return pa.float64()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Id:
+    """One categorical value a row, looked up in an embedding table.
+
+    Give `rows` for integers 0..rows-1, or `vocabulary` for strings: the word at index i gets id
+    i + 1, and id 0 stands for a missing or unknown word.
+    """
+
+    name: str
+    """Column in the data and key in a request."""
+    entity: Entity = "context"
+    """Whom the feature describes."""
+    rows: int = 0
+    """Rows of its table; ids are 0..rows-1. 0: take it from the vocabulary."""
+    vocabulary: tuple[str, ...] = ()
+    """The known words, for a column of strings."""
+    table: str = ""
+    """Table to look up in; features that name the same table share it. Empty: its own name."""
+
+    def __post_init__(self) -> None:
+        if bool(self.rows) == bool(self.vocabulary):
+            raise ConfigError(f"feature {self.name!r}: give either rows (for integers) or vocabulary (for strings)")
+        if len(set(self.vocabulary)) != len(self.vocabulary):
+            raise ConfigError(f"feature {self.name!r}: its vocabulary has a word twice")
+
+    @property
+    def table_name(self) -> str:
+        """The table that the feature reads."""
+        return self.table or self.name
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the table, the row of unknown words included."""
+        return self.rows or len(self.vocabulary) + 1
+
+    def arrow_type(self) -> pa.DataType:
+        """string with a vocabulary, int64 without."""
+        return pa.string() if self.vocabulary else pa.int64()
+
+
+@dataclass(frozen=True, kw_only=True)
+class IdList(Id):
+    """Any number of categorical values a row (jagged), pooled by the model."""
+
+    max_length: int = 1_000_000
+    """Longest list that is accepted."""
+
+    def arrow_type(self) -> pa.DataType:
+        """A list of what `Id` takes."""
+        return pa.list_(super().arrow_type())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence(IdList):
+    """An `IdList` in time order, oldest first; beyond `max_length` the newest are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """What is predicted: 0 or 1."""
+
+    name: str = "label"
+    """Column in the data; never part of a request."""
+
+
+Feature = Dense | Id | IdList | Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schema:
+    """All features of a model, its label, and the column that metrics group by."""
+
+    features: tuple[Feature, ...]
+    """Everything that the model reads."""
+    label: Label = Label()
+    """What the model predicts."""
+    group: str = ""
+    """Id feature whose rows are ranked together (usually the user); empty: no ranking metrics."""
+    time: str = ""
+    """Column of seconds since 1970 that orders the rows; empty: the file's own order."""
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in self.features]
+        for name in names:
+            if names.count(name) > 1 or name == self.label.name:
+                raise ConfigError(f"schema: the name {name!r} is used twice")
+        if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, IdList)]:
+            raise ConfigError(f"schema.group: {self.group!r} is not an Id feature of this schema")
+        for table, rows in ((f.table_name, f.table_rows) for f in self.ids):
+            if rows != self.tables[table]:
+                raise ConfigError(f"schema: features of table {table!r} disagree on its rows: {self.tables[table]}, {rows}")
+
+    @property
+    def dense(self) -> tuple[Dense, ...]:
+        """The numbers, in the order of `Batch.dense`'s columns."""
+        return tuple(f for f in self.features if isinstance(f, Dense))
+
+    @property
+    def ids(self) -> tuple[Id, ...]:
+        """The categorical features (single, list and sequence), in the order of `Batch.ids`."""
+        return tuple(f for f in self.features if isinstance(f, Id))
+
+    @property
+    def tables(self) -> dict[str, int]:
+        """Table name -> rows, in order of first use."""
+        first: dict[str, int] = {}
+        for feature in self.ids:
+            first.setdefault(feature.table_name, feature.table_rows)
+        return first
+
+    def arrow(self, *, label: bool) -> pa.Schema:
+        """The columns that rows must have: all of training data, or of a request (`label=False`)."""
+        columns = [pa.field(f.name, f.arrow_type()) for f in self.features]
+        if label:
+            columns.append(pa.field(self.label.name, pa.float64()))
+        return pa.schema(columns)
+
+
+@dataclass
+class Jagged:
+    """Ids of several features, feature-major: the layout of torchrec's KeyedJaggedTensor.
+
+    `lengths[f * B + b]` values belong to feature f of row b; `values` holds them in that order.
+    """
+
+    keys: tuple[str, ...]
+    values: Tensor
+    """int64 [sum of lengths]"""
+    lengths: Tensor
+    """int32 [F * B]"""
+
+    def to(self, device: torch.device) -> "Jagged":
+        """A copy on another device."""
+        return Jagged(self.keys, self.values.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+
+@dataclass
+class Batch:
+    """One rank's share of a global batch."""
+
+    dense: Tensor
+    """float32 [B, D], normalised"""
+    ids: Jagged
+    label: Tensor
+    """float32 [B]"""
+    group: Tensor
+    """int64 [B]: whom the rows are ranked for; zeros without `schema.group`"""
+    row: Tensor
+    """int64 [B]: the sample's number in its data set, the identity that resume is proved with; -1 pads"""
+    global_rows: int
+    """Rows of the global batch, over all data ranks."""
+
+    @property
+    def rows(self) -> int:
+        """B, padding included."""
+        return int(self.label.shape[0])
+
+    @property
+    def real(self) -> Tensor:
+        """bool [B]: false where a row only pads."""
+        return self.row >= 0
+
+    def padded(self, rows: int) -> "Batch":
+        """The batch with rows without ids, label 0 and row -1 added at its end, up to `rows`.
+
+        Row-wise sharded tables need the same B on every rank; padding gives it at any world size.
+        The padding touches no table row, and losses and metrics leave it out by `real`.
+        """
+        extra = rows - self.rows
+        if extra == 0:
+            return self
+        lengths = self.ids.lengths.view(len(self.ids.keys), self.rows)
+        return Batch(
+            dense=pad(self.dense, (0, 0, 0, extra)),
+            ids=Jagged(self.ids.keys, self.ids.values, pad(lengths, (0, extra)).flatten()),
+            label=pad(self.label, (0, extra)),
+            group=pad(self.group, (0, extra)),
+            row=pad(self.row, (0, extra), value=-1),
+            global_rows=self.global_rows,
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on another device; the same object when it is there already."""
+        if self.dense.device == device:
+            return self
+        return Batch(
+            dense=self.dense.to(device, non_blocking=True),
+            ids=self.ids.to(device),
+            label=self.label.to(device, non_blocking=True),
+            group=self.group,
+            row=self.row,
+            global_rows=self.global_rows,
+        )

@@ -1,0 +1,106 @@
+"""Where the step time goes: data, forward, backward, optimizer, and communication inside them.
+
+Every step's phases are timed (by CUDA events on a GPU, so that nothing waits). Communication runs
+inside the phases, so it is measured on a few sampled steps with torch's profiler: the share of each
+phase in which a collective was under way, which is then booked as communication instead.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+PHASES = ("data", "forward", "backward", "optimizer")
+COLLECTIVE = ("gloo:", "nccl:")
+MARK = "rtrain:"
+
+
+class Stopwatch:
+    """Sums the time of the phases, and samples the communication inside them."""
+
+    def __init__(self, device: torch.device, *, sample_from: int = 10, sample_steps: int = 5):
+        self.device = device
+        self._totals: dict[str, float] = defaultdict(float)
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._steps = 0
+        self._sample = range(sample_from, sample_from + sample_steps)
+        self._profile: profile | None = None
+        self.shares: dict[str, float] = {}
+        """Phase -> share of its time in which a collective was under way; empty until measured."""
+
+    def begin_step(self) -> None:
+        """Call before each step: starts and ends the sampling when it is time."""
+        self._steps += 1
+        if self._steps == self._sample.start:
+            on_gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
+            self._profile = profile(activities=[ProfilerActivity.CPU, *on_gpu])
+            self._profile.start()
+        elif self._steps == self._sample.stop:
+            self._end_sample()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """The time of the block belongs to phase `name`; a sampled step's only counts for the shares."""
+        if self._profile is not None:
+            with record_function(MARK + name):
+                yield
+        elif self.device.type == "cuda":
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin.record()
+            yield
+            end.record()
+            self._pending.append((name, begin, end))
+            if len(self._pending) >= 4096:
+                self._settle()
+        else:
+            began = time.perf_counter()
+            yield
+            self._totals[name] += time.perf_counter() - began
+
+    def _settle(self) -> None:
+        torch.cuda.synchronize()
+        for name, begin, end in self._pending:
+            self._totals[name] += begin.elapsed_time(end) / 1000
+        self._pending.clear()
+
+    def _end_sample(self) -> None:
+        if self._profile is None:
+            return
+        self._profile.stop()
+        phases: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        collectives: list[tuple[float, float]] = []
+        for event in self._profile.events() or ():
+            span = (event.time_range.start, event.time_range.end)
+            if event.name.startswith(MARK):
+                phases[event.name.removeprefix(MARK)].append(span)
+            elif event.name.startswith(COLLECTIVE):
+                collectives.append(span)
+        self._profile = None
+        busy = _merge(collectives)
+        for name, spans in phases.items():
+            length = sum(end - begin for begin, end in spans)
+            inside = sum(max(0.0, min(e, be) - max(b, bb)) for b, e in spans for bb, be in busy)
+            self.shares[name] = inside / length if length else 0.0
+
+    def breakdown(self) -> dict[str, float]:
+        """Seconds by data, forward, backward, optimizer and communication, over all unsampled steps."""
+        self._end_sample()
+        if self._pending:
+            self._settle()
+        seconds = {name: self._totals.get(name, 0.0) for name in PHASES}
+        parts = {name: s * (1 - self.shares.get(name, 0.0)) for name, s in seconds.items()}
+        parts["communication"] = sum(seconds.values()) - sum(parts.values())
+        return parts
+
+
+def _merge(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    merged: list[tuple[float, float]] = []
+    for begin, end in sorted(spans):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((begin, end))
+    return merged

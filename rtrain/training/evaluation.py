@@ -1,0 +1,33 @@
+"""Score a split over all ranks; every rank gets the same exact metric values."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch.distributed as dist
+
+from rtrain.metrics.state import Metric, Partial, Scored, evaluate
+from rtrain.schema import Batch
+from rtrain.training.replica import Replica
+
+
+def score(replica: Replica, batches: Iterable[Batch]) -> Scored:
+    """This rank's rows of a split, scored. A collective over all ranks."""
+    scores, labels, groups = [], [], []
+    for batch in batches:
+        probabilities = replica.predict(batch.to(replica.world.device)).cpu()
+        scores.append(probabilities.double().numpy())
+        labels.append(batch.label.double().numpy())
+        groups.append(batch.group.numpy())
+    return Scored(scores=np.concatenate(scores), labels=np.concatenate(labels), groups=np.concatenate(groups))
+
+
+def measure(replica: Replica, batches: Iterable[Batch], metrics: tuple[Metric, ...]) -> dict[str, float]:
+    """Metrics of a split, exact over ranks: states are merged in rank order, never averaged."""
+    mine = score(replica, batches)
+    partials = [metric.partial(mine) for metric in metrics]
+    gathered: list[list[Partial]] = [[]] * replica.world.size
+    dist.all_gather_object(gathered, partials)
+    merged = gathered[0]
+    for other in gathered[1:]:
+        merged = [a + b for a, b in zip(merged, other, strict=True)]
+    return evaluate(metrics, merged)

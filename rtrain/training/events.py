@@ -1,0 +1,108 @@
+"""The events of the loop, and the callback that listens to them.
+
+    fit_start(state)                       once an attempt, after a resume
+    repeat until state.done:
+        batch from the reader              [data]
+        logits, loss                       [forward]
+        gradients; tables are updated      [backward]
+        dense parameters are updated       [optimizer]
+        step_end(state, point)             point: a TrainPoint every log_every_steps, else none
+        evaluated(state, values)           after the validation split was scored
+        checkpointed(state)                after a checkpoint was committed
+    fit_end(state)                         when training is over (not on a failure)
+    close()                                always, also on a failure
+
+Callbacks run on every rank; what prints or writes does so on rank 0 only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rtrain.data.cursor import Cursor
+
+
+@dataclass(frozen=True)
+class TrainPoint:
+    """One point of the training curve, the same on every rank."""
+
+    loss: float
+    """Mean loss of the rows since the last point."""
+    examples_per_s: float
+    lr: float
+    """Learning rate of the dense parameters."""
+    grad_norm: float | None
+
+
+@dataclass
+class State:
+    """Where a run is; saved in every checkpoint."""
+
+    total_steps: int
+    rows: int
+    """Rows of the training split."""
+    step: int = 0
+    """Optimizer steps done."""
+    cursor: Cursor = field(default_factory=Cursor)
+    """Position after the last batch that was trained on."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Validation metrics at the best step."""
+    best_step: int | None = None
+    stale: int = 0
+    """Evaluations since the best one."""
+    stop: str = ""
+    """Why the run ends before `total_steps`; empty while it does not."""
+    attempt: int = 1
+    elapsed_s: float = 0.0
+    """Seconds in the loop, over all attempts that are part of this history."""
+
+    @property
+    def done(self) -> bool:
+        """No further step will be taken."""
+        return bool(self.stop) or self.step >= self.total_steps
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, with the fraction of the current one."""
+        return self.cursor.epoch + self.cursor.sample / self.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """What a resume needs."""
+        return {
+            "step": self.step,
+            "cursor": self.cursor.to_dict(),
+            "best": self.best,
+            "best_step": self.best_step,
+            "stale": self.stale,
+            "stop": self.stop,
+            "elapsed_s": self.elapsed_s,
+        }
+
+    def load(self, stored: Mapping[str, Any]) -> None:
+        """Take over what `to_json` gave."""
+        self.step, self.cursor = stored["step"], Cursor.from_dict(stored["cursor"])
+        self.best, self.best_step = dict(stored["best"]), stored["best_step"]
+        self.stale, self.elapsed_s = stored["stale"], stored["elapsed_s"]
+        self.stop = stored["stop"]
+
+
+class Callback:
+    """Listens to the loop; override what you need."""
+
+    def fit_start(self, state: State) -> None:
+        """Training begins, or goes on from a checkpoint."""
+
+    def step_end(self, state: State, point: TrainPoint | None) -> None:
+        """An optimizer step is done."""
+
+    def evaluated(self, state: State, values: Mapping[str, float]) -> None:
+        """The validation split was scored."""
+
+    def checkpointed(self, state: State) -> None:
+        """A checkpoint of `state.step` is committed."""
+
+    def fit_end(self, state: State) -> None:
+        """Training is over."""
+
+    def close(self) -> None:
+        """The attempt ends, whatever the reason."""

@@ -1,0 +1,134 @@
+"""The training loop. Its events, in order, are in `rtrain.training.events`."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+import torch.distributed as dist
+
+from rtrain.data.cursor import Cursor
+from rtrain.errors import RunFailed
+from rtrain.run import Run
+from rtrain.schema import Batch
+from rtrain.training.breakdown import Stopwatch
+from rtrain.training.events import Callback, State, TrainPoint
+from rtrain.training.replica import Replica
+
+Batches = Iterator[tuple[Batch, Cursor]]
+
+
+def fit(
+    run: Run,
+    state: State,
+    replica: Replica,
+    batches: Batches,
+    callbacks: Sequence[Callback],
+    *,
+    evaluate: Callable[[], dict[str, float]],
+    save: Callable[[], None],
+    watch: Stopwatch,
+) -> None:
+    """Train until `state.done`; a collective over all ranks.
+
+    A checkpoint is written every `checkpoint.every_steps`, at each new best evaluation (so that the
+    best step always has one) and at the end. Evaluation comes before the checkpoint of its step,
+    so that a resume never evaluates a step twice.
+
+    Raises:
+        RunFailed: the loss is not finite.
+    """
+    window = _Window(replica.world.device)
+    began, before = time.perf_counter(), state.elapsed_s
+    for callback in callbacks:
+        callback.fit_start(state)
+    while not state.done:
+        watch.begin_step()
+        with watch.phase("data"):
+            batch, cursor = next(batches)
+            batch = batch.to(replica.world.device)
+        loss = replica.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
+        window.add(loss, batch.global_rows)
+        epoch_ended = cursor.epoch > state.cursor.epoch
+        state.step, state.cursor = state.step + 1, cursor
+        state.elapsed_s = before + time.perf_counter() - began
+
+        point = None
+        if state.step % run.log_every_steps == 0 or state.done:
+            point = window.close(run, state, replica)
+        for callback in callbacks:
+            callback.step_end(state, point)
+
+        improved = False
+        every = run.evaluation.every_steps
+        if state.done or (epoch_ended if every is None else state.step % every == 0):
+            values = evaluate()
+            improved = judge(run, state, values)
+            for callback in callbacks:
+                callback.evaluated(state, values)
+            window.restart()  # the rate is of training, not of scoring
+        if improved or state.done or state.step % run.checkpoint.every_steps == 0:
+            save()
+            for callback in callbacks:
+                callback.checkpointed(state)
+            window.restart()
+    for callback in callbacks:
+        callback.fit_end(state)
+
+
+def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:
+    """Whether `values` are the best so far; sets `state.stop` when patience has run out.
+
+    Every rank has the same exact values, so every rank decides the same.
+    """
+    metric = next(m for m in run.metrics if m.name == run.evaluation.monitor)
+    new, old = values[metric.name], state.best.get(metric.name)
+    if old is None or old != old or (new > old if metric.higher_is_better else new < old):
+        state.best, state.best_step, state.stale = dict(values), state.step, 0
+        return True
+    state.stale += 1
+    patience = run.evaluation.patience
+    if patience is not None and state.stale >= patience:
+        state.stop = f"no better {metric.name} in {state.stale} evaluations"
+    return False
+
+
+class _Window:
+    """Loss and rate since the last point, without a collective or a device wait per step."""
+
+    def __init__(self, device: torch.device):
+        self.loss = torch.zeros((), device=device, dtype=torch.float64)
+        self.rows = self.timed_rows = 0
+        self.began = time.perf_counter()
+
+    def add(self, loss: torch.Tensor, rows: int) -> None:
+        self.loss += loss
+        self.rows += rows
+        self.timed_rows += rows
+
+    def restart(self) -> None:
+        self.timed_rows, self.began = 0, time.perf_counter()
+
+    def close(self, run: Run, state: State, replica: Replica) -> TrainPoint:
+        total = self.loss.clone()
+        dist.all_reduce(total)
+        loss = float(total) / self.rows
+        if not math.isfinite(loss):
+            raise RunFailed(
+                f"the loss is {loss} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set optim.clip_norm; "
+                "the run can be started again from its last checkpoint"
+            )
+        seconds = time.perf_counter() - self.began
+        tower = replica.tower
+        assert tower is not None
+        factor = run.optim.schedule.factor(state.step - 1, state.total_steps)
+        point = TrainPoint(
+            loss=loss,
+            examples_per_s=self.timed_rows / seconds if seconds > 0 else 0.0,
+            lr=run.optim.lr * factor,
+            grad_norm=tower.grad_norm,
+        )
+        self.loss.zero_()
+        self.rows = 0
+        self.restart()
+        return point

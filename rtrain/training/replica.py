@@ -1,0 +1,111 @@
+"""The model on this rank: tables sharded, tower wrapped, one training step, predictions."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rtrain.checkpoint.format import Stored
+from rtrain.mesh import Mesh
+from rtrain.models.ranking import RankingModel
+from rtrain.parallel import tower as towers
+from rtrain.parallel.chunks import Chunk
+from rtrain.parallel.embeddings import ShardedTables, placements, plan_tables
+from rtrain.parallel.placement import TablePlacement
+from rtrain.run import Run
+from rtrain.schema import Batch
+from rtrain.training import rng
+from rtrain.training.breakdown import Stopwatch
+from rtrain.training.world import World
+
+
+class Replica:
+    """One rank's share of the model and its optimizers.
+
+    Built in the order that makes a resume exact: weights, then the wrapping, then optimizer state;
+    the random state comes last (`restore_rng`), after everything that draws numbers.
+    """
+
+    def __init__(self, run: Run, mesh: Mesh, world: World, *, stored: Stored | None, training: bool):
+        schema, config = run.data.schema, run.model
+        self.run, self.world, self.stored = run, world, stored
+        self.data_ranks = mesh.data
+        rows_per_rank = -(-run.global_batch // mesh.data)
+        tables = config.table_list(schema)
+        budget = run.cluster.memory_gb_per_worker
+        plan = plan_tables(
+            tables,
+            run.parallel,
+            world_size=world.size,
+            local_world_size=world.local_size,
+            device=world.device.type,
+            batch_per_rank=rows_per_rank,
+            memory_bytes_per_rank=int(budget * 1024**3) if budget is not None else world.memory_bytes(),
+        )
+        said = [plan]
+        dist.broadcast_object_list(said, src=0)  # rank 0's plan for all: plans that differ would deadlock
+        plan = said[0]
+        self.placements: tuple[TablePlacement, ...] = placements(plan, tables)
+        self.tables = ShardedTables(tables, config.feature_names(schema), plan, run.sparse_optim, world.device)
+        self.model: RankingModel = config.build(schema, seed=run.seed, table_device="meta")
+        if stored:
+            self.tables.restore(stored.read)
+            towers.load_weights(self.model.tower, stored.read)
+        else:
+            self.tables.initialise(run.seed)
+        self.tower: towers.Tower | None = None
+        dense: nn.Module = self.model.tower.to(world.device)
+        if training:
+            self.tower = towers.wrap(dense, run.parallel, run.optim, world.device, rows_per_rank=rows_per_rank)
+            dense = self.tower.module
+            if stored:
+                self.tower.restore(stored.read)
+        self.model.tables, self.model.tower = self.tables, dense
+        self.model.train(training)
+
+    def restore_rng(self) -> None:
+        """This rank's random state: the checkpoint's at the same world size, else fresh from the seed."""
+        rng.seed_all(self.run.seed, self.world.rank)
+        if self.stored and self.stored.meta["world_size"] == self.world.size:
+            rng.restore(self.world.rank, self.stored.read)
+
+    def train_step(self, batch: Batch, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
+        """One optimizer step; returns the sum of this rank's row losses, detached.
+
+        Gradients are averaged over ranks, so each rank's sum is scaled by ranks / rows of the
+        global batch: the result is the mean over the global batch however its rows were dealt.
+        """
+        batch = self._even(batch)
+        tower = self.tower
+        assert tower is not None, "built with training=False"
+        run = self.run
+        self.tables.set_lr(run.sparse_optim.lr * run.sparse_optim.schedule.factor(step, total_steps))
+        with watch.phase("forward"):
+            losses = self.model.losses(self.model(batch), batch)
+            total = (losses * batch.real).sum()
+        with watch.phase("backward"):
+            tower.backward(total * (self.world.size / batch.global_rows))
+        with watch.phase("optimizer"):
+            tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
+        return total.detach()
+
+    @torch.no_grad()
+    def predict(self, batch: Batch) -> Tensor:
+        """Probabilities float32 [B] of the batch's rows; a collective over all ranks."""
+        was_training = self.model.training
+        self.model.eval()
+        probabilities: Tensor = self.model(self._even(batch)).sigmoid()
+        self.model.train(was_training)
+        return probabilities[: batch.rows]
+
+    def _even(self, batch: Batch) -> Batch:
+        """The batch with as many rows as every other rank's: shares differ by one, TorchRec wants them equal."""
+        return batch.padded(-(-batch.global_rows // self.data_ranks))
+
+    def chunks(self) -> Iterator[Chunk]:
+        """All state of this rank for a checkpoint; a collective."""
+        yield from self.tables.chunks()
+        assert self.tower is not None, "built with training=False"
+        yield from self.tower.chunks(writes=self.world.leads)
+        yield from rng.chunks(self.world.rank)

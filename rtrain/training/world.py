@@ -1,0 +1,70 @@
+"""Who this process is among its peers, and the process group that joins them."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+
+import psutil
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """One rank's place in the job."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+    node: str
+
+    @property
+    def leads(self) -> bool:
+        """Rank 0: the one that prints and writes."""
+        return self.rank == 0
+
+    def memory_bytes(self) -> int:
+        """Memory of the device, or this rank's share of the host's."""
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_properties(self.device).total_memory
+        return int(psutil.virtual_memory().total) // self.local_size
+
+
+def join(*, gpu: bool, timeout_s: float) -> World:
+    """Join the process group that the launcher's environment describes (torchrun's and Ray's names).
+
+    Without such an environment this is a world of one. A group that exists already is used.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    # Ray gives each worker its own visible device; torchrun lets all of a node's ranks see all of them.
+    device = torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        store = dist.HashStore() if "RANK" not in os.environ else None
+        dist.init_process_group(
+            "nccl" if gpu else "gloo",
+            rank=rank,
+            world_size=size,
+            store=store,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    return World(
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
+        local_rank=local_rank,
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        device=device,
+        node=socket.gethostname(),
+    )
+
+
+def leave() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
