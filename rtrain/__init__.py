@@ -6,7 +6,7 @@ Names are loaded when they are first used: `rtrain doctor` must work where torch
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from rtrain.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from rtrain.api import Result, plan, serve, train

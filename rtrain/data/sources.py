@@ -102,7 +102,10 @@ def _download(cache: Path, folder: Path, scratch: Path, progress: bool) -> Path:
             [*pip, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S
         )
         said = done.stderr.strip().splitlines()
-        why = said[-1].removeprefix("ERROR: ") if said else f"pip ended with {done.returncode}"
+        if "connection broken by" in done.stderr:
+            why = "the package index cannot be reached"  # pip's last line only says "no matching distribution"
+        else:
+            why = said[-1].removeprefix("ERROR: ") if said else f"pip ended with {done.returncode}"
     except subprocess.TimeoutExpired:
         why = f"no end after {DOWNLOAD_TIMEOUT_S} s"
     wheel = scratch / WHEEL

@@ -46,7 +46,7 @@ class ByTime:
         lasts = _ordered(rows, time)
         total = rows.rows
         test = _moment(rows, time, lasts, total - max(1, round(total * self.test)))
-        valid = _moment(rows, time, lasts, max(0, total - round(total * (self.test + self.valid))))
+        valid = _moment(rows, time, lasts, min(test, total - round(total * (self.test + self.valid))))
         ranges: Ranges = {"train": (0, valid), "valid": (valid, test), "test": (test, total)}
         for name, (start, stop) in ranges.items():
             if start >= stop:

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import rtrain
 from rtrain import config
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import Folder, sha256_of
@@ -27,6 +26,7 @@ from rtrain.errors import CheckpointError, DataError
 from rtrain.export.request import json_schema, row_model
 from rtrain.models.ranking import RankingConfig
 from rtrain.schema import Schema
+from rtrain.version import VERSION
 
 FORMAT = 1
 HEAD = "export.json"
@@ -60,7 +60,7 @@ def export(
             "model": config.to_dict(model),
             "schema": config.to_dict(schema),
             "metrics": dict(metrics),
-            "rtrain": rtrain.__version__,
+            "rtrain": VERSION,
             "files": files,
         },
     )

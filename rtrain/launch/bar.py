@@ -17,7 +17,7 @@ class Bar(Callback):
     def __init__(self, run: Run):
         self.run = run
         self.progress: Progress | None = None
-        self.best = ""
+        self.best: float | None = None
 
     def fit_start(self, state: State) -> None:
         """Open the bar."""
@@ -60,12 +60,13 @@ class Bar(Callback):
         elif line["kind"] == "event":
             self.note(line["text"])
         elif line["kind"] == "valid":
-            monitor = self.run.evaluation.monitor
-            self.best = f"{monitor} {line[monitor]:.4f}"
+            monitor = next(m for m in self.run.metrics if m.name == self.run.evaluation.monitor)
+            value = line[monitor.name]
+            if self.best is None or (value > self.best if monitor.higher_is_better else value < self.best):
+                self.best = value
         elif line["kind"] == "train":
-            self.progress.update(
-                line["step"], examples_per_s=line["examples_per_s"], loss=line["loss"], best=self.best
-            )
+            best = "" if self.best is None else f"best {self.run.evaluation.monitor} {self.best:.4f}"
+            self.progress.update(line["step"], examples_per_s=line["examples_per_s"], loss=line["loss"], best=best)
 
 
 class Watch:

@@ -19,9 +19,10 @@ from rtrain.schema import Id, IdList
 from rtrain.training.job import PREDICTIONS, Outcome
 
 RESULT = "result.json"
-SAME = 1e-6
-"""Largest difference between a served probability and the trainer's: both are float32 and sum the
-same products, but in batches of other sizes, so the last bits (about 1e-7 of a probability) differ."""
+SAME = 1e-5
+"""Largest difference between a served probability and the trainer's. Both sum the same float32
+products, but in batches of other sizes and so in another order: some hundred roundings of 6e-8 in a
+logit of a few units, seen here as 5e-7. A wrong weight, row or feature shows as 1e-3 and more."""
 BASELINE_ROWS = 5_000_000
 """Training rows beyond which the bias baseline, computed in the driver's memory, is left out."""
 

@@ -23,7 +23,11 @@ DEFAULTS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in the workers
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one 200 MB actor less; preemption is not handled yet
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no GPU asked for: leave the device environment alone
-    "RAY_AUTH_MODE": "disabled",  # only for the embedded Ray, see below
+}
+# And these when a Ray is started here; a cluster has its own.
+EMBEDDED = {
+    "RAY_AUTH_MODE": "disabled",  # it listens on this machine only, and nobody else joins it
+    "RAY_worker_niceness": "0",  # Ray gives its workers nice 15, and a busy machine starves them
 }
 
 
@@ -35,9 +39,8 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
         ClusterError: the cluster does not have the workers, after waiting `cluster.wait_s`.
     """
     embedded = not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()
-    for name, value in DEFAULTS.items():
-        if name != "RAY_AUTH_MODE" or embedded:
-            os.environ.setdefault(name, value)
+    for name, value in {**DEFAULTS, **(EMBEDDED if embedded else {})}.items():
+        os.environ.setdefault(name, value)
     joined = ray.is_initialized()
     if not joined:
         _start(cluster, embedded=embedded, workers=workers or cluster.workers)

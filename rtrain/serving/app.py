@@ -122,7 +122,7 @@ def deploy(export: str, *, name: str, port: int, replicas: int = 1, host: str = 
     app = Ranker.options(  # type: ignore[attr-defined]
         num_replicas=replicas, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256
     ).bind(export)
-    ray_serve.run(app, name=name, route_prefix="/", _blocking=True)
+    ray_serve.run(app, name=name, route_prefix="/")
     return Served(name=name, url=f"http://{host}:{port}")
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-import rtrain
 from rtrain import config
 from rtrain.checkpoint.format import Stored, newest, save
 from rtrain.checkpoint.store import CheckpointFolders, Folder
@@ -32,6 +31,7 @@ from rtrain.training.loop import fit
 from rtrain.training.replica import Replica
 from rtrain.training.trackers import Tracker, open_trackers
 from rtrain.training.world import World
+from rtrain.version import VERSION
 
 PREDICTIONS = "predictions.json"
 ATTEMPT = "attempt.json"
@@ -109,7 +109,7 @@ def _run(run: Run, world: World, state: State, extra: Sequence[Callback]) -> Out
             "axes": asdict(mesh),
             "placement": [p.to_json() for p in replica.placements],
             "attempt": state.attempt,
-            "versions": {"rtrain": rtrain.__version__, "python": platform.python_version()},
+            "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
         }
         save(folders, state.step, replica.chunks(), meta)

@@ -1,0 +1,73 @@
+"""Opens the trackers that a config names."""
+
+from collections.abc import Callable, Mapping
+
+from rtrain.checkpoint.store import Folder
+from rtrain.errors import ConfigError
+from rtrain.training.trackers.protocol import Opening, Tracker, Tracking
+from rtrain.training.trackers.secrets import mask
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny sqlalchemy alembic"}
+
+
+def open_trackers(
+    tracking: Tracking,
+    *,
+    run_name: str,
+    folder: str,
+    config: Mapping[str, object],
+    attempt: int,
+    resume_step: int = 0,
+) -> list[Tracker]:
+    """The trackers that `tracking.to` names, writing into the run's `folder` (any fsspec URI); for rank 0 only.
+
+    `config`: the run's flat config; values of keys that look like secrets are masked before they are stored.
+    `attempt` and `resume_step`: a later attempt goes on in the same wandb and MLflow run, and what
+    was logged beyond `resume_step` is dropped where the store can do that (TensorBoard, JSON lines).
+
+    Raises:
+        ConfigError: a package that is not installed.
+        ClusterError: a tracker that cannot start, with its reason.
+    """
+    opening = Opening(
+        tracking,
+        run_name=run_name,
+        folder=Folder(folder),
+        config=mask(config),
+        attempt=attempt,
+        resume_step=resume_step,
+    )
+    opened: list[Tracker] = []
+    try:
+        for name in tracking.to:
+            opened.append(_opener(name)(opening))
+    except BaseException:
+        for tracker in opened:
+            tracker.close()
+        raise
+    return opened
+
+
+def _opener(name: str) -> Callable[[Opening], Tracker]:
+    # Imported here, so that a run loads only the packages of the trackers that it uses.
+    try:
+        if name == "tensorboard":
+            from rtrain.training.trackers.tensorboard import TensorBoard
+
+            return TensorBoard
+        if name == "wandb":
+            from rtrain.training.trackers.wandb import Wandb
+
+            return Wandb
+        if name == "mlflow":
+            from rtrain.training.trackers.mlflow import MLflow
+
+            return MLflow
+    except ImportError as error:
+        raise ConfigError(
+            f"tracking.to: {name!r} cannot be imported ({error}). Install it (pip install {PACKAGES[name]}), "
+            "or take it out of tracking.to"
+        ) from error
+    from rtrain.training.trackers.jsonl import JsonLines
+
+    return JsonLines

@@ -1,0 +1,53 @@
+"""TensorBoard event files."""
+
+from collections.abc import Mapping
+
+from torch.utils.tensorboard import SummaryWriter
+
+from rtrain.errors import ClusterError
+from rtrain.training.trackers.protocol import Opening
+from rtrain.training.trackers.workspace import Workspace
+
+
+class TensorBoard:
+    """Scalars under their names, the config as a table, in `tensorboard/` of the run's folder."""
+
+    def __init__(self, opening: Opening):
+        self.place = Workspace(opening.folder, "tensorboard")
+        resumed = opening.attempt > 1 or opening.resume_step > 0
+        try:
+            # purge_step: TensorBoard then hides what an earlier attempt wrote from that step on.
+            self.writer = SummaryWriter(
+                str(self.place.path), purge_step=opening.resume_step + 1 if resumed else None, flush_secs=10
+            )
+        except OSError as error:
+            raise ClusterError(
+                f"tracking: TensorBoard cannot write to {self.place.path} ({error}). "
+                "Make it writable, or take 'tensorboard' out of tracking.to"
+            ) from error
+        self.step = opening.resume_step
+        rows = "".join(f"|{key}|{_cell(value)}|\n" for key, value in opening.config.items())
+        self.writer.add_text("config", f"|key|value|\n|-|-|\n{rows}", opening.resume_step)
+        self.writer.flush()
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar a value."""
+        self.step = step
+        for name, value in values.items():
+            self.writer.add_scalar(name, float(value), step)
+        self.place.copy_if_due(self.writer.flush)
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        """The summary as scalars at the last step."""
+        for name, value in summary.items():
+            self.writer.add_scalar(name, float(value), self.step)
+        self.close()
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        self.writer.close()
+        self.place.close()
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

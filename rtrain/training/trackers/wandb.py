@@ -1,0 +1,74 @@
+"""Weights & Biases, offline unless told otherwise."""
+
+import os
+import sys
+import uuid
+from collections.abc import Mapping
+
+import wandb
+from rtrain.errors import ClusterError, one_line
+from rtrain.training.trackers.protocol import Opening
+from rtrain.training.trackers.workspace import Workspace
+
+
+class Wandb:
+    """One wandb run for all attempts; offline files lie in `wandb/` of the run's folder."""
+
+    def __init__(self, opening: Opening):
+        mode = opening.tracking.wandb_mode
+        if mode == "offline":
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # offline means: nothing is sent anywhere
+        elif not sys.stdin or not sys.stdin.isatty():
+            os.environ.setdefault("WANDB_SILENT", "true")
+        self.place = Workspace(opening.folder, "wandb")
+        # wandb falls back to a folder in /tmp when its own is not there: make it, or say why not.
+        try:
+            self.place.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _cannot_start(mode, error) from error
+        identity = opening.id_of("wandb") or uuid.uuid4().hex[:8]
+        try:
+            self.run = wandb.init(
+                project=opening.tracking.project,
+                name=opening.run_name,
+                id=identity,
+                resume="allow",
+                dir=str(self.place.path.parent),
+                mode=mode,
+                config=dict(opening.config),
+                allow_val_change=True,
+                # The metadata would hold the command line, and a secret with it.
+                settings=wandb.Settings(
+                    silent=True, console="off", x_disable_meta=True, disable_git=True, save_code=False, login_timeout=5
+                ),
+            )
+        except (wandb.Error, OSError, ValueError, RuntimeError, TimeoutError) as error:
+            raise _cannot_start(mode, error) from error
+        opening.keep_id("wandb", identity)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """wandb gathers the calls of one step itself."""
+        self.run.log({k: float(v) for k, v in values.items()}, step=step)
+        self.place.copy_if_due(lambda: None)
+
+    def finish(self, summary: Mapping[str, float]) -> None:
+        """Set the summary and end the wandb run as finished."""
+        self.run.summary.update({k: float(v) for k, v in summary.items()})
+        self._end(0)
+
+    def close(self) -> None:
+        """End the wandb run as failed; the next attempt goes on with it."""
+        self._end(1)
+
+    def _end(self, exit_code: int) -> None:
+        self.run.finish(exit_code=exit_code)
+        self.place.close()
+
+
+def _cannot_start(mode: str, error: Exception) -> ClusterError:
+    what = (
+        "Set WANDB_API_KEY (or run 'wandb login') on every node, or set tracking.wandb_mode to offline"
+        if mode == "online"
+        else "See that the run's folder is writable and local ports may be opened, or take 'wandb' out of tracking.to"
+    )
+    return ClusterError(f"tracking: wandb cannot start {mode} ({one_line(error)}). {what}")

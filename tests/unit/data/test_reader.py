@@ -1,0 +1,186 @@
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rtrain.data.cursor import Cursor
+from rtrain.data.interactions import Dataset, Interactions
+from rtrain.data.prefetch import NAME
+from rtrain.errors import ConfigError, DataError
+from rtrain.schema import Batch, Schema
+
+Write = Callable[..., str]
+
+WINDOWS = {"one window": 1_000_000, "windows of several row groups": 250, "a row group each": 10}
+
+
+def opened(path: str, schema: Schema, window_rows: int = 1_000_000, prefetch: int = 0) -> Dataset:
+    return Interactions(source=path, schema=schema, window_rows=window_rows, prefetch=prefetch).open()
+
+
+def rows_of(data: Dataset, world_size: int, count: int, global_batch: int = 64, **kwargs: object) -> list[list[int]]:
+    """Row numbers of the next `count` global batches: the ranks' shares, one behind the other."""
+    settings = {"global_batch": global_batch, "seed": 3, "world_size": world_size} | kwargs
+    readers = [data.reader(rank=rank, **settings) for rank in range(world_size)]  # type: ignore[arg-type]
+    steps = []
+    for shares in itertools.islice(zip(*readers, strict=True), count):
+        assert len({cursor for _, cursor in shares}) == 1
+        assert sum(batch.rows for batch, _ in shares) == shares[0][0].global_rows
+        steps.append([row for batch, _ in shares for row in batch.row.tolist()])
+    return steps
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    assert a.global_rows == b.global_rows and a.ids.keys == b.ids.keys
+    for x, y in zip(
+        (a.dense, a.ids.values, a.ids.lengths, a.label, a.group, a.row),
+        (b.dense, b.ids.values, b.ids.lengths, b.label, b.group, b.row),
+        strict=True,
+    ):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("window_rows", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("files", [1, 3])
+def test_every_epoch_has_each_row_once_in_the_same_batches_at_any_world_size(
+    write: Write, schema: Schema, window_rows: int, files: int
+) -> None:
+    data = opened(write(1000, files=files), schema, window_rows)
+    per_epoch = data.reader(global_batch=64, seed=3, rank=0, world_size=1).batches_per_epoch
+    alone = rows_of(data, 1, 2 * per_epoch)
+    first, second = (sum(alone[e * per_epoch : (e + 1) * per_epoch], []) for e in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(*data.ranges["train"]))
+    assert first != second
+    for world_size in (2, 3, 4):
+        assert rows_of(data, world_size, 2 * per_epoch) == alone
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_any_cursor_resumes_at_any_world_size_with_the_same_rest(
+    draw: st.DataObject, schema: Schema, write: Write
+) -> None:
+    window_rows = draw.draw(st.sampled_from(sorted(WINDOWS.values())))
+    data = opened(write(1000), schema, window_rows, prefetch=draw.draw(st.integers(0, 2)))
+    reader = data.reader(global_batch=100, seed=3, rank=0, world_size=1)
+    plain = list(itertools.islice(reader, 3 * reader.batches_per_epoch))
+    number = draw.draw(st.integers(0, len(plain) - 2))
+    cursor = Cursor.from_dict(plain[number][1].to_dict())
+    rest = rows_of(data, draw.draw(st.integers(1, 4)), len(plain) - number - 1, 100, cursor=cursor)
+    assert rest == [batch.row.tolist() for batch, _ in plain[number + 1 :]]
+
+
+def test_batches_hold_the_rows_that_they_name(write: Write, schema: Schema) -> None:
+    """Across windows, row groups and files, each batch equals its rows encoded directly."""
+    path = write(600, group=50, files=2)
+    whole, windowed = opened(path, schema), opened(path, schema, window_rows=120)
+    everything = whole._encode(whole._blocks("train"))
+    for batch, _ in itertools.islice(windowed.reader(global_batch=70, seed=0, rank=1, world_size=2), 30):
+        assert_equal(batch, everything.take(batch.row.numpy(), global_rows=batch.global_rows))
+
+
+@pytest.mark.parametrize("window_rows", WINDOWS.values(), ids=WINDOWS)
+def test_prefetching_changes_nothing_but_the_time(write: Write, schema: Schema, window_rows: int) -> None:
+    path = write(700)
+    readers = [
+        opened(path, schema, window_rows, prefetch).reader(global_batch=48, seed=1, rank=1, world_size=2)
+        for prefetch in (0, 1, 3)
+    ]
+    for (a, at), (b, bt), (c, ct) in itertools.islice(zip(*readers, strict=True), 30):
+        assert_equal(a, b)
+        assert_equal(a, c)
+        assert at == bt == ct
+
+
+def test_the_position_is_that_of_the_batch_in_hand(write: Write, schema: Schema) -> None:
+    data = opened(write(1000), schema, prefetch=4)
+    reader = data.reader(global_batch=100, seed=1, rank=0, world_size=1)
+    assert reader.cursor == Cursor()
+    seen = []
+    for batch, cursor in itertools.islice(reader, 3):
+        assert reader.cursor == cursor
+        seen.append(batch.row.tolist())
+    # A new iteration goes on where the last one was consumed to, not where it had read to.
+    batch, _ = next(iter(reader))
+    assert batch.row.tolist() not in seen
+    assert rows_of(data, 1, 4, 100, seed=1) == [*seen, batch.row.tolist()]
+
+
+def test_threads_end_with_the_reader_or_its_iterator(write: Write, schema: Schema) -> None:
+    data = opened(write(1000), schema, 250, prefetch=2)
+
+    def threads() -> int:
+        return sum(t.name == NAME for t in threading.enumerate())
+
+    reader = data.reader(global_batch=50, seed=1, rank=0, world_size=1)
+    steps: Iterator[tuple[Batch, Cursor]] = iter(reader)
+    next(steps)
+    assert threads() == 2  # one for batches, one for windows
+    del steps
+    assert threads() == 0
+    steps = iter(reader)
+    next(steps)
+    reader.close()
+    assert threads() == 0
+    assert list(steps) == [] and list(reader) == []
+
+
+def test_a_bad_value_is_raised_where_its_batch_would_come(write: Write, schema: Schema) -> None:
+    items = [5] * 1000
+    items[612] = 100
+    path = write(1000, files=2, item=pa.array(items))
+    for prefetch in (0, 2):
+        reader = opened(path, schema, 100, prefetch).reader(global_batch=50, seed=1, rank=0, world_size=1)
+        with pytest.raises(DataError, match=r"part-1\.parquet rows 100\.\.199: feature 'item' has id 100 at row 112,"):
+            for _ in reader:
+                pass
+
+
+@pytest.mark.parametrize("window_rows", WINDOWS.values(), ids=WINDOWS)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_scan_is_in_file_order_with_as_many_batches_on_every_rank(
+    write: Write, schema: Schema, window_rows: int, world_size: int
+) -> None:
+    data = opened(write(1000), schema, window_rows)
+    for split in ("train", "valid", "test"):
+        ranks = [list(data.scan(split, global_batch=30, rank=r, world_size=world_size)) for r in range(world_size)]
+        steps = list(zip(*ranks, strict=True))
+        assert [row for step in steps for batch in step for row in batch.row.tolist()] == list(
+            range(*data.ranges[split])
+        )
+        assert all(batch.global_rows == sum(b.rows for b in step) <= 30 for step in steps for batch in step)
+
+
+def test_a_split_of_one_window_is_read_once(write: Write, schema: Schema) -> None:
+    path = write(500)
+    data = opened(path, schema)
+    reader = data.reader(global_batch=100, seed=1, rank=0, world_size=1)
+    next(iter(reader))
+    Path(path).unlink()
+    assert len(list(itertools.islice(reader, 20))) == 20
+    assert len(list(data.scan("train", global_batch=100, rank=0, world_size=1))) == 4
+    with pytest.raises(DataError, match=r"rows\.parquet: no such file"):
+        list(data.scan("test", global_batch=10, rank=0, world_size=1))
+
+
+def test_what_cannot_be_read_is_refused_before_reading(write: Write, schema: Schema) -> None:
+    data = opened(write(1000), schema)
+    rows = data.rows("train")
+    with pytest.raises(ConfigError, match="3 rows cannot be shared by 4 data ranks"):
+        data.reader(global_batch=3, seed=0, rank=0, world_size=4)
+    with pytest.raises(ConfigError, match="cannot be shared by 4 data ranks"):
+        data.scan("test", global_batch=3, rank=0, world_size=4)
+    with pytest.raises(ConfigError, match="must be at least 1 row, got 0"):
+        data.reader(global_batch=0, seed=0, rank=0, world_size=1)
+    with pytest.raises(ConfigError, match=r"data rank 2 is not one of 0\.\.1"):
+        data.reader(global_batch=10, seed=0, rank=2, world_size=2)
+    with pytest.raises(DataError, match=f"stands at sample 5000 of an epoch that has {rows} rows"):
+        data.reader(global_batch=10, seed=0, rank=0, world_size=1, cursor=Cursor(sample=5000))
+    with pytest.raises(ConfigError, match="there is no split 'dev'; the splits are train, valid, test"):
+        data.reader("dev", global_batch=10, seed=0, rank=0, world_size=1)  # type: ignore[arg-type]
