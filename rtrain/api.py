@@ -91,6 +91,8 @@ def train(
         if run.handoff.serve_check:
             say("the serving check needs Ray; left out under this launcher")
             run = replace(run, handoff=replace(run.handoff, serve_check=False))
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "_ray_pkg_" in run.storage:
+        say(f"storage {run.storage} is in the job's own folder, which goes when the job goes. Keep it with --storage")
     plan(run)
     if leads:
         check_writable(run.storage)

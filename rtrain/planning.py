@@ -8,7 +8,8 @@ import torch
 
 from rtrain.config import validate
 from rtrain.mesh import Mesh, lay_out
-from rtrain.parallel.embeddings import placements, plan_tables, refuse
+from rtrain.parallel.embeddings import placements, plan_tables
+from rtrain.parallel.legal import refuse
 from rtrain.parallel.placement import TablePlacement, table_bytes
 from rtrain.run import Run
 
@@ -88,7 +89,7 @@ def plan(run: Run) -> Plan:
     validate(run)
     mesh = lay_out(run.parallel, run.cluster.workers)
     tables = run.model.table_list(run.data.schema)
-    refuse(run.parallel, run.sparse_optim, tables, mesh.world_size)
+    refuse(run.parallel, run.sparse_optim, tables, world_size=mesh.world_size, model=type(run.model).__name__)
     memory, source = _memory(run)
     on_gpu = bool(run.cluster.gpus_per_worker)
     sharding = plan_tables(

@@ -108,5 +108,11 @@ def check_batches(rows: int, global_batch: int, rank: int, world_size: int) -> N
     Raises:
         ConfigError: as `rank_slice`.
     """
-    smallest = rows // batches_per_epoch(rows, global_batch)
+    batches = batches_per_epoch(rows, global_batch)
+    smallest = rows // batches
+    if smallest < world_size:
+        raise ConfigError(
+            f"global batch {global_batch}: {rows} rows make {batches} batches of at least {smallest}, too few for "
+            f"{world_size} data ranks. Raise the global batch, or use fewer workers"
+        )
     rank_slice(0, smallest, rank, world_size)

@@ -65,7 +65,7 @@ class Bar(Callback):
             if self.best is None or (value > self.best if monitor.higher_is_better else value < self.best):
                 self.best = value
         elif line["kind"] == "train":
-            best = "" if self.best is None else f"best {self.run.evaluation.monitor} {self.best:.4f}"
+            best = "" if self.best is None else f"{self.run.evaluation.monitor} {self.best:.4f}"
             self.progress.update(line["step"], examples_per_s=line["examples_per_s"], loss=line["loss"], best=best)
 
 

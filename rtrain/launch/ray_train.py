@@ -1,5 +1,7 @@
 """A run as a Ray Train job: TorchTrainer owns the workers, their restarts and the process group."""
 
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -7,6 +9,7 @@ from typing import Any
 
 import pyarrow.fs
 import ray.train
+from ray.exceptions import RayActorError
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -68,12 +71,24 @@ def train_on_ray(run: Run, *, callbacks: list[Callable[..., Any]] | None = None)
             callbacks=callbacks,
         ),
     )
+    in_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
+    except SystemExit:
+        # Ray answers Ctrl-C by aborting the workers and then leaving the process; here it stays an interrupt.
+        raise KeyboardInterrupt from None
     except WorkerGroupError as error:
         raise root_cause(error) from None
+    except RayActorError as error:
+        raise RunFailed(
+            f"run {run.name!r}: Ray Train's controller died ({one_line(error)}). Start the run again by its name to resume"
+        ) from error
     except TrainingFailedError as error:
         raise RunFailed(f"run {run.name!r}: {one_line(error)}. Start it again by its name to resume") from error
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, handler)  # Ray leaves its own one behind
     said: Outcome | RtrainError | None = result.return_value
     if isinstance(said, RtrainError):
         raise said

@@ -4,6 +4,7 @@ Only the tables go to TorchRec's DistributedModelParallel. The dense tower goes 
 the whole model to DeepSpeed would broadcast every rank's shards over each other.
 """
 
+import logging
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any, cast
@@ -38,7 +39,10 @@ CHOICES = {
     "row_wise": ["row_wise"],
     "column_wise": ["column_wise"],
 }
-GIB = 1024**3
+MIB = 1024**2
+
+# It warns on every plan that a Topology was built by its constructor, which is what its own docs do.
+logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)
 
 
 class _Sharder(EmbeddingBagCollectionSharder):
@@ -53,26 +57,6 @@ class _NoDataParallel(DataParallelWrapper):
 
     def wrap(self, dmp: Any, env: ShardingEnv, device: torch.device) -> None:
         return None
-
-
-def refuse(parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int) -> None:
-    """Combinations whose result would differ from one process, each with its reason.
-
-    Raises:
-        ConfigError: before anything starts.
-    """
-    if parallel.embeddings == "column_wise":
-        if isinstance(optim, RowWiseAdagrad):
-            raise ConfigError(
-                "parallel.embeddings: column_wise with RowWiseAdagrad keeps one accumulator a column shard, which is "
-                "another optimizer than on one rank. Use Adagrad, or embeddings='row_wise'"
-            )
-        for table in tables:
-            if table.dim % (4 * world_size):
-                raise ConfigError(
-                    f"parallel.embeddings: column_wise over {world_size} ranks needs a dim that is a multiple of "
-                    f"{4 * world_size}; table {table.name!r} has {table.dim}. Raise model.dim, or use 'row_wise'"
-                )
 
 
 def plan_tables(
@@ -112,8 +96,8 @@ def plan_tables(
         biggest = max(tables, key=lambda t: t.bytes)
         total = sum(t.bytes for t in tables)
         raise ConfigError(
-            f"tables: {total / GIB:.2f} GiB of weights (largest: {biggest.name!r}, {biggest.bytes / GIB:.2f} GiB) and "
-            f"their optimizer state do not fit in {memory_bytes_per_rank / GIB:.2f} GiB on each of {world_size} ranks. "
+            f"tables: {total / MIB:,.1f} MiB of weights (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB) and "
+            f"their optimizer state do not fit in {memory_bytes_per_rank / MIB:,.1f} MiB on each of {world_size} ranks. "
             f"Add workers, lower model.dim ({biggest.dim}), or split the rows with parallel.embeddings='row_wise'"
         ) from error
 

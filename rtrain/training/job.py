@@ -20,7 +20,7 @@ from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
-from rtrain.parallel.embeddings import refuse
+from rtrain.parallel.legal import refuse
 from rtrain.parallel.placement import TablePlacement, table_bytes
 from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
@@ -72,7 +72,8 @@ def run_job(run: Run, world: World, callbacks: Sequence[Callback] = ()) -> Outco
 
 def _run(run: Run, world: World, state: State, extra: Sequence[Callback]) -> Outcome:
     mesh = lay_out(run.parallel, world.size)
-    refuse(run.parallel, run.sparse_optim, run.model.table_list(run.data.schema), world.size)
+    tables = run.model.table_list(run.data.schema)
+    refuse(run.parallel, run.sparse_optim, tables, world_size=world.size, model=type(run.model).__name__)
     dataset = run.data.open()
     folder, folders = Folder(run.folder), CheckpointFolders(run.folder)
     stored, problems = _agree_on_checkpoint(folders, world)

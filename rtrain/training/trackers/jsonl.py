@@ -20,7 +20,7 @@ class JsonLines:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """A line, on disk when this returns (as far as the system's cache)."""
-        self._write({"step": step} | _plain(values))
+        self._write({"step": step, **_plain(values)})
         self.place.copy_if_due(self.file.flush)
 
     def finish(self, summary: Mapping[str, float]) -> None:
@@ -41,7 +41,8 @@ class JsonLines:
         path = self.place.path
         if not path.exists():
             return
-        kept = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if _is_up_to(line, step)]
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if _is_up_to(line, step)]
         temporary = path.with_name(f".{path.name}.part")
         with open(temporary, "w", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in kept))

@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from rtrain.errors import ClusterError, one_line
 from rtrain.training.trackers.protocol import Opening
+from rtrain.training.trackers.secrets import mask_text
 from rtrain.training.trackers.workspace import Workspace
 
 EVERY_S = 2.0
@@ -36,6 +37,7 @@ class MLflow:
             uri = f"sqlite:///{self.place.path.absolute()}"
         self.waiting: list[Metric] = []
         self.sent = time.monotonic()
+        self.step = opening.resume_step
         # A new database is built by some 50 migrations, and MLflow tells of each.
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
@@ -45,15 +47,15 @@ class MLflow:
             self._params(opening)
         except Exception as error:  # SQLAlchemy, requests and MLflow have no common root
             raise ClusterError(
-                f"tracking: MLflow cannot be used at {_without_password(uri)} ({one_line(error)}). Check that the "
+                f"tracking: MLflow cannot be used at {mask_text(uri)} ({one_line(error)}). Check that the "
                 "folder is writable or the server up, set tracking.mlflow_uri, or take 'mlflow' out of tracking.to"
             ) from error
         opening.keep_id("mlflow", self.run)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Queue the values; they are sent every 2 s."""
-        now = int(time.time() * 1000)
-        self.waiting += [Metric(_name(k), float(v), now, step) for k, v in values.items()]
+        self.step = step
+        self._queue(step, values)
         if time.monotonic() - self.sent >= EVERY_S:
             self._send()
         if self.place:
@@ -61,13 +63,16 @@ class MLflow:
 
     def finish(self, summary: Mapping[str, float]) -> None:
         """Log the summary and end the MLflow run as finished."""
-        step = max((m.step for m in self.waiting), default=0)
-        self.waiting += [Metric(_name(k), float(v), int(time.time() * 1000), step) for k, v in summary.items()]
+        self._queue(self.step, summary)
         self._end("FINISHED")
 
     def close(self) -> None:
         """End the MLflow run as failed; the next attempt goes on with it."""
         self._end("FAILED")
+
+    def _queue(self, step: int, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        self.waiting += [Metric(_name(k), float(v), now, step) for k, v in values.items()]
 
     def _run(self, opening: Opening) -> str:
         known = opening.id_of("mlflow")
@@ -106,14 +111,16 @@ class MLflow:
                 self.client.log_batch(self.run, metrics=self.waiting[:MOST])
                 del self.waiting[:MOST]
         except Exception as error:  # a server that is away: the points stay queued for the next time
-            warnings.warn(f"tracking: MLflow did not take {len(self.waiting)} values: {error}", RuntimeWarning, stacklevel=2)
+            text = f"tracking: MLflow has not taken {len(self.waiting)} values yet: {one_line(error)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _end(self, status: str) -> None:
         self._send()
         try:
             self.client.set_terminated(self.run, status)
         except Exception as error:
-            warnings.warn(f"tracking: MLflow was not told the end of the run: {error}", RuntimeWarning, stacklevel=2)
+            text = f"tracking: MLflow was not told the end of the run: {one_line(error)}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
         if self.place:
             self.place.close()
 
@@ -121,7 +128,3 @@ class MLflow:
 def _name(key: str) -> str:
     """A name that MLflow takes: `ndcg@10` becomes `ndcg_at_10`, `optim.$type` becomes `optim.type`."""
     return re.sub(r"[^\w\-. :/]", "_", key.replace("@", "_at_").replace("$", ""))
-
-
-def _without_password(uri: str) -> str:
-    return re.sub(r"(://[^/@:]*):[^/@]+@", r"\1:***@", uri)

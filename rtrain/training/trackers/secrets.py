@@ -22,7 +22,7 @@ def mask(config: Mapping[str, object]) -> dict[str, object]:
 
 def mask_command(command: str) -> str:
     """A shell command with the values of its secret-looking options replaced."""
-    command = _inside_text(command)
+    command = mask_text(command)
     try:
         words = shlex.split(command)
     except ValueError:
@@ -36,7 +36,7 @@ def mask_command(command: str) -> str:
             word = f"{name}={MASK}"
         hide_next = word.startswith("--") and not is_assignment and _is_secret(name.lstrip("-"), "given")
         masked.append(word)
-    return command if masked == words else " ".join(w if w.endswith(MASK) else shlex.quote(w) for w in masked)
+    return command if masked == words else shlex.join(masked)
 
 
 def _is_secret(key: str, value: object) -> bool:
@@ -46,12 +46,12 @@ def _is_secret(key: str, value: object) -> bool:
     words = {w for part in parts for w in part}
     ends = next((part[-1] for part in reversed(parts) if part), "")
     # A number under such a name is a count (`max_tokens`), not a secret.
-    return bool(words & {w.removesuffix("s") for w in ALWAYS}) or (ends in LAST and not isinstance(value, int | float))
+    return bool(words & ALWAYS) or (ends in LAST and not isinstance(value, int | float))
 
 
 def _inside(value: object) -> object:
     if isinstance(value, str):
-        return _inside_text(value)
+        return mask_text(value)
     if isinstance(value, list | tuple):
         return [_inside(v) for v in value]
     if isinstance(value, Mapping):
@@ -59,5 +59,6 @@ def _inside(value: object) -> object:
     return value
 
 
-def _inside_text(text: str) -> str:
+def mask_text(text: str) -> str:
+    """A text with the passwords and signatures inside its URIs replaced."""
     return QUERY.sub(rf"\1{MASK}", USERINFO.sub(rf"\1:{MASK}@", text))

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Mapping
 
 import wandb
+
 from rtrain.errors import ClusterError, one_line
 from rtrain.training.trackers.protocol import Opening
 from rtrain.training.trackers.workspace import Workspace

@@ -83,10 +83,10 @@ def write(tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def cache_with_wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with the real wheel: the user's own, or a fresh one that is filled by pip."""
-    if (sources.default_cache() / sources.WHEEL).is_file():
-        return sources.default_cache()
+    """A cache folder with the real wheel: the user's own if it is there already, else brought by pip."""
     cache = tmp_path_factory.mktemp("cache")
+    if (sources.default_cache() / sources.WHEEL).is_file():
+        shutil.copyfile(sources.default_cache() / sources.WHEEL, cache / sources.WHEEL)
     sources.get("ml-100k", cache=cache)
     return cache
 
@@ -103,4 +103,4 @@ def cache(cache_with_wheel: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def ml100k(cache_with_wheel: Path) -> Path:
     """The converted MovieLens-100K, really made from the wheel; read only."""
-    return sources.get("ml-100k", cache=cache_with_wheel) / "ml-100k.parquet"
+    return cache_with_wheel / "ml-100k" / "ml-100k.parquet"

@@ -40,7 +40,7 @@ def by_hand(rows: list[dict[str, Any]], numbers: list[int], schema: Schema, *, l
         "values": torch.tensor(values, dtype=torch.int64),
         "lengths": torch.tensor(lengths, dtype=torch.int32),
         "label": torch.tensor([row[schema.label.name] if label else 0.0 for row in rows], dtype=torch.float32),
-        "group": torch.tensor([row[schema.group] for row in rows] if schema.group else [0] * len(rows)),
+        "group": torch.tensor([row[schema.group] if schema.group else 0 for row in rows], dtype=torch.int64),
         "row": torch.tensor(numbers, dtype=torch.int64),
     }
 

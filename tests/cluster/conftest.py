@@ -1,0 +1,118 @@
+"""One Ray for all tests of this folder, joined by the test process; and what they share."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "dlrm_movielens.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+@pytest.fixture(scope="session")
+def ray_temp_dir() -> Iterator[str]:
+    # Ray's socket paths must stay under 107 characters, so pytest's own long folders will not do.
+    with tempfile.TemporaryDirectory(prefix="rt-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def joined_ray(ray_temp_dir: str) -> Iterator[None]:
+    """A Ray that rtrain.train() in this process uses, so that each run saves its start and stop."""
+    import ray
+
+    from rtrain.launch import session
+
+    for name, value in {**session.DEFAULTS, **session.EMBEDDED}.items():
+        os.environ.setdefault(name, value)
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=f"{ray_temp_dir}/joined"
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> Any:
+    """The main job's recipe, short: 60 steps, a checkpoint every 10, evaluated every 20."""
+    from recipes.dlrm_movielens import run
+    from rtrain import Checkpoint, Evaluation, Handoff
+
+    return replace(
+        run(),
+        name="small",
+        storage=str(tmp_path / "runs"),
+        max_steps=60,
+        log_every_steps=1,
+        checkpoint=Checkpoint(every_steps=10, keep=3),
+        evaluation=Evaluation(every_steps=20),
+        handoff=Handoff(),
+    )
+
+
+def environment(ray_temp_dir: str) -> dict[str, str]:
+    """Of a recipe started as a person would: its own Ray, its own folders."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_ADDRESS", "RANK", "WORLD_SIZE"))}
+    return kept | {"PYTHONPATH": str(ROOT), "RTRAIN_RAY_TEMP_DIR": ray_temp_dir}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, ray_temp_dir: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the main job's recipe in a process of its own, in a folder of its own."""
+
+    def start(*words: str, python: tuple[str, ...] = (sys.executable,)) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*python, str(RECIPE), *words],
+            cwd=tmp_path,
+            env=environment(f"{ray_temp_dir}/own"),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return start
+
+
+def last_json(text: str) -> dict[str, Any]:
+    """The JSON object on the last line of an output."""
+    value: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return value
+
+
+def free_port() -> int:
+    """A port of localhost that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 120) -> Any:
+    """Poll until `condition` gives something true; the limit only keeps a broken test from hanging."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        value = condition()
+        if value:
+            return value
+        time.sleep(0.05)
+    raise AssertionError(f"{what} did not happen within {timeout_s} s")
+
+
+def history_of(folder: str) -> list[dict[str, Any]]:
+    """The lines of a run's history.jsonl so far."""
+    path = Path(folder) / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

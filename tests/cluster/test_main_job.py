@@ -1,0 +1,85 @@
+"""The main job as a person starts it, in each of its ways."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import RECIPE, ROOT, environment, free_port, last_json
+
+Recipe = Callable[..., subprocess.CompletedProcess[str]]
+KEYS = {
+    "run", "test", "baseline_auc", "steps", "world_size", "checkpoint", "export", "served", "report", "seconds",
+}  # fmt: skip
+
+
+def test_end_to_end(recipe: Recipe) -> None:
+    done = recipe("train", "--json", "--max_steps", "40", "--handoff.port", str(free_port()))
+    assert done.returncode == 0, done.stderr
+    result = last_json(done.stdout)
+    assert result.keys() >= KEYS
+    assert result["test"].keys() == {"auc", "log_loss", "ndcg@10"}
+    assert result["served"] is True, "the served answers differ from the trainer's"
+    assert 0 < result["served_max_difference"] < 1e-5, "0 would mean that nothing was compared"
+    assert result["steps"] == 40
+    assert result["world_size"] == 2
+    assert all(Path(result[k]).exists() for k in ("checkpoint", "export", "report"))
+    assert "step 40/40" in done.stderr, "the progress bar is not readable in a log"
+    assert set(result["breakdown"]) == {"data", "forward", "backward", "optimizer", "communication", "other"}
+    assert result["breakdown"]["communication"] > 0
+
+
+def test_inline_equals_torchrun(recipe: Recipe, ray_temp_dir: str) -> None:
+    words = ["train", "--json", "--debug", "--log_every_steps", "1"]
+    alone = recipe(*words, "--name", "alone", "--launcher", "inline")
+    assert alone.returncode == 0, alone.stderr
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
+    both = recipe(*words, "--name", "both", "--launcher", "torchrun", python=(sys.executable, *torchrun))
+    assert both.returncode == 0, both.stderr
+    one, two = last_json(alone.stdout), last_json(both.stdout)
+    assert (one["world_size"], two["world_size"]) == (1, 2)
+    # 20 steps in float32, summed in another order: the two agree to rounding, not to a tolerance of taste.
+    # Dropout draws another mask on each rank, so only the run without it would agree closer.
+    assert one["test"]["auc"] == pytest.approx(two["test"]["auc"], abs=0.02)
+
+
+def test_without_ray_no_ray_is_imported(tmp_path: Path, ray_temp_dir: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "sys.modules['ray'] = None\n"  # an import of ray now raises ImportError
+        f"sys.argv = [{str(RECIPE)!r}, 'train', '--debug', '--json', '--launcher', 'inline', '--parallel.dense', 'ddp']\n"
+        f"sys.modules['deepspeed'] = None\nrunpy.run_path({str(RECIPE)!r}, run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment(ray_temp_dir),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert last_json(done.stdout)["world_size"] == 1
+
+
+def test_notebook(tmp_path: Path, ray_temp_dir: str) -> None:
+    source = ROOT / "notebooks" / "quickstart.ipynb"
+    target = tmp_path / "quickstart.ipynb"
+    target.write_text(source.read_text())
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=240", "-p", "no:cacheprovider", str(target)],
+        cwd=tmp_path,
+        env=environment(f"{ray_temp_dir}/own") | {"RTRAIN_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_committed_notebook_has_no_outputs() -> None:
+    cells = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())["cells"]
+    assert not any(cell.get("outputs") for cell in cells)
