@@ -1,10 +1,10 @@
 """DLRM on MovieLens-100K: sharded tables, a dense tower under ZeRO-1, two workers, real data.
 
-    python recipes/dlrm_movielens.py                     # here, on the embedded Ray
-    python recipes/dlrm_movielens.py plan                # who sits where, what goes where
-    python recipes/dlrm_movielens.py train --parallel.dense ddp --optim.lr 3e-4
-    python recipes/dlrm_movielens.py tune --trials 4
-    ray job submit --working-dir . -- python recipes/dlrm_movielens.py train
+python recipes/dlrm_movielens.py                     # here, on the embedded Ray
+python recipes/dlrm_movielens.py plan                # who sits where, what goes where
+python recipes/dlrm_movielens.py train --parallel.dense ddp --optim.lr 3e-4
+python recipes/dlrm_movielens.py tune --trials 4
+ray job submit --working-dir . -- python recipes/dlrm_movielens.py train
 """
 
 from dataclasses import replace

@@ -71,6 +71,7 @@ __all__ = [
     "Sequence",
     "Tracking",
     "Tuned",
+    "__version__",
     "choice",
     "diff",
     "loguniform",

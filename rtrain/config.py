@@ -24,8 +24,7 @@ T = TypeVar("T")
 TYPE_KEY = "$type"
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Hashable) -> dict[str, Any]:
     return get_type_hints(cls)
 
 
@@ -170,8 +169,9 @@ def validate(config: object, where: str = "") -> None:
     Raises:
         ConfigError: the first field of the wrong type, by its dotted key.
     """
+    hints = _hints(type(config))
     for name in _fields(config):
-        value, hint = getattr(config, name), _hints(type(config))[name]
+        value, hint = getattr(config, name), hints[name]
         key = f"{where}.{name}" if where else name
         expected = _mismatch(value, hint)
         if expected is not None:

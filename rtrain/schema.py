@@ -133,7 +133,9 @@ class Schema:
             raise ConfigError(f"schema.group: {self.group!r} is not an Id feature of this schema")
         for table, rows in ((f.table_name, f.table_rows) for f in self.ids):
             if rows != self.tables[table]:
-                raise ConfigError(f"schema: features of table {table!r} disagree on its rows: {self.tables[table]}, {rows}")
+                raise ConfigError(
+                    f"schema: features of table {table!r} disagree on its rows: {self.tables[table]}, {rows}"
+                )
 
     @property
     def dense(self) -> tuple[Dense, ...]:

@@ -130,5 +130,3 @@ class Predictor:
         batch = columns.take(np.arange(len(rows)), global_rows=len(rows))
         probabilities: list[float] = self.model(batch).sigmoid().tolist()
         return probabilities
-
-

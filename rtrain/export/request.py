@@ -15,9 +15,13 @@ def row_model(schema: Schema) -> type[BaseModel]:
         if isinstance(feature, Dense):
             number = Annotated[float, Field(allow_inf_nan=False)]
             optional = feature.missing is not None
-            fields[feature.name] = (number | None, Field(None, description=doc)) if optional else (
-                number,
-                Field(description=doc),
+            fields[feature.name] = (
+                (number | None, Field(None, description=doc))
+                if optional
+                else (
+                    number,
+                    Field(description=doc),
+                )
             )
         else:
             fields[feature.name] = _ids(feature, doc)

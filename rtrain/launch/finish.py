@@ -9,14 +9,16 @@ import numpy as np
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
+from rtrain.data.split import Split
 from rtrain.errors import RunFailed
 from rtrain.export.artifact import export
 from rtrain.metrics.baseline import UserItemBias
 from rtrain.metrics.state import Scored, evaluate
 from rtrain.report import write_report
 from rtrain.run import Run
-from rtrain.schema import Id, IdList
-from rtrain.training.job import PREDICTIONS, Outcome
+from rtrain.schema import Id
+from rtrain.training.job import Outcome
+from rtrain.training.records import PREDICTIONS
 
 RESULT = "result.json"
 SAME = 1e-5
@@ -27,9 +29,7 @@ BASELINE_ROWS = 5_000_000
 """Training rows beyond which the bias baseline, computed in the driver's memory, is left out."""
 
 
-def finish(
-    run: Run, outcome: Outcome, *, command: str, began: float, say: Callable[[str], None]
-) -> dict[str, Any]:
+def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Hand the best checkpoint on, write result.json and report.html; returns the result.
 
     Raises:
@@ -37,7 +37,7 @@ def finish(
     """
     folder = Folder(run.folder)
     dataset = run.data.open()
-    baseline = {split: bias_baseline(run, dataset, split) for split in ("valid", "test")}
+    baseline = bias_baseline(run, dataset, "test")
     exported = None
     if run.handoff.export:
         say(f"exporting step {outcome.best_step}")
@@ -55,9 +55,9 @@ def finish(
         "run": run.name,
         "test": outcome.test,
         "valid": outcome.valid,
-        "baseline_auc": baseline["test"].get("auc") if baseline["test"] else None,
-        "baseline": baseline["test"],
-        "baseline_valid": baseline["valid"],
+        "baseline_auc": baseline.get("auc") if baseline else None,
+        "baseline": baseline,
+        "baseline_valid": bias_baseline(run, dataset, "valid"),
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "monitor": monitor,
@@ -79,20 +79,20 @@ def finish(
     write_report(folder.uri)
     if served is False:
         raise RunFailed(
-            f"run {run.name!r}: served answers differ from the trainer's by up to {difference:.2e} (allowed: {SAME:g}). "
-            f"The export in {exported} must not be used"
+            f"run {run.name!r}: served answers differ from the trainer's by up to {difference:.2e} "
+            f"(allowed: {SAME:g}). The export in {exported} must not be used"
         )
     return result
 
 
-def bias_baseline(run: Run, dataset: Dataset, split: str) -> dict[str, float] | None:
+def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] | None:
     """The run's metrics for a model of user and item means alone; none where the schema has no such pair."""
     schema = run.data.schema
     items = [f.name for f in schema.ids if f.entity == "item" and type(f) is Id]
     if not schema.group or not items or dataset.rows("train") > BASELINE_ROWS:
         return None
 
-    def columns(which: str) -> list[np.ndarray]:
+    def columns(which: Split) -> list[np.ndarray]:
         table = dataset.raw(which, 0, dataset.rows(which))
         names = (schema.group, items[0], schema.label.name)
         return [table[name].combine_chunks().to_numpy(zero_copy_only=False) for name in names]

@@ -82,7 +82,8 @@ def train_on_ray(run: Run, *, callbacks: list[Callable[..., Any]] | None = None)
         raise root_cause(error) from None
     except RayActorError as error:
         raise RunFailed(
-            f"run {run.name!r}: Ray Train's controller died ({one_line(error)}). Start the run again by its name to resume"
+            f"run {run.name!r}: Ray Train's controller died ({one_line(error)}). "
+            "Start the run again by its name to resume"
         ) from error
     except TrainingFailedError as error:
         raise RunFailed(f"run {run.name!r}: {one_line(error)}. Start it again by its name to resume") from error
@@ -159,5 +160,3 @@ def ray_storage(folder: str) -> tuple[str, pyarrow.fs.FileSystem | None]:
 def _next_name(folder: str) -> str:
     taken = [n for n in Folder(f"{folder}/ray").names() if n.startswith("start-")]
     return f"start-{len(taken) + 1:04d}"
-
-

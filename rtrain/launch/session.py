@@ -67,7 +67,7 @@ def _start(cluster: Cluster, *, embedded: bool, workers: int) -> None:
                 address="local",
                 num_cpus=max(cores, needed),
                 include_dashboard=False,
-                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's session folder
+                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
                 logging_level=logging.ERROR,
                 _temp_dir=os.environ.get("RTRAIN_RAY_TEMP_DIR"),
             )
@@ -76,8 +76,10 @@ def _start(cluster: Cluster, *, embedded: bool, workers: int) -> None:
     except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
         address = os.environ.get("RAY_ADDRESS")
         where = f"RAY_ADDRESS={address}" if address else "the embedded Ray"
-        hint = "Check that the cluster is up and that RAY_AUTH_MODE is the same on both sides" if address else (
-            "Run 'rtrain doctor'; logs are in /tmp/ray/session_latest/logs"
+        hint = (
+            "Check that the cluster is up and that RAY_AUTH_MODE is the same on both sides"
+            if address
+            else ("Run 'rtrain doctor'; logs are in /tmp/ray/session_latest/logs")
         )
         raise ClusterError(f"ray: {where} cannot be used ({' '.join(str(error).split())}). {hint}") from error
 

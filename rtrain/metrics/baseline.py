@@ -20,9 +20,7 @@ class UserItemBias:
     items: dict[int, float]
 
     @classmethod
-    def fit(
-        cls, users: NDArray[np.int64], items: NDArray[np.int64], labels: NDArray[np.float64]
-    ) -> "UserItemBias":
+    def fit(cls, users: NDArray[np.int64], items: NDArray[np.int64], labels: NDArray[np.float64]) -> "UserItemBias":
         """From the training rows [n]; each mean is damped towards the global one."""
         mean = float(labels.mean())
         return cls(mean, _deviations(users, labels - mean), _deviations(items, labels - mean))
@@ -31,7 +29,8 @@ class UserItemBias:
         """Probabilities float64 [n]; a user or item that training did not have adds nothing."""
         by_user = np.array([self.users.get(u, 0.0) for u in users.tolist()])
         by_item = np.array([self.items.get(i, 0.0) for i in items.tolist()])
-        return np.clip(self.mean + by_user + by_item, 1e-3, 1 - 1e-3)
+        clipped: Floats = np.clip(self.mean + by_user + by_item, 1e-3, 1 - 1e-3)
+        return clipped
 
 
 def _deviations(keys: NDArray[np.int64], centred: NDArray[np.float64]) -> dict[int, float]:

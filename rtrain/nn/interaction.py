@@ -1,6 +1,7 @@
 """Layers that mix feature vectors. Shape legend: B rows, N vectors a row, E dim of each."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 def mlp(sizes: Sequence[int], *, dropout: float = 0.0, last_linear: bool = False) -> nn.Sequential:
     """Linear + ReLU (+ dropout) for each step of `sizes`; `last_linear` leaves the last without both."""
     layers: list[nn.Module] = []
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(fan_in, fan_out))
         if last_linear and i == len(sizes) - 2:
             break

@@ -47,6 +47,8 @@ class ReplicatedTower:
         for name, parameter in self.tower.named_parameters():
             slots = {"step": torch.zeros(()), "exp_avg": parameter.detach(), "exp_avg_sq": parameter.detach()}
             self.optimizer.state[parameter] = {
-                slot: read(whole(f"optim.tower.{name}.{slot}", like)).clone().to(parameter.device if like.dim() else "cpu")
+                slot: read(whole(f"optim.tower.{name}.{slot}", like))
+                .clone()
+                .to(parameter.device if like.dim() else "cpu")
                 for slot, like in slots.items()
             }

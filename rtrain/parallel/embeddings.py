@@ -96,8 +96,9 @@ def plan_tables(
         biggest = max(tables, key=lambda t: t.bytes)
         total = sum(t.bytes for t in tables)
         raise ConfigError(
-            f"tables: {total / MIB:,.1f} MiB of weights (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB) and "
-            f"their optimizer state do not fit in {memory_bytes_per_rank / MIB:,.1f} MiB on each of {world_size} ranks. "
+            f"tables: {total / MIB:,.1f} MiB of weights (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB) "
+            f"and their optimizer state do not fit in {memory_bytes_per_rank / MIB:,.1f} MiB on each of "
+            f"{world_size} ranks. "
             f"Add workers, lower model.dim ({biggest.dim}), or split the rows with parallel.embeddings='row_wise'"
         ) from error
 
@@ -141,7 +142,9 @@ def _fused_parameters(optim: SparseOptim) -> dict[str, Any]:
         return {"optimizer": EmbOptimType.EXACT_ADAGRAD, "learning_rate": optim.lr, "eps": optim.eps}
     if isinstance(optim, SGD):
         return {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": optim.lr}
-    raise ConfigError(f"sparse_optim: {type(optim).__name__} has no fused kernel here. Use RowWiseAdagrad, Adagrad or SGD")
+    raise ConfigError(
+        f"sparse_optim: {type(optim).__name__} has no fused kernel here. Use RowWiseAdagrad, Adagrad or SGD"
+    )
 
 
 class ShardedTables(nn.Module):
@@ -227,5 +230,3 @@ def _local(name: str, tensor: Any) -> Iterator[Chunk]:
             offsets=tuple(shard.metadata.shard_offsets),
             data=shard.tensor.detach().view(tuple(shard.metadata.shard_sizes)),
         )
-
-

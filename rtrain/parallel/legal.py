@@ -6,9 +6,7 @@ from rtrain.nn.tables import Table
 from rtrain.optim import RowWiseAdagrad, SparseOptim
 
 
-def refuse(
-    parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], *, world_size: int, model: str
-) -> None:
+def refuse(parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], *, world_size: int, model: str) -> None:
     """Refuse a layout whose result would differ from one process, before anything starts.
 
     Raises:

@@ -62,9 +62,14 @@ class State:
         return bool(self.stop) or self.step >= self.total_steps
 
     @property
+    def rows_seen(self) -> int:
+        """Training rows consumed since the first step."""
+        return self.cursor.epoch * self.rows + self.cursor.sample
+
+    @property
     def epoch(self) -> float:
         """Epochs done, with the fraction of the current one."""
-        return self.cursor.epoch + self.cursor.sample / self.rows
+        return self.rows_seen / self.rows
 
     def to_json(self) -> dict[str, Any]:
         """What a resume needs."""

@@ -3,8 +3,6 @@
 Runs the same under Ray Train, torchrun and alone; what a launcher adds comes in as callbacks.
 """
 
-import json
-import os
 import platform
 import resource
 import time
@@ -21,19 +19,18 @@ from rtrain.data.interactions import Dataset
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
 from rtrain.parallel.legal import refuse
-from rtrain.parallel.placement import TablePlacement, table_bytes
 from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
-from rtrain.training.evaluation import measure
-from rtrain.training.events import Callback, State, TrainPoint
+from rtrain.training.events import Callback, State
 from rtrain.training.history import History
 from rtrain.training.loop import fit
+from rtrain.training.records import TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
-from rtrain.training.trackers import Tracker, open_trackers
+from rtrain.training.scoring import measure, scan
+from rtrain.training.trackers import open_trackers
 from rtrain.training.world import World
 from rtrain.version import VERSION
 
-PREDICTIONS = "predictions.json"
 ATTEMPT = "attempt.json"
 
 
@@ -46,12 +43,19 @@ class Outcome:
     world_size: int
     attempts: int
     valid: dict[str, float]
+    """Metrics on the validation split at the best step."""
     test: dict[str, float]
+    """Metrics on the test split at the best step."""
     breakdown: dict[str, float]
+    """Seconds of this attempt's steps on rank 0, by where they went."""
     examples_per_s: float
+    """Over the whole of this attempt's training, evaluation and checkpoints included."""
     peak_bytes_per_rank: list[int]
+    """High-water mark of each worker process's resident memory."""
     stop: str
+    """Why it ended early; empty when it did not."""
     checkpoint: str
+    """URI of the best checkpoint."""
 
 
 def run_job(run: Run, world: World, callbacks: Sequence[Callback] = ()) -> Outcome:
@@ -62,228 +66,158 @@ def run_job(run: Run, world: World, callbacks: Sequence[Callback] = ()) -> Outco
     """
     state = State(total_steps=0, rows=1)
     try:
-        state.attempt = _begin_attempt(Folder(run.folder), world)
-        return _run(run, world, state, callbacks)
+        return _Job(run, world, state).finish(callbacks)
     except RtrainError as error:
         raise type(error)(f"rank {world.rank} on {world.node}, step {state.step}: {error}") from error
     except Exception as error:
         raise RunFailed(f"rank {world.rank} on {world.node}, step {state.step}: {one_line(error)}") from error
 
 
-def _run(run: Run, world: World, state: State, extra: Sequence[Callback]) -> Outcome:
-    mesh = lay_out(run.parallel, world.size)
-    tables = run.model.table_list(run.data.schema)
-    refuse(run.parallel, run.sparse_optim, tables, world_size=world.size, model=type(run.model).__name__)
-    dataset = run.data.open()
-    folder, folders = Folder(run.folder), CheckpointFolders(run.folder)
-    stored, problems = _agree_on_checkpoint(folders, world)
-    if stored and stored.meta["data_fingerprint"] != dataset.fingerprint:
-        raise ConfigError(
-            f"run {run.name!r}: the data changed since step {stored.step} (fingerprint "
-            f"{stored.meta['data_fingerprint']} -> {dataset.fingerprint}). Train under another name, or use --fresh"
+class _Job:
+    """What the steps of a job share."""
+
+    def __init__(self, run: Run, world: World, state: State):
+        self.run, self.world, self.state = run, world, state
+        self.folder, self.folders = Folder(run.folder), CheckpointFolders(run.folder)
+        self.mesh: Mesh = lay_out(run.parallel, world.size)
+        tables = run.model.table_list(run.data.schema)
+        refuse(run.parallel, run.sparse_optim, tables, world_size=world.size, model=type(run.model).__name__)
+        self.data: Dataset = run.data.open()
+        state.attempt = self._begin_attempt()
+
+    def finish(self, callbacks: Sequence[Callback]) -> Outcome:
+        """Train, then judge the best checkpoint."""
+        watch = Stopwatch(self.world.device)
+        wall_s, trained = self._train(callbacks, watch)
+        state = self.state
+        breakdown = watch.breakdown()
+        breakdown["other"] = max(0.0, wall_s - sum(breakdown.values()))
+        best_step = state.best_step if state.best_step is not None else state.step
+        best = Stored(self.folders.of(best_step), best_step)
+        test = self._judge(best)
+        peaks: list[int] = [0] * self.world.size
+        dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return Outcome(
+            steps=state.step,
+            best_step=best_step,
+            world_size=self.world.size,
+            attempts=state.attempt,
+            valid=state.best,
+            test=test,
+            breakdown=breakdown,
+            examples_per_s=trained / wall_s,
+            peak_bytes_per_rank=peaks,
+            stop=state.stop,
+            checkpoint=best.uri,
         )
 
-    replica = Replica(run, mesh, world, stored=stored, training=True)
-    if stored:
-        state.load(stored.meta["state"])
-    reader = dataset.reader(
-        "train",
-        global_batch=run.global_batch,
-        seed=run.seed,
-        rank=world.rank,
-        world_size=world.size,
-        cursor=state.cursor,
-    )
-    state.rows = dataset.rows("train")
-    state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
-    watch = Stopwatch(world.device)
+    def _train(self, extra: Sequence[Callback], watch: Stopwatch) -> tuple[float, int]:
+        """Train from the newest checkpoint on; returns the loop's seconds and the rows that it trained on."""
+        run, world, state = self.run, self.world, self.state
+        stored, problems = self._newest_checkpoint()
+        replica = Replica(run, self.mesh, world, stored=stored, training=True)
+        if stored:
+            state.load(stored.meta["state"])
+        reader = self.data.reader(
+            "train",
+            global_batch=run.global_batch,
+            seed=run.seed,
+            rank=world.rank,
+            world_size=world.size,
+            cursor=state.cursor,
+        )
+        state.rows = self.data.rows("train")
+        state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
+        write_placement(run, self.folder, self.mesh, world, replica.placements)
+        callbacks = [*extra, *(self._recorders(problems) if world.leads else [])]
+        batches = iter(reader)
+        replica.restore_rng()  # last: building everything above draws numbers
+        began, before = time.perf_counter(), state.rows_seen
+        try:
+            fit(
+                run,
+                state,
+                replica,
+                batches,
+                callbacks,
+                evaluate=lambda: measure(replica, scan(run, self.data, "valid", world), run.metrics),
+                save=lambda: self._save(replica),
+                watch=watch,
+            )
+        finally:
+            reader.close()
+            for callback in callbacks:
+                callback.close()
+        return time.perf_counter() - began, state.rows_seen - before
 
-    callbacks: list[Callback] = list(extra)
-    if world.leads:
-        callbacks += _leading_callbacks(run, state, folder, replica.placements, mesh, problems)
+    def _judge(self, best: Stored) -> dict[str, float]:
+        """Test metrics of a checkpoint, and the predictions that a server is held against."""
+        replica = Replica(self.run, self.mesh, self.world, stored=best, training=False)
+        test = measure(replica, scan(self.run, self.data, "test", self.world), self.run.metrics)
+        write_predictions(self.run, self.data, replica, self.folder)
+        return test
 
-    def keep() -> None:
+    def _save(self, replica: Replica) -> None:
+        state = self.state
         meta = {
             "state": state.to_json(),
-            "data_fingerprint": dataset.fingerprint,
-            "config": config.to_dict(run),
-            "axes": asdict(mesh),
+            "data_fingerprint": self.data.fingerprint,
+            "config": config.to_dict(self.run),
+            "axes": asdict(self.mesh),
             "placement": [p.to_json() for p in replica.placements],
             "attempt": state.attempt,
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
         }
-        save(folders, state.step, replica.chunks(), meta)
-        if world.leads:
-            folders.prune(run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
+        save(self.folders, state.step, replica.chunks(), meta)
+        if self.world.leads:
+            self.folders.prune(self.run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
 
-    def evaluate() -> dict[str, float]:
-        return measure(replica, _scan(run, dataset, "valid", world), run.metrics)
-
-    _write_placement(folder, mesh, world, replica.placements, run)
-    batches = iter(reader)
-    replica.restore_rng()
-    began, steps_before = time.perf_counter(), state.step
-    try:
-        fit(run, state, replica, batches, callbacks, evaluate=evaluate, save=keep, watch=watch)
-    finally:
-        reader.close()
-        for callback in callbacks:
-            callback.close()
-    wall_s = time.perf_counter() - began
-    breakdown = watch.breakdown()
-    breakdown["other"] = max(0.0, wall_s - sum(breakdown.values()))
-
-    best_step = state.best_step if state.best_step is not None else state.step
-    del replica
-    best = Stored(folders.of(best_step), best_step)
-    judged = Replica(run, mesh, world, stored=best, training=False)
-    test = measure(judged, _scan(run, dataset, "test", world), run.metrics)
-    _record_predictions(run, dataset, judged, folder)
-    peaks: list[int] = [0] * world.size
-    dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-    trained = (state.step - steps_before) * run.global_batch
-    return Outcome(
-        steps=state.step,
-        best_step=best_step,
-        world_size=world.size,
-        attempts=state.attempt,
-        valid=state.best,
-        test=test,
-        breakdown=breakdown,
-        examples_per_s=trained / wall_s if trained else 0.0,
-        peak_bytes_per_rank=peaks,
-        stop=state.stop,
-        checkpoint=best.uri,
-    )
-
-
-def _begin_attempt(folder: Folder, world: World) -> int:
-    """The number of this attempt of the run, counted in its folder; the same on every rank."""
-    number = [0]
-    if world.leads:
-        number = [(folder.read_json(ATTEMPT)["attempt"] if folder.exists(ATTEMPT) else 0) + 1]
-        folder.write_json(ATTEMPT, {"attempt": number[0]})
-    dist.broadcast_object_list(number, src=0)
-    return number[0]
-
-
-def _agree_on_checkpoint(folders: CheckpointFolders, world: World) -> tuple[Stored | None, list[str]]:
-    """Rank 0 finds the newest intact checkpoint; all ranks open that one."""
-    said: list[Any] = [None, [], None]
-    if world.leads:
-        try:
-            found, problems = newest(folders)
-            said = [found.step if found else None, problems, None]
-        except OSError as error:
-            said = [None, [], f"{type(error).__name__}: {error}"]
-    dist.broadcast_object_list(said, src=0)
-    step, problems, broken = said
-    if broken:
-        raise RunFailed(f"checkpoints of {folders.root.uri}: cannot be read: {broken}")
-    return (None if step is None else Stored(folders.of(step), step)), problems
-
-
-def _scan(run: Run, dataset: Dataset, split: str, world: World) -> Any:
-    return dataset.scan(split, global_batch=run.evaluation.batch, rank=world.rank, world_size=world.size)
-
-
-def _leading_callbacks(
-    run: Run,
-    state: State,
-    folder: Folder,
-    placed: tuple[TablePlacement, ...],
-    mesh: Mesh,
-    problems: list[str],
-) -> list[Callback]:
-    history = History(folder, resume_step=state.step)
-    for problem in problems:
-        history.event(state.step, f"{problem}. Resuming from step {state.step}")
-    trackers = open_trackers(
-        run.tracking,
-        run_name=run.name,
-        folder=run.folder,
-        config=config.flatten(run),
-        attempt=state.attempt,
-        resume_step=state.step,
-    )
-    return [history, TrackerCalls(trackers)]
-
-
-class TrackerCalls(Callback):
-    """Hands the loop's points to the trackers."""
-
-    def __init__(self, trackers: Sequence[Tracker]):
-        self.trackers = trackers
-        self.finished = False
-
-    def step_end(self, state: State, point: TrainPoint | None) -> None:
-        """A training point."""
-        if point is not None:
-            values = {"train/loss": point.loss, "train/examples_per_s": point.examples_per_s, "train/lr": point.lr}
-            self._log(state.step, values)
-
-    def evaluated(self, state: State, values: dict[str, float] | Any) -> None:
-        """A validation point."""
-        self._log(state.step, {f"valid/{k}": v for k, v in values.items()})
-
-    def fit_end(self, state: State) -> None:
-        """The summary."""
-        self.finished = True
-        for tracker in self.trackers:
-            tracker.finish({f"best/{k}": v for k, v in state.best.items()})
-
-    def close(self) -> None:
-        """Flush what an attempt that failed has logged."""
-        if not self.finished:
-            for tracker in self.trackers:
-                tracker.close()
-
-    def _log(self, step: int, values: dict[str, float]) -> None:
-        for tracker in self.trackers:
-            tracker.log(step, values)
-
-
-def _write_placement(folder: Folder, mesh: Mesh, world: World, placed: tuple[TablePlacement, ...], run: Run) -> None:
-    """placement.json: who sits where, which table lies where."""
-    me = {
-        "rank": world.rank,
-        "node": world.node,
-        "pid": os.getpid(),
-        "device": str(world.device),
-        "coordinates": mesh.coordinates(world.rank),
-    }
-    ranks: list[Any] = [None] * world.size
-    dist.all_gather_object(ranks, me)
-    if world.leads:
-        folder.write_json(
-            "placement.json",
-            {
-                "world_size": world.size,
-                "axes": asdict(mesh),
-                "ranks": ranks,
-                "tables": [p.to_json() for p in placed],
-                "bytes_per_rank": table_bytes(run.sparse_optim, placed, world.size),
-            },
+    def _recorders(self, problems: list[str]) -> list[Callback]:
+        """What rank 0 writes while it trains."""
+        history = History(self.folder, resume_step=self.state.step)
+        for problem in problems:
+            history.event(self.state.step, f"{problem}. Resuming from step {self.state.step}")
+        trackers = open_trackers(
+            self.run.tracking,
+            run_name=self.run.name,
+            folder=self.run.folder,
+            config=config.flatten(self.run),
+            attempt=self.state.attempt,
+            resume_step=self.state.step,
         )
+        return [history, TrackerCalls(trackers)]
 
+    def _begin_attempt(self) -> int:
+        """The number of this attempt of the run, counted in its folder; the same on every rank."""
+        number = [0]
+        if self.world.leads:
+            before = self.folder.read_json(ATTEMPT)["attempt"] if self.folder.exists(ATTEMPT) else 0
+            number = [before + 1]
+            self.folder.write_json(ATTEMPT, {"attempt": number[0]})
+        dist.broadcast_object_list(number, src=0)
+        return number[0]
 
-def _record_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Folder) -> None:
-    """predictions.json: the trainer's own probabilities for the first test rows, to hold a server against."""
-    rows = min(run.handoff.rows, dataset.rows("test"))
-    found: dict[int, float] = {}
-    covered = 0
-    for batch in _scan(run, dataset, "test", replica.world):
-        covered += batch.global_rows
-        probabilities = replica.predict(batch.to(replica.world.device)).cpu()
-        found |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
-        if covered >= rows:
-            break
-    gathered: list[dict[int, float]] = [{}] * replica.world.size
-    dist.all_gather_object(gathered, found)
-    if replica.world.leads:
-        everything = {row: p for part in gathered for row, p in part.items()}
-        first = sorted(everything)[:rows]
-        folder.write(
-            PREDICTIONS, json.dumps({"rows": first, "predictions": [everything[r] for r in first]}).encode()
-        )
+    def _newest_checkpoint(self) -> tuple[Stored | None, list[str]]:
+        """Rank 0 finds the newest intact checkpoint, all ranks open that one; what was wrong with newer ones."""
+        said: list[Any] = [None, [], None]
+        if self.world.leads:
+            try:
+                found, problems = newest(self.folders)
+                said = [found.step if found else None, problems, None]
+            except OSError as error:
+                said[2] = f"{type(error).__name__}: {error}"
+        dist.broadcast_object_list(said, src=0)
+        step, problems, broken = said
+        if broken:
+            raise RunFailed(f"checkpoints of {self.folders.root.uri} cannot be read: {broken}")
+        if step is None:
+            return None, problems
+        stored = Stored(self.folders.of(step), step)
+        if stored.meta["data_fingerprint"] != self.data.fingerprint:
+            raise ConfigError(
+                f"run {self.run.name!r}: the data changed since step {step} (fingerprint "
+                f"{stored.meta['data_fingerprint']} -> {self.data.fingerprint}). "
+                "Train under another name, or start anew with --fresh"
+            )
+        return stored, problems

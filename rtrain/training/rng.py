@@ -14,7 +14,7 @@ def seed_all(seed: int, rank: int) -> None:
     """Seed every generator; ranks differ, so that their dropout masks do."""
     mixed = seed * 100_003 + rank
     random.seed(mixed)
-    np.random.seed(mixed % 2**32)  # noqa: NPY002 - the legacy generator is the one that third-party layers draw from
+    np.random.seed(mixed % 2**32)
     torch.manual_seed(mixed)
 
 
@@ -33,11 +33,11 @@ def restore(rank: int, read: ReadChunk) -> None:
     python = states["python"].tolist()
     random.setstate((3, tuple(python), None))
     numpy = states["numpy"].numpy()
-    np.random.set_state(("MT19937", numpy[:624].astype(np.uint32), int(numpy[624])))  # noqa: NPY002
+    np.random.set_state(("MT19937", numpy[:624].astype(np.uint32), int(numpy[624]), 0, 0.0))
 
 
 def _states() -> dict[str, Tensor]:
-    numpy = np.random.get_state(legacy=True)  # noqa: NPY002
+    numpy = np.random.get_state(legacy=True)
     assert isinstance(numpy, tuple)
     states = {
         "torch": torch.get_rng_state(),

@@ -50,8 +50,9 @@ def test_without_ray_no_ray_is_imported(tmp_path: Path, ray_temp_dir: str) -> No
     code = (
         "import runpy, sys\n"
         "sys.modules['ray'] = None\n"  # an import of ray now raises ImportError
-        f"sys.argv = [{str(RECIPE)!r}, 'train', '--debug', '--json', '--launcher', 'inline', '--parallel.dense', 'ddp']\n"
-        f"sys.modules['deepspeed'] = None\nrunpy.run_path({str(RECIPE)!r}, run_name='__main__')\n"
+        "sys.modules['deepspeed'] = None\n"
+        f"sys.argv = [{str(RECIPE)!r}, *'train --debug --json --launcher inline --parallel.dense ddp'.split()]\n"
+        f"runpy.run_path({str(RECIPE)!r}, run_name='__main__')\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,13 +1,22 @@
 """Score a split over all ranks; every rank gets the same exact metric values."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch.distributed as dist
 
+from rtrain.data.interactions import Dataset
+from rtrain.data.split import Split
 from rtrain.metrics.state import Metric, Partial, Scored, evaluate
+from rtrain.run import Run
 from rtrain.schema import Batch
 from rtrain.training.replica import Replica
+from rtrain.training.world import World
+
+
+def scan(run: Run, dataset: Dataset, split: Split, world: World) -> Iterator[Batch]:
+    """This rank's share of a split, once, in file order."""
+    return dataset.scan(split, global_batch=run.evaluation.batch, rank=world.rank, world_size=world.size)
 
 
 def score(replica: Replica, batches: Iterable[Batch]) -> Scored:

@@ -1,0 +1,125 @@
+"""What a run's folder holds, read so that a file which is missing or broken costs only its section."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from rtrain.checkpoint.store import Folder
+from rtrain.errors import UserError, one_line
+from rtrain.report.words import number
+from rtrain.training.trackers import mask
+
+FILES = ("run.json", "history.jsonl", "placement.json", "result.json")
+
+
+@dataclass
+class Facts:
+    """The files of one run."""
+
+    folder: Folder
+    run: dict[str, Any] = field(default_factory=dict)
+    """run.json: the tree of `config.to_dict`."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    placement: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    refused: str = ""
+    """Why the workers would not go on; empty when they did not say so."""
+    alive_at: float | None = None
+    """When the run last wrote its history, in seconds since 1970."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """File -> why it could not be read."""
+
+    @property
+    def name(self) -> str:
+        """The run's name; its folder's where no file tells."""
+        told = self.result.get("run") or self.run.get("name")
+        return str(told) if told else self.folder.path.rstrip("/").rpartition("/")[2]
+
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        """History of one kind, in the order of steps."""
+        return [line for line in self.history if line["kind"] == kind]
+
+    def flat(self) -> dict[str, object]:
+        """The config as dotted keys, secrets masked; empty without run.json."""
+        flat: dict[str, object] = {}
+        _flatten(self.run, "", flat)
+        return mask(flat)
+
+    @property
+    def monitor(self) -> str:
+        """The metric that decides."""
+        evaluation = self.run.get("evaluation")
+        told = evaluation.get("monitor") if isinstance(evaluation, dict) else None
+        return str(self.result.get("monitor") or told or "auc")
+
+
+def read_facts(uri: str) -> Facts:
+    """Read a run's folder.
+
+    Raises:
+        UserError: none of the run's files is there.
+    """
+    facts = Facts(Folder(uri))
+    names = facts.folder.names()
+    if not any(name in names for name in FILES):
+        raise UserError(f"report: there is no run in {uri!r} (none of {', '.join(FILES)}). Give a run's own folder")
+    for name in FILES:
+        if name not in names:
+            facts.problems[name] = f"{name} is not there"
+    facts.run = _read_object(facts, "run.json")
+    facts.placement = _read_object(facts, "placement.json")
+    facts.result = _read_object(facts, "result.json")
+    _read_history(facts)
+    if "refused.json" in names:
+        facts.refused = str(_read_object(facts, "refused.json").get("text", ""))
+    return facts
+
+
+def _read_object(facts: Facts, name: str) -> dict[str, Any]:
+    if name in facts.problems:
+        return {}
+    try:
+        value = json.loads(facts.folder.read(name))
+        if not isinstance(value, dict):
+            raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        facts.problems[name] = f"{name} cannot be read ({one_line(error)})"
+        return {}
+    return value
+
+
+def _read_history(facts: Facts) -> None:
+    name = "history.jsonl"
+    if name in facts.problems:
+        return
+    bad = 0
+    try:
+        text = facts.folder.read(name).decode(errors="replace")
+        modified = facts.folder.fs.modified(f"{facts.folder.path}/{name}")
+        facts.alive_at = modified.timestamp()
+    except NotImplementedError:  # a file system that keeps no times
+        pass
+    except OSError as error:
+        facts.problems[name] = f"{name} cannot be read ({one_line(error)})"
+        return
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+            if isinstance(value["kind"], str) and number(value["step"]) is not None:
+                facts.history.append(value)
+        except (ValueError, KeyError, TypeError):
+            bad += 1
+    facts.history.sort(key=lambda value: value["step"])
+    if bad:
+        facts.problems[name] = f"{bad} lines of {name} cannot be read and are left out"
+
+
+def _flatten(value: Any, key: str, flat: dict[str, object]) -> None:
+    if isinstance(value, dict):
+        for name, child in value.items():
+            _flatten(child, f"{key}.{name}" if key else str(name), flat)
+    elif isinstance(value, list) and any(isinstance(child, dict) for child in value):
+        for index, child in enumerate(value):
+            _flatten(child, f"{key}.{index}", flat)
+    else:
+        flat[key] = value

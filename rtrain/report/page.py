@@ -1,0 +1,90 @@
+"""Puts the page together and writes it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, StrictUndefined
+
+from rtrain.checkpoint.store import Folder
+from rtrain.errors import one_line
+from rtrain.report import sections
+from rtrain.report.facts import Facts, read_facts
+from rtrain.report.words import spell_time
+from rtrain.version import VERSION
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT = "report.html"
+
+
+def write_report(folder: str) -> str:
+    """Write report.html of a run's folder (any fsspec URI) beside its files; returns its path.
+
+    A run that goes on, failed, or lost a file gets a page that says so.
+
+    Raises:
+        UserError: there is no run in the folder.
+    """
+    facts = read_facts(folder)
+    target = Folder(folder)
+    target.write(REPORT, render(facts).encode())
+    return f"{target.uri}/{REPORT}"
+
+
+def curve(history: Sequence[Mapping[str, Any]], *, best_step: int | None = None) -> "Figure":
+    """Training loss and each validation metric over the steps, as a figure that a notebook shows.
+
+    `history`: the lines of history.jsonl. `best_step`: the step to mark; none marks each metric's own best.
+    """
+    from rtrain.report.figures import curve as draw
+
+    return draw(history, best_step=best_step)
+
+
+def render(facts: Facts) -> str:
+    """The whole page as HTML."""
+    shown = {
+        "headline": sections.headline(facts),
+        "curves": _section(sections.curves, facts),
+        "metrics": _section(sections.metrics, facts),
+        "placement": _section(sections.placement, facts),
+        "step_time": _section(sections.step_time, facts),
+        "memory": _section(sections.memory, facts),
+        "events": _section(sections.events, facts),
+        "repeat": _section(sections.repeat, facts),
+        "config": _section(sections.config, facts),
+    }
+    return _template().render(
+        name=facts.name,
+        folder=facts.folder.uri,
+        version=VERSION,
+        written=spell_time(time.time()),
+        css=_file("report.css"),
+        **shown,
+    )
+
+
+def _section(build: Callable[[Facts], Mapping[str, Any]], facts: Facts) -> Mapping[str, Any]:
+    """A section; one whose facts are missing or of another shape says so instead of taking the page down."""
+    try:
+        return build(facts)
+    except sections.Missing as missing:
+        return {"missing": str(missing)}
+    except KeyError as error:
+        return {"missing": f"The run's files have no field {error} to show here."}
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        return {"missing": f"The run's files cannot be shown here ({one_line(error)})."}
+
+
+def _file(name: str) -> str:
+    return (files("rtrain.report") / name).read_text(encoding="utf-8")
+
+
+@cache
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_file("report.html.j2"))

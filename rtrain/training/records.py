@@ -1,0 +1,100 @@
+"""What a job writes into its folder beside the checkpoints: placement, predictions, trackers' points."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch.distributed as dist
+
+from rtrain.checkpoint.store import Folder
+from rtrain.data.interactions import Dataset
+from rtrain.mesh import Mesh
+from rtrain.parallel.placement import TablePlacement, table_bytes
+from rtrain.run import Run
+from rtrain.training.events import Callback, State, TrainPoint
+from rtrain.training.replica import Replica
+from rtrain.training.scoring import scan
+from rtrain.training.trackers import Tracker
+from rtrain.training.world import World
+
+PREDICTIONS = "predictions.json"
+PLACEMENT = "placement.json"
+
+
+class TrackerCalls(Callback):
+    """Hands the loop's points to the trackers."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self.trackers = trackers
+
+    def step_end(self, state: State, point: TrainPoint | None) -> None:
+        """A training point."""
+        if point is not None:
+            values = {"train/loss": point.loss, "train/examples_per_s": point.examples_per_s, "train/lr": point.lr}
+            if point.grad_norm is not None:
+                values["train/grad_norm"] = point.grad_norm
+            self._log(state.step, values)
+
+    def evaluated(self, state: State, values: Mapping[str, float]) -> None:
+        """A validation point."""
+        self._log(state.step, {f"valid/{k}": v for k, v in values.items()})
+
+    def fit_end(self, state: State) -> None:
+        """The summary."""
+        for tracker in self.trackers:
+            tracker.finish({f"best/{k}": v for k, v in state.best.items()})
+
+    def close(self) -> None:
+        """Flush what an attempt that failed has logged; nothing is left to do after `fit_end`."""
+        for tracker in self.trackers:
+            tracker.close()
+
+    def _log(self, step: int, values: Mapping[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker.log(step, values)
+
+
+def write_placement(run: Run, folder: Folder, mesh: Mesh, world: World, placed: tuple[TablePlacement, ...]) -> None:
+    """placement.json: who sits where, which table lies where. A collective over all ranks."""
+    me = {
+        "rank": world.rank,
+        "node": world.node,
+        "pid": os.getpid(),
+        "device": str(world.device),
+        "coordinates": mesh.coordinates(world.rank),
+    }
+    ranks: list[Any] = [None] * world.size
+    dist.all_gather_object(ranks, me)
+    if world.leads:
+        folder.write_json(
+            PLACEMENT,
+            {
+                "world_size": world.size,
+                "axes": asdict(mesh),
+                "ranks": ranks,
+                "tables": [p.to_json() for p in placed],
+                "bytes_per_rank": table_bytes(run.sparse_optim, placed, world.size),
+            },
+        )
+
+
+def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Folder) -> None:
+    """predictions.json: the trainer's own probabilities of the first test rows. A collective over all ranks."""
+    rows = min(run.handoff.rows, dataset.rows("test"))
+    mine: dict[int, float] = {}
+    covered = 0
+    for batch in scan(run, dataset, "test", replica.world):
+        probabilities = replica.predict(batch.to(replica.world.device))
+        mine |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
+        covered += batch.global_rows
+        if covered >= rows:
+            break
+    parts: list[dict[int, float]] = [{}] * replica.world.size
+    dist.all_gather_object(parts, mine)
+    if replica.world.leads:
+        everything = {row: p for part in parts for row, p in part.items()}
+        first = sorted(everything)[:rows]
+        said = {"rows": first, "predictions": [everything[r] for r in first]}
+        folder.write(PREDICTIONS, json.dumps(said).encode())
