@@ -24,7 +24,7 @@ T = TypeVar("T")
 TYPE_KEY = "$type"
 
 
-def _hints(cls: Hashable) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, Any]:
     return get_type_hints(cls)
 
 

@@ -111,7 +111,8 @@ def _read_history(facts: Facts) -> None:
             bad += 1
     facts.history.sort(key=lambda value: value["step"])
     if bad:
-        facts.problems[name] = f"{bad} lines of {name} cannot be read and are left out"
+        what = "1 line cannot be read and is" if bad == 1 else f"{bad} lines cannot be read and are"
+        facts.problems[name] = f"{name}: {what} left out"
 
 
 def _flatten(value: Any, key: str, flat: dict[str, object]) -> None:

@@ -1,14 +1,10 @@
 """The curves of a run, drawn by matplotlib: as SVG that follows the page's theme, and as a picture for notebooks."""
 
 import io
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-# Without its own cache folder matplotlib writes a line about it to standard error; not worth a user's time.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 import matplotlib
 import numpy as np
@@ -21,6 +17,7 @@ from rtrain.report.words import is_better, number, spell_metric, spell_name
 
 POINTS = 1500
 """Points of a curve beyond which neighbours are averaged."""
+NOT_METRICS = ("kind", "step", "epoch", "at", "elapsed_s")
 
 Line = Mapping[str, Any]
 
@@ -148,22 +145,40 @@ def draw_metric(
     if baseline is not None:
         ax.axhline(baseline, color=colours.muted, linewidth=1, linestyle=(0, (4, 3)))
         end = ax.get_yaxis_transform()
-        ax.text(0.99, baseline, "baseline", transform=end, ha="right", va="bottom", fontsize=8.5, color=colours.muted)
+        ax.annotate(
+            "baseline",
+            (0.99, baseline),
+            xycoords=end,
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8.5,
+            color=colours.muted,
+        )
     marked = [i for i, s in enumerate(steps) if s == best_step]
     if best_step is None and len(values):
         best = 0
         for i, value in enumerate(values):
             best = i if is_better(name, value, values[best]) else best
         marked = [best]
+    ax.margins(y=0.2)
+    if len(steps) == 1:
+        ax.set_xlim(0, steps[0] * 1.1)
+    # A window of at least 1 % of the value: noise must not fill the picture and look like a trend.
+    low, high = ax.get_ylim()
+    if len(values) and high - low < 0.01 * abs(values[-1]):
+        middle, half = (low + high) / 2, 0.005 * abs(values[-1])
+        ax.set_ylim(middle - half, middle + half)
+    ax.ticklabel_format(axis="y", useOffset=False)
     for i in marked[-1:]:
         ax.plot(steps[i], values[i], "o", color=colours.accent, markersize=6.5, zorder=5)
-        low, high = ax.get_ylim()
-        above = values[i] < (low + high) / 2
+        # Away from the curve: above a high point, below a low one.
+        above = values[i] >= (values.min() + values.max()) / 2
         right = steps[i] > (steps[0] + steps[-1]) / 2
         ax.annotate(
             spell_metric(values[i]),
             (steps[i], values[i]),
-            xytext=(6 if not right else -2, 8 if above else -8),
+            xytext=(5 if right else -5, 6 if above else -6),
             textcoords="offset points",
             ha="right" if right else "left",
             va="bottom" if above else "top",
@@ -171,7 +186,6 @@ def draw_metric(
             fontweight="bold",
             color=colours.ink,
         )
-        ax.margins(y=0.18)
     _frame(ax, colours)
 
 
@@ -195,7 +209,7 @@ def _frame(ax: Axes, colours: Colours) -> None:
         spine.set_color(colours.grid)
     ax.tick_params(colors=colours.muted, labelsize=9, length=0)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_xlabel("step", fontsize=9, color=colours.muted, loc="right")
 
@@ -214,6 +228,8 @@ def themed_svg(name: str, label: str, draw: Any) -> str:
 def _inline(svg: str, name: str, label: str) -> str:
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    # A style for all elements would reach out of the figure into the page; report.css has it.
+    body = re.sub(r"<style.*?</style>", "", body, flags=re.DOTALL)
     # The width is the page's to choose; namespaces mean nothing inside HTML.
     box = re.search(r'viewBox="([^"]+)"', body)
     assert box is not None

@@ -1,5 +1,6 @@
 """Puts the page together and writes it."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,12 +14,16 @@ from rtrain.errors import one_line
 from rtrain.report import sections
 from rtrain.report.facts import Facts, read_facts
 from rtrain.report.words import spell_time
+from rtrain.training.trackers.secrets import mask_text
 from rtrain.version import VERSION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
+
+# At its first use on a machine matplotlib tells standard error that it looks for fonts.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def write_report(folder: str) -> str:
@@ -58,14 +63,15 @@ def render(facts: Facts) -> str:
         "repeat": _section(sections.repeat, facts),
         "config": _section(sections.config, facts),
     }
-    return _template().render(
+    html: str = _template().render(
         name=facts.name,
-        folder=facts.folder.uri,
+        folder=mask_text(facts.folder.uri),
         version=VERSION,
         written=spell_time(time.time()),
         css=_file("report.css"),
         **shown,
     )
+    return html
 
 
 def _section(build: Callable[[Facts], Mapping[str, Any]], facts: Facts) -> Mapping[str, Any]:

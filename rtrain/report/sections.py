@@ -53,60 +53,53 @@ def headline(facts: Facts) -> dict[str, Any]:
             gap = spell_metric(abs(test[name] - baseline[name]))
             text += f", {gap} {'better' if better else 'worse'} than the user and item bias baseline"
         sentences.append(text + ".")
-    served, difference = result.get("served"), number(result.get("served_max_difference"))
-    off = f" (largest difference {difference:.1e})" if difference is not None else ""
-    if served is True:
-        sentences.append(f"The answers of Ray Serve equal the trainer's predictions{off}.")
-    elif served is False:
-        sentences.append(
-            f"The answers of Ray Serve differ from the trainer's predictions{off}: the export must not be used."
-        )
+    served, said = _served(result)
+    if said:
+        sentences.append(said)
     last = facts.history[-1] if facts.history else {}
     steps = number(result.get("steps")) or number(last.get("step"))
-    total = max([int(number(s.get("total_steps")) or 0) for s in facts.lines("start")], default=0)
+    total = max([number(line.get("total_steps")) or 0 for line in facts.lines("start")], default=0)
     trained = facts.lines("train")
     seconds = number(result.get("seconds")) or (number(trained[-1].get("elapsed_s")) if trained else None)
-    best_step = number(result.get("best_step"))
+    best = number(result.get("best_step"))
     world = number(result.get("world_size")) or number(facts.placement.get("world_size"))
-    axes = facts.placement.get("axes")
     attempts = number(result.get("attempts"))
-    tiles = [
-        {
-            "label": f"test {spell_name(name)}",
-            "value": spell_metric(test.get(name)),
-            "note": f"baseline {spell_metric(baseline[name])}" if name in baseline else "no baseline",
-        },
-        {
-            "label": "served",
-            "value": {True: "yes", False: "no"}.get(served, DASH) if isinstance(served, bool) else DASH,
-            "note": {True: "answers equal the trainer's", False: "answers differ"}.get(served, "not checked")
-            if isinstance(served, bool)
-            else "not checked",
-        },
-        {
-            "label": "steps",
-            "value": spell_count(steps),
-            "note": f"best at {spell_count(best_step)}"
-            if best_step is not None
-            else f"of {spell_count(total or None)}",
-        },
-        {"label": "world size", "value": spell_count(world), "note": _spell_axes(axes)},
-        {
-            "label": "duration",
-            "value": spell_seconds(seconds),
-            "note": "one attempt"
-            if attempts == 1
-            else f"{spell_count(attempts)} attempts"
-            if attempts
-            else "in the loop",
-        },
-        {
-            "label": "examples/s",
-            "value": spell_count(number(result.get("examples_per_s"))),
-            "note": "over the whole loop",
-        },
-    ]
-    return {"status": status, "tone": tone, "sentences": sentences, "tiles": tiles}
+    took = "in the loop" if attempts is None else f"{attempts:.0f} attempt{'' if attempts == 1 else 's'}"
+    rate, when = number(result.get("examples_per_s")), "over the whole loop"
+    if rate is None and trained:
+        rate, when = number(trained[-1].get("examples_per_s")), "at the last point"
+    of_all = f"of {spell_count(total)}" if total else "so far"
+    tiles = (
+        (
+            f"test {spell_name(name)}",
+            spell_metric(test.get(name)),
+            f"baseline {spell_metric(baseline[name])}" if name in baseline else "no baseline",
+        ),
+        ("served", *served),
+        ("steps", spell_count(steps), of_all if best is None else f"best at {spell_count(best)}"),
+        ("world size", spell_count(world), _spell_axes(facts.placement.get("axes"))),
+        ("duration", spell_seconds(seconds), took),
+        ("examples/s", spell_count(rate), when if rate is not None else "not known"),
+    )
+    return {
+        "status": status,
+        "tone": tone,
+        "sentences": sentences,
+        "tiles": [dict(zip(("label", "value", "note"), tile, strict=True)) for tile in tiles],
+    }
+
+
+def _served(result: Mapping[str, Any]) -> tuple[tuple[str, str], str]:
+    """The tile of the serving check, and its sentence."""
+    difference = number(result.get("served_max_difference"))
+    off = f" (largest difference {difference:.1e})" if difference is not None else ""
+    if result.get("served") is True:
+        text = f"The answers of Ray Serve equal the trainer's predictions{off}."
+        return ("yes", "equals the trainer"), text
+    if result.get("served") is False:
+        text = f"The answers of Ray Serve differ from the trainer's predictions{off}: the export must not be used."
+        return ("no", "answers differ"), text
+    return (DASH, "not checked"), ""
 
 
 def _status(facts: Facts) -> tuple[str, str, str]:
@@ -123,7 +116,8 @@ def _status(facts: Facts) -> tuple[str, str, str]:
     when = ""
     if facts.alive_at is not None:
         age = max(0.0, time.time() - facts.alive_at)
-        when = f" Its last sign of life was {spell_time(facts.alive_at)}, {spell_seconds(age)} before this page was written."
+        before = f"{spell_seconds(max(1.0, round(age)))} before this page was written"
+        when = f" Its last sign of life was {spell_time(facts.alive_at)}, {before}."
     again = "It is still going, or it failed; the same command resumes it by its name."
     return "not finished", "open", f"There is no result.json.{when} {again}"
 
@@ -277,7 +271,7 @@ def step_time(facts: Facts) -> dict[str, Any]:
     total = sum(seconds.values())
     if total <= 0:
         raise Missing(_why(facts, "result.json", "No step of this attempt was timed."))
-    parts = []
+    parts: list[dict[str, Any]] = []
     for name in [*(p for p in PHASES if p in seconds), *(p for p in seconds if p not in PHASES)]:
         share = seconds[name] / total
         parts.append({

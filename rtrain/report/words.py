@@ -34,7 +34,7 @@ def spell_seconds(seconds: float | None) -> str:
     if seconds is None:
         return DASH
     if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.{0 if seconds >= 10 else 1 if seconds >= 1 else 2}f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 

@@ -8,7 +8,8 @@
         dense parameters are updated       [optimizer]
         step_end(state, point)             point: a TrainPoint every log_every_steps, else none
         evaluated(state, values)           after the validation split was scored
-        checkpointed(state)                after a checkpoint was committed
+        saving(state)                      before a checkpoint is written: what it must not be ahead of
+        checkpointed(state)                after it was committed
     fit_end(state)                         when training is over (not on a failure)
     close()                                always, also on a failure
 
@@ -102,6 +103,9 @@ class Callback:
 
     def evaluated(self, state: State, values: Mapping[str, float]) -> None:
         """The validation split was scored."""
+
+    def saving(self, state: State) -> None:
+        """A checkpoint is about to be written; make durable what a resume from it will not repeat."""
 
     def checkpointed(self, state: State) -> None:
         """A checkpoint of `state.step` is committed."""

@@ -55,6 +55,10 @@ class History(Callback):
         """A point of the validation curves."""
         self._add({"kind": "valid", "step": state.step, **values}, now=True)
 
+    def saving(self, state: State) -> None:
+        """A resume from this checkpoint adds no line of an earlier step, so they must be there."""
+        self._write()
+
     def close(self) -> None:
         """Write what is left."""
         self._write()

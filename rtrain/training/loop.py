@@ -68,6 +68,8 @@ def fit(
                 callback.evaluated(state, values)
             window.restart()  # the rate is of training, not of scoring
         if improved or state.done or state.step % run.checkpoint.every_steps == 0:
+            for callback in callbacks:
+                callback.saving(state)
             save()
             for callback in callbacks:
                 callback.checkpointed(state)

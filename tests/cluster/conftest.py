@@ -8,7 +8,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +46,25 @@ def joined_ray(ray_temp_dir: str) -> Iterator[None]:
     ray.shutdown()
 
 
+# The main job cut short, with enough checkpoints that a kill finds the run under way.
+SHORT = {
+    "global_batch": 256,
+    "max_steps": 120,
+    "log_every_steps": 1,
+    "checkpoint.every_steps": 10,
+    "evaluation.every_steps": 60,
+    "evaluation.patience": "none",
+    "handoff.serve_check": "false",
+}
+
+
 @pytest.fixture
 def small_run(tmp_path: Path) -> Any:
-    """The main job's recipe, short: 60 steps, a checkpoint every 10, evaluated every 20."""
+    """The main job's recipe, short."""
+    import rtrain
     from recipes.dlrm_movielens import run
-    from rtrain import Checkpoint, Evaluation, Handoff
 
-    return replace(
-        run(),
-        name="small",
-        storage=str(tmp_path / "runs"),
-        max_steps=60,
-        log_every_steps=1,
-        checkpoint=Checkpoint(every_steps=10, keep=3),
-        evaluation=Evaluation(every_steps=20),
-        handoff=Handoff(),
-    )
+    return rtrain.override(run(), {**SHORT, "name": "small", "storage": str(tmp_path / "runs")})
 
 
 def environment(ray_temp_dir: str) -> dict[str, str]:
@@ -116,3 +118,9 @@ def history_of(folder: str) -> list[dict[str, Any]]:
     """The lines of a run's history.jsonl so far."""
     path = Path(folder) / "history.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def committed_step(folder: Path) -> int:
+    """The newest committed checkpoint of a run under way; 0 when there is none."""
+    steps = [int(p.parent.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*/COMMITTED")]
+    return max(steps, default=0)

@@ -7,33 +7,29 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rtrain
+from recipes.dlrm_movielens import run as recipe_run
 from rtrain.errors import RunFailed
-from tests.cluster.conftest import RECIPE, environment, history_of, last_json, wait_for
+from tests.cluster.conftest import (
+    RECIPE,
+    SHORT,
+    committed_step,
+    environment,
+    history_of,
+    last_json,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(joined_ray: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the small run comes to when nothing happens to it, with its losses by step."""
-    from recipes.dlrm_movielens import run
-    from rtrain import Checkpoint, Evaluation, Handoff
-
-    calm = replace(
-        run(),
-        name="calm",
-        storage=str(tmp_path_factory.mktemp("calm")),
-        max_steps=60,
-        log_every_steps=1,
-        checkpoint=Checkpoint(every_steps=10, keep=3),
-        evaluation=Evaluation(every_steps=20),
-        handoff=Handoff(),
-    )
+    """What the short run comes to when nothing happens to it, with its losses by step."""
+    calm = rtrain.override(recipe_run(), {**SHORT, "name": "calm", "storage": str(tmp_path_factory.mktemp("calm"))})
     result = rtrain.train(calm, quiet=True)
     assert result is not None
     assert result.values["attempts"] == 1
@@ -45,13 +41,13 @@ def losses(folder: str) -> dict[int, float]:
 
 
 def test_rank_killed_at_a_random_step(small_run: Any, undisturbed: dict[str, Any]) -> None:
-    victim, step = random.randrange(2), random.randrange(12, 45)
+    victim, step = random.randrange(2), random.randrange(12, 80)
     print(f"killing rank {victim} at step {step}")
     outcome: list[Any] = []
     thread = threading.Thread(target=lambda: outcome.append(rtrain.train(small_run, quiet=True)))
     thread.start()
     folder = Path(small_run.folder)
-    wait_for(lambda: any(n.get("step", 0) >= step for n in history_of(str(folder))), f"step {step}")
+    wait_for(lambda: committed_step(folder) >= step, f"step {step}")
     placement = json.loads((folder / "placement.json").read_text())
     os.kill(placement["ranks"][victim]["pid"], signal.SIGKILL)
     thread.join()
@@ -74,18 +70,14 @@ def test_no_failures_allowed_names_the_cause(small_run: Any, joined_ray: None) -
 
 
 def test_interrupted_and_resumed_by_name(tmp_path: Path, ray_temp_dir: str, undisturbed: dict[str, Any]) -> None:
-    words = [
-        "train", "--json", "--name", "interrupted", "--max_steps", "60", "--log_every_steps", "1",
-        "--checkpoint.every_steps", "10", "--evaluation.every_steps", "20", "--evaluation.patience", "none",
-        "--handoff.serve_check", "false",
-    ]  # fmt: skip
+    words = ["train", "--json", "--name", "interrupted", *(w for k, v in SHORT.items() for w in (f"--{k}", str(v)))]
     command = [sys.executable, str(RECIPE), *words]
     env = environment(f"{ray_temp_dir}/own")
     folder = tmp_path / "runs" / "interrupted"
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: any(n.get("step", 0) >= 12 for n in history_of(str(folder))), "step 12")
+    wait_for(lambda: committed_step(folder) >= 20, "step 20")
     workers = [r["pid"] for r in json.loads((folder / "placement.json").read_text())["ranks"]]
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

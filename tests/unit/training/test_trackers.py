@@ -1,5 +1,6 @@
 """Each tracker for real: what it stored is read back with the tool's own reader."""
 
+import io
 import json
 import math
 import os
@@ -149,7 +150,12 @@ def test_json_lines_have_no_step_twice_and_drop_a_line_that_a_crash_cut(tmp_path
     assert lines[-1] == {"summary": {"best/auc": 0.75}}
     # A finished run that is trained further loses its summary, not its steps.
     start(tracking, tmp_path, attempt=3, resume_step=30)[0].close()
-    assert [json.loads(x).get("step") for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [10, 20, 20, 30]
+    assert [json.loads(x).get("step") for x in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        10,
+        20,
+        20,
+        30,
+    ]
 
 
 def test_mlflow_keeps_one_run_over_attempts_in_sqlite(tmp_path, capfd):
@@ -176,7 +182,9 @@ def test_mlflow_keeps_one_run_over_attempts_in_sqlite(tmp_path, capfd):
 def test_mlflow_that_cannot_start_says_what_to_do(tmp_path):
     uri = f"sqlite:///{tmp_path}/missing/folder/mlflow.db"
     (tmp_path / "missing").write_text("a file where a folder should be")
-    with pytest.raises(ClusterError, match="MLflow cannot be used at sqlite:.*set tracking.mlflow_uri, or take 'mlflow'"):
+    with pytest.raises(
+        ClusterError, match="MLflow cannot be used at sqlite:.*set tracking.mlflow_uri, or take 'mlflow'"
+    ):
         start(Tracking(to=("mlflow",), mlflow_uri=uri), tmp_path)
 
 
@@ -198,7 +206,7 @@ def test_wandb_online_without_a_key_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens
-    monkeypatch.setattr(sys, "stdin", open(os.devnull))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     with pytest.raises(ClusterError, match="wandb cannot start online.*Set WANDB_API_KEY.*wandb_mode to offline"):
         start(Tracking(to=("jsonl", "wandb"), wandb_mode="online"), tmp_path)
 
