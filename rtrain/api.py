@@ -62,7 +62,7 @@ class Result:
         """Training loss and validation metrics over the steps, as a matplotlib figure."""
         from rtrain.report import curve
 
-        return curve(history.read(Folder(self.run.folder)))
+        return curve(history.read(Folder(self.run.folder)), best_step=self.values["best_step"])
 
 
 def train(

@@ -10,7 +10,7 @@ from rtrain.config import validate
 from rtrain.mesh import Mesh, lay_out
 from rtrain.parallel.embeddings import placements, plan_tables
 from rtrain.parallel.legal import refuse
-from rtrain.parallel.placement import TablePlacement, table_bytes
+from rtrain.parallel.placement import TablePlacement, bytes_per_rank
 from rtrain.run import Run
 
 ASSUMED_GPU_BYTES = 80 * 1024**3
@@ -104,21 +104,8 @@ def plan(run: Run) -> Plan:
     placed = placements(sharding, tables)
     with torch.device("meta"):
         dense = sum(p.numel() for p in run.model.tower(run.data.schema).parameters())
-    dense_bytes = _dense_bytes(run, dense, mesh.data)
-    per_rank = tuple(dense_bytes | row for row in table_bytes(run.sparse_optim, placed, mesh.world_size))
-    return Plan(run.name, mesh, placed, per_rank, memory, source)
-
-
-def _dense_bytes(run: Run, parameters: int, data: int) -> dict[str, int]:
-    """fp32 bytes of the dense part on a rank; ZeRO-1 and 2 keep a partitioned master copy of the weights too."""
-    stage = run.parallel.zero_stage if run.parallel.dense == "zero" else 0
-    share = -(-parameters // data)
-    master = 4 * share if stage in (1, 2) else 0
-    return {
-        "parameters": 4 * (share if stage == 3 else parameters) + master,
-        "gradients": 4 * (share if stage >= 2 else parameters),
-        "optimizer": 8 * (share if stage >= 1 else parameters),
-    }
+    per_rank = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=dense)
+    return Plan(run.name, mesh, placed, tuple(per_rank), memory, source)
 
 
 def _local_world_size(run: Run) -> int:

@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from rtrain.config import flatten
 from rtrain.data.interactions import Interactions
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
@@ -12,7 +13,11 @@ from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.training.trackers import Tracking
 
+if TYPE_CHECKING:
+    from rtrain.planning import Plan
+
 Metric = AUC | GAUC | LogLoss | Calibration | Accuracy | NDCG
+PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -164,8 +169,24 @@ class Run:
             raise ConfigError(
                 f"evaluation.monitor: {self.evaluation.monitor!r} is not among the metrics: {', '.join(names)}"
             )
+        if self.evaluation.monitor == Calibration().name:
+            raise ConfigError(
+                "evaluation.monitor: calibration is best at 1, not at its largest. Monitor log_loss instead"
+            )
+        for key, value in flatten(self).items():
+            if isinstance(value, str) and PASSWORD.search(value):
+                raise ConfigError(
+                    f"{key}: the URI carries a password, and the config is stored with the run. "
+                    "Give it in the environment (or in fsspec's or MLflow's own settings) instead"
+                )
         if not self.data.schema.group and any(isinstance(m, NDCG | GAUC) for m in self.metrics):
             raise ConfigError("metrics: NDCG and GAUC rank rows within a group; set schema.group to an Id feature")
+
+    def plan(self) -> "Plan":
+        """Check the run and lay it out: ranks, table placement, bytes per rank; starts nothing."""
+        from rtrain.planning import plan
+
+        return plan(self)
 
     @property
     def folder(self) -> str:

@@ -52,7 +52,7 @@ class Bar(Callback):
         """One line of history.jsonl."""
         if line["kind"] == "start":
             self.close()
-            self.progress = Progress(line["total_steps"], description=self.run.name)
+            self.progress = Progress(line["total_steps"], description=self.run.name, initial=line["step"])
             if line["step"]:
                 self.note(f"resumed from step {line['step']}")
         elif self.progress is None:

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -61,6 +62,8 @@ def _start(cluster: Cluster, *, embedded: bool, workers: int) -> None:
             f"machine has {cores} (and at most {OVERSUBSCRIBE} workers share one). Lower cluster.workers to "
             f"{int(OVERSUBSCRIBE * cores / cluster.cpus_per_worker)}, or set RAY_ADDRESS to a cluster"
         )
+    if not embedded:
+        _reach(os.environ["RAY_ADDRESS"])
     try:
         if embedded:
             ray.init(
@@ -82,6 +85,20 @@ def _start(cluster: Cluster, *, embedded: bool, workers: int) -> None:
             else ("Run 'rtrain doctor'; logs are in /tmp/ray/session_latest/logs")
         )
         raise ClusterError(f"ray: {where} cannot be used ({' '.join(str(error).split())}). {hint}") from error
+
+
+def _reach(address: str) -> None:
+    """Knock at the cluster's door: Ray itself ends the process, from C++, when nobody is there."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdigit()):
+        return  # "auto", "local": Ray finds it, or says so in Python
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ClusterError(
+            f"ray: nothing answers at RAY_ADDRESS={address} ({error}). Start the cluster, mend the address, "
+            "or unset RAY_ADDRESS to use a Ray of this machine's own"
+        ) from error
 
 
 def _wait_for_room(cluster: Cluster, workers: int) -> None:

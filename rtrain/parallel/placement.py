@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rtrain.mesh import Mesh, Parallel
 from rtrain.optim import Adagrad, RowWiseAdagrad, SparseOptim
 
 
@@ -46,9 +47,21 @@ def state_bytes(optim: SparseOptim, shard: ShardPlacement) -> int:
     return shard.sizes[0] * 4 if isinstance(optim, RowWiseAdagrad) else 0
 
 
-def table_bytes(optim: SparseOptim, placed: Sequence[TablePlacement], world_size: int) -> list[dict[str, int]]:
-    """Bytes of table weights and of their fused optimizer state on each rank."""
-    totals = [{"rank": r, "tables": 0, "tables_optimizer": 0} for r in range(world_size)]
+def bytes_per_rank(
+    parallel: Parallel, optim: SparseOptim, placed: Sequence[TablePlacement], mesh: Mesh, *, dense_parameters: int
+) -> list[dict[str, int]]:
+    """Bytes on each rank: parameters, gradients, optimizer (dense part), tables, tables_optimizer.
+
+    All float32. ZeRO-1 and 2 keep a partitioned master copy of the weights, counted as parameters.
+    """
+    stage = parallel.zero_stage if parallel.dense == "zero" else 0
+    share = -(-dense_parameters // mesh.data)
+    dense = {
+        "parameters": 4 * (share if stage == 3 else dense_parameters) + (4 * share if stage in (1, 2) else 0),
+        "gradients": 4 * (share if stage >= 2 else dense_parameters),
+        "optimizer": 8 * (share if stage >= 1 else dense_parameters),
+    }
+    totals = [{"rank": r, **dense, "tables": 0, "tables_optimizer": 0} for r in range(mesh.world_size)]
     for table in placed:
         for shard in table.shards:
             totals[shard.rank]["tables"] += shard.bytes

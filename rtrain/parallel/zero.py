@@ -45,7 +45,7 @@ class ZeroTower:
         self.tower = tower.to(device)
         if not torch.distributed.is_initialized():
             raise RuntimeError("a process group comes first: see rtrain.launch")
-        self.names = {id(p): n for n, p in self.tower.named_parameters()}
+        os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has no launcher to set it, and DeepSpeed insists
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=self.tower,
             optimizer=optim.build(self.tower.parameters()),

@@ -145,13 +145,15 @@ def draw_metric(
     if baseline is not None:
         ax.axhline(baseline, color=colours.muted, linewidth=1, linestyle=(0, (4, 3)))
         end = ax.get_yaxis_transform()
+        # At the end where the curve is further away.
+        at_left = len(values) == 1 or (len(values) > 1 and abs(values[0] - baseline) > abs(values[-1] - baseline))
         ax.annotate(
             "baseline",
-            (0.99, baseline),
+            (0.01 if at_left else 0.99, baseline),
             xycoords=end,
             xytext=(0, 3),
             textcoords="offset points",
-            ha="right",
+            ha="left" if at_left else "right",
             fontsize=8.5,
             color=colours.muted,
         )
@@ -174,7 +176,7 @@ def draw_metric(
         ax.plot(steps[i], values[i], "o", color=colours.accent, markersize=6.5, zorder=5)
         # Away from the curve: above a high point, below a low one.
         above = values[i] >= (values.min() + values.max()) / 2
-        right = steps[i] > (steps[0] + steps[-1]) / 2
+        right = steps[i] >= (steps[0] + steps[-1]) / 2
         ax.annotate(
             spell_metric(values[i]),
             (steps[i], values[i]),

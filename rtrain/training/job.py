@@ -128,8 +128,9 @@ class _Job:
         )
         state.rows = self.data.rows("train")
         state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
-        write_placement(run, self.folder, self.mesh, world, replica.placements)
-        callbacks = [*extra, *(self._recorders(problems) if world.leads else [])]
+        write_placement(run, self.folder, self.mesh, replica)
+        history = History(self.folder, resume_step=state.step) if world.leads else None
+        callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
         batches = iter(reader)
         replica.restore_rng()  # last: building everything above draws numbers
         began, before = time.perf_counter(), state.rows_seen
@@ -144,6 +145,10 @@ class _Job:
                 save=lambda: self._save(replica),
                 watch=watch,
             )
+        except BaseException as error:
+            if history:
+                history.event(state.step, f"attempt {state.attempt} failed at step {state.step}: {one_line(error)}")
+            raise
         finally:
             reader.close()
             for callback in callbacks:
@@ -173,9 +178,8 @@ class _Job:
         if self.world.leads:
             self.folders.prune(self.run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
 
-    def _recorders(self, problems: list[str]) -> list[Callback]:
+    def _recorders(self, history: History, problems: list[str]) -> list[Callback]:
         """What rank 0 writes while it trains."""
-        history = History(self.folder, resume_step=self.state.step)
         for problem in problems:
             history.event(self.state.step, f"{problem}. Resuming from step {self.state.step}")
         trackers = open_trackers(

@@ -11,13 +11,12 @@ import torch.distributed as dist
 from rtrain.checkpoint.store import Folder
 from rtrain.data.interactions import Dataset
 from rtrain.mesh import Mesh
-from rtrain.parallel.placement import TablePlacement, table_bytes
+from rtrain.parallel.placement import bytes_per_rank
 from rtrain.run import Run
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import scan
 from rtrain.training.trackers import Tracker
-from rtrain.training.world import World
 
 PREDICTIONS = "predictions.json"
 PLACEMENT = "placement.json"
@@ -56,8 +55,9 @@ class TrackerCalls(Callback):
             tracker.log(step, values)
 
 
-def write_placement(run: Run, folder: Folder, mesh: Mesh, world: World, placed: tuple[TablePlacement, ...]) -> None:
+def write_placement(run: Run, folder: Folder, mesh: Mesh, replica: Replica) -> None:
     """placement.json: who sits where, which table lies where. A collective over all ranks."""
+    world, placed = replica.world, replica.placements
     me = {
         "rank": world.rank,
         "node": world.node,
@@ -75,7 +75,9 @@ def write_placement(run: Run, folder: Folder, mesh: Mesh, world: World, placed: 
                 "axes": asdict(mesh),
                 "ranks": ranks,
                 "tables": [p.to_json() for p in placed],
-                "bytes_per_rank": table_bytes(run.sparse_optim, placed, world.size),
+                "bytes_per_rank": bytes_per_rank(
+                    run.parallel, run.sparse_optim, placed, mesh, dense_parameters=replica.dense_parameters
+                ),
             },
         )
 

@@ -56,6 +56,7 @@ class Replica:
             self.tables.initialise(run.seed)
         self.tower: towers.Tower | None = None
         dense: nn.Module = self.model.tower.to(world.device)
+        self.dense_parameters = sum(p.numel() for p in dense.parameters())
         if training:
             self.tower = towers.wrap(dense, run.parallel, run.optim, world.device, rows_per_rank=rows_per_rank)
             dense = self.tower.module
