@@ -48,12 +48,17 @@ SCHEMA = Schema(
         Sequence(name="history", entity="user", rows=ITEMS, max_length=20),
         Dense(name="age", entity="user", mean=33.0, std=12.0, missing=33.0),
         Dense(name="release_year", entity="item", mean=1988.0, std=14.0, missing=1988.0),
+        # What was known of the user and of the item before this moment: how much was liked, of how many.
+        Dense(name="user_liked", entity="user", mean=0.55, std=0.2),
+        Dense(name="user_seen", entity="user", mean=3.0, std=1.5),
+        Dense(name="item_liked", entity="item", mean=0.55, std=0.2),
+        Dense(name="item_seen", entity="item", mean=4.0, std=1.5),
     ),
     group="user_id",
     time="timestamp",
 )
 
-SPACE = {"optim.lr": loguniform(3e-4, 1e-2), "sparse_optim.lr": loguniform(5e-3, 2e-1)}
+SPACE = {"optim.lr": loguniform(3e-4, 1e-2), "sparse_optim.lr": loguniform(1e-3, 1e-1)}
 
 
 def run() -> Run:
@@ -62,12 +67,12 @@ def run() -> Run:
         name="dlrm-movielens",
         model=DLRM(dim=16, bottom=(64,), top=(64, 32), dropout=0.1),
         data=Interactions(source="ml-100k", schema=SCHEMA, split=ByTime(valid=0.1, test=0.1)),
-        optim=AdamW(lr=1e-3),
-        sparse_optim=RowWiseAdagrad(lr=2e-2),
+        optim=AdamW(lr=2e-3),
+        sparse_optim=RowWiseAdagrad(lr=2e-3),
         global_batch=512,
-        epochs=5,
+        epochs=3,
         parallel=Parallel(dense="zero", zero_stage=1, embeddings="sharded"),
-        evaluation=Evaluation(monitor="auc", patience=3),
+        evaluation=Evaluation(every_steps=20, monitor="auc", patience=8),
         checkpoint=Checkpoint(every_steps=200, keep=3),
         faults=Faults(max_failures=3),
         cluster=Cluster(workers=2),

@@ -107,6 +107,10 @@ def train(
             from rtrain.launch.session import ray_session
 
             stack.enter_context(ray_session(run.cluster))
+            if run.handoff.serve_check:
+                from rtrain.serving.app import check_port
+
+                check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
             with Watch(run):
                 outcome = train_on_ray(run)
         elif launcher == "inline":

@@ -13,6 +13,9 @@ from rtrain.planning import plan
 from rtrain.run import Handoff, Run
 from rtrain.training.trackers import Tracking
 
+TRIAL_BYTES = 400 * 1024**2
+"""Memory that a trial's own process, which only waits, reserves."""
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -147,8 +150,8 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
     with ray_session(run.cluster):
         path, filesystem = ray_storage(run.folder)
         tuner = ray_tune.Tuner(
-            # The trial itself only waits for its workers, which take the CPUs.
-            ray_tune.with_resources(ray_tune.with_parameters(_trial, run=run), {"CPU": 0}),
+            # The trial itself only waits for its workers, which take the CPUs; Tune wants it to ask for something.
+            ray_tune.with_resources(ray_tune.with_parameters(_trial, run=run), {"CPU": 0, "memory": TRIAL_BYTES}),
             param_space=searched,
             tune_config=ray_tune.TuneConfig(
                 metric=metric.name,

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def save(folders: CheckpointFolders, step: int, chunks: Iterable[Chunk], meta: M
     share: dict[str, Any]
     try:
         share = _write_share(folder, f"rank-{rank:05d}.safetensors", chunks)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         share = {"error": f"rank {rank}: {type(error).__name__}: {error}"}
     shares: list[dict[str, Any]] = [{}] * world
     dist.all_gather_object(shares, share)

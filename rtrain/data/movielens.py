@@ -18,11 +18,13 @@ from rtrain.data.columns import Lists
 from rtrain.errors import DataError
 
 NAME = "ml-100k"
-VERSION = 1
+VERSION = 2
 """Raised whenever `convert` writes something else, so that old caches are made anew."""
 VERSION_KEY = b"rtrain.conversion"
 HISTORY = 20
 """Most items in a history."""
+PRIOR_ROWS = 5.0
+"""Rows of one half that damp `liked_before`."""
 ROW_GROUP_ROWS = 65_536
 
 GENRES = (
@@ -82,8 +84,9 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
 
     Columns: user_id, item_id int64; rating, age double (null: unknown); gender, occupation string;
     genres list<string>; release_year double (null: unknown); hour int64 (0..23, UTC); history
-    list<int64> (the user's last 20 items before this second, oldest first); timestamp int64
-    (seconds since 1970); label double (1 for a rating of at least 4).
+    list<int64> (the user's last 20 items before this second, oldest first); user_liked, user_seen,
+    item_liked, item_seen double (see `liked_before`, of the user's and of the item's rows before this
+    second); timestamp int64 (seconds since 1970); label double (1 for a rating of at least 4).
 
     Raises:
         DataError: a raw file that is missing or is not what its name says, with the line.
@@ -96,6 +99,9 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
     inter = inter.take(pa.array(order))
     user_id, item_id, time = (inter.column(c).to_numpy() for c in ("user_id", "item_id", "timestamp"))
     history = histories(user_id, item_id, time, HISTORY)
+    label = (inter.column("rating").to_numpy() >= 4).astype(np.float64)
+    user_liked, user_seen = liked_before(user_id, label, time)
+    item_liked, item_seen = liked_before(item_id, label, time)
     of_user = pc.index_in(inter.column("user_id"), value_set=user.column("user_id").combine_chunks())
     of_item = pc.index_in(inter.column("item_id"), value_set=item.column("item_id").combine_chunks())
     table = pa.table(
@@ -112,8 +118,12 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
             "history": pa.ListArray.from_arrays(
                 pa.array(history.offsets.astype(np.int32)), pa.array(history.values.astype(np.int64, copy=False))
             ),
+            "user_liked": pa.array(user_liked),
+            "user_seen": pa.array(user_seen),
+            "item_liked": pa.array(item_liked),
+            "item_seen": pa.array(item_seen),
             "timestamp": pa.array(time, pa.int64()),
-            "label": pa.array((inter.column("rating").to_numpy() >= 4).astype(np.float64)),
+            "label": pa.array(label),
         }
     ).replace_schema_metadata({VERSION_KEY: str(VERSION)})
     _write(table, out_parquet)
@@ -134,18 +144,37 @@ def histories(user: NDArray[np.integer], item: NDArray[np.integer], time: NDArra
 
     Rows must be sorted by time. Rows of the same second do not see each other: their order is not known.
     """
-    rows = len(user)
-    by_user = np.argsort(user, kind="stable")
-    new_user = _changes(user[by_user])
-    new_moment = new_user | _changes(time[by_user])
-    places = np.arange(rows)
-    # Place in `by_user` where the row's user, and the row's user's present second, begin.
-    first = np.maximum.accumulate(np.where(new_user, places, 0))
-    stop = np.maximum.accumulate(np.where(new_moment, places, 0))
+    by_user, first, stop = _older(user, time)
     start = np.maximum(first, stop - longest)
-    starts, lengths = np.empty(rows, np.int64), np.empty(rows, np.int64)
-    starts[by_user], lengths[by_user] = start, stop - start
-    return Lists(item[by_user], np.zeros(1, np.int64)).cut(starts, lengths)
+    return Lists(item[by_user], np.zeros(1, np.int64)).cut(start, stop - start)
+
+
+def liked_before(
+    key: NDArray[np.integer], label: NDArray[np.float64], time: NDArray[np.integer]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """For each row, of the rows with its key that are strictly older: the share with label 1, and log(1 + number).
+
+    The share is mixed with `PRIOR_ROWS` rows of one half, so that it is defined from the first row on
+    and owes nothing to any later row. Rows must be sorted by time.
+    """
+    by_key, first, stop = _older(key, time)
+    liked = np.concatenate([[0.0], np.cumsum(label[by_key])])
+    seen = (stop - first).astype(np.float64)
+    return (liked[stop] - liked[first] + PRIOR_ROWS / 2) / (seen + PRIOR_ROWS), np.log1p(seen)
+
+
+def _older(
+    key: NDArray[np.integer], time: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The order that brings equal keys together, and in it, for each row, where the strictly older ones lie."""
+    by_key = np.argsort(key, kind="stable")
+    new_key = _changes(key[by_key])
+    new_moment = new_key | _changes(time[by_key])
+    places = np.arange(len(key))
+    first, stop = np.empty(len(key), np.int64), np.empty(len(key), np.int64)
+    first[by_key] = np.maximum.accumulate(np.where(new_key, places, 0))
+    stop[by_key] = np.maximum.accumulate(np.where(new_moment, places, 0))
+    return by_key, first, stop
 
 
 def _changes(values: NDArray[np.integer]) -> NDArray[np.bool_]:

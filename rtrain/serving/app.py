@@ -117,7 +117,7 @@ def deploy(export: str, *, name: str, port: int, replicas: int = 1, host: str = 
         CheckpointError: there is no intact export.
     """
     Predictor(export)  # here, where the error is one line, before any replica starts
-    _check_port(host, port)
+    check_port(host, port)
     ray_serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
     app = Ranker.options(  # type: ignore[attr-defined]
         num_replicas=replicas, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256
@@ -126,7 +126,12 @@ def deploy(export: str, *, name: str, port: int, replicas: int = 1, host: str = 
     return Served(name=name, url=f"http://{host}:{port}")
 
 
-def _check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int) -> None:
+    """Make sure that Serve can listen there.
+
+    Raises:
+        ClusterError: something else listens there.
+    """
     if ray_serve.status().proxies:
         return  # Serve runs on this cluster already: the port is its own
     with socket.socket() as probe:

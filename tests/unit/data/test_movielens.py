@@ -81,6 +81,10 @@ def test_the_columns_have_the_types_that_the_schema_needs(raw: Path) -> None:
         "release_year": "double",
         "hour": "int64",
         "history": "list<element: int64>",
+        "user_liked": "double",
+        "user_seen": "double",
+        "item_liked": "double",
+        "item_seen": "double",
         "timestamp": "int64",
         "label": "double",
     }
@@ -98,6 +102,17 @@ def test_histories_agree_with_a_brute_force(events: list[tuple[int, int, int]], 
     assert [got.values[a:b].tolist() for a, b in zip(got.offsets[:-1], got.offsets[1:], strict=True)] == expected
 
 
+@given(events=st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3), st.booleans()), max_size=60))
+def test_liked_before_agrees_with_a_brute_force(events: list[tuple[int, int, bool]]) -> None:
+    events.sort()
+    time, key, label = (np.array([e[i] for e in events], np.int64) for i in range(3))
+    share, seen = movielens.liked_before(key, label.astype(np.float64), time)
+    for row, (now, mine, _) in enumerate(events):
+        older = [liked for t, k, liked in events if k == mine and t < now]
+        assert share[row] == pytest.approx((sum(older) + 2.5) / (len(older) + 5), abs=1e-12)
+        assert seen[row] == pytest.approx(np.log1p(len(older)), abs=1e-12)
+
+
 def test_the_real_data_is_whole_and_leaks_no_future(ml100k: Path) -> None:
     rows = pq.read_table(ml100k).to_pylist()
     assert len(rows) == 100_000
@@ -105,13 +120,17 @@ def test_the_real_data_is_whole_and_leaks_no_future(ml100k: Path) -> None:
     assert keys == sorted(keys)
     # Brute force: walk the rows second by second; a row sees what its user had before this second.
     seen: dict[int, list[int]] = defaultdict(list)
+    liked: dict[int, float] = defaultdict(float)
     pending: list[dict[str, Any]] = []
     for row in rows:
         if pending and pending[-1]["timestamp"] != row["timestamp"]:
             for old in pending:
                 seen[old["user_id"]].append(old["item_id"])
+                liked[old["user_id"]] += old["label"]
             pending = []
-        assert row["history"] == seen[row["user_id"]][-20:]
+        user = row["user_id"]
+        assert row["history"] == seen[user][-20:]
+        assert row["user_liked"] == pytest.approx((liked[user] + 2.5) / (len(seen[user]) + 5), abs=1e-12)
         pending.append(row)
     for row in rows[::997]:
         assert row["hour"] == datetime.fromtimestamp(row["timestamp"], UTC).hour
