@@ -30,7 +30,13 @@ class History(Callback):
 
     def fit_start(self, state: State) -> None:
         """The attempt begins; readers learn how long the run is."""
-        line = {"kind": "start", "step": state.step, "total_steps": state.total_steps, "attempt": state.attempt}
+        line = {
+            "kind": "start",
+            "step": state.step,
+            "total_steps": state.total_steps,
+            "attempt": state.attempt,
+            "at": time.time(),
+        }
         if state.attempt > 1:
             self.event(state.step, f"attempt {state.attempt}: goes on from step {state.step}")
         self._add(line, now=True)

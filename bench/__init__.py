@@ -1,0 +1,1 @@
+"""rtrain beside hand-written peers: `make bench` prints ratios, never absolute claims."""

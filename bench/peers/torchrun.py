@@ -1,0 +1,46 @@
+"""Hand-written: torchrun + TorchRec + DDP, no rtrain, no Ray. Prints one line of JSON on rank 0."""
+
+import json
+import os
+import resource
+import time
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from bench.data import BATCH
+from bench.peers.model import batches, build
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    steps, warm = int(os.environ["BENCH_STEPS"]), int(os.environ["BENCH_WARM"])
+    model, optimizer = build(world)
+    data = batches(os.environ["BENCH_DATA"], batch=BATCH, rank=rank, world_size=world)
+    total = torch.zeros(())
+    for step in range(1, steps + 1):
+        dense, ids, label = next(data)
+        loss = binary_cross_entropy_with_logits(model(dense, ids), label)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+        if step % 10 == 0:  # the same log point that rtrain takes
+            dist.all_reduce(total)
+            last = float(total) / 10 / world
+            total.zero_()
+        if step == warm:
+            began = time.perf_counter()
+    seconds = time.perf_counter() - began
+    peaks = [0] * world
+    dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    if rank == 0:
+        rate = (steps - warm) * BATCH / seconds
+        print(json.dumps({"examples_per_s": rate, "loss": last, "peak_bytes_per_rank": peaks}), flush=True)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
