@@ -211,6 +211,8 @@ class Stored:
         return out
 
     def _file(self, name: str) -> Any:
+        if name not in self.meta["files"]:
+            raise CheckpointError(f"checkpoint step {self.step}: a tensor is said to lie in {name!r}, no file of it")
         if name not in self._open:
             path = self.folder.fetch(name, Path(self._scratch.name))
             self._open[name] = safe_open(path, framework="pt")

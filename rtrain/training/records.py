@@ -40,10 +40,16 @@ class TrackerCalls(Callback):
         """A validation point."""
         self._log(state.step, {f"valid/{k}": v for k, v in values.items()})
 
+    def saving(self, state: State) -> None:
+        """A resume from the checkpoint that follows logs none of these steps again."""
+        for tracker in self.trackers:
+            tracker.flush()
+
     def fit_end(self, state: State) -> None:
-        """The summary."""
+        """The summary; the trackers are done with."""
         for tracker in self.trackers:
             tracker.finish({f"best/{k}": v for k, v in state.best.items()})
+        self.trackers = ()
 
     def close(self) -> None:
         """Flush what an attempt that failed has logged; nothing is left to do after `fit_end`."""

@@ -23,6 +23,10 @@ class JsonLines:
         self._write({"step": step, **_plain(values)})
         self.place.copy_if_due(self.file.flush)
 
+    def flush(self) -> None:
+        """Into the file."""
+        self.file.flush()
+
     def finish(self, summary: Mapping[str, float]) -> None:
         """The last line."""
         self._write({"summary": _plain(summary)})

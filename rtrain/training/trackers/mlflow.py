@@ -61,6 +61,10 @@ class MLflow:
         if self.place:
             self.place.copy_if_due(self._send)
 
+    def flush(self) -> None:
+        """Send what is queued."""
+        self._send()
+
     def finish(self, summary: Mapping[str, float]) -> None:
         """Log the summary and end the MLflow run as finished."""
         self._queue(self.step, summary)

@@ -46,6 +46,9 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """The values of a step; several calls may give parts of one step."""
 
+    def flush(self) -> None:
+        """Bring what was logged to where a killed process cannot lose it, as far as the tracker can."""
+
     def finish(self, summary: Mapping[str, float]) -> None:
         """The run reached its end: store the summary and let go."""
 

@@ -37,6 +37,10 @@ class TensorBoard:
             self.writer.add_scalar(name, float(value), step)
         self.place.copy_if_due(self.writer.flush)
 
+    def flush(self) -> None:
+        """Into the event file."""
+        self.writer.flush()
+
     def finish(self, summary: Mapping[str, float]) -> None:
         """The summary as scalars at the last step."""
         for name, value in summary.items():

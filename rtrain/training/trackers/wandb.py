@@ -52,6 +52,9 @@ class Wandb:
         self.run.log({k: float(v) for k, v in values.items()}, step=step)
         self.place.copy_if_due(lambda: None)
 
+    def flush(self) -> None:
+        """Nothing to do: wandb's own process holds what was logged, and outlives this one."""
+
     def finish(self, summary: Mapping[str, float]) -> None:
         """Set the summary and end the wandb run as finished."""
         self.run.summary.update({k: float(v) for k, v in summary.items()})

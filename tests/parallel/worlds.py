@@ -1,0 +1,164 @@
+"""Spawns gloo worlds for the parity tests, and the tiny job that they train.
+
+Shape legend: B rows of a rank's share.
+"""
+
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.mesh import Parallel
+from rtrain.models.dlrm import DLRM
+from rtrain.optim import AdamW, SparseOptim
+from rtrain.parallel import tower as towers
+from rtrain.parallel.embeddings import ShardedTables, plan_tables
+from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Schema
+
+SCHEMA = Schema(
+    features=(
+        Dense(name="a"),
+        Id(name="user", rows=50),
+        Id(name="item", rows=71),  # odd, so that row-wise shards differ in size
+        IdList(name="seen", rows=71, table="item"),
+    ),
+    group="user",
+)
+ROWS = 33  # odd, so that the shares of two ranks differ by one and padding is needed
+STEPS = 20
+
+
+def global_batch(step: int) -> Batch:
+    """The rows of one step, the same in every world."""
+    g = torch.Generator().manual_seed(step % 5)
+    lengths = torch.randint(0, 4, (ROWS,), generator=g)
+    seen = torch.randint(0, 71, (int(lengths.sum()),), generator=g)
+    user, item = (torch.randint(0, rows, (ROWS,), generator=g) for rows in (50, 71))
+    dense = torch.randn(ROWS, 1, generator=g)
+    return Batch(
+        dense=dense,
+        ids=Jagged(
+            ("user", "item", "seen"),
+            torch.cat([user, item, seen]),
+            torch.cat([torch.ones(2 * ROWS, dtype=torch.int32), lengths.int()]),
+        ),
+        label=(dense[:, 0] + torch.randn(ROWS, generator=g) > user % 2).float(),
+        group=user,
+        row=torch.arange(ROWS),
+        global_rows=ROWS,
+    )
+
+
+def share(batch: Batch, rank: int, world: int) -> Batch:
+    """A rank's rows, padded to as many as the others have."""
+    begin, end = ROWS * rank // world, ROWS * (rank + 1) // world
+    lengths = batch.ids.lengths.view(3, ROWS)
+    values = torch.split(batch.ids.values, lengths.sum(1).tolist())
+    mine = []
+    for row, of_feature in zip(lengths, values, strict=True):
+        starts = torch.cat([torch.zeros(1, dtype=torch.int64), row.cumsum(0)])
+        mine.append(of_feature[int(starts[begin]) : int(starts[end])])
+    return Batch(
+        dense=batch.dense[begin:end],
+        ids=Jagged(batch.ids.keys, torch.cat(mine), lengths[:, begin:end].flatten()),
+        label=batch.label[begin:end],
+        group=batch.group[begin:end],
+        row=batch.row[begin:end],
+        global_rows=ROWS,
+    ).padded(-(-ROWS // world))
+
+
+def train(
+    parallel: Parallel,
+    sparse: SparseOptim,
+    *,
+    save_to: str = "",
+    load_from: str = "",
+    steps: tuple[int, int] = (0, STEPS),
+    save_at: int = 10,
+    sparse_lr: Callable[[int], float] | None = None,
+) -> list[float]:
+    """Train the tiny DLRM in the present world; the loss of each global batch, the same on all ranks."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    config, dense = DLRM(dim=8, bottom=(8,), top=(16,)), AdamW(lr=3e-2, clip_norm=0.5)
+    tables = config.table_list(SCHEMA)
+    plan = plan_tables(
+        tables,
+        parallel,
+        world_size=world,
+        local_world_size=world,
+        device="cpu",
+        batch_per_rank=ROWS,
+        memory_bytes_per_rank=2**30,
+    )
+    cpu = torch.device("cpu")
+    sharded = ShardedTables(tables, config.feature_names(SCHEMA), plan, sparse, cpu)
+    model = config.build(SCHEMA, seed=0, table_device="meta")
+    stored = None
+    if load_from:
+        stored = Stored(CheckpointFolders(load_from).of(save_at), save_at)
+        stored.verify()
+        sharded.restore(stored.read)
+        towers.load_weights(model.tower, stored.read)
+    else:
+        sharded.initialise(0)
+    tower = towers.wrap(model.tower, parallel, dense, cpu, rows_per_rank=ROWS)
+    if stored:
+        tower.restore(stored.read)
+    losses = []
+    for step in range(*steps):
+        if step == save_at and save_to:
+            chunks = [*sharded.chunks(), *tower.chunks(writes=rank == 0)]
+            save(CheckpointFolders(save_to), step, chunks, {})
+        if sparse_lr:
+            sharded.set_lr(sparse_lr(step))
+        batch = share(global_batch(step), rank, world)
+        logits = tower.module(batch.dense, sharded(batch.ids))
+        rows = binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
+        total = (rows * batch.real).sum()
+        tower.backward(total * world / ROWS)
+        tower.step(dense.lr)
+        loss = total.detach() / ROWS
+        dist.all_reduce(loss)
+        losses.append(float(loss))
+    return losses
+
+
+Case = tuple[str, dict[str, Any]]
+
+
+def run_cases(world: int, cases: list[Case]) -> dict[str, list[float] | str]:
+    """Name -> losses of each case, trained one after the other in one spawned world; a failure gives its words."""
+    with tempfile.TemporaryDirectory() as folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        out = Path(folder) / "losses.pt"
+        torch.multiprocessing.spawn(_rank, (world, port, cases, str(out)), nprocs=world)
+        found: dict[str, list[float] | str] = torch.load(out, weights_only=True)
+        return found
+
+
+def _rank(rank: int, world: int, port: int, cases: list[Case], out: str) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world),
+    )
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    found: dict[str, list[float]] = {name: train(**arguments) for name, arguments in cases}
+    if rank == 0:
+        torch.save(found, out)
+    dist.destroy_process_group()

@@ -1,0 +1,162 @@
+"""A whole job in one process: resume, early stop, what stops it, and what its folder holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import rtrain
+from recipes.dlrm_movielens import run as recipe_run
+from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.data import sources
+from rtrain.errors import ConfigError, RunFailed
+from rtrain.run import Run
+from rtrain.training.events import State
+from rtrain.training.loop import judge
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Run:
+    """The main job on the first 3,000 rows: dropout on, prefetch on, an epoch of 10 steps."""
+    (file,) = Path(sources.get("ml-100k")).glob("*.parquet")
+    pq.write_table(pq.read_table(file).slice(0, 3000), tmp_path / "rows.parquet", row_group_size=700)
+    return rtrain.override(
+        recipe_run(),
+        {
+            "name": "tiny",
+            "storage": str(tmp_path / "runs"),
+            "data.source": str(tmp_path / "rows.parquet"),
+            "parallel.dense": "ddp",
+            "model.dropout": 0.2,
+            "global_batch": 250,
+            "epochs": 3,
+            "log_every_steps": 1,
+            "evaluation.every_steps": 5,
+            "evaluation.patience": None,
+            "checkpoint.every_steps": 7,
+            "tracking.to": (),
+        },
+    )
+
+
+def train(run: Run, **options: Any) -> dict[str, Any]:
+    result = rtrain.train(run, launcher="inline", quiet=True, **options)
+    assert result is not None
+    return dict(result.values)
+
+
+def lines(run: Run, kind: str) -> list[dict[str, Any]]:
+    text = (Path(run.folder) / "history.jsonl").read_text()
+    return [x for x in map(json.loads, text.splitlines()) if x["kind"] == kind]
+
+
+def test_resume_in_the_middle_of_an_epoch_is_bit_identical(tiny: Run) -> None:
+    straight = rtrain.override(tiny, {"name": "straight"})
+    whole = train(straight)
+    train(rtrain.override(tiny, {"max_steps": 13}))
+    assert lines(tiny, "train")[-1]["step"] == 13
+    halves = train(tiny)
+    assert halves["attempts"] == 2
+    assert [x["step"] for x in lines(tiny, "train")] == list(range(1, 31))
+    assert [x["loss"] for x in lines(tiny, "train")] == [x["loss"] for x in lines(straight, "train")]
+    assert [x["auc"] for x in lines(tiny, "valid") if x["step"] % 5 == 0] == [
+        x["auc"] for x in lines(straight, "valid")
+    ]
+    assert halves["test"] == whole["test"]
+
+
+def test_another_seed_is_another_run(tiny: Run) -> None:
+    short = rtrain.override(tiny, {"max_steps": 3})
+    train(short)
+    other = rtrain.override(short, {"name": "other", "seed": 1})
+    train(other)
+    assert [x["loss"] for x in lines(short, "train")] != [x["loss"] for x in lines(other, "train")]
+
+
+def test_the_best_checkpoint_stays_and_is_the_one_that_is_tested(tiny: Run) -> None:
+    result = train(rtrain.override(tiny, {"checkpoint.keep": 1, "evaluation.patience": 2, "epochs": 6}))
+    scored = {x["step"]: x["auc"] for x in lines(tiny, "valid")}
+    assert result["best_step"] == max(scored, key=lambda s: (scored[s], -s))
+    assert result["valid"]["auc"] == max(scored.values())
+    assert result["best_step"] in CheckpointFolders(tiny.folder).committed()
+    assert result["checkpoint"].endswith(f"step-{result['best_step']:08d}")
+    if result["steps"] < 60:
+        assert result["stop"] == "no better auc in 2 evaluations"
+        assert result["steps"] == result["best_step"] + 10
+
+
+def test_a_finished_run_gives_its_stored_result(tiny: Run) -> None:
+    short = rtrain.override(tiny, {"max_steps": 3})
+    first = train(short)
+    assert train(short) == first
+    assert len(lines(short, "start")) == 1
+    fresh = train(short, fresh=True)
+    assert fresh["test"] == first["test"]
+    assert (Path(short.storage) / "tiny~1" / "result.json").exists(), "the earlier run was not kept"
+
+
+def test_what_cannot_be_continued_is_refused(tiny: Run) -> None:
+    train(rtrain.override(tiny, {"max_steps": 3}))
+    with pytest.raises(ConfigError, match=r"exists with another config: model.dim: 16 -> 8\. Use another name"):
+        train(rtrain.override(tiny, {"model.dim": 8}))
+    longer = rtrain.override(tiny, {"max_steps": 4, "cluster.workers": 3, "checkpoint.keep": 9})
+    assert train(longer)["steps"] == 4, "a longer run on other workers is the same run"
+
+
+def test_data_that_changed_is_refused(tiny: Run) -> None:
+    train(rtrain.override(tiny, {"max_steps": 3}))
+    path = Path(tiny.data.source)
+    table = pq.read_table(path)
+    pq.write_table(table.slice(0, table.num_rows - 50), path, row_group_size=700)
+    with pytest.raises(ConfigError, match="rank 0 on .*the data changed since step 3"):
+        train(rtrain.override(tiny, {"max_steps": 4}))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tiny: Run) -> None:
+    wild = rtrain.override(tiny, {"optim.lr": 1e20, "sparse_optim.lr": 1e20})
+    with pytest.raises(RunFailed, match=r"rank 0 on \S+, step \d+: the loss is (nan|inf) at step \d+\. Lower optim.lr"):
+        train(wild)
+    assert "failed at step" in lines(wild, "event")[-1]["text"]
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tiny: Run) -> None:
+    train(rtrain.override(tiny, {"max_steps": 14}))
+    newest = CheckpointFolders(tiny.folder).of(14)
+    shard = Path(newest.path) / "rank-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    straight = rtrain.override(tiny, {"name": "straight", "max_steps": 20})
+    train(straight)
+    before = max(s for s in CheckpointFolders(tiny.folder).committed() if s < 14)
+    assert train(rtrain.override(tiny, {"max_steps": 20}))["steps"] == 20
+    assert f"Resuming from step {before}" in lines(tiny, "event")[0]["text"]
+    assert [x["loss"] for x in lines(tiny, "train")] == [x["loss"] for x in lines(straight, "train")]
+
+
+def test_the_folder_holds_what_the_report_and_a_server_need(tiny: Run) -> None:
+    train(rtrain.override(tiny, {"max_steps": 5, "handoff.rows": 16}))
+    folder = Path(tiny.folder)
+    said = json.loads((folder / "predictions.json").read_text())
+    assert len(said["rows"]) == len(said["predictions"]) == 16
+    from rtrain.export.artifact import Predictor
+
+    predictor = Predictor(f"{folder}/export")
+    rows = tiny.data.open().raw("test", 0, 16).select([f.name for f in tiny.data.schema.features]).to_pylist()
+    # The same weights on rows in another batch: float32 in another order of sums.
+    assert predictor.predict(rows) == pytest.approx(said["predictions"], abs=1e-5)
+    assert len(set(said["predictions"])) > 8
+    placement = json.loads((folder / "placement.json").read_text())
+    assert {t["table"] for t in placement["tables"]} == set(tiny.data.schema.tables)
+    assert (folder / "report.html").exists()
+
+
+def test_judge_takes_the_way_that_is_up(tiny: Run) -> None:
+    run = rtrain.override(tiny, {"evaluation.monitor": "log_loss", "evaluation.patience": 2})
+    state = State(total_steps=9, rows=1)
+    assert judge(run, state, {"auc": 0.1, "log_loss": 0.7})
+    assert not judge(run, state, {"auc": 0.9, "log_loss": 0.8})
+    assert judge(run, state, {"auc": 0.1, "log_loss": 0.6})
+    assert not judge(run, state, {"auc": 0.1, "log_loss": float("nan")})
+    assert not judge(run, state, {"auc": 0.1, "log_loss": 0.6})
+    assert state.stop == "no better log_loss in 2 evaluations"
