@@ -86,6 +86,8 @@ def coerce(value: object, hint: Any, where: str) -> Any:
     if problem is None:
         return float(value) if hint is float and type(value) is int else value
     try:
+        if isinstance(value, bool):  # pydantic would take it for the number 1 or 0
+            raise ConfigError(where)
         return _adapter(hint).validate_python(value)
     except (ValidationError, ConfigError):
         raise ConfigError(f"{where}: expected {spell(hint)}, got {value!r} ({type(value).__name__})") from None

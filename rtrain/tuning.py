@@ -1,5 +1,6 @@
 """Search a recipe's fields with Ray Tune; each trial is itself a distributed run with its own folder."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -147,6 +148,8 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
         key: ray_tune.choice(list(d.values)) if d.kind == "choice" else makers[d.kind](*d.values)
         for key, d in space.items()
     }
+    # A checkpoint before the first evaluation is reported without the metric, which Tune takes for a mistake.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     with ray_session(run.cluster):
         path, filesystem = ray_storage(run.folder)
         tuner = ray_tune.Tuner(

@@ -20,6 +20,8 @@ KEYS = [f"c{i}" for i in range(TABLES)]
 
 
 class Model(nn.Module):
+    """Tables and tower in one module, as DMP wants it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.ebc = EmbeddingBagCollection(
