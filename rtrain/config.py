@@ -48,18 +48,20 @@ def override(config: T, changes: Mapping[str, object]) -> T:
         ConfigError: unknown key (with the closest known one) or a value of the wrong type.
     """
     for key, value in changes.items():
-        config = _set(config, key.split("."), value, key)
+        config = _set(config, type(config), key.split("."), value, key)
     return config
 
 
-def _set(node: Any, path: list[str], value: object, key: str) -> Any:
+def _set(node: Any, declared: Any, path: list[str], value: object, key: str) -> Any:
     head, rest = path[0], path[1:]
     where = key if not rest else key[: -len("." + ".".join(rest))]
     if isinstance(node, tuple):
-        if not head.isdigit() or int(head) >= len(node):
+        if not head.isdecimal() or int(head) >= len(node):
             raise ConfigError(f"{where}: there are {len(node)} items here, so the index must be 0..{len(node) - 1}")
-        item = _set(node[int(head)], rest, value, key) if rest else value
-        return (*node[: int(head)], item, *node[int(head) + 1 :])
+        index = int(head)
+        hint = _item(declared, index)
+        item = _set(node[index], hint, rest, value, key) if rest else coerce(value, hint, where)
+        return (*node[:index], item, *node[index + 1 :])
     if not is_config(node):
         raise ConfigError(f"{where}: {key.rpartition('.')[0]} is a plain value, it has no fields")
     known = _fields(node)
@@ -67,11 +69,19 @@ def _set(node: Any, path: list[str], value: object, key: str) -> Any:
         name = type(node).__name__
         near = did_you_mean(head, known)
         raise ConfigError(f"{where}: {name} has no field {head!r}{near or '. Its fields: ' + ', '.join(known)}")
-    if rest:
-        new = _set(getattr(node, head), rest, value, key)
-    else:
-        new = coerce(value, _hints(type(node))[head], where)
+    hint = _hints(type(node))[head]
+    new = _set(getattr(node, head), hint, rest, value, key) if rest else coerce(value, hint, where)
     return dataclasses.replace(node, **{head: new})
+
+
+def _item(hint: Any, index: int) -> Any:
+    """The declared type of a tuple's item at `index`."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if get_origin(option) is tuple:
+            args = get_args(option)
+            return args[0] if args[-1] is Ellipsis else args[index]
+    return Any
 
 
 def coerce(value: object, hint: Any, where: str) -> Any:

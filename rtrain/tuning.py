@@ -1,6 +1,5 @@
 """Search a recipe's fields with Ray Tune; each trial is itself a distributed run with its own folder."""
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -148,8 +147,6 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
         key: ray_tune.choice(list(d.values)) if d.kind == "choice" else makers[d.kind](*d.values)
         for key, d in space.items()
     }
-    # A checkpoint before the first evaluation is reported without the metric, which Tune takes for a mistake.
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     with ray_session(run.cluster):
         path, filesystem = ray_storage(run.folder)
         tuner = ray_tune.Tuner(
@@ -200,10 +197,17 @@ def _trial(changes: dict[str, Any], *, run: Run) -> None:
 
     from rtrain.launch.ray_train import train_on_ray
 
+    class Reporter(TuneReportCallback):
+        """Passes on what has the metric: Tune takes a checkpoint before the first evaluation for a mistake."""
+
+        def after_report(self, run_context: Any, metrics: Any, checkpoint: Any) -> None:
+            if run.evaluation.monitor in metrics[0]:
+                super().after_report(run_context, metrics, checkpoint)
+
     name = ray_tune.get_context().get_trial_id()
     mine = replace(config.override(run, changes), name=name, storage=f"{run.folder}/trials")
     try:
-        outcome = train_on_ray(mine, callbacks=[TuneReportCallback()])
+        outcome = train_on_ray(mine, callbacks=[Reporter()])
     except RtrainError as error:
         raise RuntimeError(one_line(error)) from None
     ray_tune.report({**outcome.valid, "best_step": outcome.best_step, "step": outcome.steps, "trial": name})

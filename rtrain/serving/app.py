@@ -7,6 +7,7 @@
 Rows of concurrent requests are joined into one batch and scored in one forward pass.
 """
 
+import logging
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,7 @@ def deploy(export: str, *, name: str, port: int, replicas: int = 1, host: str = 
         ClusterError: the port is taken.
         CheckpointError: there is no intact export.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     Predictor(export)  # here, where the error is one line, before any replica starts
     check_port(host, port)
     ray_serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
