@@ -3,7 +3,8 @@
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rtrain import config
 from rtrain.checkpoint.store import CheckpointFolders, Folder, check_writable
 from rtrain.errors import ConfigError, UserError
-from rtrain.planning import Plan, plan
+from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.training import history
 
@@ -93,33 +94,44 @@ def train(
             run = replace(run, handoff=replace(run.handoff, serve_check=False))
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "_ray_pkg_" in run.storage:
         say(f"storage {run.storage} is in the job's own folder, which goes when the job goes. Keep it with --storage")
-    plan(run)
+    check(run)
+    if launcher != "ray":
+        plan(run)
     if leads:
         check_writable(run.storage)
         run.data.open()  # gets and checks the data before any worker starts
-        done = _prepare(run, fresh=fresh, say=say)
-        if done is not None:
-            return Result(run, done)
+    done = None if fresh else _finished(run)
+    if done is not None:
+        say("finished already; this is its stored result (--fresh trains it anew)")
+        return Result(run, done) if leads else None
     with ExitStack() as stack:
         if launcher == "ray":
             from rtrain.launch.bar import Watch
-            from rtrain.launch.ray_train import train_on_ray
             from rtrain.launch.session import ray_session
 
-            stack.enter_context(ray_session(run.cluster))
+            with ThreadPoolExecutor(1) as beside:
+                planned = beside.submit(plan, run)  # imports torchrec while Ray starts
+                stack.enter_context(ray_session(run.cluster))
+                planned.result()
             if run.handoff.serve_check:
                 from rtrain.serving.app import check_port
 
                 check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
+            from rtrain.launch.ray_train import train_on_ray
+
+            _claim(run, fresh=fresh, say=say)
             with Watch(run):
                 outcome = train_on_ray(run)
         elif launcher == "inline":
             from rtrain.launch.local import train_inline
 
+            _claim(run, fresh=fresh, say=say)
             outcome = train_inline(run)
         else:
             from rtrain.launch.local import train_under_torchrun
 
+            if leads:  # the other ranks wait for this one when they join the process group
+                _claim(run, fresh=fresh, say=say)
             finished = train_under_torchrun(run)
             if finished is None:
                 return None
@@ -139,15 +151,28 @@ def absolute(run: Run) -> Run:
     return config.override(run, changes)
 
 
-def _prepare(run: Run, *, fresh: bool, say: Any) -> Mapping[str, Any] | None:
-    """Claim the run's folder; the stored result when there is nothing left to do."""
+def _finished(run: Run) -> Mapping[str, Any] | None:
+    """The stored result of a run that ended with this very config."""
+    folder = Folder(run.folder)
+    if not (folder.exists("result.json") and folder.exists("run.json")):
+        return None
+    if config.diff(config.from_dict(folder.read_json("run.json")), run):
+        return None
+    stored: Mapping[str, Any] = folder.read_json("result.json")
+    return stored
+
+
+def _claim(run: Run, *, fresh: bool, say: Callable[[str], None]) -> None:
+    """Make the run's folder this run's: nothing is written before all else has been checked.
+
+    Raises:
+        ConfigError: the folder holds checkpoints of another run under the same name.
+    """
     folder = Folder(run.folder)
     if fresh and folder.names():
-        aside = _move_aside(run)
-        say(f"the earlier run was moved to {aside}")
+        say(f"the earlier run was moved to {_move_aside(run)}")
     if folder.exists("run.json"):
-        before: Run = config.from_dict(folder.read_json("run.json"))
-        changes = config.diff(before, run)
+        changes = config.diff(config.from_dict(folder.read_json("run.json")), run)
         steps = CheckpointFolders(run.folder).committed()
         other = [c for c in changes if not c.startswith(MAY_CHANGE)]
         if other and steps:
@@ -157,15 +182,11 @@ def _prepare(run: Run, *, fresh: bool, say: Any) -> Mapping[str, Any] | None:
             )
         if changes:
             say(f"changed since the last start: {'; '.join(changes)}")
-        if folder.exists("result.json") and not changes:
-            say("finished already; this is its stored result (--fresh trains it anew)")
-            stored: Mapping[str, Any] = folder.read_json("result.json")
-            return stored
         if steps:
             say(f"resumes from step {steps[-1]}")
+    # In this order: whoever sees a result beside a config sees the config that it belongs to.
     folder.discard("result.json")
     folder.write_json("run.json", config.to_dict(run))
-    return None
 
 
 def _move_aside(run: Run) -> str:
@@ -180,8 +201,8 @@ def _move_aside(run: Run) -> str:
 def serve(target: "Result | str", *, replicas: int = 1, port: int = 8000) -> "Served":
     """Serve an export (or a finished run, or its folder) on Ray Serve, on localhost.
 
-    The Ray that is joined is used, else one is found by RAY_ADDRESS or started; it stays until
-    `Served.stop()` and the end of the process.
+    The Ray that is joined is used, else one is found by RAY_ADDRESS or started; one that is started
+    here ends with `Served.stop()`, or with the process.
     """
     import ray
 
@@ -190,10 +211,14 @@ def serve(target: "Result | str", *, replicas: int = 1, port: int = 8000) -> "Se
     from rtrain.serving.app import deploy
 
     uri = target.export if isinstance(target, Result) else _export_of(target)
+    session = ExitStack()
     if not ray.is_initialized():
-        # Never left here: the application lives as long as the process that asked for it.
-        ExitStack().enter_context(ray_session(Cluster(workers=1)))
-    return deploy(uri, name="rtrain", port=port, replicas=replicas)
+        session.enter_context(ray_session(Cluster(workers=1)))
+    try:
+        return deploy(uri, name="rtrain", port=port, replicas=replicas, session=session)
+    except BaseException:
+        session.close()
+        raise
 
 
 def _export_of(target: str) -> str:

@@ -20,7 +20,13 @@ class Schedule:
     decay: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the way from 1 to `floor` after the warm-up."""
     floor: float = 0.0
-    """Factor at the last step."""
+    """Factor that the decay has come down to when the run ends."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise ConfigError(f"schedule.warmup_steps: must be at least 0, got {self.warmup_steps}")
+        if not 0 <= self.floor <= 1:
+            raise ConfigError(f"schedule.floor: must be in [0, 1], got {self.floor}")
 
     def factor(self, step: int, total_steps: int) -> float:
         """The factor for optimizer step `step` (counted from 0) of `total_steps`."""
@@ -57,7 +63,9 @@ class AdamW:
 
     def __post_init__(self) -> None:
         _positive("optim.lr", self.lr)
-        if self.clip_norm < 0:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"optim.betas: each must be in [0, 1), got {self.betas}")
+        if not self.clip_norm >= 0:
             raise ConfigError(f"optim.clip_norm: must be 0 (off) or positive, got {self.clip_norm}")
 
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:

@@ -8,7 +8,6 @@ import torch
 
 from rtrain.config import validate
 from rtrain.mesh import Mesh, lay_out
-from rtrain.parallel.embeddings import placements, plan_tables
 from rtrain.parallel.legal import refuse
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
 from rtrain.run import Run
@@ -80,16 +79,30 @@ def _spell(count: float) -> str:
     raise AssertionError
 
 
-def plan(run: Run) -> Plan:
-    """Check a run and lay it out.
+def check(run: Run) -> Mesh:
+    """Refuse, at once, a run that no memory and no machine would make legal; how its ranks are laid out.
 
     Raises:
-        ConfigError: a wrong type, degrees that do not divide, a combination that is refused, tables that do not fit.
+        ConfigError: a wrong type, degrees that do not divide, a combination that is refused.
     """
     validate(run)
     mesh = lay_out(run.parallel, run.cluster.workers)
     tables = run.model.table_list(run.data.schema)
     refuse(run.parallel, run.sparse_optim, tables, world_size=mesh.world_size, model=type(run.model).__name__)
+    return mesh
+
+
+def plan(run: Run) -> Plan:
+    """Check a run and lay it out.
+
+    Raises:
+        ConfigError: what `check` refuses, and tables that do not fit.
+    """
+    mesh = check(run)
+    # torchrec, seconds to import: whoever starts Ray does this meanwhile.
+    from rtrain.parallel.embeddings import placements, plan_tables
+
+    tables = run.model.table_list(run.data.schema)
     memory, source = _memory(run)
     on_gpu = bool(run.cluster.gpus_per_worker)
     sharding = plan_tables(

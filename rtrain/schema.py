@@ -35,7 +35,7 @@ class Dense:
     """Raw value that stands for a null; none refuses nulls."""
 
     def __post_init__(self) -> None:
-        if self.std <= 0:
+        if not self.std > 0:
             raise ConfigError(f"feature {self.name!r}: std must be positive, got {self.std}")
 
     def arrow_type(self) -> pa.DataType:
@@ -65,6 +65,8 @@ class Id:
     def __post_init__(self) -> None:
         if bool(self.rows) == bool(self.vocabulary):
             raise ConfigError(f"feature {self.name!r}: give either rows (for integers) or vocabulary (for strings)")
+        if self.rows < 0:
+            raise ConfigError(f"feature {self.name!r}: rows must be positive, got {self.rows}")
         if len(set(self.vocabulary)) != len(self.vocabulary):
             raise ConfigError(f"feature {self.name!r}: its vocabulary has a word twice")
 
@@ -89,6 +91,11 @@ class IdList(Id):
 
     max_length: int = 1_000_000
     """Longest list that is accepted."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length < 1:
+            raise ConfigError(f"feature {self.name!r}: max_length must be at least 1, got {self.max_length}")
 
     def arrow_type(self) -> pa.DataType:
         """A list of what `Id` takes."""
@@ -234,7 +241,7 @@ class Batch:
             dense=self.dense.to(device, non_blocking=True),
             ids=self.ids.to(device),
             label=self.label.to(device, non_blocking=True),
-            group=self.group,
-            row=self.row,
+            group=self.group.to(device, non_blocking=True),
+            row=self.row.to(device, non_blocking=True),
             global_rows=self.global_rows,
         )

@@ -19,6 +19,7 @@ from rtrain.run import Run
 from rtrain.schema import Id
 from rtrain.training.job import Outcome
 from rtrain.training.records import PREDICTIONS
+from rtrain.training.trackers import mask_command
 
 RESULT = "result.json"
 SAME = 1e-5
@@ -72,7 +73,7 @@ def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Calla
         "breakdown": outcome.breakdown,
         "examples_per_s": outcome.examples_per_s,
         "peak_bytes_per_rank": outcome.peak_bytes_per_rank,
-        "command": command,
+        "command": mask_command(command),
         "seconds": round(time.time() - began, 1),
     }
     folder.write_json(RESULT, result)

@@ -24,11 +24,6 @@ def train_under_torchrun(run: Run) -> Outcome | None:
             f"--launcher torchrun: {', '.join(missing)} not set. Start it as: "
             f"torchrun --nproc-per-node {run.cluster.workers} RECIPE train --launcher torchrun"
         )
-    if int(os.environ["WORLD_SIZE"]) != run.cluster.workers:
-        raise ClusterError(
-            f"cluster.workers: {run.cluster.workers}, but torchrun started {os.environ['WORLD_SIZE']} ranks. "
-            f"Add --cluster.workers {os.environ['WORLD_SIZE']}"
-        )
     outcome = _train(run)
     return outcome if int(os.environ["RANK"]) == 0 else None
 

@@ -28,6 +28,9 @@ class DLRM(RankingConfig):
     def __post_init__(self) -> None:
         if self.dim < 1:
             raise ConfigError(f"model.dim: must be at least 1, got {self.dim}")
+        for name in ("bottom", "top"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ConfigError(f"model.{name}: a hidden size is at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"model.dropout: must be in [0, 1), got {self.dropout}")
 

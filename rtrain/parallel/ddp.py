@@ -15,7 +15,10 @@ class ReplicatedTower:
 
     def __init__(self, tower: nn.Module, optim: AdamW, device: torch.device):
         self.tower = tower.to(device)
-        self.module: nn.Module = DistributedDataParallel(self.tower, gradient_as_bucket_view=True)
+        # Buffers of a tower are constants (a checkpoint has none of them): no collective a step for them.
+        self.module: nn.Module = DistributedDataParallel(
+            self.tower, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
         self.optim = optim
         self.optimizer = optim.build(self.tower.parameters())
         self.grad_norm: float | None = None

@@ -11,6 +11,7 @@ import logging
 import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +85,8 @@ class Served:
 
     name: str
     url: str
+    session: ExitStack
+    """Left when the application is stopped: the Ray that was started for it, or nothing."""
 
     def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[float]:
         """Probabilities over HTTP, for one row or several.
@@ -106,11 +109,20 @@ class Served:
             return list(pool.map(self.predict, requests))
 
     def stop(self) -> None:
-        """Take the application down; the cluster stays."""
+        """Take the application down, and the Ray that was started for it; a cluster stays."""
         ray_serve.delete(self.name)
+        self.session.close()
 
 
-def deploy(export: str, *, name: str, port: int, replicas: int = 1, host: str = "127.0.0.1") -> Served:
+def deploy(
+    export: str,
+    *,
+    name: str,
+    port: int,
+    replicas: int = 1,
+    host: str = "127.0.0.1",
+    session: ExitStack | None = None,
+) -> Served:
     """Serve an export on the Ray that is joined, and wait until it answers.
 
     Raises:
@@ -125,7 +137,7 @@ def deploy(export: str, *, name: str, port: int, replicas: int = 1, host: str = 
         num_replicas=replicas, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256
     ).bind(export)
     ray_serve.run(app, name=name, route_prefix="/")
-    return Served(name=name, url=f"http://{host}:{port}")
+    return Served(name=name, url=f"http://{host}:{port}", session=session or ExitStack())
 
 
 def check_port(host: str, port: int) -> None:

@@ -39,6 +39,9 @@ def test_inline_equals_torchrun(recipe: Recipe, ray_temp_dir: str) -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
     both = recipe(*words, "--name", "both", "--launcher", "torchrun", python=(sys.executable, *torchrun))
     assert both.returncode == 0, both.stderr
+    again = recipe(*words, "--name", "both", "--launcher", "torchrun", python=(sys.executable, *torchrun))
+    assert "finished already" in again.stderr, "all ranks must agree that there is nothing to do"
+    assert last_json(again.stdout) == last_json(both.stdout)
     one, two = last_json(alone.stdout), last_json(both.stdout)
     assert (one["world_size"], two["world_size"]) == (1, 2)
     # 20 steps in float32, summed in another order: the two agree to rounding, not to a tolerance of taste.
