@@ -1,4 +1,4 @@
-"""The bench's data: Criteo's shape, Zipf ids, written once to Parquet."""
+"""The bench's data: Criteo's shape, Zipf ids, a label that can be learnt; written once to Parquet."""
 
 from pathlib import Path
 
@@ -10,20 +10,29 @@ DENSE, TABLES = 13, 26
 ROWS_PER_TABLE = 100_000
 DIM = 16
 BATCH = 4096
+ROWS = 120 * BATCH
+"""Of which the first 90 % are trained on: 108 whole batches, so that both sides cut the same ones."""
+TRAIN_ROWS = ROWS * 9 // 10
 
 
-def write(folder: Path, rows: int, *, seed: int = 0) -> Path:
-    """`rows` rows of 13 numbers, 26 ids (Zipf, exponent 1.2), a time and a label; returns the file."""
-    path = folder / f"criteo-shaped-{rows}.parquet"
+def write(folder: Path, *, seed: int = 0) -> Path:
+    """`ROWS` rows of 13 numbers, 26 ids (Zipf, exponent 1.2), a time and a label; returns the file."""
+    path = folder / f"criteo-shaped-{ROWS}.parquet"
     if path.exists():
         return path
     rng = np.random.default_rng(seed)
-    columns: dict[str, pa.Array] = {f"d{i}": pa.array(rng.standard_normal(rows)) for i in range(DENSE)}
+    logit = np.full(ROWS, -1.2)
+    columns: dict[str, pa.Array] = {}
+    for i in range(DENSE):
+        values = rng.standard_normal(ROWS)
+        logit += 0.1 * values
+        columns[f"d{i}"] = pa.array(values)
     for i in range(TABLES):
-        ids = (rng.zipf(1.2, rows) - 1) % ROWS_PER_TABLE
+        ids = (rng.zipf(1.2, ROWS) - 1) % ROWS_PER_TABLE
+        logit += 0.2 * rng.standard_normal(ROWS_PER_TABLE)[ids]
         columns[f"c{i}"] = pa.array(ids.astype(np.int64))
-    columns["time"] = pa.array(np.arange(rows, dtype=np.int64))
-    columns["label"] = pa.array((rng.random(rows) < 0.25).astype(np.float64))
+    columns["time"] = pa.array(np.arange(ROWS, dtype=np.int64))
+    columns["label"] = pa.array((rng.random(ROWS) < 1 / (1 + np.exp(-logit))).astype(np.float64))
     folder.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
     pq.write_table(pa.table(columns), beside, row_group_size=65_536)

@@ -51,7 +51,7 @@ def run() -> Run:
         tracking=Tracking(to=()),
         handoff=Handoff(export=False),
         metrics=(AUC(), LogLoss()),
-        log_every_steps=10,
+        log_every_steps=int(os.environ["BENCH_LOG_EVERY"]),
     )
 
 

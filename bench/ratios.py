@@ -7,13 +7,17 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
-    """What the median of a ratio is to be."""
+class Comparison:
+    """One measure of two sides, and what the median of ours / theirs is to be: one of the two bounds."""
 
+    name: str
+    measure: str
+    against: str
     at_least: float | None = None
     at_most: float | None = None
 
-    def __str__(self) -> str:
+    @property
+    def bound(self) -> str:
         return f">= {self.at_least:.2f}" if self.at_least is not None else f"<= {self.at_most:.2f}"
 
     def holds(self, value: float) -> bool:
@@ -22,11 +26,13 @@ class Bound:
         return self.at_most is None or value <= self.at_most
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
-    """One comparison."""
+    """A comparison that was made."""
 
     name: str
+    measure: str
+    against: str
     median: float
     low: float
     high: float
@@ -38,18 +44,33 @@ class Summary:
         return asdict(self)
 
 
-def summarise(name: str, ratios: Sequence[float], bound: Bound) -> Summary:
-    """Median and spread of the pairs' ratios."""
+def summarise(comparison: Comparison, ours: Sequence[float], theirs: Sequence[float]) -> Summary:
+    """Median and spread of the pairs' ratios ours / theirs."""
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     median = statistics.median(ratios)
-    return Summary(name, median, min(ratios), max(ratios), len(ratios), str(bound), bound.holds(median))
+    return Summary(
+        name=comparison.name,
+        measure=comparison.measure,
+        against=comparison.against,
+        median=median,
+        low=min(ratios),
+        high=max(ratios),
+        pairs=len(ratios),
+        bound=comparison.bound,
+        holds=comparison.holds(median),
+    )
 
 
 def table(rows: Sequence[Summary]) -> str:
     """The comparisons as aligned text."""
-    lines = [f"{'rtrain / by hand':<18}{'median':>8}{'low':>8}{'high':>8}{'pairs':>7}   bound"]
+    cells = [("", "measure", "rtrain /", "median", "min", "max", "pairs", "bound", "")]
     for r in rows:
-        lines.append(
-            f"{r.name:<18}{r.median:>8.3f}{r.low:>8.3f}{r.high:>8.3f}{r.pairs:>7}   "
-            f"{r.bound} {'holds' if r.holds else 'MISSED'}"
-        )
-    return "\n".join(lines)
+        ratios = (f"{r.median:.3f}", f"{r.low:.3f}", f"{r.high:.3f}")
+        cells.append((r.name, r.measure, r.against, *ratios, str(r.pairs), r.bound, "holds" if r.holds else "MISSED"))
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    words = {0, 1, 2, 8}
+    return "\n".join(
+        "  ".join(c.ljust(w) if i in words else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        .rstrip()
+        for row in cells
+    )  # fmt: skip

@@ -277,7 +277,7 @@ def _console(given: list[str]) -> int:
         from rtrain.doctor import examine, render, to_json
 
         findings = examine(storage=options.storage, ports=(options.port,))
-        print(json.dumps(to_json(findings)) if options.json else render(findings))
+        print(to_json(findings) if options.json else render(findings))
         return 1 if any(f.status == "fail" for f in findings) else 0
     if options.verb == "data":
         from rtrain.data import sources

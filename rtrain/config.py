@@ -95,6 +95,9 @@ def coerce(value: object, hint: Any, where: str) -> Any:
     problem = _mismatch(value, hint)
     if problem is None:
         return float(value) if hint is float and type(value) is int else value
+    if isinstance(value, Mapping):
+        # pydantic would make a config of it, and leave out without a word the keys that it does not know.
+        raise ConfigError(f"{where}: expected {spell(hint)}, got {value!r} (dict). Give each field its own key")
     try:
         if isinstance(value, bool):  # pydantic would take it for the number 1 or 0
             raise ConfigError(where)
@@ -253,11 +256,14 @@ def from_dict(tree: Any) -> Any:
     unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
     if unknown:
         raise ConfigError(f"{tree[TYPE_KEY]}: the stored config has fields that this version does not: {unknown}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except TypeError as error:  # a field missing, or of a type that the class's own checks trip over
+        raise ConfigError(f"{tree[TYPE_KEY]}: the stored config does not fit this version: {error}") from None
 
 
-def _resolve(path: str) -> Any:
-    module, _, name = path.partition(":")
+def _resolve(path: object) -> Any:
+    module, _, name = str(path).partition(":")
     if module == "rtrain" or module.startswith("rtrain."):
         try:
             import_module(module)

@@ -44,6 +44,11 @@ def _positive(where: str, value: float) -> None:
         raise ConfigError(f"{where}: must be positive, got {value}")
 
 
+def _not_negative(where: str, value: float) -> None:
+    if not value >= 0:
+        raise ConfigError(f"{where}: must be at least 0, got {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class AdamW:
     """AdamW for the dense parameters (Loshchilov & Hutter, arXiv:1711.05101)."""
@@ -65,6 +70,8 @@ class AdamW:
         _positive("optim.lr", self.lr)
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas: each must be in [0, 1), got {self.betas}")
+        _not_negative("optim.eps", self.eps)
+        _not_negative("optim.weight_decay", self.weight_decay)
         if not self.clip_norm >= 0:
             raise ConfigError(f"optim.clip_norm: must be 0 (off) or positive, got {self.clip_norm}")
 
@@ -93,6 +100,10 @@ class RowWiseAdagrad(SparseOptim):
     eps: float = 1e-8
     """Added to the root of the accumulator; always passed on (fbgemm's own default differs from torch's)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _not_negative("sparse_optim.eps", self.eps)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adagrad(SparseOptim):
@@ -100,6 +111,10 @@ class Adagrad(SparseOptim):
 
     eps: float = 1e-8
     """Added to the root of the accumulator."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _not_negative("sparse_optim.eps", self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from rtrain.config import flatten
+from rtrain.config import flatten, validate
 from rtrain.data.interactions import Interactions
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
@@ -67,7 +67,7 @@ class Faults:
     """Seconds after which a collective that got no answer is a failure."""
 
     def __post_init__(self) -> None:
-        if self.max_failures < 0 or self.hang_s <= 0:
+        if self.max_failures < 0 or not self.hang_s > 0:
             raise ConfigError("faults: max_failures must be at least 0 and hang_s positive")
 
 
@@ -91,6 +91,8 @@ class Cluster:
             raise ConfigError(f"cluster.workers: must be at least 1, got {self.workers}")
         if self.cpus_per_worker <= 0:
             raise ConfigError(f"cluster.cpus_per_worker: must be positive, got {self.cpus_per_worker}")
+        if self.memory_gb_per_worker is not None and not self.memory_gb_per_worker > 0:
+            raise ConfigError(f"cluster.memory_gb_per_worker: must be positive, got {self.memory_gb_per_worker}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,8 @@ class Handoff:
     def __post_init__(self) -> None:
         if self.serve_check and not self.export:
             raise ConfigError("handoff.serve_check: needs handoff.export, which is off")
+        if self.rows < 1:
+            raise ConfigError(f"handoff.rows: must be at least 1, got {self.rows}")
         if not 0 < self.port < 65536:
             raise ConfigError(f"handoff.port: must be 1..65535, got {self.port}")
 
@@ -157,11 +161,14 @@ class Run:
     """Folder or fsspec URI under which the run's folder lies."""
 
     def __post_init__(self) -> None:
+        validate(self)
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-', at most 100")
         for field in ("global_batch", "epochs", "log_every_steps"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}: must be at least 1, got {getattr(self, field)}")
+        if self.seed < 0:
+            raise ConfigError(f"seed: must be at least 0, got {self.seed}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps: must be at least 1, or none, got {self.max_steps}")
         names = [m.name for m in self.metrics]

@@ -14,12 +14,11 @@ def worker(config: dict[str, Any]) -> float | None:
     import torch.distributed as dist
     from torch.nn.functional import binary_cross_entropy_with_logits
 
-    from bench.data import BATCH
     from bench.peers.model import batches, build
 
     rank, world = dist.get_rank(), dist.get_world_size()
     model, optimizer = build(world)
-    dense, ids, label = next(batches(config["data"], batch=BATCH, rank=rank, world_size=world))
+    dense, ids, label = next(batches(config["data"], rank=rank, world_size=world))
     loss = binary_cross_entropy_with_logits(model(dense, ids), label)
     loss.backward()
     optimizer.step()

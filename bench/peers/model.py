@@ -1,6 +1,7 @@
 """The same DLRM, written by hand with torch and TorchRec only, and a plain Parquet reader."""
 
 from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingEnv
 
-from bench.data import DENSE, DIM, ROWS_PER_TABLE, TABLES
+from bench.data import BATCH, DENSE, DIM, ROWS_PER_TABLE, TABLES, TRAIN_ROWS
 
 KEYS = [f"c{i}" for i in range(TABLES)]
 
@@ -67,21 +68,34 @@ def build(world_size: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     return dmp, torch.optim.AdamW(dense, lr=1e-3, weight_decay=0.0)
 
 
-def batches(path: str, *, batch: int, rank: int, world_size: int) -> Iterator[tuple[Tensor, KeyedJaggedTensor, Tensor]]:
-    """Shuffled epochs over the first 90 % of the file, held in memory as numpy."""
-    table = pq.read_table(path)
-    rows = int(table.num_rows * 0.9)
-    dense = np.stack([table[f"d{i}"].to_numpy() for i in range(DENSE)], axis=1).astype(np.float32)
-    ids = np.stack([table[k].to_numpy() for k in KEYS], axis=1)
-    label = table["label"].to_numpy().astype(np.float32)
-    del table
-    mine = batch // world_size
+def load(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The training rows in memory, as small as they go: dense [N, 13], ids [N, 26] int32, label [N]."""
+    file = pq.ParquetFile(path)
+    dense = np.empty((TRAIN_ROWS, DENSE), np.float32)
+    ids = np.empty((TRAIN_ROWS, TABLES), np.int32)
+    label = np.empty(TRAIN_ROWS, np.float32)
+    at = 0
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group)[: TRAIN_ROWS - at]
+        rows = slice(at, at + table.num_rows)
+        for i in range(DENSE):
+            dense[rows, i] = table[f"d{i}"].to_numpy()
+        for i, key in enumerate(KEYS):
+            ids[rows, i] = table[key].to_numpy()
+        label[rows] = table["label"].to_numpy()
+        at = rows.stop
+    return dense, ids, label
+
+
+def batches(path: str, *, rank: int, world_size: int) -> Iterator[tuple[Tensor, KeyedJaggedTensor, Tensor]]:
+    """Shuffled epochs over the training rows; each rank takes its slice of every global batch."""
+    dense, ids, label = load(path)
+    mine = BATCH // world_size
     lengths = torch.ones(TABLES * mine, dtype=torch.int32)
-    epoch = 0
-    while True:
-        order = np.random.default_rng(epoch).permutation(rows)
-        for start in range(0, rows - batch + 1, batch):
+    for epoch in count():
+        order = np.random.default_rng(epoch).permutation(TRAIN_ROWS)
+        for start in range(0, TRAIN_ROWS, BATCH):
             at = order[start + rank * mine : start + (rank + 1) * mine]
-            kjt = KeyedJaggedTensor(KEYS, torch.from_numpy(ids[at].T.reshape(-1)), lengths=lengths)
+            values = np.ascontiguousarray(ids[at].T, dtype=np.int64).reshape(-1)
+            kjt = KeyedJaggedTensor(KEYS, torch.from_numpy(values), lengths=lengths)
             yield torch.from_numpy(dense[at]), kjt, torch.from_numpy(label[at])
-        epoch += 1

@@ -8,21 +8,27 @@ any size and layout can read just what it needs. Nothing is pickled.
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rtrain.checkpoint.store import MANIFEST, MARKER, SHARD, CheckpointFolders, Folder, sha256_of
-from rtrain.errors import CheckpointError
+from rtrain.errors import CheckpointError, one_line
 from rtrain.parallel.chunks import Chunk
 
 FORMAT = 1
+T = TypeVar("T")
+
+
+class NewerFormat(CheckpointError):
+    """Intact, but written by a newer rtrain: going on from an older one would lose its work."""
 
 
 def save(folders: CheckpointFolders, step: int, chunks: Iterable[Chunk], meta: Mapping[str, Any]) -> None:
@@ -34,30 +40,37 @@ def save(folders: CheckpointFolders, step: int, chunks: Iterable[Chunk], meta: M
         CheckpointError: on every rank, when any rank could not write its share; nothing is committed.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    folder = folders.of(step)
-    if rank == 0:
-        folder.remove()
-    dist.barrier()
-    share: dict[str, Any]
-    try:
-        share = _write_share(folder, f"rank-{rank:05d}.safetensors", chunks)
-    except (OSError, SafetensorError) as error:
-        share = {"error": f"rank {rank}: {type(error).__name__}: {error}"}
-    shares: list[dict[str, Any]] = [{}] * world
-    dist.all_gather_object(shares, share)
-    problems = [s["error"] for s in shares if "error" in s]
-    if not problems and rank == 0:
-        problems = _commit(folder, {"format": FORMAT, "step": step, "world_size": world, **meta}, shares)
-    said = [problems]
-    dist.broadcast_object_list(said, src=0)
-    if said[0]:
-        raise CheckpointError(
-            f"checkpoint step {step}: {said[0][0]}. Nothing was committed; free space or mend the storage "
-            f"{folder.uri!r} and start the run again: it resumes from its last committed step"
-        )
+    folder, name = folders.of(step), f"rank-{rank:05d}.safetensors"
+    tensors, places = _collect(chunks, name)
+
+    def everywhere(work: Callable[[], T]) -> list[T]:
+        """What `work` gives on each rank. A failure is told to all and raised on all: nobody is left waiting."""
+        mine: tuple[Any, str]
+        try:
+            mine = (work(), "")
+        except Exception as error:  # whatever the store raises; botocore's errors are no OSError
+            mine = (None, f"rank {rank}: {one_line(error)}")
+        found: list[tuple[Any, str]] = [mine] * world
+        dist.all_gather_object(found, mine)
+        for _, problem in found:
+            if problem:
+                if rank == 0:
+                    with suppress(Exception):
+                        folder.remove()  # half of it would only take the space that is missing
+                raise CheckpointError(
+                    f"checkpoint step {step}: {problem}. Nothing was committed; free space or mend the storage "
+                    f"{folder.uri!r} and start the run again: it resumes from its last committed step"
+                )
+        return [value for value, _ in found]
+
+    everywhere(lambda: folder.remove() if rank == 0 else None)
+    shares = everywhere(lambda: {"places": places, "files": {name: _write_share(folder, name, tensors)}})
+    head = {"format": FORMAT, "step": step, "world_size": world, **meta}
+    everywhere(lambda: _commit(folder, head, shares) if rank == 0 else None)
 
 
-def _write_share(folder: Folder, name: str, chunks: Iterable[Chunk]) -> dict[str, Any]:
+def _collect(chunks: Iterable[Chunk], name: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """This rank's tensors by their key in the file, and what the manifest says of each; a collective."""
     tensors: dict[str, Tensor] = {}
     places = []
     for chunk in chunks:
@@ -74,12 +87,16 @@ def _write_share(folder: Folder, name: str, chunks: Iterable[Chunk]) -> dict[str
                 "sizes": list(chunk.data.shape),
             }
         )
+    return tensors, places
+
+
+def _write_share(folder: Folder, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=_scratch(folder)) as scratch:
         local = Path(scratch) / name
         save_file(tensors, local)
         file = {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
         folder.adopt(local, name)
-    return {"places": places, "files": {name: file}}
+    return file
 
 
 def _scratch(folder: Folder) -> str | None:
@@ -90,19 +107,15 @@ def _scratch(folder: Folder) -> str | None:
     return str(folder.path)
 
 
-def _commit(folder: Folder, head: dict[str, Any], shares: list[dict[str, Any]]) -> list[str]:
+def _commit(folder: Folder, head: dict[str, Any], shares: list[dict[str, Any]]) -> None:
     tensors: dict[str, Any] = {}
     for place in (p for s in shares for p in s["places"]):
         entry = tensors.setdefault(place["name"], {"shape": place["shape"], "dtype": place["dtype"], "chunks": []})
         entry["chunks"].append({k: place[k] for k in ("file", "key", "offsets", "sizes")})
     files = {name: file for s in shares for name, file in s["files"].items()}
-    try:
-        manifest = json.dumps({**head, "files": files, "tensors": tensors}).encode()
-        folder.write(MANIFEST, manifest)
-        folder.write(MARKER, hashlib.sha256(manifest).hexdigest().encode())
-    except OSError as error:
-        return [f"rank 0: {type(error).__name__}: {error}"]
-    return []
+    manifest = json.dumps({**head, "files": files, "tensors": tensors}).encode()
+    folder.write(MANIFEST, manifest)
+    folder.write(MARKER, hashlib.sha256(manifest).hexdigest().encode())
 
 
 class Stored:
@@ -117,14 +130,14 @@ class Stored:
         self.folder, self.step = folder, step
         here = f"checkpoint step {step}"
         try:
-            marker, manifest = folder.read(MARKER).decode(), folder.read(MANIFEST)
+            marker, manifest = folder.read(MARKER), folder.read(MANIFEST)
         except FileNotFoundError as error:
             raise CheckpointError(f"{here}: not committed ({error})") from error
-        if hashlib.sha256(manifest).hexdigest() != marker.strip():
-            raise CheckpointError(f"{here}: manifest.json was altered or cut off after it was committed")
+        if hashlib.sha256(manifest).hexdigest().encode() != marker.strip():
+            raise CheckpointError(f"{here}: {MANIFEST} or {MARKER} was altered or cut off after it was committed")
         self.meta: dict[str, Any] = json.loads(manifest)
         if self.meta["format"] > FORMAT:
-            raise CheckpointError(f"{here}: format {self.meta['format']} is newer than {FORMAT}. Update rtrain")
+            raise NewerFormat(f"{here}: format {self.meta['format']} is newer than {FORMAT}. Update rtrain")
         for name in self.meta["files"]:
             if not SHARD.fullmatch(name):
                 raise CheckpointError(f"{here}: the manifest names a file {name!r} that no checkpoint has")
@@ -227,6 +240,8 @@ def newest(folders: CheckpointFolders) -> tuple[Stored | None, list[str]]:
             stored = Stored(folders.of(step), step)
             stored.verify()
             return stored, problems
+        except NewerFormat:
+            raise
         except CheckpointError as error:
             problems.append(str(error))
     return None, problems

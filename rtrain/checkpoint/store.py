@@ -20,8 +20,8 @@ import fsspec
 
 from rtrain.errors import CheckpointError
 
-STEP = re.compile(r"step-(\d{8})$")
-SHARD = re.compile(r"rank-\d{5}\.safetensors$")
+STEP = re.compile(r"step-(\d{8})")
+SHARD = re.compile(r"rank-\d{5}\.safetensors")
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 
@@ -155,7 +155,7 @@ class CheckpointFolders:
 
     def steps(self) -> list[int]:
         """Every step with a folder, committed or not, ascending."""
-        return [int(m[1]) for m in map(STEP.search, self.root.names()) if m]
+        return [int(m[1]) for m in map(STEP.fullmatch, self.root.names()) if m]
 
     def committed(self) -> list[int]:
         """Steps whose marker is there, ascending."""

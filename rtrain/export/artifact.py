@@ -124,7 +124,7 @@ class Predictor:
         wanted = self.schema.arrow(label=False)
         try:
             table = pa.Table.from_pylist([{n: row.get(n) for n in wanted.names} for row in rows], schema=wanted)
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError) as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         columns = encode(table, self.schema, label=False, where="request", first_row=0)
         batch = columns.take(np.arange(len(rows)), global_rows=len(rows))

@@ -1,10 +1,14 @@
 """One request row as a pydantic model, made from the schema that the model was trained with."""
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
 from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def row_model(schema: Schema) -> type[BaseModel]:
@@ -13,7 +17,7 @@ def row_model(schema: Schema) -> type[BaseModel]:
     for feature in schema.features:
         doc = f"{type(feature).__name__.lower()} feature of the {feature.entity}"
         if isinstance(feature, Dense):
-            number = Annotated[float, Field(allow_inf_nan=False)]
+            number = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_fits(feature))]
             optional = feature.missing is not None
             fields[feature.name] = (
                 (number | None, Field(None, description=doc))
@@ -26,6 +30,17 @@ def row_model(schema: Schema) -> type[BaseModel]:
         else:
             fields[feature.name] = _ids(feature, doc)
     return create_model("Row", __config__=ConfigDict(extra="forbid", strict=False), **fields)
+
+
+def _fits(feature: Dense) -> Callable[[float], float]:
+    """Refuses what encoding would refuse: there it would take the other requests of the batch along."""
+
+    def check(value: float) -> float:
+        if not abs((value - feature.mean) / feature.std) <= LARGEST:
+            raise ValueError("it must be a number that float32 can hold")
+        return value
+
+    return check
 
 
 def _ids(feature: Id, doc: str) -> tuple[Any, Any]:

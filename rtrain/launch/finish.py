@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders, Folder
@@ -93,16 +94,24 @@ def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] 
     if not schema.group or not items or dataset.rows("train") > BASELINE_ROWS:
         return None
 
-    def columns(which: Split) -> list[np.ndarray]:
-        table = dataset.raw(which, 0, dataset.rows(which))
-        names = (schema.group, items[0], schema.label.name)
-        return [table[name].combine_chunks().to_numpy(zero_copy_only=False) for name in names]
-
-    users, item_ids, labels = columns("train")
-    bias = UserItemBias.fit(users, item_ids, labels)
-    users, item_ids, labels = columns(split)
-    scored = Scored(scores=bias.predict(users, item_ids), labels=labels.astype(np.float64), groups=users)
+    names = [schema.group, items[0], schema.label.name]
+    known = dataset.rows("train")
+    both = pa.concat_tables([dataset.raw(s, 0, dataset.rows(s)).select(names) for s in ("train", split)])
+    users, item_ids = (_numbered(both[name]) for name in names[:2])
+    labels = both[names[2]].cast(pa.float64()).to_numpy()
+    bias = UserItemBias.fit(users[:known], item_ids[:known], labels[:known])
+    scores = bias.predict(users[known:], item_ids[known:])
+    scored = Scored(scores=scores, labels=labels[known:], groups=users[known:])
     return evaluate(run.metrics, [metric.partial(scored) for metric in run.metrics])
+
+
+def _numbered(column: pa.ChunkedArray) -> np.ndarray:
+    """int64 [n]: the same number for the same value, whatever its type; a null is a value too."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    codes = column.dictionary_encode(null_encoding="encode").combine_chunks().indices
+    numbers: np.ndarray = codes.to_numpy().astype(np.int64)
+    return numbers
 
 
 def compare_served(run: Run, exported: str, dataset: Dataset) -> float:
@@ -110,7 +119,9 @@ def compare_served(run: Run, exported: str, dataset: Dataset) -> float:
     from rtrain.serving.app import deploy
 
     said = Folder(run.folder).read_json(PREDICTIONS)
-    rows = dataset.raw("test", 0, len(said["rows"])).select([f.name for f in run.data.schema.features]).to_pylist()
+    table = dataset.raw("test", 0, len(said["rows"])).select([f.name for f in run.data.schema.features])
+    # Left out rather than null: a request knows no null list, and what is left out means the same.
+    rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
     served = deploy(exported, name=run.name, port=run.handoff.port)
     try:
         answers = served.predict_concurrently([rows[i : i + 16] for i in range(0, len(rows), 16)])

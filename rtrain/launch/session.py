@@ -20,7 +20,7 @@ OVERSUBSCRIBE = 4
 # Ray Train reads these when its controller starts; what the user has set wins.
 DEFAULTS = {
     "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # 2 s by default: the shut-down and each report wait for it
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # 2 s by default: the shut-down and each report wait for it
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths mean the same in the driver and in the workers
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one 200 MB actor less; preemption is not handled yet
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no GPU asked for: leave the device environment alone

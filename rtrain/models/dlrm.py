@@ -26,8 +26,8 @@ class DLRM(RankingConfig):
     """Dropout after each hidden layer of the top MLP."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ConfigError(f"model.dim: must be at least 1, got {self.dim}")
+        if self.dim < 1 or self.dim % 4:
+            raise ConfigError(f"model.dim: must be a multiple of 4, which fbgemm reads at once, got {self.dim}")
         for name in ("bottom", "top"):
             if min(getattr(self, name), default=1) < 1:
                 raise ConfigError(f"model.{name}: a hidden size is at least 1, got {getattr(self, name)}")

@@ -39,11 +39,11 @@ def initial_rows(table: Table, seed: int, start: int, stop: int) -> Tensor:
     """
     bound = table.bound if table.bound is not None else table.rows**-0.5
     salt = int.from_bytes(table.name.encode()[:64], "big") % (2**31 - 1)
-    pieces = []
+    pieces = [torch.empty(0, table.dim)]  # for a shard without rows: more ranks than rows
     for block in range(start // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1):
         first = block * BLOCK_ROWS
         rows = min(BLOCK_ROWS, table.rows - first)
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + salt) * 1_000_003 + block)
+        generator = torch.Generator().manual_seed(((seed * 1_000_003 + salt) * 1_000_003 + block) % 2**63)
         drawn = torch.empty(rows, table.dim).uniform_(-bound, bound, generator=generator)
         pieces.append(drawn[max(start - first, 0) : stop - first])
     return torch.cat(pieces)

@@ -53,6 +53,10 @@ class State:
     """Evaluations since the best one."""
     stop: str = ""
     """Why the run ends before `total_steps`; empty while it does not."""
+    window_loss: float = 0.0
+    """Loss of the rows since the last point of the curve, summed over ranks, at the last checkpoint."""
+    window_rows: int = 0
+    """Those rows."""
     attempt: int = 1
     elapsed_s: float = 0.0
     """Seconds in the loop, over all attempts that are part of this history."""
@@ -81,6 +85,8 @@ class State:
             "best_step": self.best_step,
             "stale": self.stale,
             "stop": self.stop,
+            "window_loss": self.window_loss,
+            "window_rows": self.window_rows,
             "elapsed_s": self.elapsed_s,
         }
 
@@ -90,6 +96,7 @@ class State:
         self.best, self.best_step = dict(stored["best"]), stored["best_step"]
         self.stale, self.elapsed_s = stored["stale"], stored["elapsed_s"]
         self.stop = stored["stop"]
+        self.window_loss, self.window_rows = stored.get("window_loss", 0.0), stored.get("window_rows", 0)
 
 
 class Callback:

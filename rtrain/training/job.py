@@ -3,11 +3,14 @@
 Runs the same under Ray Train, torchrun and alone; what a launcher adds comes in as callbacks.
 """
 
+import errno
 import platform
 import resource
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -16,7 +19,7 @@ from rtrain import config
 from rtrain.checkpoint.format import Stored, newest, save
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
-from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
+from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
 from rtrain.parallel.legal import refuse
 from rtrain.run import Run
@@ -70,7 +73,13 @@ def run_job(run: Run, world: World, callbacks: Sequence[Callback] = ()) -> Outco
     except RtrainError as error:
         raise type(error)(f"rank {world.rank} on {world.node}, step {state.step}: {error}") from error
     except Exception as error:
-        raise RunFailed(f"rank {world.rank} on {world.node}, step {state.step}: {one_line(error)}") from error
+        where = f"rank {world.rank} on {world.node}, step {state.step}"
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise CheckpointError(
+                f"{where}: {one_line(error)}. Free space in {run.storage!r} and start the run again: "
+                "it resumes from its last committed step"
+            ) from error
+        raise RunFailed(f"{where}: {one_line(error)}") from error
 
 
 class _Job:
@@ -146,13 +155,18 @@ class _Job:
                 watch=watch,
             )
         except BaseException as error:
+            endings = [callback.close for callback in callbacks]
             if history:
-                history.event(state.step, f"attempt {state.attempt} failed at step {state.step}: {one_line(error)}")
+                text = f"attempt {state.attempt} failed at step {state.step}: {one_line(error)}"
+                endings.insert(0, partial(history.event, state.step, text))
+            for end in endings:
+                with suppress(Exception):  # storage that is full or gone must not hide why the attempt failed
+                    end()
             raise
         finally:
             reader.close()
-            for callback in callbacks:
-                callback.close()
+        for callback in callbacks:
+            callback.close()
         return time.perf_counter() - began, state.rows_seen - before
 
     def _judge(self, best: Stored) -> dict[str, float]:
@@ -204,20 +218,31 @@ class _Job:
 
     def _newest_checkpoint(self) -> tuple[Stored | None, list[str]]:
         """Rank 0 finds the newest intact checkpoint, all ranks open that one; what was wrong with newer ones."""
-        said: list[Any] = [None, [], None]
+        said: list[Any] = [None, [], False, None]
         if self.world.leads:
             try:
                 found, problems = newest(self.folders)
-                said = [found.step if found else None, problems, None]
-            except OSError as error:
-                said[2] = f"{type(error).__name__}: {error}"
+                best = found.meta["state"]["best_step"] if found else None
+                lost = best is not None and best not in self.folders.committed()
+                if lost:
+                    problems.append(f"checkpoint step {best}: the best one so far is gone, so the next evaluation is")
+                said = [found.step if found else None, problems, lost, None]
+            except (OSError, CheckpointError) as error:
+                said[3] = one_line(error)
         dist.broadcast_object_list(said, src=0)
-        step, problems, broken = said
+        step, problems, lost, broken = said
         if broken:
             raise RunFailed(f"checkpoints of {self.folders.root.uri} cannot be read: {broken}")
+        if step is None and problems:
+            raise CheckpointError(
+                f"run {self.run.name!r}: none of its checkpoints can be read ({problems[0]}). "
+                "Bring one back, or start anew with --fresh"
+            )
         if step is None:
             return None, problems
         stored = Stored(self.folders.of(step), step)
+        if lost:
+            stored.meta["state"] |= {"best": {}, "best_step": None, "stale": 0}
         if stored.meta["data_fingerprint"] != self.data.fingerprint:
             raise ConfigError(
                 f"run {self.run.name!r}: the data changed since step {step} (fingerprint "

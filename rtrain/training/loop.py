@@ -38,7 +38,7 @@ def fit(
     Raises:
         RunFailed: the loss is not finite.
     """
-    window = _Window(replica.world.device)
+    window = _Window(state, replica)
     began, before = time.perf_counter(), state.elapsed_s
     for callback in callbacks:
         callback.fit_start(state)
@@ -70,6 +70,7 @@ def fit(
         if improved or state.done or state.step % run.checkpoint.every_steps == 0:
             for callback in callbacks:
                 callback.saving(state)
+            window.keep(state)
             save()
             for callback in callbacks:
                 callback.checkpointed(state)
@@ -98,10 +99,32 @@ def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:
 class _Window:
     """Loss and rate since the last point, without a collective or a device wait per step."""
 
-    def __init__(self, device: torch.device):
-        self.loss = torch.zeros((), device=device, dtype=torch.float64)
-        self.rows = self.timed_rows = 0
+    def __init__(self, state: State, replica: Replica):
+        self.leads = replica.world.leads
+        self.loss = torch.zeros((), device=replica.world.device, dtype=torch.float64)
+        self._begin_with(state.window_loss)
+        self.rows, self.timed_rows = state.window_rows, 0
         self.began = time.perf_counter()
+
+    def _begin_with(self, loss: float) -> None:
+        """Rank 0 holds what all ranks together have."""
+        self.loss.fill_(loss if self.leads else 0.0)
+
+    def keep(self, state: State) -> None:
+        """Put the sums into the state of a checkpoint, so that a resume draws the very same curve."""
+        state.window_loss, state.window_rows = self._total(state), self.rows
+        self._begin_with(state.window_loss)
+
+    def _total(self, state: State) -> float:
+        """The loss over all ranks; neither a point nor a checkpoint is made of one that is not finite."""
+        total = self.loss.clone()
+        dist.all_reduce(total)
+        if not math.isfinite(total):
+            raise RunFailed(
+                f"the loss is {float(total)} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set "
+                "optim.clip_norm; the run can be started again from its last checkpoint"
+            )
+        return float(total)
 
     def add(self, loss: torch.Tensor, rows: int) -> None:
         self.loss += loss
@@ -112,14 +135,7 @@ class _Window:
         self.timed_rows, self.began = 0, time.perf_counter()
 
     def close(self, run: Run, state: State, replica: Replica) -> TrainPoint:
-        total = self.loss.clone()
-        dist.all_reduce(total)
-        loss = float(total) / self.rows
-        if not math.isfinite(loss):
-            raise RunFailed(
-                f"the loss is {loss} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set optim.clip_norm; "
-                "the run can be started again from its last checkpoint"
-            )
+        loss = self._total(state) / self.rows
         seconds = time.perf_counter() - self.began
         tower = replica.tower
         assert tower is not None

@@ -15,7 +15,7 @@ def seed_all(seed: int, rank: int) -> None:
     mixed = seed * 100_003 + rank
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
-    torch.manual_seed(mixed)
+    torch.manual_seed(mixed % 2**63)
 
 
 def chunks(rank: int) -> Iterator[Chunk]:

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from rtrain.data.interactions import Dataset
 from rtrain.data.split import Split
+from rtrain.errors import RunFailed
 from rtrain.metrics.state import Metric, Partial, Scored, evaluate
 from rtrain.run import Run
 from rtrain.schema import Batch
@@ -31,12 +32,23 @@ def score(replica: Replica, batches: Iterable[Batch]) -> Scored:
 
 
 def measure(replica: Replica, batches: Iterable[Batch], metrics: tuple[Metric, ...]) -> dict[str, float]:
-    """Metrics of a split, exact over ranks: states are merged in rank order, never averaged."""
+    """Metrics of a split, exact over ranks: states are merged in rank order, never averaged.
+
+    Raises:
+        RunFailed: on every rank, when any rank has a row whose probability is not a number: an order
+            of rows would still come out of it, and look like a metric.
+    """
     mine = score(replica, batches)
-    partials = [metric.partial(mine) for metric in metrics]
-    gathered: list[list[Partial]] = [[]] * replica.world.size
-    dist.all_gather_object(gathered, partials)
-    merged = gathered[0]
-    for other in gathered[1:]:
+    broken = int(np.count_nonzero(~np.isfinite(mine.scores)))
+    gathered: list[tuple[int, list[Partial]]] = [(0, [])] * replica.world.size
+    dist.all_gather_object(gathered, (broken, [metric.partial(mine) for metric in metrics]))
+    broken = sum(count for count, _ in gathered)
+    if broken:
+        raise RunFailed(
+            f"the model gives {broken} rows a probability that is not a number. Lower optim.lr or sparse_optim.lr, "
+            "or set optim.clip_norm; the run can be started again from its last checkpoint"
+        )
+    merged = gathered[0][1]
+    for _, other in gathered[1:]:
         merged = [a + b for a, b in zip(merged, other, strict=True)]
     return evaluate(metrics, merged)

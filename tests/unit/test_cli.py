@@ -1,122 +1,260 @@
-"""The command line in this process: what it prints, and its exit codes."""
+"""The command line: exit codes, one line an error, JSON where asked for, and help that names every field."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from recipes.dlrm_movielens import debug, run
-from rtrain.cli import console, golden, main
+from rtrain import cli, config
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+ROOT = Path(__file__).parents[2]
+RECIPE = str(ROOT / "recipes" / "dlrm_movielens.py")
 
 
-def call(*words: str) -> int:
+class Ended(NamedTuple):
+    code: Any
+    out: str
+    err: str
+
+
+@pytest.fixture
+def recipe(capsys: pytest.CaptureFixture[str]) -> Any:
+    """A recipe's `main` on the words of a command line."""
+
+    def call(*words: str, debug: Any = debug) -> Ended:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(run, debug, arguments=words)
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def rtrain_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The `rtrain` command on the words of a command line."""
+
+    def call(*words: str) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["rtrain", *words])
+        monkeypatch.setattr(sys, "path", [*sys.path])  # a recipe's folder is put in front
+        with pytest.raises(SystemExit) as ended:
+            cli.console()
+        return Ended(ended.value.code, *capsys.readouterr())
+
+    return call
+
+
+REFUSED = [
+    (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
+    (["zzzz"], "unknown verb 'zzzz'. Verbs: train, plan, tune, serve, config"),
+    (["plan", "--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
+    (["plan", "--optim.lrr=1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
+    (["--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
+    (["plan", "--optim.lr", "fast"], "optim.lr: expected float, got 'fast' (str)"),
+    (["plan", "--max-steps", "ten"], "max_steps: expected int | none, got 'ten' (str)"),
+    (["plan", "--metrics.2", "5"], "metrics.2: expected AUC | GAUC | LogLoss | Calibration | Accuracy | NDCG, got '5'"),
+    (["plan", "--metrics.7.k", "5"], "metrics.7: there are 3 items here, so the index must be 0..2"),
+    (["plan", "--optim.lr", "-1"], "optim.lr: must be positive, got -1.0"),
+    (["plan", "--model.bottom", "-1"], "model.bottom: a hidden size is at least 1, got (-1,)"),
+    (["plan", "--data.schema.features.0.rows", "-5"], "feature 'user_id': rows must be positive, got -5"),
+    (["plan", "--optim.lr"], "optim.lr: no value given; write --optim.lr VALUE"),
+    (["plan", "--jsn"], "jsn: no value given; did you mean '--json'?"),
+    (["plan", "loose"], "command line: 'loose' is neither an option nor the value of one"),
+    (["plan", "-x", "1"], "command line: '-x' is neither an option nor the value of one"),
+    (["tune", "--trials", "many"], "command line: argument --trials: invalid int value: 'many'"),
+    (["train", "--launcher", "slurm"], "command line: argument --launcher: invalid choice: 'slurm'"),
+    (["plan", "--cluster.workers", "3", "--parallel.tensor", "2"], "parallel: tensor(2) * pipeline(1) = 2 does not"),
+    (["plan", "--parallel.tensor", "2"], "parallel.tensor: 2, but DLRM has no tensor-parallel plan"),
+    (["train", "--name", "a/b"], "name: 'a/b' must be letters, digits"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_a_mistake_is_one_line_on_stderr_and_exit_code_2(recipe: Any, words: list[str], message: str) -> None:
+    ended = recipe(*words)
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {message}")
+    assert ended.err.count("\n") == 1 and ended.err.endswith("\n")
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_with_json_a_mistake_is_also_one_object_on_stdout(recipe: Any, words: list[str], message: str) -> None:
+    ended = recipe("--json", *words) if words[0].startswith("--") else recipe(words[0], "--json", *words[1:])
+    said = json.loads(ended.out)
+    assert ended.out.count("\n") == 1
+    assert said["exit_code"] == ended.code == 2
+    assert said["error"].startswith(message)
+    assert ended.err == f"error: {said['error']}\n"
+
+
+def test_debug_without_a_debug_config_is_refused(recipe: Any) -> None:
+    assert recipe("plan", "--debug", debug=None) == (2, "", "error: --debug: this recipe has no debug()\n")
+
+
+def test_a_recipe_of_the_wrong_type_is_refused_by_its_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(run, debug, arguments=list(words))
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
-        (["plan", "--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
-        (["plan", "--optim.lr", "fast"], "optim.lr: expected float, got 'fast' (str)"),
-        (["plan", "--optim.lr"], "optim.lr: no value given; write --optim.lr VALUE"),
-        (["plan", "stray"], "command line: 'stray' is neither an option nor the value of one"),
-        (["--launcher", "slurm"], "command line: argument --launcher: invalid choice: 'slurm'"),
-        (["plan", "--parallel.tensor", "3"], "parallel: tensor(3) * pipeline(1) = 3 does not divide the 2 workers"),
-    ],
-)
-def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*words) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith(f"error: {said}")
-    assert len(err.splitlines()) == 1
-    assert out == ""
-    assert call(*words, "--json") == 2
-    out, _ = capsys.readouterr()
-    assert json.loads(out)["error"].startswith(said)
-    assert json.loads(out)["exit_code"] == 2
-
-
-def test_plan_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("plan", "--json", "--cluster.workers=4") == 0
-    planned = json.loads(capsys.readouterr().out)
-    assert planned["world_size"] == 4
-    assert {t["table"] for t in planned["tables"]} >= {"user_id", "item_id", "history"}
-
-
-def test_config_shows_what_was_overridden(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("config", "--optim.lr", "0.5", "--debug") == 0
-    out = capsys.readouterr().out
-    assert "optim.lr = 0.5" in out.splitlines()
-    assert 'name = "dlrm-movielens-debug"' in out.splitlines()
-
-
-def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--help") == 0
-    out = capsys.readouterr().out
-    for word in ("train", "plan", "tune", "serve", "--launcher", "--fresh", "--optim.lr", "--parallel.zero_stage"):
-        assert word in out
-    # Each field with the docstring that stands under it.
-    assert "Rows of a step over all workers" in " ".join(out.replace("│", " ").split())
-
-
-def test_a_recipe_without_debug(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(run, arguments=["plan", "--debug"])
+        cli.main(lambda: replace(run(), seed="7"), arguments=["plan"])  # type: ignore[arg-type]
     assert ended.value.code == 2
-    assert "this recipe has no debug()" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: seed: expected int, got '7' (str)\n"
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback() -> None:
+    def broken() -> Any:
+        raise ZeroDivisionError("in the recipe")
+
+    with pytest.raises(ZeroDivisionError, match="in the recipe"):
+        cli.main(broken, arguments=["plan"])
+
+
+def test_an_interrupt_is_exit_code_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        cli.main(interrupted, arguments=["plan", "--json"])
+    assert ended.value.code == 130
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"error": "interrupted", "exit_code": 130}
+    assert err == "interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_plan_as_json_lays_every_row_of_every_table_on_one_rank(recipe: Any) -> None:
+    ended = recipe("plan", "--json", "--parallel.embeddings", "row_wise", "--cluster.workers", "4")
+    assert ended.code == 0
+    assert ended.out.count("\n") == 1
+    plan = json.loads(ended.out)
+    assert plan["world_size"] == 4
+    assert plan["axes"] == {"pipeline": 1, "data": 4, "tensor": 1}
+    assert [r["rank"] for r in plan["ranks"]] == [0, 1, 2, 3]
+    assert {t["table"]: t["rows"] for t in plan["tables"]} == run().data.schema.tables
+    for table in plan["tables"]:
+        assert table["sharding"] == "row_wise"
+        assert sum(shard["sizes"][0] for shard in table["shards"]) == table["rows"]
+    assert len(plan["bytes_per_rank"]) == 4
+    assert plan["memory_per_rank"] > 0
+
+
+def test_plan_as_text_names_each_table_and_each_rank(recipe: Any) -> None:
+    ended = recipe("plan", "--cluster.memory_gb_per_worker", "2")
+    assert ended.code == 0
+    assert ended.out.startswith("dlrm-movielens: 2 ranks = pipeline 1 x data 2 x tensor 1\n")
+    first_words = [line.split()[0] for line in ended.out.splitlines() if line]
+    assert set(run().data.schema.tables) <= set(first_words)
+    assert first_words.count("rank") == 2
+    assert ended.out.endswith("memory per rank: 2.0 GiB (cluster.memory_gb_per_worker)\n")
+
+
+def test_config_prints_the_resolved_config(recipe: Any) -> None:
+    changes = {"optim.lr": "3e-4", "max_steps": "none", "model.top": "8,4"}
+    words = [word for key, value in changes.items() for word in (f"--{key}", value)]
+    assert recipe("config", *words) == (0, cli.golden(config.override(run(), changes)), "")
+    assert recipe("config") == (0, cli.golden(run()), "")
+    assert recipe("config", "--debug") == (0, cli.golden(debug()), "")
+
+
+def test_config_as_json_is_the_stored_form(recipe: Any) -> None:
+    ended = recipe("config", "--json", "--debug", "--optim.lr=3e-4")
+    assert ended.code == 0
+    assert config.from_dict(json.loads(ended.out)) == config.override(debug(), {"optim.lr": 3e-4})
+
+
+def test_dashes_within_a_key_are_underscores(recipe: Any) -> None:
+    assert recipe("config", "--global-batch", "64") == recipe("config", "--global_batch=64")
+    assert "\nglobal_batch = 64\n" in recipe("config", "--global-batch", "64").out
+
+
+def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")  # wider, and the fields stand in several columns
+    ended = recipe("--help")
+    assert (ended.code, ended.err) == (0, "")
+    text = " ".join(ended.out.replace("│", " ").split())
+    for verb, what in cli.VERBS.items():
+        assert f"{verb} {what}" in text
+    for flag in ("--json", "--debug", "--fresh", "--launcher", "--trials", "--replicas", "-h, --help"):
+        assert f" {flag} " in text
+    leaves = [key for key in config.flatten(run()) if not key.endswith("$type")]
+    absent = [key for key in leaves if f"--{key} " not in text and f"--{key}, " not in text]
+    assert absent == []
+    for doc in (
+        "Learning rate after warm-up. (default: 0.002)",
+        "Folder of the run under `storage`; starting a name again resumes it.",
+        "How TorchRec splits the tables; sharded: its planner chooses for each table.",
+        "Places that count. (default: 10)",
+        "Hidden sizes of the MLP that projects the dense features to `dim`.",
+    ):
+        assert doc in text
+
+
+def test_a_mistake_leaves_no_traceback_in_a_real_process() -> None:
+    words = [sys.executable, RECIPE, "plan", "--json", "--optim.lrr", "1"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment)
+    message = "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"
+    assert ended.returncode == 2
+    assert ended.stderr == f"error: {message}\n"
+    assert json.loads(ended.stdout) == {"error": message, "exit_code": 2}
+
+
+def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
+    ended = rtrain_command()
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.startswith("usage: rtrain [-h] VERB ...")
+    for verb in ("doctor", "data", "serve", "report", "train", "plan", "tune", "config"):
+        assert f"\n    {verb} " in ended.out
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "message"),
     [
-        ([], 0, "VERB"),
-        (["nonsense"], 2, "invalid choice: 'nonsense'"),
-        (["report", "/nowhere/at/all"], 2, "/nowhere/at/all"),
-        (["serve", "/nowhere/at/all"], 2, "there is no export in '/nowhere/at/all'"),
-        (["train", "nosuch.py"], 2, "there is no recipe 'nosuch.py'"),
-        (["data", "get", "ml-1m"], 2, "ml-1m"),
-        (["doctor", "--nosuch"], 2, "it takes no --nosuch"),
+        (["trian"], "command line: argument VERB: invalid choice: 'trian' (choose from 'doctor', "),
+        (["report"], "command line: the following arguments are required: target"),
+        (["report", "/no/such/run"], "report: there is no run in '/no/such/run'"),
+        (["report", "a", "b"], "rtrain report: it takes no b; see rtrain report --help"),
+        (["serve", "/no/such/run"], "serve: there is no export in '/no/such/run'"),
+        (["plan"], "command line: the following arguments are required: recipe"),
+        (["plan", "gone.py"], "rtrain plan: there is no recipe 'gone.py'. Give the path of a Python file"),
+        (["data", "get", "ml-1"], "there is no data set 'ml-1'"),
+        (["data", "put", "ml-100k"], "command line: argument action: invalid choice: 'put'"),
+        (["doctor", "--prot", "1"], "rtrain doctor: it takes no --prot 1; see rtrain doctor --help"),
+        (["config", RECIPE, "--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     ],
 )
-def test_console(
-    words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_mistake_at_rtrain_is_one_line_too(
+    rtrain_command: Any, words: list[str], message: str, as_json: bool
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["rtrain", *words])
-    with pytest.raises(SystemExit) as ended:
-        console()
-    out, err = capsys.readouterr()
-    assert ended.value.code == code
-    assert said in (err if code else out)
-    assert "Traceback" not in err
+    ended = rtrain_command(*words, *(["--json"] if as_json else []))
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {message}")
+    assert ended.err.count("\n") == 1
+    if as_json:
+        said = json.loads(ended.out)
+        assert said == {"error": ended.err.removeprefix("error: ").rstrip("\n"), "exit_code": 2}
+    else:
+        assert ended.out == ""
 
 
-def test_the_console_hands_over_to_a_recipe(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = Path(__file__).parents[2] / "recipes" / "dlrm_movielens.py"
-    monkeypatch.setattr("sys.argv", ["rtrain", "config", str(recipe), "--optim.lr", "0.25"])
-    monkeypatch.setattr("sys.path", list(__import__("sys").path))
-    with pytest.raises(SystemExit) as ended:
-        console()
-    assert ended.value.code == 0
-    assert "optim.lr = 0.25" in capsys.readouterr().out
+def test_report_of_an_empty_folder_is_refused_and_writes_nothing(rtrain_command: Any, tmp_path: Path) -> None:
+    ended = rtrain_command("report", str(tmp_path))
+    assert ended.code == 2
+    assert f"there is no run in {str(tmp_path)!r}" in ended.err
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_that_are_not_the_users_keep_their_traceback() -> None:
-    def broken() -> object:
-        raise ZeroDivisionError
+def test_rtrain_hands_a_recipe_its_own_words(rtrain_command: Any) -> None:
+    ended = rtrain_command("config", RECIPE, "--optim.lr", "3e-4", "--debug", "--seed=7", "--max_steps", "none")
+    assert (ended.code, ended.err) == (0, "")
+    changes = {"optim.lr": 3e-4, "seed": 7, "max_steps": None}
+    assert ended.out == cli.golden(config.override(debug(), changes))
 
-    with pytest.raises(ZeroDivisionError):
-        main(broken, arguments=["plan"])  # type: ignore[arg-type]
 
-
-def test_golden_text_is_one_key_a_line() -> None:
-    lines = golden(run()).splitlines()
-    assert all(" = " in line for line in lines)
-    assert "parallel.zero_stage = 1" in lines
+def test_rtrain_plan_of_a_recipe_as_json(rtrain_command: Any) -> None:
+    ended = rtrain_command("plan", RECIPE, "--json", "--cluster.workers", "3")
+    assert (ended.code, ended.err) == (0, "")
+    assert json.loads(ended.out)["world_size"] == 3

@@ -5,14 +5,12 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,12 +19,7 @@ from rtrain.checkpoint.store import MANIFEST, MARKER, CheckpointFolders, Folder,
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import Chunk, whole
 
-
-@pytest.fixture(scope="module", autouse=True)
-def world_of_one() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
+pytestmark = pytest.mark.usefixtures("world_of_one")
 
 
 def pieces(name: str, full: torch.Tensor, row: int, column: int) -> list[Chunk]:
@@ -101,7 +94,7 @@ def damage(how: str, folder: Path) -> None:
         ("missing", "manifest lists 1 shards, 0 present .missing rank-00000.safetensors"),
         ("truncated", "rank-00000.safetensors has .* bytes, not"),
         ("altered", "rank-00000.safetensors was altered"),
-        ("manifest", "manifest.json was altered"),
+        ("manifest", "manifest.json or COMMITTED was altered"),
     ],
 )
 def test_damage_is_found_and_the_one_before_is_used(tmp_path: Path, how: str, said: str) -> None:

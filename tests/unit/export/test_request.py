@@ -1,3 +1,6 @@
+"""What the served endpoint accepts as a row: made from the schema, nothing else."""
+
+import math
 from typing import Any
 
 import pytest
@@ -5,44 +8,114 @@ from pydantic import ValidationError
 
 from recipes.dlrm_movielens import SCHEMA
 from rtrain.export.request import json_schema, row_model
+from rtrain.schema import Dense, Id, IdList, Schema, Sequence
 
-ROW: dict[str, Any] = {
-    "user_id": 1, "item_id": 2, "gender": "M", "occupation": "writer", "genres": ["Comedy"], "hour": 3,
-    "history": [5, 6], "age": None, "release_year": 1990, "user_liked": 0.5, "user_seen": 1.0, "item_liked": 0.5,
-    "item_seen": 1.0,
-}  # fmt: skip
+Row: Any = row_model(
+    Schema(
+        features=(
+            Id(name="user", entity="user", rows=5),
+            Id(name="colour", entity="item", vocabulary=("red", "blue")),
+            IdList(name="tags", rows=4, max_length=2),
+            Sequence(name="history", rows=4, max_length=2),
+            IdList(name="words", vocabulary=("a", "b")),
+            Dense(name="price"),
+            Dense(name="age", missing=33.0),
+        )
+    )
+)
+LEAST = {"user": 0, "price": 1.0}
 
 
-def test_a_row_that_fits() -> None:
-    row = row_model(SCHEMA)(**ROW).model_dump()
-    assert row == ROW
-    assert row_model(SCHEMA)(**{k: v for k, v in ROW.items() if k != "gender"}).model_dump()["gender"] is None
+def refused(**row: Any) -> tuple[tuple[Any, ...], str, str]:
+    """Where, what kind and what message: of the one error that the row has."""
+    with pytest.raises(ValidationError) as caught:
+        Row(**row)
+    (error,) = caught.value.errors()
+    return error["loc"], error["type"], error["msg"]
+
+
+def test_a_row_with_only_what_is_needed_gets_the_rest_as_missing() -> None:
+    assert Row(**LEAST).model_dump() == {
+        "user": 0,
+        "colour": None,
+        "tags": [],
+        "history": [],
+        "words": [],
+        "price": 1.0,
+        "age": None,
+    }
+
+
+def test_two_rows_do_not_share_a_default_list() -> None:
+    one, other = Row(**LEAST), Row(**LEAST)
+    one.tags.append(1)
+    assert other.tags == []
+
+
+def test_an_unknown_key_is_refused_by_name() -> None:
+    assert refused(**LEAST, colr="red") == (("colr",), "extra_forbidden", "Extra inputs are not permitted")
+
+
+def test_the_label_is_no_part_of_a_request() -> None:
+    assert refused(**LEAST, label=1)[:2] == (("label",), "extra_forbidden")
+
+
+@pytest.mark.parametrize("missing", ["user", "price"])
+def test_what_has_no_row_for_missing_is_required(missing: str) -> None:
+    given = {k: v for k, v in LEAST.items() if k != missing}
+    assert refused(**given) == ((missing,), "missing", "Field required")
+    assert refused(**given, **{missing: None})[0] == (missing,)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "where", "message"),
     [
-        ({"user_id": 944}, "user_id.*less than 944"),
-        ({"user_id": -1}, "user_id.*greater than or equal to 0"),
-        ({"user_id": None}, "user_id"),
-        ({"user_id": "x"}, "user_id.*valid integer"),
-        ({"history": [1683]}, r"history\.0.*less than 1683"),
-        ({"hour": 1.5}, "hour"),
-        ({"user_seen": float("nan")}, "user_seen.*finite"),
-        ({"user_seen": None}, "user_seen"),
-        ({"label": 1}, "label.*not permitted"),
+        ({"user": 5}, ("user",), "Input should be less than 5"),
+        ({"user": -1}, ("user",), "Input should be greater than or equal to 0"),
+        ({"user": 2**70}, ("user",), "Input should be less than 5"),
+        ({"user": 1.5}, ("user",), "Input should be a valid integer, got a number with a fractional part"),
+        ({"tags": [3, 4]}, ("tags", 1), "Input should be less than 4"),
+        ({"history": [-1, 0]}, ("history", 0), "Input should be greater than or equal to 0"),
+        ({"tags": None}, ("tags",), "Input should be a valid list"),
+        ({"tags": [0, None]}, ("tags", 1), "Input should be a valid integer"),
+        ({"colour": 3}, ("colour",), "Input should be a valid string"),
+        ({"words": ["a", 1]}, ("words", 1), "Input should be a valid string"),
+        ({"price": "much"}, ("price",), "Input should be a valid number, unable to parse string as a number"),
+        ({"price": math.nan}, ("price",), "Input should be a finite number"),
+        ({"age": math.inf}, ("age",), "Input should be a finite number"),
     ],
 )
-def test_a_row_that_does_not_fit(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError) as raised:
-        row_model(SCHEMA)(**(ROW | change))
-    import re
-
-    assert re.search(said, str(raised.value), re.DOTALL)
+def test_a_value_out_of_its_range_is_refused_at_its_place(change: Any, where: Any, message: str) -> None:
+    assert refused(**{**LEAST, **change})[::2] == (where, message)
 
 
-def test_the_schema_that_clients_see() -> None:
-    shown = json_schema(SCHEMA)
-    assert set(shown["properties"]) == {f.name for f in SCHEMA.features}
-    assert shown["additionalProperties"] is False
-    assert shown["properties"]["user_id"]["exclusiveMaximum"] == 944
+@pytest.mark.parametrize("user", [0, 4])
+def test_ids_reach_from_zero_to_the_last_row(user: int) -> None:
+    assert Row(user=user, price=1, tags=[0, 3]).user == user
+
+
+def test_a_list_is_limited_but_a_sequence_keeps_its_newest_later() -> None:
+    where, kind, _ = refused(**LEAST, tags=[1, 2, 3])
+    assert (where, kind) == (("tags",), "too_long")
+    assert Row(**LEAST, history=[1, 2, 3]).history == [1, 2, 3]
+
+
+def test_a_word_outside_the_vocabulary_passes_as_the_unknown_one() -> None:
+    row = Row(**LEAST, colour="green", words=["a", "zzz"])
+    assert (row.colour, row.words) == ("green", ["a", "zzz"])
+
+
+def test_the_json_schema_tells_a_caller_the_limits() -> None:
+    told = json_schema(SCHEMA)
+    assert told["additionalProperties"] is False
+    assert list(told["properties"]) == [f.name for f in SCHEMA.features]
+    assert told["required"] == [
+        "user_id", "item_id", "hour", "user_liked", "user_seen", "item_liked", "item_seen",
+    ]  # fmt: skip
+    user = told["properties"]["user_id"]
+    assert (user["minimum"], user["exclusiveMaximum"]) == (0, 944)
+    assert user["description"] == "id feature of the user"
+    assert told["properties"]["gender"]["description"] == "id feature of the user; known: F, M"
+    assert told["properties"]["history"]["items"]["exclusiveMaximum"] == 1683
+    assert "maxItems" not in told["properties"]["history"]
+    assert told["properties"]["age"]["default"] is None

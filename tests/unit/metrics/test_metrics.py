@@ -1,103 +1,221 @@
-"""Against scikit-learn, on random rows and on the awkward ones; and exact over any split of the rows."""
+"""Every metric against scikit-learn, and as a sum of states whose split and order must not matter."""
 
-import math
+from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 from sklearn.metrics import accuracy_score, log_loss, ndcg_score, roc_auc_score
 
 from rtrain.errors import ConfigError
 from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
 from rtrain.metrics.baseline import DAMPING, UserItemBias
-from rtrain.metrics.state import Metric, Partial, Scored, evaluate
+from rtrain.metrics.state import Metric, Scored, evaluate
 
-ALL: tuple[Metric, ...] = (AUC(), LogLoss(), NDCG(k=1), NDCG(k=10), GAUC(), Accuracy(), Calibration())
-
-
-def draw(seed: int) -> Scored:
-    """Up to 80 rows; every other draw has heavy ties, every fifth one class only."""
-    r = np.random.default_rng(seed)
-    n = int(r.integers(2, 80))
-    scores = r.choice([0.0, 0.1, 0.5, 0.9, 1.0], n) if seed % 2 else r.random(n)
-    labels = np.full(n, float(seed % 10 == 0)) if seed % 5 == 0 else (r.random(n) > 0.6).astype(np.float64)
-    return Scored(scores=scores, labels=labels, groups=r.integers(0, 6, n))
-
-
-def value(metric: Metric, scored: Scored) -> float:
-    return metric.value(metric.partial(scored))
+METRICS: tuple[Metric, ...] = (
+    AUC(),
+    LogLoss(),
+    NDCG(k=1),
+    NDCG(k=3),
+    NDCG(k=10),
+    NDCG(k=1000),
+    GAUC(),
+    Accuracy(),
+    Accuracy(threshold=0.3),
+    Calibration(),
+)
 
 
-def same(a: float, b: float, tolerance: float) -> bool:
-    return (math.isnan(a) and math.isnan(b)) or abs(a - b) <= tolerance
+def reference(metric: Any, scored: Scored) -> float:
+    """The metric by scikit-learn; nan where it is not defined."""
+    scores, labels, groups = scored.scores, scored.labels, scored.groups
+    if isinstance(metric, AUC):
+        return float(roc_auc_score(labels, scores)) if len(set(labels)) == 2 else float("nan")
+    if isinstance(metric, LogLoss):
+        return float(log_loss(labels, scores, labels=[0, 1]))
+    if isinstance(metric, Accuracy):
+        return float(accuracy_score(labels, (scores >= metric.threshold).astype(float)))
+    if isinstance(metric, Calibration):
+        return float(scores.mean() / labels.mean()) if labels.any() else float("nan")
+    values, weights = [], []
+    for group in np.unique(groups):
+        mine, found = labels[groups == group], scores[groups == group]
+        if isinstance(metric, NDCG) and mine.any():
+            # scikit-learn refuses a list of one; a list of one positive is in perfect order.
+            values.append(float(ndcg_score([mine], [found], k=metric.k)) if len(mine) > 1 else 1.0)
+            weights.append(1)
+        if isinstance(metric, GAUC) and len(set(mine)) == 2:
+            values.append(float(roc_auc_score(mine, found)))
+            weights.append(len(mine))
+    return float(np.average(values, weights=weights)) if values else float("nan")
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_against_scikit_learn(seed: int) -> None:
-    s = draw(seed)
-    one_class = len(set(s.labels)) == 1
-    assert math.isnan(value(AUC(), s)) if one_class else abs(value(AUC(), s) - roc_auc_score(s.labels, s.scores)) < 1e-9
-    assert abs(value(LogLoss(), s) - log_loss(s.labels, s.scores, labels=[0, 1])) < 1e-9
-    assert abs(value(Accuracy(), s) - accuracy_score(s.labels, s.scores >= 0.5)) < 1e-9
-    for k in (1, 3, 10, 500):
-        found = []
-        for g in np.unique(s.groups):
-            y, p = s.labels[s.groups == g], s.scores[s.groups == g]
-            if y.sum() > 0:
-                found.append(ndcg_score([y], [p], k=k) if len(y) > 1 else 1.0)
-        assert same(value(NDCG(k=k), s), float(np.mean(found)) if found else math.nan, 1e-9)
-    areas = []
-    for g in np.unique(s.groups):
-        y, p = s.labels[s.groups == g], s.scores[s.groups == g]
-        if len(set(y)) == 2:
-            areas.append((roc_auc_score(y, p), len(y)))
-    expected = sum(a * w for a, w in areas) / sum(w for _, w in areas) if areas else math.nan
-    assert same(value(GAUC(), s), expected, 1e-9)
+def scored(scores: Any, labels: Any, groups: Any) -> Scored:
+    return Scored(np.array(scores, dtype=np.float64), np.array(labels, np.float64), np.array(groups, np.int64))
 
 
-@pytest.mark.parametrize("parts", [2, 3])
-@pytest.mark.parametrize("seed", range(12))
-def test_exact_over_ranks(seed: int, parts: int) -> None:
-    s = draw(seed)
-    shuffled = np.random.default_rng(seed + 1000).permutation(len(s.scores))
-    for metric in ALL:
-        merged: Partial | None = None
-        for at in np.array_split(shuffled, parts):
-            part = metric.partial(Scored(s.scores[at], s.labels[at], s.groups[at]))
-            merged = part if merged is None else merged + part
-        assert merged is not None
-        assert same(metric.value(merged), value(metric, s), 1e-12), metric.name
+def random_rows(seed: int) -> Scored:
+    random = np.random.default_rng(seed)
+    count = int(random.integers(1, 120))
+    tied = seed % 2
+    return Scored(
+        random.choice([0.0, 0.1, 0.3, 0.5, 0.9, 1.0], count) if tied else random.random(count),
+        (random.random(count) < random.choice([0.02, 0.4, 0.95])).astype(np.float64),
+        random.integers(0, random.integers(1, 20), count),
+    )
 
 
-def test_no_rows_have_no_value() -> None:
-    empty = Scored(np.zeros(0), np.zeros(0), np.zeros(0, np.int64))
-    assert all(math.isnan(v) for v in evaluate(ALL, [m.partial(empty) for m in ALL]).values())
+ADVERSARIAL = {
+    "one positive row": scored([0.3], [1], [7]),
+    "one negative row": scored([0.3], [0], [7]),
+    "positives only": scored([0.1, 0.5, 0.9], [1, 1, 1], [1, 1, 2]),
+    "negatives only": scored([0.1, 0.5, 0.9], [0, 0, 0], [1, 1, 2]),
+    "all tied": scored([0.5] * 6, [1, 0, 0, 1, 0, 0], [1, 1, 1, 1, 1, 2]),
+    "tied across the cut of k": scored([0.9, 0.5, 0.5, 0.5, 0.1], [0, 1, 0, 0, 1], [3] * 5),
+    "certain and right": scored([0.0, 1.0, 0.0], [0, 1, 0], [1, 1, 1]),
+    "certain and wrong": scored([1.0, 0.0, 1.0], [0, 1, 0], [1, 1, 1]),
+    "perfect order": scored([0.9, 0.8, 0.2, 0.1], [1, 1, 0, 0], [1, 1, 1, 1]),
+    "reversed order": scored([0.1, 0.2, 0.8, 0.9], [1, 1, 0, 0], [1, 1, 1, 1]),
+    "neighbouring floats": scored([0.5, np.nextafter(0.5, 1), np.nextafter(0.5, 0)], [1, 0, 1], [1, 1, 1]),
+    "denormal scores": scored([5e-324, 0.0, 1e-310, 1e-300], [1, 0, 0, 1], [1, 1, 1, 1]),
+    "groups of one row": scored([0.2, 0.4, 0.6], [1, 0, 1], [1, 2, 3]),
+    "groups interleaved, negative and huge": scored(
+        [0.2, 0.4, 0.6, 0.8, 0.3], [1, 0, 0, 1, 1], [-(2**62), 2**62, -(2**62), 2**62, 0]
+    ),
+    "same score in neighbouring groups": scored([0.5, 0.5, 0.5, 0.5], [1, 0, 0, 1], [1, 1, 2, 2]),
+}
 
 
-def test_calibration_and_names() -> None:
-    s = Scored(np.array([0.5, 0.25]), np.array([1.0, 0.0]), np.array([0, 0]))
-    assert value(Calibration(), s) == 0.75
-    assert [m.name for m in ALL] == ["auc", "log_loss", "ndcg@1", "ndcg@10", "gauc", "accuracy", "calibration"]
-    with pytest.raises(ConfigError, match=r"NDCG\.k: must be at least 1, got 0"):
-        NDCG(k=0)
+def name_of(metric: Metric) -> str:
+    return repr(metric)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=name_of)
+def test_a_metric_is_scikit_learns_on_random_rows(metric: Metric) -> None:
+    for seed in range(60):
+        rows = random_rows(seed)
+        assert metric.value(metric.partial(rows)) == pytest.approx(
+            reference(metric, rows), abs=1e-9, rel=0, nan_ok=True
+        ), f"seed {seed}"
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=name_of)
+@pytest.mark.parametrize("case", ADVERSARIAL)
+def test_a_metric_is_scikit_learns_on_adversarial_rows(metric: Metric, case: str) -> None:
+    rows = ADVERSARIAL[case]
+    expected = reference(metric, rows)
+    assert metric.value(metric.partial(rows)) == pytest.approx(expected, abs=1e-9, rel=0, nan_ok=True)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]) | st.floats(0, 1), st.booleans(), st.integers(0, 3)),
+        min_size=1,
+        max_size=25,
+    )
+)
+def test_every_metric_is_scikit_learns_on_whatever_hypothesis_finds(rows: Any) -> None:
+    given_rows = scored(*zip(*rows, strict=True))
+    for metric in METRICS:
+        expected = reference(metric, given_rows)
+        assert metric.value(metric.partial(given_rows)) == pytest.approx(expected, abs=1e-9, rel=0, nan_ok=True), metric
+
+
+def part(rows: Scored, keep: Any) -> Scored:
+    return Scored(rows.scores[keep], rows.labels[keep], rows.groups[keep])
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=name_of)
+def test_neither_the_split_into_partials_nor_their_order_changes_a_value(metric: Metric) -> None:
+    for seed in range(30):
+        rows = random_rows(seed)
+        whole = metric.value(metric.partial(rows))
+        random = np.random.default_rng(seed)
+        for pieces in (1, 2, 3):
+            # Rows of one group land on several ranks, and a rank may have no row at all.
+            owner = random.integers(0, pieces, len(rows.scores))
+            partials = [metric.partial(part(rows, owner == p)) for p in range(pieces)]
+            for order in permutations(partials):
+                total = order[0]
+                for partial in order[1:]:
+                    total = total + partial
+                assert metric.value(total) == pytest.approx(whole, abs=1e-12, rel=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=name_of)
+def test_no_rows_at_all_have_no_value(metric: Metric) -> None:
+    assert np.isnan(metric.value(metric.partial(scored([], [], []))))
+
+
+def test_log_loss_of_a_certain_mistake_is_finite() -> None:
+    wrong = scored([0.0], [1], [1])
+    assert LogLoss().value(LogLoss().partial(wrong)) == pytest.approx(-np.log(np.finfo(np.float64).eps))
+
+
+def test_a_score_at_the_threshold_counts_as_one() -> None:
+    rows = scored([0.5, 0.5, 0.49], [1, 0, 0], [1, 1, 1])
+    assert Accuracy().value(Accuracy().partial(rows)) == pytest.approx(2 / 3)
+
+
+def test_ndcg_of_a_hand_worked_list() -> None:
+    # Places 2 and 3 hold the positives; the ideal is places 1 and 2.
+    rows = scored([0.9, 0.8, 0.7], [0, 1, 1], [1, 1, 1])
+    expected = (1 / np.log2(3) + 1 / 2) / (1 + 1 / np.log2(3))
+    assert NDCG(k=10).value(NDCG(k=10).partial(rows)) == pytest.approx(expected, abs=1e-15)
+
+
+def test_gauc_weighs_groups_by_their_rows_and_leaves_out_groups_of_one_class() -> None:
+    rows = scored([0.9, 0.1, 0.1, 0.9, 0.5, 0.7], [1, 0, 1, 0, 0, 1], [1, 1, 2, 2, 2, 3])
+    assert GAUC().value(GAUC().partial(rows)) == pytest.approx((1.0 * 2 + 0.0 * 3) / 5)
+
+
+def test_evaluate_names_the_values() -> None:
+    rows = random_rows(4)
+    metrics = (AUC(), NDCG(k=3))
+    values = evaluate(metrics, [m.partial(rows) for m in metrics])
+    assert list(values) == ["auc", "ndcg@3"]
+    assert values["auc"] == AUC().value(AUC().partial(rows))
+    with pytest.raises(ValueError):
+        evaluate(metrics, [metrics[0].partial(rows)])
 
 
 def test_states_of_two_metrics_do_not_add() -> None:
-    s = draw(1)
-    with pytest.raises(ValueError, match="two different metrics"):
-        AUC().partial(s) + LogLoss().partial(s)
+    rows = random_rows(4)
+    for one, other in ((LogLoss(), Accuracy()), (LogLoss(), AUC())):
+        with pytest.raises(ValueError, match="two different metrics"):
+            one.partial(rows) + other.partial(rows)
 
 
-def test_the_bias_baseline_against_a_brute_force() -> None:
-    r = np.random.default_rng(0)
-    users, items, labels = r.integers(0, 9, 200), r.integers(0, 7, 200), (r.random(200) > 0.4).astype(np.float64)
-    model = UserItemBias.fit(users, items, labels)
-    mean = labels.mean()
+@pytest.mark.parametrize("k", [0, -1])
+def test_ndcg_at_no_place_is_refused(k: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NDCG(k=k)
+    assert str(caught.value) == f"NDCG.k: must be at least 1, got {k}"
 
-    def deviation(keys: np.ndarray, key: int) -> float:
-        mine = labels[keys == key]
-        return float((mine - mean).sum() / (len(mine) + DAMPING)) if len(mine) else 0.0
 
-    asked_users, asked_items = np.array([0, 3, 99]), np.array([1, 99, 99])
-    expected = [mean + deviation(users, u) + deviation(items, i) for u, i in zip(asked_users, asked_items, strict=True)]
-    assert model.predict(asked_users, asked_items) == pytest.approx(expected, abs=1e-12)
-    assert model.predict(np.array([99]), np.array([99]))[0] == pytest.approx(mean)
+@pytest.mark.parametrize("seed", range(5))
+def test_the_baseline_is_ridge_regression_on_users_and_on_items(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    users, items = random.integers(0, 9, 200), random.integers(100, 130, 200)
+    labels = (random.random(200) < 0.6).astype(np.float64)
+    bias = UserItemBias.fit(users, items, labels)
+    expected = np.full(200, labels.mean())
+    for keys in (users, items):
+        one_hot = (keys[:, None] == np.unique(keys)).astype(np.float64)
+        # A mean damped by c rows of the global one is ridge regression with penalty c.
+        expected += Ridge(alpha=DAMPING, fit_intercept=False).fit(one_hot, labels - labels.mean()).predict(one_hot)
+    np.testing.assert_allclose(bias.predict(users, items), np.clip(expected, 1e-3, 1 - 1e-3), atol=1e-9, rtol=0)
+
+
+def test_the_baseline_gives_the_mean_for_strangers_and_stays_a_probability() -> None:
+    users, items = np.array([1] * 400 + [2] * 400), np.array([5] * 400 + [6] * 400)
+    labels = np.array([1.0] * 400 + [0.0] * 400)
+    bias = UserItemBias.fit(users, items, labels)
+    # A user and an item that both lean one way would add up to more than certainty.
+    assert bias.predict(np.array([1, 2, 99]), np.array([5, 6, 99])).tolist() == [0.999, 0.001, 0.5]
+    assert bias.predict(np.array([1]), np.array([99]))[0] == pytest.approx(0.5 + 200 / 410, abs=1e-12)
+    assert bias.predict(np.array([], np.int64), np.array([], np.int64)).shape == (0,)

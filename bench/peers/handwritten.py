@@ -9,17 +9,17 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from bench.data import BATCH
 from bench.peers.model import batches, build
 
 
 def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    steps, warm = int(os.environ["BENCH_STEPS"]), int(os.environ["BENCH_WARM"])
+    steps, log_every = int(os.environ["BENCH_STEPS"]), int(os.environ["BENCH_LOG_EVERY"])
     model, optimizer = build(world)
-    data = batches(os.environ["BENCH_DATA"], batch=BATCH, rank=rank, world_size=world)
+    data = batches(os.environ["BENCH_DATA"], rank=rank, world_size=world)
     total = torch.zeros(())
+    points = []
     for step in range(1, steps + 1):
         dense, ids, label = next(data)
         loss = binary_cross_entropy_with_logits(model(dense, ids), label)
@@ -27,18 +27,15 @@ def main() -> None:
         loss.backward()
         optimizer.step()
         total += loss.detach()
-        if step % 10 == 0:  # the same log point that rtrain takes
+        if step % log_every == 0:  # as often as rtrain, and its clock too is read before the exchange
+            at = time.perf_counter()
             dist.all_reduce(total)
-            last = float(total) / 10 / world
+            points.append({"step": step, "at": at, "loss": float(total) / log_every / world})
             total.zero_()
-        if step == warm:
-            began = time.perf_counter()
-    seconds = time.perf_counter() - began
     peaks = [0] * world
     dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     if rank == 0:
-        rate = (steps - warm) * BATCH / seconds
-        print(json.dumps({"examples_per_s": rate, "loss": last, "peak_bytes_per_rank": peaks}), flush=True)
+        print(json.dumps({"points": points, "peak_bytes_per_rank": peaks}), flush=True)
     dist.destroy_process_group()
 
 

@@ -1,0 +1,87 @@
+"""One run of one side, in a fresh process; what it measured as plain numbers."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.data import BATCH
+
+ROOT = Path(__file__).parents[1]
+LOG_EVERY = 10
+STEPS, WARM = 240, 40
+"""The rate is of the steps after `WARM`, on rank 0's own clock."""
+LAST_POINTS = 5
+"""Points of the loss curve that are averaged for the comparison of losses."""
+
+Measured = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a bench works: its data, its runs, and Ray's own folder (short: it holds sockets)."""
+
+    data: Path
+    runs: Path
+    ray_temp: Path
+
+    def environment(self, steps: int) -> dict[str, str]:
+        """The same for both sides."""
+        return os.environ | {
+            "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
+            "RAY_memory_monitor_refresh_ms": "0",
+            "PYTHONPATH": str(ROOT),
+            "RTRAIN_RAY_TEMP_DIR": str(self.ray_temp),
+            "BENCH_DATA": str(self.data),
+            "BENCH_STEPS": str(steps),
+            "BENCH_LOG_EVERY": str(LOG_EVERY),
+            "BENCH_STORAGE": str(self.runs),
+        }
+
+
+def rtrain(place: Place, *, steps: int, name: str) -> Measured:
+    """rtrain's own command, with its own Ray."""
+    words = ["bench/job.py", "train", "--json", "--storage", str(place.runs), "--name", name]
+    said, began = _last_line(words, place.environment(steps))
+    lines = [json.loads(x) for x in (place.runs / name / "history.jsonl").read_text().splitlines()]
+    points = [x | {"at": x["elapsed_s"]} for x in lines if x["kind"] == "train"]
+    loop_began = next(x["at"] for x in lines if x["kind"] == "start")
+    first = {"start": loop_began + points[0]["at"] - began} if steps == 1 else curve(points)
+    return first | {"memory": max(said["peak_bytes_per_rank"])}
+
+
+def handwritten(place: Place, *, steps: int) -> Measured:
+    """The plain script under torchrun."""
+    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "bench.peers.handwritten"]
+    said, _ = _last_line(words, place.environment(steps))
+    return curve(said["points"]) | {"memory": max(said["peak_bytes_per_rank"])}
+
+
+def bare_ray(place: Place) -> Measured:
+    """The plain TorchTrainer."""
+    said, began = _last_line(["-m", "bench.peers.bare_ray"], place.environment(1))
+    return {"start": said["first_step_at"] - began}
+
+
+def curve(points: list[dict[str, float]]) -> Measured:
+    """Examples/s of the steps after `WARM`, and the loss at the end, from points with step, at (seconds) and loss."""
+    at = {p["step"]: p["at"] for p in points}
+    last = max(at)
+    return {
+        "rate": (last - WARM) * BATCH / (at[last] - at[WARM]),
+        "loss": sum(p["loss"] for p in points[-LAST_POINTS:]) / LAST_POINTS,
+    }
+
+
+def _last_line(words: list[str], env: dict[str, str]) -> tuple[dict[str, Any], float]:
+    """Run Python with `words`; its last line as JSON, and the moment it was started."""
+    began = time.time()
+    done = subprocess.run([sys.executable, *words], env=env, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"bench: {' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout.splitlines()[-1]), began

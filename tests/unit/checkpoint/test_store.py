@@ -1,0 +1,153 @@
+"""Folders of any kind: what is written is whole, and what is deleted stops being a checkpoint first."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rtrain.checkpoint.store import MARKER, CheckpointFolders, Folder, check_writable, sha256_of
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """An empty folder, on disk and on a store that knows no folders."""
+    return Folder(f"memory://{uuid4().hex}/run/" if request.param == "memory" else str(tmp_path / "run"))
+
+
+def test_a_folder_that_is_not_there_is_empty(folder: Folder) -> None:
+    assert folder.names() == []
+    assert not folder.exists("a")
+    folder.discard("a")
+    folder.remove()
+
+
+def test_what_is_written_is_read(folder: Folder) -> None:
+    folder.write("a.bin", b"\x00\xff")
+    folder.write("a.bin", b"\x01")
+    folder.write_json("b.json", {"x": [1, None]})
+    folder.child("deep").child("er").write("c", b"")
+    assert folder.names() == ["a.bin", "b.json", "deep"]
+    assert (folder.read("a.bin"), folder.size("a.bin")) == (b"\x01", 1)
+    assert folder.read_json("b.json") == {"x": [1, None]}
+    assert folder.child("deep/er").read("c") == b""
+    folder.discard("a.bin")
+    assert not folder.exists("a.bin")
+    folder.remove()
+    assert folder.names() == []
+
+
+def test_a_file_goes_in_and_comes_out(folder: Folder, tmp_path: Path) -> None:
+    source = tmp_path / "made-here"
+    source.write_bytes(b"content")
+    folder.adopt(source, "there")
+    assert not source.exists()
+    assert folder.names() == ["there"]
+    (tmp_path / "scratch").mkdir()
+    fetched = folder.fetch("there", tmp_path / "scratch")
+    assert fetched.read_bytes() == b"content"
+    assert sha256_of(fetched) == "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
+
+
+def test_a_reader_never_sees_half_of_a_file(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    contents = [bytes([n]) * 200_000 for n in range(2)]
+    folder.write("f", contents[0])
+    done = threading.Event()
+
+    def write() -> None:
+        for n in range(200):
+            folder.write("f", contents[n % 2])
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert folder.read("f") in contents
+    writer.join()
+    assert folder.names() == ["f"]
+
+
+TOO_LARGE = """
+import resource, signal, sys
+from rtrain.checkpoint.store import Folder
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder = Folder(sys.argv[1])
+folder.write("f", b"old")
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    folder.write("f", bytes(2000))
+except OSError as error:
+    print(type(error).__name__, folder.names(), folder.read("f"))
+"""
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TOO_LARGE, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert done.stdout == "OSError ['f'] b'old'\n"
+
+
+def test_a_storage_that_can_be_written_is_left_as_it_was(folder: Folder) -> None:
+    folder.write("a", b"")
+    check_writable(folder.uri)
+    assert folder.names() == ["a"]
+
+
+def test_steps_are_what_looks_like_one(folder: Folder) -> None:
+    folders = CheckpointFolders(f"{folder.uri}/")
+    for step in (30, 5, 100):
+        folders.of(step).write(MARKER, b"")
+    folders.of(7).write("manifest.json", b"")
+    for name in ("step-1", "step-000000050", "other-step-00000009", "step-00000009.old", "temporary"):
+        folders.root.child(name).write(MARKER, b"")
+    assert folders.steps() == [5, 7, 30, 100]
+    assert folders.committed() == [5, 30, 100]
+    assert folders.of(100).uri == f"{folder.uri}/checkpoints/step-00000100"
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    committed=st.sets(st.integers(0, 9)),
+    begun=st.sets(st.integers(0, 9)),
+    keep=st.integers(1, 4),
+    spare=st.sets(st.integers(0, 9), max_size=1),
+)
+def test_pruning_leaves_the_newest_and_the_spared(
+    committed: set[int], begun: set[int], keep: int, spare: set[int]
+) -> None:
+    folders = CheckpointFolders(f"memory://{uuid4().hex}")
+    for step in committed | begun:
+        folders.of(step).write("rank-00000.safetensors", b"")
+    for step in committed:
+        folders.of(step).write(MARKER, b"")
+    gone = folders.prune(keep, spare)
+    left = set(sorted(committed)[-keep:]) | (spare & committed)
+    assert set(folders.committed()) == left
+    assert set(folders.steps()) == left | (spare & begun)
+    assert set(gone) == (committed | begun) - set(folders.steps())
+
+
+def test_deleting_takes_the_marker_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = CheckpointFolders(str(tmp_path))
+    for step in (1, 2):
+        folders.of(step).write("rank-00000.safetensors", b"")
+        folders.of(step).write(MARKER, b"")
+
+    def dies(self: Folder) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Folder, "remove", dies)
+    with pytest.raises(KeyboardInterrupt):
+        folders.prune(1, set())
+    monkeypatch.undo()
+    assert folders.committed() == [2]
+    assert folders.of(1).names() == ["rank-00000.safetensors"]
+    assert folders.prune(1, set()) == [1]

@@ -1,0 +1,114 @@
+"""Layouts that are refused before anything starts, each with its reason and the way out."""
+
+from typing import Any
+
+import pytest
+
+import rtrain
+from recipes.dlrm_movielens import run
+from rtrain.errors import ConfigError
+from rtrain.mesh import Parallel
+from rtrain.nn.tables import Table
+from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
+from rtrain.parallel.legal import refuse
+
+EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise")
+
+
+def table(dim: int, name: str = "user_id") -> Table:
+    return Table(name=name, rows=100, dim=dim, features=(name,))
+
+
+def refusal(parallel: Parallel, optim: SparseOptim, *tables: Table, world_size: int = 2) -> str:
+    with pytest.raises(ConfigError) as caught:
+        refuse(parallel, optim, tables, world_size=world_size, model="DLRM")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("axis", ["tensor", "pipeline"])
+def test_an_axis_that_the_model_has_no_plan_for(axis: Any) -> None:
+    message = refusal(Parallel(**{axis: 2}), SGD(), table(16))
+    assert message == (
+        f"parallel.{axis}: 2, but DLRM has no {axis}-parallel plan. "
+        f"Set parallel.{axis} to 1; its tables are split over all workers anyway"
+    )
+
+
+def test_column_wise_tables_under_a_row_wise_optimizer() -> None:
+    message = refusal(Parallel(embeddings="column_wise"), RowWiseAdagrad(), table(16))
+    assert message.startswith("parallel.embeddings: column_wise with RowWiseAdagrad ")
+    assert message.endswith("Use Adagrad, or embeddings='row_wise'")
+
+
+@pytest.mark.parametrize(("dim", "world_size"), [(16, 3), (16, 8), (4, 2), (20, 2), (6, 1)])
+def test_columns_that_do_not_divide_over_the_ranks(dim: int, world_size: int) -> None:
+    fits = table(4 * world_size, name="fits")
+    message = refusal(Parallel(embeddings="column_wise"), Adagrad(), fits, table(dim), world_size=world_size)
+    assert message == (
+        f"parallel.embeddings: column_wise over {world_size} ranks needs a dim that is a multiple of "
+        f"{4 * world_size}; table 'user_id' has {dim}. Raise model.dim, or use 'row_wise'"
+    )
+
+
+def accepts(parallel: Parallel, optim: SparseOptim, dim: int, world_size: int) -> bool:
+    try:
+        refuse(parallel, optim, (table(dim),), world_size=world_size, model="DLRM")
+    except ConfigError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("optim", [SGD(), Adagrad(), RowWiseAdagrad()])
+@pytest.mark.parametrize("dense", ["ddp", "zero"])
+def test_what_is_refused_and_nothing_else(optim: SparseOptim, dense: Any) -> None:
+    for embeddings in EMBEDDINGS:
+        for dim in (4, 8, 16):
+            for world_size in (1, 2, 4):
+                parallel = Parallel(dense=dense, embeddings=embeddings)  # type: ignore[arg-type]
+                by_columns = embeddings == "column_wise"
+                wrong = by_columns and (isinstance(optim, RowWiseAdagrad) or dim < 4 * world_size)
+                assert accepts(parallel, optim, dim, world_size) is not wrong
+
+
+@pytest.mark.parametrize("embeddings", EMBEDDINGS)
+def test_tables_that_do_not_fit_name_the_three_ways_out(embeddings: str) -> None:
+    small = rtrain.override(
+        run(),
+        {
+            "cluster.memory_gb_per_worker": 1e-5,
+            "parallel.embeddings": embeddings,
+            "sparse_optim": Adagrad(),
+        },
+    )
+    with pytest.raises(ConfigError) as caught:
+        rtrain.plan(small)
+    message = str(caught.value)
+    assert "largest: 'item_id'" in message
+    assert "on each of 2 ranks" in message
+    for way_out in ("Add workers", "lower model.dim (16)", "parallel.embeddings='row_wise'"):
+        assert way_out in message
+
+
+def test_the_budget_is_what_decides() -> None:
+    enough = rtrain.override(run(), {"cluster.memory_gb_per_worker": 0.25})
+    plan = rtrain.plan(enough)
+    assert plan.memory_per_rank == 2**28
+    assert plan.memory_from == "cluster.memory_gb_per_worker"
+    for rank in plan.bytes_per_rank:
+        assert 0 < rank["tables"] + rank["tables_optimizer"] < plan.memory_per_rank
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"parallel.pipeline": 2}, "parallel.pipeline: 2, but DLRM has no pipeline-parallel plan"),
+        ({"parallel.embeddings": "column_wise"}, "column_wise with RowWiseAdagrad"),
+        ({"parallel.embeddings": "column_wise", "sparse_optim": SGD(), "model.dim": 12}, "multiple of 8"),
+        ({"cluster.workers": 3, "parallel.data": 2}, "makes 2 ranks, but cluster.workers is 3"),
+        ({"data.schema.features": (rtrain.Id(name="user_id", rows=4),)}, "the schema has no Dense feature"),
+    ],
+)
+def test_plan_refuses_them_too(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rtrain.plan(rtrain.override(run(), changes))
+    assert message in str(caught.value)
