@@ -127,6 +127,9 @@ class _Job:
         replica = Replica(run, self.mesh, world, stored=stored, training=True)
         if stored:
             state.load(stored.meta["state"])
+            patience = run.evaluation.patience
+            if patience is None or state.stale < patience:
+                state.stop = ""  # it had stopped early, and has been given more patience since
         reader = self.data.reader(
             "train",
             global_batch=run.global_batch,

@@ -122,7 +122,7 @@ class _Window:
         if not math.isfinite(total):
             raise RunFailed(
                 f"the loss is {float(total)} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set "
-                "optim.clip_norm; the run can be started again from its last checkpoint"
+                "optim.clip_norm, and start anew with --fresh or under another name"
             )
         return float(total)
 

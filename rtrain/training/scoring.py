@@ -46,7 +46,7 @@ def measure(replica: Replica, batches: Iterable[Batch], metrics: tuple[Metric, .
     if broken:
         raise RunFailed(
             f"the model gives {broken} rows a probability that is not a number. Lower optim.lr or sparse_optim.lr, "
-            "or set optim.clip_norm; the run can be started again from its last checkpoint"
+            "or set optim.clip_norm, and start anew with --fresh or under another name"
         )
     merged = gathered[0][1]
     for _, other in gathered[1:]:
