@@ -1,9 +1,6 @@
 """What the user must mend ends a run with one line, wherever it is found, and leaves nothing half-written."""
 
-import os
 import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +58,6 @@ def test_a_busy_port_is_told_before_the_training(small_run: Any, joined_ray: Non
         with pytest.raises(ClusterError, match=rf"handoff.port: {port} on 127.0.0.1 cannot be used .*--handoff.port"):
             rtrain.train(run, quiet=True)
     assert not history_of(run.folder)
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk(small_run: Any, joined_ray: None, tiny_disk: Path) -> None:

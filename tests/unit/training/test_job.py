@@ -2,54 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 import rtrain
-from recipes.dlrm_movielens import run as recipe_run
 from rtrain.checkpoint.store import CheckpointFolders
-from rtrain.data import sources
 from rtrain.errors import ConfigError, RunFailed
 from rtrain.run import Run
 from rtrain.training.events import State
 from rtrain.training.loop import judge
-
-
-@pytest.fixture
-def tiny(tmp_path: Path) -> Run:
-    """The main job on the first 3,000 rows: dropout on, prefetch on, an epoch of 10 steps."""
-    (file,) = Path(sources.get("ml-100k")).glob("*.parquet")
-    pq.write_table(pq.read_table(file).slice(0, 3000), tmp_path / "rows.parquet", row_group_size=700)
-    return rtrain.override(
-        recipe_run(),
-        {
-            "name": "tiny",
-            "storage": str(tmp_path / "runs"),
-            "data.source": str(tmp_path / "rows.parquet"),
-            "parallel.dense": "ddp",
-            "model.dropout": 0.2,
-            "global_batch": 250,
-            "epochs": 3,
-            "log_every_steps": 1,
-            "evaluation.every_steps": 5,
-            "evaluation.patience": None,
-            "checkpoint.every_steps": 7,
-            "tracking.to": (),
-        },
-    )
-
-
-def train(run: Run, **options: Any) -> dict[str, Any]:
-    result = rtrain.train(run, launcher="inline", quiet=True, **options)
-    assert result is not None
-    return dict(result.values)
-
-
-def lines(run: Run, kind: str) -> list[dict[str, Any]]:
-    text = (Path(run.folder) / "history.jsonl").read_text()
-    return [x for x in map(json.loads, text.splitlines()) if x["kind"] == kind]
+from tests.unit.training.jobs import lines, train
 
 
 def test_resume_in_the_middle_of_an_epoch_is_bit_identical(tiny: Run) -> None:

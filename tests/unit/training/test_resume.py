@@ -1,0 +1,133 @@
+"""A job that dies anywhere goes on as if nothing had happened; what it cannot go on from, it says."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import rtrain
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.errors import CheckpointError, RunFailed
+from rtrain.run import Run
+from tests.unit.training.jobs import At, job, lines, losses
+
+
+def named(run: Run, name: str, **changes: object) -> Run:
+    return rtrain.override(run, {"name": name, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+
+@pytest.mark.parametrize("dense", ["ddp", "zero1", "zero3"])
+def test_a_job_that_dies_again_and_again_ends_the_same(tiny: Run, dense: str) -> None:
+    # Points every 4 steps, checkpoints every 7, scores every 5: a resume begins between two points of the curve.
+    layout = {"parallel__dense": "ddp"} if dense == "ddp" else {"parallel__dense": "zero"}
+    stage = int(dense[-1]) if dense != "ddp" else 1
+    run = named(tiny, "broken", log_every_steps=4, parallel__zero_stage=stage, **layout)
+    straight = named(run, "straight")
+    expected = job(straight)
+    for step in (1, 9, 10, 28):
+        with pytest.raises(RunFailed, match=rf"^rank 0 on \S+, step {step}: RuntimeError$"):
+            job(run, At(step))
+    found = job(run)
+    assert found.attempts == 5
+    assert losses(run) == losses(straight)
+    assert list(losses(run)) == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert [{**x, "at": 0} for x in lines(run, "valid")] == [{**x, "at": 0} for x in lines(straight, "valid")]
+    assert (found.test, found.valid, found.best_step) == (expected.test, expected.valid, expected.best_step)
+
+
+def test_an_early_stop_is_the_same_after_a_resume_and_more_patience_goes_on(tiny: Run) -> None:
+    impatient = named(tiny, "straight", evaluation__patience=1, epochs=6, checkpoint__keep=9)
+    stopped = job(impatient)
+    assert stopped.stop == "no better auc in 1 evaluations"
+    assert stopped.steps < 60
+
+    again = named(impatient, "broken")
+    with pytest.raises(RunFailed):
+        job(again, At(stopped.steps))  # after the last step, before its evaluation
+    resumed = job(again)
+    assert (resumed.steps, resumed.stop, resumed.best_step) == (stopped.steps, stopped.stop, stopped.best_step)
+    assert losses(again) == losses(impatient)
+
+    finished = job(impatient)
+    assert (finished.steps, finished.stop, finished.test) == (stopped.steps, stopped.stop, stopped.test)
+
+    patient = named(impatient, "patient", evaluation__patience=None)
+    job(patient)
+    on = job(rtrain.override(impatient, {"evaluation.patience": None}))
+    assert (on.steps, on.stop) == (60, "")
+    assert losses(impatient) == losses(patient)
+    assert lines(impatient, "valid") == lines(patient, "valid")
+
+
+def test_when_the_best_checkpoint_is_gone_the_next_score_is_the_best(tiny: Run) -> None:
+    run = named(tiny, "tiny", checkpoint__keep=9)
+    with pytest.raises(RunFailed):
+        job(run, At(23))
+    folders = CheckpointFolders(run.folder)
+    best_of = {s: Stored(folders.of(s), s).meta["state"]["best_step"] for s in folders.committed()}
+    # As if the newest ones were damaged, and the best of the one before them had been pruned already.
+    last = max(s for s, best in best_of.items() if best not in (None, s))
+    for step in folders.committed():
+        if step > last or step == best_of[last]:
+            shutil.rmtree(folders.of(step).path)
+    found = job(run)
+    said = [x["text"] for x in lines(run, "event")]
+    assert any(f"checkpoint step {best_of[last]}: the best one so far is gone" in text for text in said)
+    later = {x["step"]: x["auc"] for x in lines(run, "valid") if x["step"] > last}
+    assert found.best_step == max(later, key=lambda s: (later[s], -s))
+    assert found.valid["auc"] == max(later.values())
+    assert found.best_step in folders.committed()
+
+
+def test_a_full_disk_is_what_is_told_even_when_nothing_more_can_be_written(tiny: Run, tiny_disk: Path) -> None:
+    run = rtrain.override(tiny, {"storage": str(tiny_disk), "epochs": 1})
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="No space left"), open(tiny_disk / "others", "wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+
+    with pytest.raises(CheckpointError, match=r"^rank 0 on \S+, step \d+: .*[Nn]o space left on device.*start"):
+        job(run, At(3, fill))
+    (tiny_disk / "others").unlink()
+    assert job(run).steps == 10
+    straight = named(tiny, "straight", epochs=1)
+    job(straight)
+    assert losses(run) == losses(straight)
+
+
+def test_probabilities_that_are_no_numbers_are_no_result(tiny: Run) -> None:
+    # The one step's loss is fine; what it makes of the tables is not.
+    run = rtrain.override(tiny, {"max_steps": 1, "sparse_optim.lr": 1e38})
+    with pytest.raises(RunFailed, match=r"step 1: the model gives \d+ rows a probability that is not a number\. Lower"):
+        job(run)
+    assert CheckpointFolders(run.folder).committed() == []
+
+
+def test_a_loss_that_is_no_number_is_found_before_a_checkpoint_and_not_only_at_the_next_point(tiny: Run) -> None:
+    run = rtrain.override(
+        tiny, {"log_every_steps": 100, "evaluation.every_steps": 100, "sparse_optim.lr": 1e30, "optim.lr": 1e20}
+    )
+    with pytest.raises(RunFailed, match=r"step 7: the loss is nan at step 7\. Lower optim.lr"):
+        job(run)
+    assert CheckpointFolders(run.folder).committed() == []
+
+
+@pytest.mark.parametrize("seed", [20261123, 2**62])
+def test_any_seed_will_do(tiny: Run, seed: int) -> None:
+    run = rtrain.override(tiny, {"max_steps": 2, "seed": seed})
+    job(run)
+    other = named(run, "other", seed=seed + 1)
+    job(other)
+    assert losses(run) != losses(other)
+
+
+def test_a_job_leaves_no_process_group_and_no_random_state_that_matters(tiny: Run) -> None:
+    torch.manual_seed(5)
+    first = job(named(tiny, "first", max_steps=2))
+    torch.manual_seed(6)
+    second = job(named(tiny, "second", max_steps=2))
+    assert not torch.distributed.is_initialized()
+    assert first.test == second.test
