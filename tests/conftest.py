@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline is a wall-clock assertion, and a busy machine breaks it.
+settings.register_profile("rtrain", deadline=None)
+settings.load_profile("rtrain")
 
 # Before torch or Ray is imported by a test: one thread a process, and no limits meant for big shared machines.
 for name, value in {

@@ -82,7 +82,7 @@ def test_when_the_best_checkpoint_is_gone_the_next_score_is_the_best(tiny: Run) 
 
 
 def test_a_full_disk_is_what_is_told_even_when_nothing_more_can_be_written(tiny: Run, tiny_disk: Path) -> None:
-    run = rtrain.override(tiny, {"storage": str(tiny_disk), "epochs": 1})
+    run = rtrain.override(tiny, {"storage": str(tiny_disk), "epochs": 1, "checkpoint.keep": 1})
 
     def fill() -> None:
         with pytest.raises(OSError, match="No space left"), open(tiny_disk / "others", "wb", buffering=0) as file:
