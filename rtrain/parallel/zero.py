@@ -27,6 +27,7 @@ os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_ex
 
 import deepspeed
 from deepspeed.utils import (
+    groups,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
@@ -34,6 +35,16 @@ from deepspeed.utils import (
 from deepspeed.utils.logging import logger as deepspeed_logger
 
 SLOTS = ("exp_avg", "exp_avg_sq")
+
+
+def _forget_world_that_is_gone() -> None:
+    """DeepSpeed keeps the groups of a process's first run; the second one in a notebook has others."""
+    if groups._WORLD_GROUP is None:
+        return
+    try:
+        torch.distributed.get_global_rank(groups._WORLD_GROUP, 0)
+    except ValueError:
+        groups._release_process_group_references()
 
 
 class ZeroTower:
@@ -45,6 +56,7 @@ class ZeroTower:
         self.tower = tower.to(device)
         if not torch.distributed.is_initialized():
             raise RuntimeError("a process group comes first: see rtrain.launch")
+        _forget_world_that_is_gone()
         os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has no launcher to set it, and DeepSpeed insists
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=self.tower,

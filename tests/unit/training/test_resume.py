@@ -82,7 +82,7 @@ def test_when_the_best_checkpoint_is_gone_the_next_score_is_the_best(tiny: Run) 
 
 
 def test_a_full_disk_is_what_is_told_even_when_nothing_more_can_be_written(tiny: Run, tiny_disk: Path) -> None:
-    run = rtrain.override(tiny, {"storage": str(tiny_disk), "epochs": 1, "checkpoint.keep": 1})
+    run = rtrain.override(tiny, {"storage": str(tiny_disk), "epochs": 1, "model.dim": 8})
 
     def fill() -> None:
         with pytest.raises(OSError, match="No space left"), open(tiny_disk / "others", "wb", buffering=0) as file:
@@ -93,7 +93,7 @@ def test_a_full_disk_is_what_is_told_even_when_nothing_more_can_be_written(tiny:
         job(run, At(3, fill))
     (tiny_disk / "others").unlink()
     assert job(run).steps == 10
-    straight = named(tiny, "straight", epochs=1)
+    straight = named(tiny, "straight", epochs=1, model__dim=8)
     job(straight)
     assert losses(run) == losses(straight)
 
