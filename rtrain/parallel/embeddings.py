@@ -41,6 +41,20 @@ CHOICES = {
 }
 MIB = 1024**2
 
+
+def sharding_types(table: Table, embeddings: str, world_size: int) -> list[str]:
+    """What the planner may choose from for one table.
+
+    Rows go over the ranks in equal blocks. Where that leaves the last rank none, fbgemm's CPU kernels fail in
+    backward, so such a table (it has few rows) stays whole on one rank.
+    """
+    types = CHOICES[embeddings]
+    block = -(-table.rows // world_size)
+    if block * (world_size - 1) >= table.rows:
+        types = [t for t in types if t != "row_wise"] or ["table_wise"]
+    return types
+
+
 # It warns on every plan that a Topology was built by its constructor, which is what its own docs do.
 logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)
 
@@ -84,7 +98,8 @@ def plan_tables(
         storage_reservation=FixedPercentageStorageReservation(0.05),
         constraints={
             t.name: ParameterConstraints(
-                sharding_types=CHOICES[parallel.embeddings], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+                sharding_types=sharding_types(t, parallel.embeddings, world_size),
+                compute_kernels=[EmbeddingComputeKernel.FUSED.value],
             )
             for t in tables
         },

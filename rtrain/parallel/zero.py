@@ -53,6 +53,7 @@ class ZeroTower:
     def __init__(self, tower: nn.Module, stage: int, optim: AdamW, device: torch.device, *, rows_per_rank: int):
         deepspeed_logger.setLevel(logging.WARNING)
         self.stage = stage
+        self.clip_norm = optim.clip_norm
         self.tower = tower.to(device)
         if not torch.distributed.is_initialized():
             raise RuntimeError("a process group comes first: see rtrain.launch")
@@ -66,7 +67,8 @@ class ZeroTower:
                 # Every value that DeepSpeed would otherwise choose by itself and that changes numbers.
                 "train_micro_batch_size_per_gpu": rows_per_rank,
                 "gradient_accumulation_steps": 1,
-                "gradient_clipping": optim.clip_norm,
+                # At stage 0 DeepSpeed clips but does not tell the norm, so `step` does it there.
+                "gradient_clipping": optim.clip_norm if stage else 0.0,
                 "zero_optimization": {"stage": stage},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
@@ -85,8 +87,12 @@ class ZeroTower:
         """Clip, update this rank's partition, gather the parameters."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
+        norm = None
+        if self.stage == 0 and self.clip_norm:
+            norm = nn.utils.clip_grad_norm_(self.tower.parameters(), self.clip_norm)
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
+        if self.stage:
+            norm = self.engine.get_global_grad_norm()
         self.grad_norm = None if norm is None else float(norm)
 
     def chunks(self, *, writes: bool) -> Iterator[Chunk]:

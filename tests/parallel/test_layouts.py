@@ -41,7 +41,7 @@ def alone(folder: Path) -> dict[str, list[float]]:
         (name, {"parallel": DENSE["ddp"], "sparse": sparse, "save_to": str(folder / f"1-{name}")})
         for name, sparse in SPARSE.items()
     ]
-    return run_cases(1, cases)  # type: ignore[return-value]
+    return run_cases(1, cases)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def together(folder: Path) -> dict[str, list[float]]:
     for name, parallel in DENSE.items():
         arguments = {"parallel": parallel, "sparse": SPARSE["rowwise_adagrad"], "save_to": str(folder / f"2-{name}")}
         cases.append((name, arguments))
-    return run_cases(2, cases)  # type: ignore[return-value]
+    return run_cases(2, cases)
 
 
 @pytest.mark.parametrize("sparse", SPARSE)
@@ -104,7 +104,7 @@ def resumed(folder: Path, alone: object, together: object) -> dict[str, list[flo
             "steps": (10, 20),
         }
         cases.append((f"zero1 -> {name}", arguments))
-    return run_cases(2, cases)  # type: ignore[return-value]
+    return run_cases(2, cases)
 
 
 def test_resume_across_layouts(resumed: dict[str, list[float]], alone: dict[str, list[float]]) -> None:
@@ -125,7 +125,6 @@ def test_resume_from_two_processes_in_one(folder: Path, together: object, alone:
     arguments = {"parallel": DENSE["zero1"], "sparse": SPARSE["rowwise_adagrad"], "load_from": str(folder / "2-zero3")}
     found = run_cases(1, [("one", arguments | {"steps": (10, 20)})])
     losses = found["one"]
-    assert isinstance(losses, list)
     assert largest(losses, alone["rowwise_adagrad"][10:]) < ROUNDING
 
 
@@ -144,7 +143,6 @@ def test_the_tables_learning_rate_follows_its_schedule(alone: dict[str, list[flo
         ],
     )
     losses = found["stops"]
-    assert isinstance(losses, list)
     control = alone["rowwise_adagrad"]
     # The rate of step 10 first shows in the loss of step 11.
     assert losses[:11] == control[:11]
@@ -160,5 +158,4 @@ def test_four_processes(alone: dict[str, list[float]]) -> None:
         ],
     )
     for losses in found.values():
-        assert isinstance(losses, list)
         assert largest(losses, alone["rowwise_adagrad"]) < ROUNDING

@@ -3,6 +3,7 @@
 Shape legend: B rows of a rank's share.
 """
 
+import json
 import os
 import socket
 import tempfile
@@ -135,30 +136,37 @@ def train(
 Case = tuple[str, dict[str, Any]]
 
 
-def run_cases(world: int, cases: list[Case]) -> dict[str, list[float] | str]:
-    """Name -> losses of each case, trained one after the other in one spawned world; a failure gives its words."""
+def run_cases(world: int, cases: list[Case]) -> dict[str, list[float]]:
+    """Name -> losses of each case, trained one after the other in one spawned world."""
+    found: dict[str, list[float]] = in_world(world, _train_cases, cases)[0]
+    return found
+
+
+def _train_cases(cases: list[Case]) -> dict[str, list[float]]:
+    return {name: train(**arguments) for name, arguments in cases}
+
+
+def in_world(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `work(*arguments)` gives on each rank of a spawned gloo world, as JSON; floats come back bit for bit."""
     with tempfile.TemporaryDirectory() as folder:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        out = Path(folder) / "losses.pt"
-        torch.multiprocessing.spawn(_rank, (world, port, cases, str(out)), nprocs=world)
-        found: dict[str, list[float] | str] = torch.load(out, weights_only=True)
-        return found
+        torch.multiprocessing.spawn(_rank, (size, port, folder, work, arguments), nprocs=size)
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
 
 
-def _rank(rank: int, world: int, port: int, cases: list[Case], out: str) -> None:
+def _rank(rank: int, size: int, port: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
         RANK=str(rank),
-        WORLD_SIZE=str(world),
+        WORLD_SIZE=str(size),
         LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(size),
     )
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    found: dict[str, list[float]] = {name: train(**arguments) for name, arguments in cases}
-    if rank == 0:
-        torch.save(found, out)
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    found = work(*arguments)
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
