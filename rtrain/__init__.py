@@ -14,8 +14,11 @@ if TYPE_CHECKING:
     from rtrain.config import diff, override
     from rtrain.data.interactions import Interactions
     from rtrain.data.split import ByTime
+    from rtrain.data.tokens import Tokens
     from rtrain.mesh import Parallel
     from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
+    from rtrain.metrics.language import Perplexity, TokenLoss
+    from rtrain.models.decoder import Decoder
     from rtrain.models.dlrm import DLRM
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
@@ -29,8 +32,11 @@ _HOMES = {
     "rtrain.config": ("diff", "override"),
     "rtrain.data.interactions": ("Interactions",),
     "rtrain.data.split": ("ByTime",),
+    "rtrain.data.tokens": ("Tokens",),
     "rtrain.mesh": ("Parallel",),
     "rtrain.metrics": ("AUC", "GAUC", "NDCG", "Accuracy", "Calibration", "LogLoss"),
+    "rtrain.metrics.language": ("Perplexity", "TokenLoss"),
+    "rtrain.models.decoder": ("Decoder",),
     "rtrain.models.dlrm": ("DLRM",),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
@@ -53,6 +59,7 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "Cluster",
+    "Decoder",
     "Dense",
     "Evaluation",
     "Faults",
@@ -63,12 +70,15 @@ __all__ = [
     "Label",
     "LogLoss",
     "Parallel",
+    "Perplexity",
     "Result",
     "RowWiseAdagrad",
     "Run",
     "Schedule",
     "Schema",
     "Sequence",
+    "TokenLoss",
+    "Tokens",
     "Tracking",
     "Tuned",
     "__version__",

@@ -15,6 +15,7 @@ from rtrain.errors import ConfigError, UserError
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.training import history
+from rtrain.training.agreement import open_data
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,7 +100,7 @@ def train(
         plan(run)
     if leads:
         check_writable(run.storage)
-        run.data.open()  # gets and checks the data before any worker starts
+        open_data(run)  # gets and checks the data before any worker starts
     done = None if fresh else _finished(run)
     if done is not None:
         say("finished already; this is its stored result (--fresh trains it anew)")

@@ -12,6 +12,7 @@ from typing import Literal
 from rtrain.errors import ConfigError
 
 Axis = Literal["pipeline", "data", "tensor"]
+Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 
@@ -25,6 +26,10 @@ class Parallel:
     """Tensor-parallel degree of the dense part."""
     pipeline: int = 1
     """Pipeline-parallel degree of the dense part."""
+    microbatches: int = 1
+    """Parts that each data rank's rows of a step are cut into; a pipeline works on several of them at a time."""
+    schedule: Schedule = "1f1b"
+    """Order of forward and backward passes in a pipeline."""
     dense: Literal["zero", "ddp"] = "zero"
     """Who keeps the dense replicas in step: DeepSpeed ZeRO, or torch's DistributedDataParallel."""
     zero_stage: Literal[0, 1, 2, 3] = 1
@@ -37,6 +42,8 @@ class Parallel:
             degree = getattr(self, axis)
             if degree is not None and degree < 1:
                 raise ConfigError(f"parallel.{axis}: a degree is at least 1, got {degree}")
+        if self.microbatches < 1:
+            raise ConfigError(f"parallel.microbatches: must be at least 1, got {self.microbatches}")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ import psutil
 import torch
 
 from rtrain.config import validate
+from rtrain.data.interactions import Interactions
 from rtrain.mesh import Mesh, lay_out
-from rtrain.parallel.legal import refuse
+from rtrain.models.decoder import Decoder
+from rtrain.models.ranking import RankingConfig
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
 from rtrain.run import Run
+from rtrain.training.agreement import refuse
 
 ASSUMED_GPU_BYTES = 80 * 1024**3
 GPUS_PER_NODE = 8
@@ -87,8 +90,7 @@ def check(run: Run) -> Mesh:
     """
     validate(run)
     mesh = lay_out(run.parallel, run.cluster.workers)
-    tables = run.model.table_list(run.data.schema)
-    refuse(run.parallel, run.sparse_optim, tables, world_size=mesh.world_size, model=type(run.model).__name__)
+    refuse(run, mesh)
     return mesh
 
 
@@ -99,11 +101,26 @@ def plan(run: Run) -> Plan:
         ConfigError: what `check` refuses, and tables that do not fit.
     """
     mesh = check(run)
+    memory, source = _memory(run)
+    placed: tuple[TablePlacement, ...] = ()
+    if isinstance(run.model, Decoder):
+        from rtrain.parallel.stage import parameters_of_rank
+
+        sizes = [parameters_of_rank(run.model, run.parallel, mesh, r) for r in range(mesh.world_size)]
+    else:
+        placed, dense = _place_tables(run, run.model, mesh, memory)
+        sizes = [dense] * mesh.world_size
+    per_rank = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
+    return Plan(run.name, mesh, placed, tuple(per_rank), memory, source)
+
+
+def _place_tables(run: Run, model: RankingConfig, mesh: Mesh, memory: int) -> tuple[tuple[TablePlacement, ...], int]:
+    """Where each table goes, and the elements of the dense weights."""
     # torchrec, seconds to import: whoever starts Ray does this meanwhile.
     from rtrain.parallel.embeddings import placements, plan_tables
 
-    tables = run.model.table_list(run.data.schema)
-    memory, source = _memory(run)
+    assert isinstance(run.data, Interactions), "Run refuses another pair"
+    tables = model.table_list(run.data.schema)
     on_gpu = bool(run.cluster.gpus_per_worker)
     sharding = plan_tables(
         tables,
@@ -114,11 +131,9 @@ def plan(run: Run) -> Plan:
         batch_per_rank=-(-run.global_batch // mesh.data),
         memory_bytes_per_rank=memory,
     )
-    placed = placements(sharding, tables)
     with torch.device("meta"):
-        dense = sum(p.numel() for p in run.model.tower(run.data.schema).parameters())
-    per_rank = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=dense)
-    return Plan(run.name, mesh, placed, tuple(per_rank), memory, source)
+        dense = sum(p.numel() for p in model.tower(run.data.schema).parameters())
+    return placements(sharding, tables), dense
 
 
 def _local_world_size(run: Run) -> int:

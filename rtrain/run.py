@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from rtrain.config import flatten, validate
 from rtrain.data.interactions import Interactions
+from rtrain.data.tokens import Tokens
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
 from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
+from rtrain.metrics.language import Perplexity, TokenLoss
+from rtrain.models.decoder import Decoder
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.training.trackers import Tracking
@@ -16,7 +19,8 @@ from rtrain.training.trackers import Tracking
 if TYPE_CHECKING:
     from rtrain.planning import Plan
 
-Metric = AUC | GAUC | LogLoss | Calibration | Accuracy | NDCG
+LanguageMetric = TokenLoss | Perplexity
+Metric = AUC | GAUC | LogLoss | Calibration | Accuracy | NDCG | TokenLoss | Perplexity
 PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -123,9 +127,9 @@ class Run:
 
     name: str
     """Folder of the run under `storage`; starting a name again resumes it."""
-    model: RankingConfig
+    model: RankingConfig | Decoder
     """What is trained."""
-    data: Interactions
+    data: Interactions | Tokens
     """What it is trained on."""
     optim: AdamW = AdamW()
     """Optimizer of the dense parameters."""
@@ -186,8 +190,32 @@ class Run:
                     f"{key}: the URI carries a password, and the config is stored with the run. "
                     "Give it in the environment (or in fsspec's or MLflow's own settings) instead"
                 )
-        if not self.data.schema.group and any(isinstance(m, NDCG | GAUC) for m in self.metrics):
-            raise ConfigError("metrics: NDCG and GAUC rank rows within a group; set schema.group to an Id feature")
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        """Model, data and metrics are of one kind."""
+        model, data = type(self.model).__name__, type(self.data).__name__
+        language = isinstance(self.model, Decoder)
+        if language != isinstance(self.data, Tokens):
+            wanted = "Tokens" if language else "Interactions"
+            raise ConfigError(f"data: {model} is trained on {wanted}, got {data}")
+        if any(isinstance(m, LanguageMetric) != language for m in self.metrics):
+            fitting = "TokenLoss and Perplexity" if language else "AUC, GAUC, LogLoss, Calibration, Accuracy and NDCG"
+            raise ConfigError(
+                f"metrics: {model} is measured by {fitting}, got {', '.join(m.name for m in self.metrics)}"
+            )
+        if isinstance(self.data, Interactions):
+            if not self.data.schema.group and any(isinstance(m, NDCG | GAUC) for m in self.metrics):
+                raise ConfigError("metrics: NDCG and GAUC rank rows within a group; set schema.group to an Id feature")
+            if self.parallel.microbatches > 1:
+                raise ConfigError(
+                    "parallel.microbatches: tables are updated inside backward, once a step, so a ranking model takes "
+                    f"its batch whole. Set it to 1, got {self.parallel.microbatches}"
+                )
+        elif self.handoff.serve_check:
+            raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
+        elif self.sparse_optim != RowWiseAdagrad():
+            raise ConfigError(f"sparse_optim: {model} has no embedding tables for it. Leave it out")
 
     def plan(self) -> "Plan":
         """Check the run and lay it out: ranks, table placement, bytes per rank; starts nothing."""

@@ -210,6 +210,11 @@ class Batch:
         return int(self.label.shape[0])
 
     @property
+    def loss_units(self) -> int:
+        """What the global batch's loss is a mean over: its rows."""
+        return self.global_rows
+
+    @property
     def real(self) -> Tensor:
         """bool [B]: false where a row only pads."""
         return self.row >= 0

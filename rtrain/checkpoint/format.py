@@ -174,6 +174,11 @@ class Stored:
         """Logical tensor names that begin with `prefix`."""
         return (n for n in self.meta["tensors"] if n.startswith(prefix))
 
+    def nbytes(self, name: str) -> int:
+        """Bytes of a whole logical tensor."""
+        entry = self._entry(name)
+        return int(torch.Size(entry["shape"]).numel() * getattr(torch, entry["dtype"]).itemsize)
+
     def tensor(self, name: str) -> Tensor:
         """A whole logical tensor."""
         entry = self._entry(name)

@@ -106,6 +106,11 @@ class Columns:
             global_rows=global_rows,
         )
 
+    @staticmethod
+    def batch_of(parts: Sequence["Columns"], *, global_rows: int) -> Batch:
+        """The rows of all parts as one `Batch`."""
+        return concat(parts).batch(global_rows=global_rows)
+
     def take(self, indices: NDArray[np.integer], *, global_rows: int) -> Batch:
         """The given rows (numbers 0..N-1) as a `Batch` that shares no memory with these columns."""
         return self.select(indices).batch(global_rows=global_rows)

@@ -57,7 +57,7 @@ class Dataset:
         rank: int,
         world_size: int,
         cursor: Cursor | None = None,
-    ) -> Reader:
+    ) -> Reader[Batch]:
         """Shuffled batches for one data rank, epoch after epoch, from `cursor` (none: the beginning) on.
 
         Raises:

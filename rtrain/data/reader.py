@@ -1,27 +1,39 @@
 """Batches of one split for one rank, from any position on, without end."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtrain.data.columns import Columns, concat
 from rtrain.data.cursor import Cursor, batches_per_epoch, check_batches, next_bounds, rank_slice
 from rtrain.data.order import Order, Window
 from rtrain.data.prefetch import Prefetch
-from rtrain.schema import Batch
 
-Load = Callable[[Window], Columns]
+B = TypeVar("B", covariant=True)
+
+
+class Rows(Protocol[B]):
+    """Rows in memory, of which batches of type B are cut."""
+
+    def select(self, indices: NDArray[np.integer]) -> "Rows[B]":
+        """The given rows, in their order."""
+
+    def batch_of(self, parts: Sequence[Any], *, global_rows: int) -> B:
+        """The rows of all parts as one batch; `global_rows` counts the rows of all data ranks."""
+
+
+Load = Callable[[Window], Rows[B]]
 """Reads and encodes a window's rows, in the order of its blocks."""
 
 
 @dataclass
-class _Loaded:
+class _Loaded(Generic[B]):
     epoch: int
     start: int
-    columns: Columns
+    columns: Rows[B]
     order: NDArray[np.int64]
 
     @property
@@ -29,7 +41,7 @@ class _Loaded:
         return self.start + len(self.order)
 
 
-class Reader:
+class Reader(Generic[B]):
     """Iterating yields `(batch, cursor after it)` for ever, epoch after epoch.
 
     Every rank walks the same global batches and takes its slice of each. What was read ahead does
@@ -43,7 +55,7 @@ class Reader:
 
     def __init__(
         self,
-        load: Load,
+        load: Load[B],
         order: Order,
         *,
         global_batch: int,
@@ -62,11 +74,11 @@ class Reader:
         self._rank = rank
         self._world_size = world_size
         self._prefetch = prefetch
-        self._running: Prefetch[tuple[Batch, Cursor]] | None = None
+        self._running: Prefetch[tuple[B, Cursor]] | None = None
         self._closed = False
         self._turn = 0
 
-    def __iter__(self) -> Iterator[tuple[Batch, Cursor]]:
+    def __iter__(self) -> Iterator[tuple[B, Cursor]]:
         if self._closed:
             return
         self._end()
@@ -104,7 +116,7 @@ class Reader:
 
 
 def batches(
-    load: Load,
+    load: Load[B],
     order: Order,
     *,
     global_batch: int,
@@ -113,7 +125,7 @@ def batches(
     cursor: Cursor,
     ahead: bool = False,
     epochs: int | None = None,
-) -> Generator[tuple[Batch, Cursor], None, None]:
+) -> Generator[tuple[B, Cursor], None, None]:
     """The batches of one rank from `cursor` on, each with the position behind it.
 
     Args:
@@ -142,12 +154,12 @@ def batches(
                 parts.append(loaded.columns.select(loaded.order[at - loaded.start : upto - loaded.start]))
                 at = upto
             cursor = cursor.after(stop, order.rows)
-            yield concat(parts).batch(global_rows=stop - start), cursor
+            yield parts[0].batch_of(parts, global_rows=stop - start), cursor
     finally:
         windows.close()
 
 
-def _windows(load: Load, order: Order, cursor: Cursor, epochs: int | None) -> Generator[_Loaded, None, None]:
+def _windows(load: Load[B], order: Order, cursor: Cursor, epochs: int | None) -> Generator[_Loaded[B], None, None]:
     for epoch in count(cursor.epoch) if epochs is None else range(cursor.epoch, epochs):
         for window in order.windows(epoch):
             if epoch > cursor.epoch or window.stop > cursor.sample:

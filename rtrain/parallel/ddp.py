@@ -1,57 +1,85 @@
-"""The dense tower replicated by torch's DistributedDataParallel, with an ordinary torch optimizer."""
+"""The dense part replicated over the data ranks, with an ordinary torch optimizer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.nn.parallel import DistributedDataParallel
 
 from rtrain.optim import AdamW
-from rtrain.parallel.chunks import Chunk, ReadChunk, whole
+from rtrain.parallel.chunks import Chunk, Place, ReadChunk
+from rtrain.parallel.clip import clip_global_norm
+from rtrain.parallel.groups import Groups
 
 
 class ReplicatedTower:
     """See `rtrain.parallel.tower.Tower`."""
 
-    def __init__(self, tower: nn.Module, optim: AdamW, device: torch.device):
-        self.tower = tower.to(device)
-        # Buffers of a tower are constants (a checkpoint has none of them): no collective a step for them.
-        self.module: nn.Module = DistributedDataParallel(
-            self.tower, gradient_as_bucket_view=True, broadcast_buffers=False
-        )
+    def __init__(
+        self,
+        tower: nn.Module,
+        places: Mapping[str, Place],
+        optim: AdamW,
+        groups: Groups,
+        device: torch.device,
+        *,
+        accumulates: bool,
+    ):
+        self.bare = self.module = tower.to(device)
+        self.places, self.groups = places, groups
+        if not accumulates:
+            # Buffers of a tower are constants (a checkpoint has none of them): no collective a step for them.
+            self.module = DistributedDataParallel(
+                tower, process_group=groups.along["data"], gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self.optim = optim
-        self.optimizer = optim.build(self.tower.parameters())
+        self.optimizer = optim.build(self.bare.parameters())
         self.grad_norm: float | None = None
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, averaged over ranks as they come."""
         loss.backward()
 
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """The sum of the gradients, averaged in one collective."""
+        yield
+        gradients = [p.grad for p in self.bare.parameters() if p.grad is not None]
+        if self.groups.size("data") == 1:
+            return
+        flat = _flatten_dense_tensors(gradients)
+        dist.all_reduce(flat, group=self.groups.along["data"])
+        flat /= self.groups.size("data")
+        for gradient, averaged in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
+            gradient.copy_(averaged)
+
     def step(self, lr: float) -> None:
         """Clip, update, clear the gradients."""
         if self.optim.clip_norm:
-            self.grad_norm = float(nn.utils.clip_grad_norm_(self.tower.parameters(), self.optim.clip_norm))
+            self.grad_norm = float(clip_global_norm(self.bare, self.places, self.groups, self.optim.clip_norm))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def chunks(self, *, writes: bool) -> Iterator[Chunk]:
-        """Weights and optimizer state, whole, on the rank that writes."""
-        if not writes:
-            return
-        for name, parameter in self.tower.named_parameters():
-            yield whole(f"model.tower.{name}", parameter.detach())
+    def chunks(self) -> Iterator[Chunk]:
+        """Weights and optimizer state, on the ranks that write them."""
+        for name, parameter in self.bare.named_parameters():
+            place = self.places[name]
+            if not place.writes:
+                continue
+            yield place.weight(parameter.detach())
             for slot, value in self.optimizer.state.get(parameter, {}).items():
-                yield whole(f"optim.tower.{name}.{slot}", value.detach())
+                yield place.state(slot, value.detach())
 
     def restore(self, read: ReadChunk) -> None:
         """Optimizer state from `read`; the weights were loaded before the wrapping."""
-        for name, parameter in self.tower.named_parameters():
+        for name, parameter in self.bare.named_parameters():
             slots = {"step": torch.zeros(()), "exp_avg": parameter.detach(), "exp_avg_sq": parameter.detach()}
             self.optimizer.state[parameter] = {
-                slot: read(whole(f"optim.tower.{name}.{slot}", like))
-                .clone()
-                .to(parameter.device if like.dim() else "cpu")
+                slot: read(self.places[name].state(slot, like)).clone().to(parameter.device if like.dim() else "cpu")
                 for slot, like in slots.items()
             }

@@ -48,20 +48,34 @@ def state_bytes(optim: SparseOptim, shard: ShardPlacement) -> int:
 
 
 def bytes_per_rank(
-    parallel: Parallel, optim: SparseOptim, placed: Sequence[TablePlacement], mesh: Mesh, *, dense_parameters: int
+    parallel: Parallel,
+    optim: SparseOptim,
+    placed: Sequence[TablePlacement],
+    mesh: Mesh,
+    *,
+    dense_parameters: Sequence[int],
 ) -> list[dict[str, int]]:
     """Bytes on each rank: parameters, gradients, optimizer (dense part), tables, tables_optimizer.
 
-    All float32. ZeRO-1 and 2 keep a partitioned master copy of the weights, counted as parameters.
+    All float32. `dense_parameters`: elements of the dense weights that each rank would hold without ZeRO.
+    ZeRO-1 and 2 keep a partitioned master copy of the weights, counted as parameters. Several
+    microbatches, as in a pipeline, gather whole gradients before they are partitioned.
     """
     stage = parallel.zero_stage if parallel.dense == "zero" else 0
-    share = -(-dense_parameters // mesh.data)
-    dense = {
-        "parameters": 4 * (share if stage == 3 else dense_parameters) + (4 * share if stage in (1, 2) else 0),
-        "gradients": 4 * (share if stage >= 2 else dense_parameters),
-        "optimizer": 8 * (share if stage >= 1 else dense_parameters),
-    }
-    totals = [{"rank": r, **dense, "tables": 0, "tables_optimizer": 0} for r in range(mesh.world_size)]
+    totals = []
+    for rank, count in enumerate(dense_parameters):
+        share = -(-count // mesh.data)
+        whole_gradients = stage < 2 or parallel.microbatches > 1
+        totals.append(
+            {
+                "rank": rank,
+                "parameters": 4 * (share if stage == 3 else count) + (4 * share if stage in (1, 2) else 0),
+                "gradients": 4 * (count if whole_gradients else share),
+                "optimizer": 8 * (share if stage >= 1 else count),
+                "tables": 0,
+                "tables_optimizer": 0,
+            }
+        )
     for table in placed:
         for shard in table.shards:
             totals[shard.rank]["tables"] += shard.bytes

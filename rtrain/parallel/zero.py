@@ -7,14 +7,17 @@ as whole logical tensors through DeepSpeed's `safe_get/set_full_*` calls, so any
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rtrain.optim import AdamW
-from rtrain.parallel.chunks import Chunk, ReadChunk, whole
+from rtrain.parallel.chunks import Chunk, Place, ReadChunk
+from rtrain.parallel.clip import clip_global_norm
+from rtrain.parallel.groups import Groups
 
 # Read by DeepSpeed when it is imported: without it, it probes for accelerators and says so.
 if not torch.cuda.is_available():
@@ -26,8 +29,8 @@ os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.g
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 import deepspeed
+from deepspeed.utils import groups as deepspeed_groups
 from deepspeed.utils import (
-    groups,
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
@@ -37,35 +40,86 @@ from deepspeed.utils.logging import logger as deepspeed_logger
 SLOTS = ("exp_avg", "exp_avg_sq")
 
 
-def _forget_world_that_is_gone() -> None:
-    """DeepSpeed keeps the groups of a process's first run; the second one in a notebook has others."""
-    if groups._WORLD_GROUP is None:
-        return
-    try:
-        torch.distributed.get_global_rank(groups._WORLD_GROUP, 0)
-    except ValueError:
-        groups._release_process_group_references()
+class _ModelParallelUnit:
+    """The mesh as DeepSpeed asks for it: its ZeRO partitions over the data axis, its norms add up over a replica.
+
+    The "model parallel rank" decides who counts a replicated parameter, so it is the tensor rank only.
+    """
+
+    def __init__(self, groups: Groups):
+        self.groups = groups
+
+    def get_data_parallel_group(self) -> Any:
+        return self.groups.along["data"]
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        return self.groups.ranks("data")
+
+    def get_data_parallel_rank(self) -> int:
+        return self.groups.index("data")
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.groups.size("data")
+
+    def get_model_parallel_group(self) -> Any:
+        return self.groups.replica
+
+    def get_model_parallel_rank(self) -> int:
+        return self.groups.index("tensor")
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.groups.size("tensor") * self.groups.size("pipeline")
+
+    def get_pipeline_model_parallel_rank(self) -> int:
+        return self.groups.index("pipeline")
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return self.groups.size("pipeline")
+
+
+class _Box(nn.Module):
+    """Holds a module without ever calling it as the top one: ZeRO-3 would broadcast over the whole world then."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.inside = module
 
 
 class ZeroTower:
-    """See `rtrain.parallel.tower.Tower`; stages 0 to 3 over all ranks as data parallel."""
+    """See `rtrain.parallel.tower.Tower`; stages 0 to 3 over the data ranks."""
 
-    def __init__(self, tower: nn.Module, stage: int, optim: AdamW, device: torch.device, *, rows_per_rank: int):
+    def __init__(
+        self,
+        tower: nn.Module,
+        places: Mapping[str, Place],
+        stage: int,
+        optim: AdamW,
+        groups: Groups,
+        device: torch.device,
+        *,
+        rows_per_microbatch: int,
+    ):
         deepspeed_logger.setLevel(logging.WARNING)
         self.stage = stage
         self.clip_norm = optim.clip_norm
-        self.tower = tower.to(device)
+        self.places, self.group_of = places, groups
+        self.bare = tower.to(device)
         if not torch.distributed.is_initialized():
             raise RuntimeError("a process group comes first: see rtrain.launch")
-        _forget_world_that_is_gone()
+        deepspeed_groups._release_process_group_references()  # of this process's run before this one
         os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has no launcher to set it, and DeepSpeed insists
+        within = groups.mesh.tensor * groups.mesh.pipeline > 1
+        for name, parameter in self.bare.named_parameters():
+            if places[name].sizes != places[name].shape:
+                parameter.model_parallel = parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=self.tower,
-            optimizer=optim.build(self.tower.parameters()),
+            model=_Box(self.bare) if groups.mesh.pipeline > 1 else self.bare,
+            optimizer=optim.build(self.bare.parameters()),
+            mpu=_ModelParallelUnit(groups) if within else None,
             dist_init_required=False,
             config={
                 # Every value that DeepSpeed would otherwise choose by itself and that changes numbers.
-                "train_micro_batch_size_per_gpu": rows_per_rank,
+                "train_micro_batch_size_per_gpu": rows_per_microbatch,
                 "gradient_accumulation_steps": 1,
                 # At stage 0 DeepSpeed clips but does not tell the norm, so `step` does it there.
                 "gradient_clipping": optim.clip_norm if stage else 0.0,
@@ -83,44 +137,55 @@ class ZeroTower:
         """Gradients of `loss`, averaged and partitioned as the stage says."""
         self.engine.backward(loss)
 
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Keeps whole local gradients until its end, also at stages 2 and 3; then averages and partitions them."""
+        if self.stage:
+            with self.engine.coalesce_grad_reduction():
+                yield
+        else:
+            yield
+            self.engine.buffered_allreduce_fallback()
+
     def step(self, lr: float) -> None:
         """Clip, update this rank's partition, gather the parameters."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         norm = None
         if self.stage == 0 and self.clip_norm:
-            norm = nn.utils.clip_grad_norm_(self.tower.parameters(), self.clip_norm)
+            norm = clip_global_norm(self.bare, self.places, self.group_of, self.clip_norm)
         self.engine.step()
         if self.stage:
             norm = self.engine.get_global_grad_norm()
         self.grad_norm = None if norm is None else float(norm)
 
-    def chunks(self, *, writes: bool) -> Iterator[Chunk]:
-        """Weights and Adam's moments, gathered one tensor at a time."""
+    def chunks(self) -> Iterator[Chunk]:
+        """Weights and Adam's moments, gathered one tensor at a time over the data ranks."""
         steps = self._steps()
-        for name, parameter in self.tower.named_parameters():
+        for name, parameter in self.bare.named_parameters():
+            place = self.places[name]
             weight = self._weight(parameter)
-            if writes:
-                yield whole(f"model.tower.{name}", weight)
+            if place.writes:
+                yield place.weight(weight)
             if steps is None:
                 continue
             for slot in SLOTS:
                 state = self._slot(parameter, slot)
-                if writes:
-                    yield whole(f"optim.tower.{name}.{slot}", state)
-            if writes:
-                yield whole(f"optim.tower.{name}.step", torch.tensor(float(steps)))
+                if place.writes:
+                    yield place.state(slot, state)
+            if place.writes:
+                yield place.state("step", torch.tensor(float(steps)))
 
     def restore(self, read: ReadChunk) -> None:
         """Adam's moments and step count; the state must exist before DeepSpeed can set it."""
         inner = self._inner()
         self._create_state()
-        for name, parameter in self.tower.named_parameters():
+        for name, parameter in self.bare.named_parameters():
+            place = self.places[name]
             for slot in SLOTS:
-                shape = parameter.ds_shape if self.stage == 3 else parameter.shape  # type: ignore[attr-defined]
-                value = read(whole(f"optim.tower.{name}.{slot}", torch.empty(shape, device="meta")))
+                value = read(place.state(slot, torch.empty(place.sizes, device="meta")))
                 self._set_slot(parameter, slot, value.to(parameter.device))
-            step = read(whole(f"optim.tower.{name}.step", torch.zeros(())))
+            step = read(place.state("step", torch.zeros(())))
         for state in inner.state.values():
             state["step"] = torch.tensor(float(step)) if isinstance(state["step"], Tensor) else int(step)
 

@@ -26,6 +26,7 @@ PHASES = {
     "data": "waiting for the next batch and moving it to the device",
     "forward": "table look-ups, the dense tower, the loss",
     "backward": "gradients, and the fused update of the tables",
+    "pipeline": "forward and backward passes, and the bubble between them",
     "communication": "collectives under way inside the other phases",
     "optimizer": "the update of the dense parameters",
     "other": "evaluation, checkpoints and everything else in the loop",

@@ -1,5 +1,6 @@
 """Where the step time goes: data, forward, backward, optimizer, and communication inside them.
 
+A pipeline runs forward and backward passes side by side, so there both are one phase, `pipeline`.
 Every step's phases are timed (by CUDA events on a GPU, so that nothing waits). Communication runs
 inside the phases, so it is measured on a few sampled steps with torch's profiler: the share of each
 phase in which a collective was under way, which is then booked as communication instead.
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-PHASES = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "pipeline", "optimizer")
 COLLECTIVE = ("gloo:", "nccl:")
 MARK = "rtrain:"
 
@@ -90,7 +91,7 @@ class Stopwatch:
         self._end_sample()
         if self._pending:
             self._settle()
-        seconds = {name: self._totals.get(name, 0.0) for name in PHASES}
+        seconds = {n: self._totals.get(n, 0.0) for n in PHASES if n != "pipeline" or n in self._totals}
         parts = {name: s * (1 - self.shares.get(name, 0.0)) for name, s in seconds.items()}
         parts["communication"] = sum(seconds.values()) - sum(parts.values())
         return parts

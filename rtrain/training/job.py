@@ -19,11 +19,13 @@ from rtrain import config
 from rtrain.checkpoint.format import Stored, newest, save
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
+from rtrain.data.tokens import TokenDataset
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
-from rtrain.parallel.legal import refuse
 from rtrain.run import Run
+from rtrain.training.agreement import open_data, refuse
 from rtrain.training.breakdown import Stopwatch
+from rtrain.training.engine import Engine, build_engine
 from rtrain.training.events import Callback, State
 from rtrain.training.history import History
 from rtrain.training.loop import fit
@@ -89,9 +91,8 @@ class _Job:
         self.run, self.world, self.state = run, world, state
         self.folder, self.folders = Folder(run.folder), CheckpointFolders(run.folder)
         self.mesh: Mesh = lay_out(run.parallel, world.size)
-        tables = run.model.table_list(run.data.schema)
-        refuse(run.parallel, run.sparse_optim, tables, world_size=world.size, model=type(run.model).__name__)
-        self.data: Dataset = run.data.open()
+        refuse(run, self.mesh)
+        self.data: Dataset | TokenDataset = open_data(run)
         state.attempt = self._begin_attempt()
 
     def finish(self, callbacks: Sequence[Callback]) -> Outcome:
@@ -124,7 +125,7 @@ class _Job:
         """Train from the newest checkpoint on; returns the loop's seconds and the rows that it trained on."""
         run, world, state = self.run, self.world, self.state
         stored, problems = self._newest_checkpoint()
-        replica = Replica(run, self.mesh, world, stored=stored, training=True)
+        engine = build_engine(run, self.mesh, world, stored=stored, training=True)
         if stored:
             state.load(stored.meta["state"])
             patience = run.evaluation.patience
@@ -134,27 +135,27 @@ class _Job:
             "train",
             global_batch=run.global_batch,
             seed=run.seed,
-            rank=world.rank,
-            world_size=world.size,
+            rank=self.mesh.coordinates(world.rank)["data"],
+            world_size=self.mesh.data,
             cursor=state.cursor,
         )
         state.rows = self.data.rows("train")
         state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
-        write_placement(run, self.folder, self.mesh, replica)
+        write_placement(self.folder, self.mesh, engine)
         history = History(self.folder, resume_step=state.step) if world.leads else None
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
         batches = iter(reader)
-        replica.restore_rng()  # last: building everything above draws numbers
+        engine.restore_rng()  # last: building everything above draws numbers
         began, before = time.perf_counter(), state.rows_seen
         try:
             fit(
                 run,
                 state,
-                replica,
+                engine,
                 batches,
                 callbacks,
-                evaluate=lambda: measure(replica, scan(run, self.data, "valid", world), run.metrics),
-                save=lambda: self._save(replica),
+                evaluate=lambda: measure(engine, scan(run, self.data, "valid", self.mesh, world), run.metrics),
+                save=lambda: self._save(engine),
                 watch=watch,
             )
         except BaseException as error:
@@ -174,24 +175,25 @@ class _Job:
 
     def _judge(self, best: Stored) -> dict[str, float]:
         """Test metrics of a checkpoint, and the predictions that a server is held against."""
-        replica = Replica(self.run, self.mesh, self.world, stored=best, training=False)
-        test = measure(replica, scan(self.run, self.data, "test", self.world), self.run.metrics)
-        write_predictions(self.run, self.data, replica, self.folder)
+        engine = build_engine(self.run, self.mesh, self.world, stored=best, training=False)
+        test = measure(engine, scan(self.run, self.data, "test", self.mesh, self.world), self.run.metrics)
+        if isinstance(engine, Replica) and isinstance(self.data, Dataset):
+            write_predictions(self.run, self.data, engine, self.folder)
         return test
 
-    def _save(self, replica: Replica) -> None:
+    def _save(self, engine: Engine) -> None:
         state = self.state
         meta = {
             "state": state.to_json(),
             "data_fingerprint": self.data.fingerprint,
             "config": config.to_dict(self.run),
             "axes": asdict(self.mesh),
-            "placement": [p.to_json() for p in replica.placements],
+            "placement": [p.to_json() for p in engine.placements],
             "attempt": state.attempt,
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
         }
-        save(self.folders, state.step, replica.chunks(), meta)
+        save(self.folders, state.step, engine.chunks(), meta)
         if self.world.leads:
             self.folders.prune(self.run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
 

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -10,18 +11,17 @@ import torch.distributed as dist
 from rtrain.data.cursor import Cursor
 from rtrain.errors import RunFailed
 from rtrain.run import Run
-from rtrain.schema import Batch
 from rtrain.training.breakdown import Stopwatch
+from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint
-from rtrain.training.replica import Replica
 
-Batches = Iterator[tuple[Batch, Cursor]]
+Batches = Iterator[tuple[Any, Cursor]]
 
 
 def fit(
     run: Run,
     state: State,
-    replica: Replica,
+    engine: Engine,
     batches: Batches,
     callbacks: Sequence[Callback],
     *,
@@ -38,7 +38,7 @@ def fit(
     Raises:
         RunFailed: the loss is not finite.
     """
-    window = _Window(state, replica)
+    window = _Window(state, engine)
     began, before = time.perf_counter(), state.elapsed_s
     for callback in callbacks:
         callback.fit_start(state)
@@ -46,16 +46,16 @@ def fit(
         watch.begin_step()
         with watch.phase("data"):
             batch, cursor = next(batches)
-            batch = batch.to(replica.world.device)
-        loss = replica.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
-        window.add(loss, batch.global_rows)
+            batch = batch.to(engine.world.device)
+        loss = engine.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
+        window.add(loss, batch.loss_units)
         epoch_ended = cursor.epoch > state.cursor.epoch
         state.step, state.cursor = state.step + 1, cursor
         state.elapsed_s = before + time.perf_counter() - began
 
         point = None
         if state.step % run.log_every_steps == 0 or state.done:
-            point = window.close(run, state, replica)
+            point = window.close(run, state, engine)
         for callback in callbacks:
             callback.step_end(state, point)
 
@@ -99,9 +99,9 @@ def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:
 class _Window:
     """Loss and rate since the last point, without a collective or a device wait per step."""
 
-    def __init__(self, state: State, replica: Replica):
-        self.leads = replica.world.leads
-        self.loss = torch.zeros((), device=replica.world.device, dtype=torch.float64)
+    def __init__(self, state: State, engine: Engine):
+        self.leads = engine.world.leads
+        self.loss = torch.zeros((), device=engine.world.device, dtype=torch.float64)
         self._begin_with(state.window_loss)
         self.rows, self.timed_rows = state.window_rows, 0
         self.began = time.perf_counter()
@@ -134,17 +134,15 @@ class _Window:
     def restart(self) -> None:
         self.timed_rows, self.began = 0, time.perf_counter()
 
-    def close(self, run: Run, state: State, replica: Replica) -> TrainPoint:
+    def close(self, run: Run, state: State, engine: Engine) -> TrainPoint:
         loss = self._total(state) / self.rows
         seconds = time.perf_counter() - self.began
-        tower = replica.tower
-        assert tower is not None
         factor = run.optim.schedule.factor(state.step - 1, state.total_steps)
         point = TrainPoint(
             loss=loss,
             examples_per_s=self.timed_rows / seconds if seconds > 0 else 0.0,
             lr=run.optim.lr * factor,
-            grad_norm=tower.grad_norm,
+            grad_norm=engine.grad_norm,
         )
         self.loss.zero_()
         self.rows = 0

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from rtrain.checkpoint.store import Folder
 from rtrain.data.interactions import Dataset
 from rtrain.mesh import Mesh
-from rtrain.parallel.placement import bytes_per_rank
 from rtrain.run import Run
+from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import scan
@@ -61,9 +61,9 @@ class TrackerCalls(Callback):
             tracker.log(step, values)
 
 
-def write_placement(run: Run, folder: Folder, mesh: Mesh, replica: Replica) -> None:
+def write_placement(folder: Folder, mesh: Mesh, engine: Engine) -> None:
     """placement.json: who sits where, which table lies where. A collective over all ranks."""
-    world, placed = replica.world, replica.placements
+    world = engine.world
     me = {
         "rank": world.rank,
         "node": world.node,
@@ -80,10 +80,8 @@ def write_placement(run: Run, folder: Folder, mesh: Mesh, replica: Replica) -> N
                 "world_size": world.size,
                 "axes": asdict(mesh),
                 "ranks": ranks,
-                "tables": [p.to_json() for p in placed],
-                "bytes_per_rank": bytes_per_rank(
-                    run.parallel, run.sparse_optim, placed, mesh, dense_parameters=replica.dense_parameters
-                ),
+                "tables": [p.to_json() for p in engine.placements],
+                "bytes_per_rank": engine.bytes_per_rank(),
             },
         )
 
@@ -93,7 +91,7 @@ def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Fold
     rows = min(run.handoff.rows, dataset.rows("test"))
     mine: dict[int, float] = {}
     covered = 0
-    for batch in scan(run, dataset, "test", replica.world):
+    for batch in scan(run, dataset, "test", replica.mesh, replica.world):
         probabilities = replica.predict(batch.to(replica.world.device))
         mine |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
         covered += batch.global_rows

@@ -1,18 +1,22 @@
 """The model on this rank: tables sharded, tower wrapped, one training step, predictions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
+from rtrain.data.interactions import Interactions
 from rtrain.mesh import Mesh
-from rtrain.models.ranking import RankingModel
+from rtrain.metrics.state import Scored
+from rtrain.models.ranking import RankingConfig, RankingModel
 from rtrain.parallel import tower as towers
-from rtrain.parallel.chunks import Chunk
+from rtrain.parallel.chunks import Chunk, whole_places
 from rtrain.parallel.embeddings import ShardedTables, placements, plan_tables
-from rtrain.parallel.placement import TablePlacement
+from rtrain.parallel.groups import make_groups
+from rtrain.parallel.placement import TablePlacement, bytes_per_rank
 from rtrain.run import Run
 from rtrain.schema import Batch
 from rtrain.training import rng
@@ -28,9 +32,11 @@ class Replica:
     """
 
     def __init__(self, run: Run, mesh: Mesh, world: World, *, stored: Stored | None, training: bool):
-        schema, config = run.data.schema, run.model
+        config = run.model
+        assert isinstance(config, RankingConfig) and isinstance(run.data, Interactions)
+        schema = run.data.schema
         self.run, self.world, self.stored = run, world, stored
-        self.data_ranks = mesh.data
+        self.mesh, self.data_ranks = mesh, mesh.data
         rows_per_rank = -(-run.global_batch // mesh.data)
         tables = config.table_list(schema)
         budget = run.cluster.memory_gb_per_worker
@@ -49,27 +55,40 @@ class Replica:
         self.placements: tuple[TablePlacement, ...] = placements(plan, tables)
         self.tables = ShardedTables(tables, config.feature_names(schema), plan, run.sparse_optim, world.device)
         self.model: RankingModel = config.build(schema, seed=run.seed, table_device="meta")
+        places = whole_places(self.model.tower, "tower.", writes=world.leads)
         if stored:
             self.tables.restore(stored.read)
-            towers.load_weights(self.model.tower, stored.read)
+            towers.load_weights(self.model.tower, places, stored.read)
         else:
             self.tables.initialise(run.seed)
         self.tower: towers.Tower | None = None
         dense: nn.Module = self.model.tower.to(world.device)
         self.dense_parameters = sum(p.numel() for p in dense.parameters())
         if training:
-            self.tower = towers.wrap(dense, run.parallel, run.optim, world.device, rows_per_rank=rows_per_rank)
+            groups = make_groups(mesh)
+            self.tower = towers.wrap(
+                dense, places, run.parallel, run.optim, groups, world.device, rows_per_microbatch=rows_per_rank
+            )
             dense = self.tower.module
             if stored:
                 self.tower.restore(stored.read)
         self.model.tables, self.model.tower = self.tables, dense
         self.model.train(training)
 
+    @property
+    def grad_norm(self) -> float | None:
+        """Global norm of the last step's dense gradients before clipping."""
+        return self.tower.grad_norm if self.tower else None
+
+    def bytes_per_rank(self) -> list[dict[str, int]]:
+        """As `rtrain.parallel.placement.bytes_per_rank`."""
+        sizes = [self.dense_parameters] * self.mesh.world_size
+        run = self.run
+        return bytes_per_rank(run.parallel, run.sparse_optim, self.placements, self.mesh, dense_parameters=sizes)
+
     def restore_rng(self) -> None:
         """This rank's random state: the checkpoint's at the same world size, else fresh from the seed."""
-        rng.seed_all(self.run.seed, self.world.rank)
-        if self.stored and self.stored.meta["world_size"] == self.world.size:
-            rng.restore(self.world.rank, self.stored.read)
+        rng.begin(self.run.seed, self.world, self.stored)
 
     def train_step(self, batch: Batch, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
         """One optimizer step; returns the sum of this rank's row losses, detached.
@@ -100,6 +119,17 @@ class Replica:
         self.model.train(was_training)
         return probabilities[: batch.rows]
 
+    def score(self, batches: Iterable[Batch]) -> tuple[Scored, int]:
+        """This rank's rows of a split with their probabilities, and how many are not numbers; a collective."""
+        scores, labels, groups = [], [], []
+        for batch in batches:
+            probabilities = self.predict(batch.to(self.world.device)).cpu()
+            scores.append(probabilities.double().numpy())
+            labels.append(batch.label.double().numpy())
+            groups.append(batch.group.numpy())
+        scored = Scored(scores=np.concatenate(scores), labels=np.concatenate(labels), groups=np.concatenate(groups))
+        return scored, int(np.count_nonzero(~np.isfinite(scored.scores)))
+
     def _even(self, batch: Batch) -> Batch:
         """The batch with as many rows as every other rank's: shares differ by one, TorchRec wants them equal."""
         return batch.padded(-(-batch.global_rows // self.data_ranks))
@@ -108,5 +138,5 @@ class Replica:
         """All state of this rank for a checkpoint; a collective."""
         yield from self.tables.chunks()
         assert self.tower is not None, "built with training=False"
-        yield from self.tower.chunks(writes=self.world.leads)
+        yield from self.tower.chunks()
         yield from rng.chunks(self.world.rank)

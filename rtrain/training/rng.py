@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rtrain.checkpoint.format import Stored
 from rtrain.parallel.chunks import Chunk, ReadChunk, whole
+from rtrain.training.world import World
 
 
 def seed_all(seed: int, rank: int) -> None:
@@ -16,6 +18,13 @@ def seed_all(seed: int, rank: int) -> None:
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
     torch.manual_seed(mixed % 2**63)
+
+
+def begin(seed: int, world: World, stored: Stored | None) -> None:
+    """Put this rank's random state to the checkpoint's at the same world size, else fresh from the seed."""
+    seed_all(seed, world.rank)
+    if stored and stored.meta["world_size"] == world.size:
+        restore(world.rank, stored.read)
 
 
 def chunks(rank: int) -> Iterator[Chunk]:

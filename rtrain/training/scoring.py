@@ -1,46 +1,36 @@
 """Score a split over all ranks; every rank gets the same exact metric values."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import numpy as np
 import torch.distributed as dist
 
 from rtrain.data.interactions import Dataset
 from rtrain.data.split import Split
+from rtrain.data.tokens import TokenDataset
 from rtrain.errors import RunFailed
-from rtrain.metrics.state import Metric, Partial, Scored, evaluate
+from rtrain.mesh import Mesh
+from rtrain.metrics.state import Metric, Partial, evaluate
 from rtrain.run import Run
-from rtrain.schema import Batch
-from rtrain.training.replica import Replica
+from rtrain.training.engine import Engine
 from rtrain.training.world import World
 
 
-def scan(run: Run, dataset: Dataset, split: Split, world: World) -> Iterator[Batch]:
-    """This rank's share of a split, once, in file order."""
-    return dataset.scan(split, global_batch=run.evaluation.batch, rank=world.rank, world_size=world.size)
+def scan(run: Run, dataset: Dataset | TokenDataset, split: Split, mesh: Mesh, world: World) -> Iterator[Any]:
+    """This rank's share of a split, once, in file order; ranks of one replica get the same rows."""
+    rank = mesh.coordinates(world.rank)["data"]
+    return dataset.scan(split, global_batch=run.evaluation.batch, rank=rank, world_size=mesh.data)
 
 
-def score(replica: Replica, batches: Iterable[Batch]) -> Scored:
-    """This rank's rows of a split, scored. A collective over all ranks."""
-    scores, labels, groups = [], [], []
-    for batch in batches:
-        probabilities = replica.predict(batch.to(replica.world.device)).cpu()
-        scores.append(probabilities.double().numpy())
-        labels.append(batch.label.double().numpy())
-        groups.append(batch.group.numpy())
-    return Scored(scores=np.concatenate(scores), labels=np.concatenate(labels), groups=np.concatenate(groups))
-
-
-def measure(replica: Replica, batches: Iterable[Batch], metrics: tuple[Metric, ...]) -> dict[str, float]:
+def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...]) -> dict[str, float]:
     """Metrics of a split, exact over ranks: states are merged in rank order, never averaged.
 
     Raises:
         RunFailed: on every rank, when any rank has a row whose probability is not a number: an order
             of rows would still come out of it, and look like a metric.
     """
-    mine = score(replica, batches)
-    broken = int(np.count_nonzero(~np.isfinite(mine.scores)))
-    gathered: list[tuple[int, list[Partial]]] = [(0, [])] * replica.world.size
+    mine, broken = engine.score(batches)
+    gathered: list[tuple[int, list[Partial]]] = [(0, [])] * engine.world.size
     dist.all_gather_object(gathered, (broken, [metric.partial(mine) for metric in metrics]))
     broken = sum(count for count, _ in gathered)
     if broken:

@@ -17,11 +17,13 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rtrain.checkpoint.format import Stored, save
 from rtrain.checkpoint.store import CheckpointFolders
-from rtrain.mesh import Parallel
+from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dlrm import DLRM
 from rtrain.optim import AdamW, SparseOptim
 from rtrain.parallel import tower as towers
+from rtrain.parallel.chunks import whole_places
 from rtrain.parallel.embeddings import ShardedTables, plan_tables
+from rtrain.parallel.groups import make_groups
 from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Schema
 
 SCHEMA = Schema(
@@ -104,20 +106,22 @@ def train(
     sharded = ShardedTables(tables, config.feature_names(SCHEMA), plan, sparse, cpu)
     model = config.build(SCHEMA, seed=0, table_device="meta")
     stored = None
+    groups = make_groups(lay_out(parallel, world))
+    places = whole_places(model.tower, "tower.", writes=rank == 0)
     if load_from:
         stored = Stored(CheckpointFolders(load_from).of(save_at), save_at)
         stored.verify()
         sharded.restore(stored.read)
-        towers.load_weights(model.tower, stored.read)
+        towers.load_weights(model.tower, places, stored.read)
     else:
         sharded.initialise(0)
-    tower = towers.wrap(model.tower, parallel, dense, cpu, rows_per_rank=ROWS)
+    tower = towers.wrap(model.tower, places, parallel, dense, groups, cpu, rows_per_microbatch=ROWS)
     if stored:
         tower.restore(stored.read)
     losses = []
     for step in range(*steps):
         if step == save_at and save_to:
-            chunks = [*sharded.chunks(), *tower.chunks(writes=rank == 0)]
+            chunks = [*sharded.chunks(), *tower.chunks()]
             save(CheckpointFolders(save_to), step, chunks, {})
         if sparse_lr:
             sharded.set_lr(sparse_lr(step))
