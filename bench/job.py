@@ -45,7 +45,7 @@ def run() -> Run:
         epochs=100,
         max_steps=int(os.environ["BENCH_STEPS"]),
         parallel=Parallel(dense="ddp", embeddings="table_wise"),
-        evaluation=Evaluation(every_steps=10**9),
+        evaluation=Evaluation(every_steps=10**9, batch=BATCH),
         checkpoint=Checkpoint(every_steps=10**9),
         cluster=Cluster(workers=2),
         tracking=Tracking(to=()),

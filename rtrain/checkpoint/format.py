@@ -142,7 +142,7 @@ class Stored:
             if not SHARD.fullmatch(name):
                 raise CheckpointError(f"{here}: the manifest names a file {name!r} that no checkpoint has")
         self._scratch = tempfile.TemporaryDirectory(prefix="rtrain-checkpoint-")
-        self._open: dict[str, Any] = {}
+        self._local: dict[str, Path] = {}
 
     @property
     def uri(self) -> str:
@@ -218,9 +218,10 @@ class Stored:
                 continue
             there = tuple(slice(b - p, e - p) for b, e, p in zip(begin, end, piece["offsets"], strict=True))
             here = tuple(slice(b - o, e - o) for b, e, o in zip(begin, end, offsets, strict=True))
-            file = self._file(piece["file"])
-            part = file.get_slice(piece["key"])[there] if there else file.get_tensor(piece["key"])
-            out[here] = part
+            # Opened anew each time: a file that stays mapped keeps every page that was read in this process's memory.
+            with safe_open(self._file(piece["file"]), framework="pt") as file:
+                part = file.get_slice(piece["key"])[there] if there else file.get_tensor(piece["key"])
+                out[here] = part
             covered += part.numel()
         if covered != out.numel():
             raise CheckpointError(
@@ -228,13 +229,13 @@ class Stored:
             )
         return out
 
-    def _file(self, name: str) -> Any:
+    def _file(self, name: str) -> Path:
+        """Local path of one of its files, fetched once."""
         if name not in self.meta["files"]:
             raise CheckpointError(f"checkpoint step {self.step}: a tensor is said to lie in {name!r}, no file of it")
-        if name not in self._open:
-            path = self.folder.fetch(name, Path(self._scratch.name))
-            self._open[name] = safe_open(path, framework="pt")
-        return self._open[name]
+        if name not in self._local:
+            self._local[name] = self.folder.fetch(name, Path(self._scratch.name))
+        return self._local[name]
 
 
 def newest(folders: CheckpointFolders) -> tuple[Stored | None, list[str]]:

@@ -1,5 +1,6 @@
 """Interactions of users with items, from a named data set or from Parquet anywhere."""
 
+import ctypes
 import hashlib
 import json
 import threading
@@ -123,7 +124,18 @@ class Dataset:
                     shown_row=first,
                 )
             )
-        return concat(parts)
+        encoded = concat(parts)
+        del parts
+        _give_back()
+        return encoded
+
+
+def _give_back() -> None:
+    """Return to the system what Arrow and glibc hold freed: files are read in large pieces, once or once a window."""
+    pa.default_memory_pool().release_unused()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl and macOS do not
+    if trim is not None:
+        trim(0)
 
 
 def _known(split: str) -> Split:

@@ -102,8 +102,12 @@ class ParquetRows:
         for file, together in groupby(groups, key=lambda group: group.file):
             path, footer = self.files[file], self._footers[file]
             with self._naming(path), self._open(path) as opened:
+                # Reading ahead of the decoder pays for a round trip, and costs the compressed bytes in memory.
                 reader = pq.ParquetFile(
-                    opened, metadata=footer.metadata, pre_buffer=True, page_checksum_verification=True
+                    opened,
+                    metadata=footer.metadata,
+                    pre_buffer=not isinstance(self._fs, LocalFileSystem),
+                    page_checksum_verification=True,
                 )
                 tables.append(reader.read_row_groups([group.index for group in together], columns=wanted))
         # The files' columns have the same names and types, but perhaps another order or other metadata.

@@ -4,6 +4,7 @@ Runs the same under Ray Train, torchrun and alone; what a launcher adds comes in
 """
 
 import errno
+import gc
 import platform
 import resource
 import time
@@ -99,6 +100,7 @@ class _Job:
         """Train, then judge the best checkpoint."""
         watch = Stopwatch(self.world.device)
         wall_s, trained = self._train(callbacks, watch)
+        gc.collect()  # the trained replica holds itself in cycles; another one is built next, of the same size
         state = self.state
         breakdown = watch.breakdown()
         breakdown["other"] = max(0.0, wall_s - sum(breakdown.values()))
