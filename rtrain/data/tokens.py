@@ -1,0 +1,319 @@
+"""Token shards on disk, and the batches of equal sequences that are cut from them.
+
+    {folder}/tokens.json     format, dtype, vocab, tokenizer, and the shards with their tokens and sha256
+             00000.bin ...   the tokens, little-endian, without a header: mapped into memory, never read whole
+
+A sample is a window of `context` + 1 tokens of one shard, windows one behind the other, so every
+token but a shard's last few is predicted once an epoch. A sample's number counts over all shards.
+
+Shape legend: B rows (sequences) of a batch, T tokens of a row.
+"""
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rtrain.data import stdlib
+from rtrain.data.cursor import Cursor, check_batches
+from rtrain.data.order import Block, Order, Window
+from rtrain.data.reader import Reader, batches
+from rtrain.data.split import Split
+from rtrain.errors import ConfigError, DataError
+
+FORMAT = 1
+HEAD = "tokens.json"
+IGNORED = -100
+"""A target that counts for nothing: what pads."""
+
+
+@dataclass
+class TokenBatch:
+    """One rank's share of a global batch of sequences."""
+
+    tokens: Tensor
+    """int64 [B, T]"""
+    targets: Tensor
+    """int64 [B, T]: the token that follows each; `IGNORED` where a row only pads"""
+    row: Tensor
+    """int64 [B]: the sample's number in its data set, the identity that resume is proved with; -1 pads"""
+    global_rows: int
+    """Rows of the global batch, over all data ranks."""
+
+    @property
+    def rows(self) -> int:
+        """B, padding included."""
+        return int(self.tokens.shape[0])
+
+    @property
+    def loss_units(self) -> int:
+        """What the global batch's loss is a mean over: its tokens."""
+        return self.global_rows * int(self.tokens.shape[1])
+
+    def padded(self, rows: int) -> "TokenBatch":
+        """The batch with rows that count for nothing added at its end, up to `rows`."""
+        extra = rows - self.rows
+        if extra == 0:
+            return self
+        return TokenBatch(
+            tokens=pad(self.tokens, (0, 0, 0, extra)),
+            targets=pad(self.targets, (0, 0, 0, extra), value=IGNORED),
+            row=pad(self.row, (0, extra), value=-1),
+            global_rows=self.global_rows,
+        )
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """A copy on another device; the same object when it is there already."""
+        if self.tokens.device == device:
+            return self
+        return TokenBatch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+            row=self.row.to(device, non_blocking=True),
+            global_rows=self.global_rows,
+        )
+
+
+@dataclass
+class Sequences:
+    """Samples of a window of the data, by number; their tokens are read when a batch is cut."""
+
+    shards: "Shards"
+    numbers: NDArray[np.int64]
+
+    def select(self, indices: NDArray[np.integer]) -> "Sequences":
+        """The samples at the given positions."""
+        return Sequences(self.shards, self.numbers.take(indices))
+
+    @staticmethod
+    def batch_of(parts: Sequence["Sequences"], *, global_rows: int) -> TokenBatch:
+        """All samples of all parts."""
+        shards = parts[0].shards
+        numbers = np.concatenate([p.numbers for p in parts])
+        both_BT1 = torch.from_numpy(np.stack([shards.sample(int(n)) for n in numbers]))
+        return TokenBatch(
+            tokens=both_BT1[:, :-1].contiguous(),
+            targets=both_BT1[:, 1:].contiguous(),
+            row=torch.from_numpy(numbers),
+            global_rows=global_rows,
+        )
+
+
+class Shards:
+    """A folder of token shards, opened and checked.
+
+    Raises:
+        DataError: no such folder, a newer format, or a shard that is missing, cut off or too long.
+    """
+
+    def __init__(self, folder: Path, context: int):
+        self.folder, self.context = folder, context
+        head = _head(folder)
+        self.vocab: int = head["vocab"]
+        self.tokenizer: str = head["tokenizer"]
+        dtype = np.dtype(head["dtype"]).newbyteorder("<")
+        self._maps: list[NDArray[Any]] = []
+        self._firsts: list[int] = []
+        self.samples = 0
+        for shard in head["shards"]:
+            path = folder / shard["file"]
+            if path.parent != folder:
+                raise DataError(f"{folder / HEAD}: it names a shard outside its folder: {shard['file']!r}")
+            size = path.stat().st_size if path.is_file() else None
+            if size != shard["tokens"] * dtype.itemsize:
+                there = "it is missing" if size is None else f"it has {size} bytes"
+                raise DataError(
+                    f"{path}: {there}, but {shard['tokens']} tokens take {shard['tokens'] * dtype.itemsize}. "
+                    "Copy the shard again, or tokenize the text again"
+                )
+            self._maps.append(np.memmap(path, dtype=dtype, mode="r") if size else np.empty(0, dtype))
+            self._firsts.append(self.samples)
+            self.samples += max(0, (shard["tokens"] - 1) // context)
+        self.fingerprint = hashlib.sha256(
+            json.dumps([context, head["dtype"], [(s["tokens"], s["sha256"]) for s in head["shards"]]]).encode()
+        ).hexdigest()[:16]
+
+    def sample(self, number: int) -> NDArray[np.int64]:
+        """int64 [context + 1]: the tokens of one sample."""
+        shard = bisect_right(self._firsts, number) - 1
+        start = (number - self._firsts[shard]) * self.context
+        tokens = self._maps[shard][start : start + self.context + 1].astype(np.int64)
+        if int(tokens.max()) >= self.vocab:
+            raise DataError(
+                f"{self.folder}: sample {number} has token {int(tokens.max())}, but the vocabulary has {self.vocab} "
+                f"(valid 0..{self.vocab - 1}). Tokenize the text again"
+            )
+        return tokens
+
+
+class TokenDataset:
+    """Token shards that are open for reading: split by position, numbered, in a seeded order."""
+
+    def __init__(self, shards: Shards, valid: float, test: float, prefetch: int):
+        self.shards = shards
+        self.vocab = shards.vocab
+        count = shards.samples
+        tested, validated = max(1, round(count * test)), max(1, round(count * valid))
+        first_test, first_valid = count - tested, count - tested - validated
+        if first_valid < 1:
+            raise DataError(
+                f"{shards.folder}: {count} samples of {shards.context} tokens leave none to train on. "
+                "Give more text, or a shorter data.context"
+            )
+        self.ranges: dict[Split, Block] = {
+            "train": (0, first_valid),
+            "valid": (first_valid, first_test),
+            "test": (first_test, count),
+        }
+        self._prefetch = prefetch
+        counted = [shards.fingerprint, list(self.ranges.items())]
+        self.fingerprint = hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16]
+        """16 hex digits: a cursor of another fingerprint counts other samples."""
+
+    def rows(self, split: Split) -> int:
+        """Number of samples in the split."""
+        start, stop = self.ranges[split]
+        return stop - start
+
+    def reader(
+        self,
+        split: Split = "train",
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        cursor: Cursor | None = None,
+    ) -> "Reader[TokenBatch]":
+        """Shuffled batches for one data rank, epoch after epoch, from `cursor` (none: the beginning) on."""
+        return Reader(
+            self._load,
+            self._order(split, seed),
+            global_batch=global_batch,
+            rank=rank,
+            world_size=world_size,
+            cursor=cursor or Cursor(),
+            prefetch=self._prefetch,
+        )
+
+    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[TokenBatch]:
+        """The split once, in order; every rank gets the same number of batches."""
+        order = self._order(split, None)
+        check_batches(order.rows, global_batch, rank, world_size)
+        shares = batches(
+            self._load, order, global_batch=global_batch, rank=rank, world_size=world_size, cursor=Cursor(), epochs=1
+        )
+        return (batch for batch, _ in shares)
+
+    def _order(self, split: Split, seed: int | None) -> Order:
+        return Order((self.ranges[split],), seed=seed, window_rows=self.rows(split))
+
+    def _load(self, window: Window) -> Sequences:
+        return Sequences(self.shards, np.concatenate([np.arange(*block) for block in window.blocks]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Text as token shards, for language models."""
+
+    source: str
+    """A folder that `rtrain data tokenize` wrote, or `stdlib`: the source text of Python's own library, by bytes."""
+    context: int = 256
+    """Tokens of a sequence."""
+    valid: float = 0.05
+    """Fraction of the samples that validate: those before the last."""
+    test: float = 0.05
+    """Fraction of the samples that test: the last."""
+    prefetch: int = 2
+    """Batches that a thread keeps ready; 0: no thread."""
+
+    def __post_init__(self) -> None:
+        if self.context < 1:
+            raise ConfigError(f"data.context: must be at least 1, got {self.context}")
+        if not (0 < self.valid < 1 and 0 < self.test < 1 and self.valid + self.test < 1):
+            raise ConfigError(
+                f"data: valid and test must be above 0 and their sum below 1, got {self.valid}, {self.test}"
+            )
+        if self.prefetch < 0:
+            raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
+
+    def open(self) -> TokenDataset:
+        """The shards, checked.
+
+        Raises:
+            DataError: shards that are missing or damaged, or too little text.
+        """
+        if self.source == stdlib.NAME:
+            folder = stdlib.shards(partial(write_shards, vocab=256, tokenizer="bytes"))
+        else:
+            folder = Path(self.source)
+        return TokenDataset(Shards(folder, self.context), self.valid, self.test, self.prefetch)
+
+
+def write_shards(
+    documents: Iterator[NDArray[np.integer]],
+    folder: Path,
+    *,
+    vocab: int,
+    tokenizer: str,
+    shard_tokens: int = 2**26,
+) -> None:
+    """Write documents, already tokenized, as shards; `tokens.json` comes last, so a folder without it is no data set.
+
+    A shard ends with the document that reaches `shard_tokens`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    dtype = np.dtype("<u2" if vocab <= 2**16 else "<u4")
+    shards: list[dict[str, Any]] = []
+    held: list[NDArray[np.integer]] = []
+
+    def close() -> None:
+        data = np.concatenate(held).astype(dtype).tobytes()
+        name = f"{len(shards):05d}.bin"
+        (folder / name).write_bytes(data)
+        shards.append({"file": name, "tokens": len(data) // dtype.itemsize, "sha256": hashlib.sha256(data).hexdigest()})
+        held.clear()
+
+    size = 0
+    for document in documents:
+        held.append(document)
+        size += len(document)
+        if size >= shard_tokens:
+            close()
+            size = 0
+    if held:
+        close()
+    if not shards:
+        raise DataError(f"{folder}: there is no document to tokenize")
+    head = {"format": FORMAT, "dtype": dtype.name, "vocab": vocab, "tokenizer": tokenizer, "shards": shards}
+    beside = folder / f".{HEAD}"
+    beside.write_text(json.dumps(head, indent=1) + "\n")
+    beside.rename(folder / HEAD)
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    path = folder / HEAD
+    if not path.is_file():
+        raise DataError(f"data.source: {folder} holds no {HEAD}. Make shards with `rtrain data tokenize`")
+    try:
+        head: dict[str, Any] = json.loads(path.read_text())
+        if head["format"] > FORMAT:
+            raise DataError(f"{path}: format {head['format']} is newer than {FORMAT}. Update rtrain")
+        if head["dtype"] not in ("uint16", "uint32"):
+            raise DataError(f"{path}: tokens are uint16 or uint32, not {head['dtype']!r}")
+        for shard in head["shards"]:
+            str(shard["file"]), int(shard["tokens"]), str(shard["sha256"])
+        str(head["tokenizer"]), int(head["vocab"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: it cannot be read ({error!r}). Make the shards again") from None
+    return head

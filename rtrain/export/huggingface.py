@@ -1,0 +1,149 @@
+"""A decoder as Hugging Face files, so that everything which reads those can run it, and the way back.
+
+{folder}/config.json                    Llama's, or Qwen2's for biased queries, keys and values
+         model-00001-of-00002.safetensors ...  float32, under Hugging Face's names
+         model.safetensors.index.json   which tensor lies in which file; written last
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.store import Folder
+from rtrain.errors import DataError, did_you_mean
+from rtrain.models.decoder import Decoder
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+FILE_BYTES = 2 * 1024**3
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+NAMES = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "mlp.w_gate": "mlp.gate_proj",
+    "mlp.w_up": "mlp.up_proj",
+    "mlp.w_down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+}
+"""A block's modules, ours -> theirs."""
+OUTSIDE = {
+    "embed.tokens.weight": "model.embed_tokens.weight",
+    "head.norm.weight": "model.norm.weight",
+    "head.out.weight": "lm_head.weight",
+}
+
+
+def their_name(name: str) -> str:
+    """Hugging Face's name of a logical tensor, such as `blocks.3.mlp.w_up.weight`."""
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    number, inner = re.fullmatch(r"blocks\.(\d+)\.(.+)", name).groups()  # type: ignore[union-attr]
+    module, _, leaf = inner.rpartition(".")
+    return f"model.layers.{number}.{NAMES[module]}.{leaf}"
+
+
+def their_config(config: Decoder, *, context: int) -> dict[str, Any]:
+    """config.json of the model; `context`: tokens of the sequences that it was trained on."""
+    kind = "qwen2" if config.qkv_bias else "llama"
+    return {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "vocab_size": config.vocab,
+        "hidden_size": config.dim,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv,
+        "max_position_embeddings": context,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_cache": True,
+        "dtype": "float32",
+    }
+
+
+def our_config(theirs: dict[str, Any], where: str) -> Decoder:
+    """The config of a Hugging Face folder.
+
+    Raises:
+        DataError: an architecture, an activation or a rotary scaling that rtrain's decoder does not have.
+    """
+    kind = str(theirs.get("model_type"))
+    if kind not in ARCHITECTURES:
+        near = did_you_mean(kind, tuple(ARCHITECTURES))
+        raise DataError(f"{where}: model_type {kind!r} is not known{near}. Known are {', '.join(ARCHITECTURES)}")
+    rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+    refused = {
+        "hidden_act": theirs.get("hidden_act", "silu") != "silu",
+        "rope_parameters": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "use_sliding_window": bool(theirs.get("use_sliding_window")),
+        "attention_bias": bool(theirs.get("attention_bias")),
+        "mlp_bias": bool(theirs.get("mlp_bias")),
+        "head_dim": theirs.get("head_dim") not in (None, theirs["hidden_size"] // theirs["num_attention_heads"]),
+    }
+    for key, bad in refused.items():
+        if bad:
+            raise DataError(f"{where}: {key}={theirs.get(key)!r} is not what rtrain's decoder computes")
+    return Decoder(
+        vocab=theirs["vocab_size"],
+        layers=theirs["num_hidden_layers"],
+        dim=theirs["hidden_size"],
+        heads=theirs["num_attention_heads"],
+        kv_heads=theirs.get("num_key_value_heads"),
+        hidden=theirs["intermediate_size"],
+        qkv_bias=kind == "qwen2",
+        rope_theta=float(rope.get("rope_theta", theirs.get("rope_theta", 10000.0))),
+        norm_eps=theirs.get("rms_norm_eps", 1e-6),
+        tied=bool(theirs.get("tie_word_embeddings", False)),
+    )
+
+
+def export_decoder(config: Decoder, stored: Stored, uri: str, *, context: int) -> str:
+    """Write the model of a checkpoint, whatever layout it was trained at; returns its URI.
+
+    Tensors pass through memory in files of at most about 2 GiB.
+    """
+    folder = Folder(uri)
+    folder.discard(INDEX)
+    folder.write_json(CONFIG, their_config(config, context=context))
+    packs = [p for p in _packs(stored)]
+    index: dict[str, str] = {}
+    total = 0
+    for number, names in enumerate(packs, start=1):
+        file = f"model-{number:05d}-of-{len(packs):05d}.safetensors"
+        tensors: dict[str, Tensor] = {their_name(n): stored.tensor(f"model.{n}") for n in names}
+        total += sum(t.nbytes for t in tensors.values())
+        with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
+            save_file(tensors, Path(scratch) / file, metadata={"format": "pt"})
+            folder.adopt(Path(scratch) / file, file)
+        index |= dict.fromkeys(tensors, file)
+    folder.write(INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1).encode())
+    return folder.uri
+
+
+def _packs(stored: Stored) -> Iterator[list[str]]:
+    pack: list[str] = []
+    size = 0
+    for name in sorted(stored.names("model.")):
+        bytes_here = stored.nbytes(name)
+        if pack and size + bytes_here > FILE_BYTES:
+            yield pack
+            pack, size = [], 0
+        pack.append(name.removeprefix("model."))
+        size += bytes_here
+    yield pack

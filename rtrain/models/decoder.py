@@ -1,0 +1,162 @@
+"""A Llama-style decoder (Touvron et al., arXiv:2307.09288) and how it may be cut.
+
+Shape legend: B rows, T tokens, E model dim, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from rtrain.errors import ConfigError
+from rtrain.models.plan import Piece, Split
+from rtrain.nn.attention import Attention, RMSNorm, SwiGLU
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """Next-token model: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    vocab: int = 256
+    """Different tokens; ids are 0..vocab-1."""
+    layers: int = 4
+    """Transformer blocks."""
+    dim: int = 128
+    """Width of a token's vector."""
+    heads: int = 4
+    """Query heads of a block."""
+    kv_heads: int | None = None
+    """Key-value heads, which query heads share; none: as many as `heads`."""
+    hidden: int | None = None
+    """Width of the feed-forward layer; none: 8/3 of `dim`, rounded up to a multiple of 32."""
+    qkv_bias: bool = False
+    """Biases on queries, keys and values, as Qwen2 has them."""
+    rope_theta: float = 10000.0
+    """Base of the rotary positions' wavelengths."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in the norms."""
+    tied: bool = False
+    """Whether the head uses the embedding's weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "layers", "dim", "heads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name}: must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ConfigError(
+                f"model.dim: {self.dim} over {self.heads} heads (model.heads) is no even number for the rotary "
+                f"positions to halve. Set model.dim to a multiple of {2 * self.heads}"
+            )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ConfigError(f"model.kv_heads: {self.kv_heads} does not divide model.heads, {self.heads}")
+        if self.hidden is not None and self.hidden < 1:
+            raise ConfigError(f"model.hidden: must be at least 1, or none, got {self.hidden}")
+        if not self.rope_theta > 0 or not self.norm_eps > 0:
+            raise ConfigError("model: rope_theta and norm_eps must be positive")
+
+    @property
+    def kv(self) -> int:
+        """Key-value heads, spelled out."""
+        return self.kv_heads or self.heads
+
+    @property
+    def ffn(self) -> int:
+        """Width of the feed-forward layer, spelled out."""
+        return self.hidden or -(-8 * self.dim // 3 // 32) * 32
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Embedding, blocks, head: the order of a pipeline."""
+        splits: dict[str, Split] = {"mlp.w_gate.weight": "column", "mlp.w_up.weight": "column"}
+        for end in ("weight", "bias"):
+            splits |= {f"attention.wq.{end}": "column", f"attention.wk.{end}": "kv", f"attention.wv.{end}": "kv"}
+        splits |= {"attention.wo.weight": "row", "mlp.w_down.weight": "row"}
+        projections = self.dim * self.dim * 2 + self.dim * (self.dim // self.heads) * self.kv * 2
+        block = Piece(
+            name="block",
+            build=partial(Block, self),
+            cost=2.0 * (projections + 3 * self.dim * self.ffn),
+            splits=splits,
+            kv_heads=self.kv,
+            enter=("attention", "mlp"),
+            leave=("attention.wo", "mlp.w_down"),
+        )
+        embed = Piece(
+            name="embed",
+            build=partial(Embed, self),
+            cost=0.0,
+            splits={"tokens.weight": "vocab"},
+            leave=("tokens",),
+        )
+        head = Piece(
+            name="head",
+            build=partial(Head, self),
+            cost=2.0 * self.dim * self.vocab,
+            splits={"out.weight": "vocab"},
+            shared={"out.weight": "embed.tokens.weight"} if self.tied else {},
+            enter=("out",),
+        )
+        blocks = (replace(block, name=f"blocks.{i}") for i in range(self.layers))
+        return (embed, *blocks, head)
+
+    def initialise(self, name: str) -> Callable[[Tensor, torch.Generator], Tensor]:
+        """What fills a fresh tensor of a logical name: GPT-2's normal draws, ones for norms, zeros for biases."""
+        if "norm" in name:
+            return lambda weight, _: weight.fill_(1.0)
+        if name.endswith(".bias"):
+            return lambda weight, _: weight.zero_()
+        residual = name.endswith(("attention.wo.weight", "mlp.w_down.weight"))
+        std = 0.02 / (2 * self.layers) ** 0.5 if residual else 0.02
+        return lambda weight, generator: weight.normal_(0.0, std, generator=generator)
+
+    def flops_per_token(self, context: int) -> float:
+        """FLOPs of one training step for each token: three passes of the products, causal attention's half."""
+        attention = 2.0 * self.dim * context * self.layers  # scores and values, of which the causal half counts
+        return 3.0 * (sum(p.cost for p in self.pieces()) + attention)
+
+
+class Embed(nn.Module):
+    """Tokens int64 [B, T] -> [B, T, E]."""
+
+    def __init__(self, config: Decoder):
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab, config.dim)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Each token's vector."""
+        out: Tensor = self.tokens(tokens_BT)
+        return out
+
+
+class Block(nn.Module):
+    """Attention and feed-forward layer, each behind a norm and beside a residual: [B, T, E] -> [B, T, E]."""
+
+    def __init__(self, config: Decoder):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.attention = Attention(
+            config.dim, config.heads, config.kv, theta=config.rope_theta, qkv_bias=config.qkv_bias
+        )
+        self.mlp_norm = RMSNorm(config.dim, config.norm_eps)
+        self.mlp = SwiGLU(config.dim, config.ffn)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """The residual stream after this block."""
+        x_BTE = x_BTE + self.attention(self.attention_norm(x_BTE))
+        out: Tensor = x_BTE + self.mlp(self.mlp_norm(x_BTE))
+        return out
+
+
+class Head(nn.Module):
+    """[B, T, E] -> logits [B, T, V]."""
+
+    def __init__(self, config: Decoder):
+        super().__init__()
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.out = nn.Linear(config.dim, config.vocab, bias=False)
+
+    def forward(self, x_BTE: Tensor) -> Tensor:
+        """Logits of the next token."""
+        logits: Tensor = self.out(self.norm(x_BTE))
+        return logits

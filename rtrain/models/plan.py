@@ -1,0 +1,73 @@
+"""How a dense model may be cut: ordered pieces for a pipeline, and a split of each weight for tensor parallelism.
+
+A model gives its `Piece`s and knows nothing of ranks; `rtrain.parallel` does the cutting.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+Split = Literal["column", "kv", "row", "vocab", "replicated"]
+"""column: outputs are divided (dim 0 of a Linear's weight, and its bias); kv: the same by key-value heads, or
+replicated where there are more ranks than such heads; row: inputs are divided (dim 1); vocab: rows of an embedding or
+of the head (dim 0); replicated: whole on every tensor rank."""
+
+SPLIT_DIM: Mapping[Split, int] = {"column": 0, "kv": 0, "vocab": 0, "row": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A part of the model that is never parted between pipeline stages: one tensor in, one out."""
+
+    name: str
+    """Prefix of its tensors' logical names."""
+    build: Callable[[], nn.Module]
+    """Makes the module, on the default device of the moment."""
+    cost: float
+    """FLOPs of a forward pass for each token; stages are balanced by it."""
+    splits: Mapping[str, Split] = field(default_factory=dict)
+    """Parameter name inside the piece -> its split; what is not named is replicated."""
+    shared: Mapping[str, str] = field(default_factory=dict)
+    """Parameter name inside the piece -> logical name of an earlier piece's parameter that it is."""
+    kv_heads: int = 1
+    """Key-value heads that the split `kv` divides."""
+    enter: tuple[str, ...] = ()
+    """Submodules that need all tokens: their input is gathered over the tensor ranks."""
+    leave: tuple[str, ...] = ()
+    """Submodules whose output is a partial sum: it is summed over the tensor ranks, and its tokens dealt out."""
+
+    def split_dim(self, parameter: str, ranks: int) -> int | None:
+        """The dim along which `ranks` tensor ranks divide a parameter; none: it is whole on each."""
+        split = self.splits.get(parameter, "replicated")
+        if ranks == 1 or split == "replicated" or (split == "kv" and self.kv_heads < ranks):
+            return None
+        return SPLIT_DIM[split]
+
+
+def balance(costs: Sequence[float], stages: int) -> list[int]:
+    """Pieces of each stage, in order, so that the costliest stage is as cheap as can be; every stage has one at least.
+
+    Raises:
+        ValueError: more stages than pieces.
+    """
+    count = len(costs)
+    if not 1 <= stages <= count:
+        raise ValueError(f"{count} pieces cannot fill {stages} stages")
+    upto = [0.0]
+    for cost in costs:
+        upto.append(upto[-1] + cost)
+    # best[s][n]: the cheapest worst stage when the first n pieces fill s stages, and where the last one begins.
+    best = [[(float("inf"), 0)] * (count + 1) for _ in range(stages + 1)]
+    best[0][0] = (0.0, 0)
+    for s in range(1, stages + 1):
+        for n in range(s, count + 1):
+            best[s][n] = min((max(best[s - 1][k][0], upto[n] - upto[k]), k) for k in range(s - 1, n))
+    sizes = []
+    end = count
+    for s in range(stages, 0, -1):
+        begin = best[s][end][1]
+        sizes.append(end - begin)
+        end = begin
+    return sizes[::-1]

@@ -1,0 +1,179 @@
+"""Tensor parallelism with sequence-parallel norms, as hooks on plain modules (Korthikanti et al., arXiv:2205.05198).
+
+A weight is a plain tensor that holds this rank's share, because DeepSpeed takes no DTensors. Outside
+of attention, feed-forward layer and head, each tensor rank has its share of the tokens: a region's
+input is gathered over the ranks, its output summed and dealt out again. So every replicated weight
+sees only a share of the tokens (or of the heads), and its gradient is summed over the ranks.
+
+Shape legend: B rows, T tokens, S tokens of a rank's share, N tokens of all rows, V vocabulary of a rank's share.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from rtrain.models.plan import Piece
+from rtrain.nn.attention import Attention
+from rtrain.parallel.chunks import Place
+
+IGNORED = -100
+"""A target that counts for nothing."""
+
+
+class TensorRank:
+    """This rank among those that share each weight."""
+
+    def __init__(self, group: Any, index: int, size: int):
+        self.group, self.index, self.size = group, index, size
+
+    def place(self, piece: Piece, parameter: str, shape: tuple[int, ...], *, writes: bool) -> Place:
+        """Where this rank's share of a parameter lies in the whole one, whose shape is given.
+
+        `writes`: whether this rank is the one of its data group that writes checkpoints.
+        """
+        name = f"{piece.name}.{parameter}"
+        dim = piece.split_dim(parameter, self.size)
+        if dim is None:
+            return Place(
+                name=name, shape=shape, offsets=(0,) * len(shape), sizes=shape, writes=writes and not self.index
+            )
+        share = shape[dim] // self.size
+        offsets = tuple(self.index * share if d == dim else 0 for d in range(len(shape)))
+        sizes = tuple(share if d == dim else n for d, n in enumerate(shape))
+        return Place(name=name, shape=shape, offsets=offsets, sizes=sizes, writes=writes)
+
+    def connect(self, piece: Piece, module: nn.Module) -> None:
+        """Put the collectives of a piece around its submodules; the module holds this rank's shares already."""
+        if self.size == 1:
+            return
+        for name, parameter in module.named_parameters():
+            if piece.split_dim(name, self.size) is None:
+                parameter.register_hook(self._sum)
+        for name, child in module.named_modules():
+            if isinstance(child, Attention) and piece.split_dim(f"{name}.wk.weight", self.size) is None:
+                child.kv_chosen = self._kv_heads(child)
+            if isinstance(child, nn.Embedding) and piece.split_dim(f"{name}.weight", self.size) is not None:
+                self._look_up_own_rows(child)
+        for name in piece.enter:
+            module.get_submodule(name).register_forward_pre_hook(lambda _, args: (_gathered(args[0], self),))
+        for name in piece.leave:
+            module.get_submodule(name).register_forward_hook(lambda _, __, out: _scattered(out, self))
+
+    def loss(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """Sum of the tokens' cross-entropies in nats, float32; targets of `IGNORED` count for nothing."""
+        if self.size == 1:
+            return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
+        out: Tensor = _VocabLoss.apply(logits_NV.float(), targets_N, self)  # type: ignore[no-untyped-call]
+        return out
+
+    def _sum(self, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total, group=self.group)
+        return total
+
+    def _kv_heads(self, attention: Attention) -> list[int]:
+        """With more tensor ranks than key-value heads these are whole on every rank, which picks those that it uses."""
+        held = attention.wk.weight.shape[0] // attention.head_dim
+        queries = attention.wq.weight.shape[0] // attention.head_dim
+        share = queries * self.size // held  # query heads of one key-value head, over all ranks
+        first, last = self.index * queries // share, (self.index * queries + queries - 1) // share
+        return list(range(first, last + 1))
+
+    def _look_up_own_rows(self, embedding: nn.Embedding) -> None:
+        """Tokens of other ranks' rows give zeros here; the sum over the ranks puts the whole together."""
+        rows = embedding.weight.shape[0]
+
+        def shift(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            local = args[0] - self.index * rows
+            return (torch.where((local < 0) | (local >= rows), rows, local),)
+
+        def forward(tokens: Tensor) -> Tensor:
+            return nn.functional.embedding(tokens.clamp(max=rows - 1), embedding.weight) * (tokens < rows).unsqueeze(-1)
+
+        embedding.register_forward_pre_hook(shift)
+        embedding.forward = forward  # type: ignore[method-assign,assignment]
+
+
+def _gather(x: Tensor, ranks: TensorRank) -> Tensor:
+    """[B, S, ...] of each rank -> [B, T, ...] on every rank."""
+    mine = x.transpose(0, 1).contiguous()
+    out = mine.new_empty((mine.shape[0] * ranks.size, *mine.shape[1:]))
+    dist.all_gather_into_tensor(out, mine, group=ranks.group)
+    return out.transpose(0, 1).contiguous()
+
+
+def _scatter(x: Tensor, ranks: TensorRank) -> Tensor:
+    """Partial sums [B, T, ...] on every rank -> this rank's tokens of the sum, [B, S, ...]."""
+    mine = x.transpose(0, 1).contiguous()
+    out = mine.new_empty((mine.shape[0] // ranks.size, *mine.shape[1:]))
+    dist.reduce_scatter_tensor(out, mine, group=ranks.group)
+    return out.transpose(0, 1).contiguous()
+
+
+class _Gather(torch.autograd.Function):
+    """Gathers tokens; backward sums what each rank's share of the weights says of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: TensorRank) -> Tensor:
+        ctx.ranks = ranks
+        return _gather(x, ranks)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _scatter(gradients[0], ctx.ranks), None
+
+
+class _Scatter(torch.autograd.Function):
+    """Sums over the ranks and deals the tokens out; backward gathers their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: TensorRank) -> Tensor:
+        ctx.ranks = ranks
+        return _scatter(x, ranks)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _gather(gradients[0], ctx.ranks), None
+
+
+def _gathered(x: Tensor, ranks: TensorRank) -> Tensor:
+    out: Tensor = _Gather.apply(x, ranks)  # type: ignore[no-untyped-call]
+    return out
+
+
+def _scattered(x: Tensor, ranks: TensorRank) -> Tensor:
+    out: Tensor = _Scatter.apply(x, ranks)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _VocabLoss(torch.autograd.Function):
+    """Cross-entropy whose logits are divided over the ranks: [N, V] and int64 [N] -> the sum over the tokens.
+
+    No rank ever holds the logits of the whole vocabulary.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, ranks: TensorRank) -> Tensor:
+        share = logits_NV.shape[1]
+        peak_N = logits_NV.amax(dim=1)
+        dist.all_reduce(peak_N, dist.ReduceOp.MAX, group=ranks.group)
+        exp_NV = (logits_NV - peak_N.unsqueeze(1)).exp()
+        local_N = targets_N - ranks.index * share
+        here_N = (local_N >= 0) & (local_N < share)
+        picked_N = logits_NV.gather(1, local_N.clamp(0, share - 1).unsqueeze(1)).squeeze(1) * here_N
+        both_2N = torch.stack((exp_NV.sum(dim=1), picked_N))
+        dist.all_reduce(both_2N, group=ranks.group)
+        counts_N = targets_N != IGNORED
+        ctx.save_for_backward(exp_NV / both_2N[0].unsqueeze(1), local_N, here_N, counts_N)
+        return ((both_2N[0].log() + peak_N - both_2N[1]) * counts_N).sum()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        softmax_NV, local_N, here_N, counts_N = ctx.saved_tensors
+        gradient_NV = softmax_NV.clone()
+        index_N1 = local_N.clamp(0, softmax_NV.shape[1] - 1).unsqueeze(1)
+        gradient_NV.scatter_add_(1, index_N1, -here_N.to(gradient_NV.dtype).unsqueeze(1))
+        return gradient_NV * counts_N.unsqueeze(1) * gradients[0], None, None

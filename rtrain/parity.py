@@ -1,0 +1,279 @@
+"""`parity`: the proof that a layout trains to the same losses as one process, on this machine, for this very run.
+
+Every layout trains a few steps from the same weights on the same batches, in processes on the CPU
+(gloo), and its losses, gradient norms and bytes stand beside those of one process.
+"""
+
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rtrain.errors import ConfigError, RunFailed, UserError, one_line
+from rtrain.mesh import Parallel, lay_out
+from rtrain.models.decoder import Decoder
+from rtrain.planning import check
+from rtrain.run import Run
+from rtrain.training.agreement import open_data, refuse
+from rtrain.training.breakdown import Stopwatch
+from rtrain.training.engine import build_engine
+from rtrain.training.world import join, leave
+
+LOSS = 1e-4
+"""Largest difference of a loss in nats. float32 sums in another order differ by some 1e-7 of the value, and an
+optimizer carries that along for some tens of steps, here up to 5e-5; what is computed wrongly shows as 1e-3 and more."""
+GRAD_NORM = 5e-4
+"""Largest difference of a gradient norm, relative to it; for the same reason."""
+STEPS = 20
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What training gave, step by step."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    """Empty where clipping is off and nothing computes them."""
+    bytes_per_rank: int
+    """Weights, gradients and optimizer state of the rank that has most, by the layout's arithmetic."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One layout beside one process."""
+
+    layout: str
+    world_size: int
+    max_loss_diff: float
+    max_grad_norm_diff: float | None
+    """Relative; none where nothing computes the norm."""
+    bytes_per_rank: int
+    verdict: str
+    """"equal", "differs", or why it could not be run."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A layout that is not legal, and why."""
+
+    layout: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """The table of `rtrain parity`."""
+
+    run: str
+    steps: int
+    layouts: tuple[Compared, ...]
+    refused: tuple[Refused, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every layout that ran equals one process."""
+        return all(c.verdict == "equal" for c in self.layouts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        wide = max([len(c.layout) for c in self.layouts] + [len("layout")])
+        head = f"{'layout':<{wide}} {'ranks':>5} {'loss diff':>10} {'norm diff':>10} {'bytes/rank':>12}  verdict"
+        lines = [f"{self.run}: {self.steps} steps, beside one process", "", head]
+        for c in self.layouts:
+            norm = "-" if c.max_grad_norm_diff is None else f"{c.max_grad_norm_diff:.1e}"
+            numbers = f"{c.world_size:>5} {c.max_loss_diff:>10.1e} {norm:>10} {c.bytes_per_rank:>12,}"
+            lines.append(f"{c.layout:<{wide}} {numbers}  {c.verdict}")
+        if self.refused:
+            lines += ["", f"refused: {len(self.refused)}"]
+            lines += [f"  {r.layout}: {r.reason}" for r in self.refused]
+        return "\n".join(lines)
+
+
+def parity(
+    run: Run, *, layouts: Sequence[Parallel] | None = None, steps: int = STEPS, say: Progress = lambda _: None
+) -> Parity:
+    """Train `run` for a few steps at each layout, and compare with one process.
+
+    `layouts`: none for the run's own. A layout's world is as large as the product of its degrees.
+
+    Raises:
+        UserError: the run itself is not legal, or its data cannot be read.
+        RunFailed: one process alone cannot train it.
+    """
+    if layouts is None:
+        layouts = (_spelled(run.parallel, check(run).data),)
+    open_data(run)
+    legal: list[Parallel] = []
+    refused = []
+    for layout in layouts:
+        reason = _reason(run, layout)
+        if reason:
+            refused.append(Refused(name_of(layout), reason))
+        else:
+            legal.append(layout)
+    say("one process")
+    (alone,) = _traces(run, 1, [Parallel(dense="ddp", embeddings=run.parallel.embeddings)], steps)
+    if isinstance(alone, str):
+        raise RunFailed(f"parity: one process cannot train {run.name!r}: {alone}")
+    compared: dict[str, Compared] = {}
+    for world, group in groupby(sorted(legal, key=world_of), key=world_of):
+        together = list(group)
+        say(f"{world} processes, {len(together)} layouts")
+        for layout, trace in zip(together, _traces(run, world, together, steps), strict=True):
+            compared[name_of(layout)] = _compare(layout, trace, alone)
+    return Parity(run.name, steps, tuple(compared[name_of(x)] for x in legal), tuple(refused))
+
+
+def name_of(layout: Parallel) -> str:
+    """Such as `dp2 tp2 pp2 zero1 1f1b x4`: degrees above 1, what keeps replicas in step, schedule and microbatches."""
+    degrees = (("dp", layout.data or 1), ("tp", layout.tensor), ("pp", layout.pipeline))
+    words = [f"{short}{degree}" for short, degree in degrees if degree > 1]
+    words.append(f"zero{layout.zero_stage}" if layout.dense == "zero" else "ddp")
+    if layout.pipeline > 1:
+        words.append(layout.schedule)
+    if layout.microbatches > 1:
+        words.append(f"x{layout.microbatches}")
+    if layout.embeddings != "sharded":
+        words.append(layout.embeddings)
+    return " ".join(words)
+
+
+def world_of(layout: Parallel) -> int:
+    """Ranks of a layout whose data degree is given."""
+    return (layout.data or 1) * layout.tensor * layout.pipeline
+
+
+def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
+    """Every combination of degrees (powers of 2), wrapping and schedule of at most `most_ranks` ranks, legal or not."""
+    degrees = [2**i for i in range(most_ranks.bit_length()) if 2**i <= most_ranks]
+    wraps: list[dict[str, Any]] = [{"dense": "ddp"}, *({"dense": "zero", "zero_stage": s} for s in range(4))]
+    dense = isinstance(run.model, Decoder)
+    schedules = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
+    for pipeline in degrees if dense else (1,):
+        for tensor in degrees if dense else (1,):
+            for data in degrees:
+                if pipeline * tensor * data > most_ranks:
+                    continue
+                for wrap in wraps:
+                    for schedule in schedules if pipeline > 1 else ("1f1b",):
+                        for microbatches in ((2 * pipeline,) if pipeline > 1 else (1, 2) if dense else (1,)):
+                            yield Parallel(
+                                data=data,
+                                tensor=tensor,
+                                pipeline=pipeline,
+                                schedule=schedule,  # type: ignore[arg-type]
+                                microbatches=microbatches,
+                                embeddings=run.parallel.embeddings,
+                                **wrap,
+                            )
+
+
+def _spelled(parallel: Parallel, data: int) -> Parallel:
+    return replace(parallel, data=data)
+
+
+def _reason(run: Run, layout: Parallel) -> str:
+    """Why a layout is refused; empty when it is legal."""
+    try:
+        refuse(replace(run, parallel=layout), lay_out(layout, world_of(layout)))
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _compare(layout: Parallel, trace: "Trace | str", alone: Trace) -> Compared:
+    if isinstance(trace, str):
+        return Compared(name_of(layout), world_of(layout), float("nan"), None, 0, f"failed: {trace}")
+    loss = max(abs(a - b) for a, b in zip(trace.losses, alone.losses, strict=True))
+    norm = None
+    if trace.grad_norms and alone.grad_norms:
+        norm = max(abs(a - b) / b for a, b in zip(trace.grad_norms, alone.grad_norms, strict=True))
+    equal = loss <= LOSS and (norm is None or norm <= GRAD_NORM)
+    verdict = "equal" if equal else "differs"
+    return Compared(name_of(layout), world_of(layout), loss, norm, trace.bytes_per_rank, verdict)
+
+
+def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> "Iterable[Trace | str]":
+    """Each layout's trace, trained one after the other in one set of processes; a failure gives its words."""
+    with tempfile.TemporaryDirectory(prefix="rtrain-parity-") as folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        # Ranks that fail tell so in their file; what kills a process raises here.
+        try:
+            torch.multiprocessing.spawn(_rank, (world, port, folder, run, tuple(layouts), steps), nprocs=world)
+        except Exception as error:
+            problem = one_line(error)
+            return [_read(Path(folder) / f"{i}.json") or problem for i in range(len(layouts))]
+        return [_read(Path(folder) / f"{i}.json") or "no answer" for i in range(len(layouts))]
+
+
+def _read(path: Path) -> "Trace | str | None":
+    if not path.is_file():
+        return None
+    said = json.loads(path.read_text())
+    return Trace(**said) if isinstance(said, dict) else str(said)
+
+
+def _rank(rank: int, world: int, port: int, folder: str, run: Run, layouts: Sequence[Parallel], steps: int) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_RANK=str(rank),
+        LOCAL_WORLD_SIZE=str(world),
+    )
+    try:
+        for index, layout in enumerate(layouts):
+            trace = _train(replace(run, parallel=layout), steps)
+            if rank == 0:
+                (Path(folder) / f"{index}.json").write_text(json.dumps(asdict(trace)))
+    except UserError as error:
+        raise RuntimeError(str(error)) from error
+    finally:
+        leave()
+
+
+def _train(run: Run, steps: int) -> Trace:
+    """Train in the present world; the same on every rank."""
+    world = join(gpu=False, timeout_s=120.0)
+    mesh = lay_out(run.parallel, world.size)
+    engine = build_engine(run, mesh, world, stored=None, training=True)
+    data = open_data(run)
+    reader = data.reader(
+        "train",
+        global_batch=run.global_batch,
+        seed=run.seed,
+        rank=mesh.coordinates(world.rank)["data"],
+        world_size=mesh.data,
+    )
+    total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
+    losses, norms = [], []
+    watch = Stopwatch(world.device, sample_steps=0)
+    engine.restore_rng()
+    batches = iter(reader)
+    for step in range(steps):
+        batch, _ = next(batches)
+        loss = engine.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
+        dist.all_reduce(loss)
+        losses.append(float(loss) / batch.loss_units)
+        if engine.grad_norm is not None:
+            norms.append(engine.grad_norm)
+    reader.close()
+    most = max(sum(v for k, v in row.items() if k != "rank") for row in engine.bytes_per_rank())
+    return Trace(losses=losses, grad_norms=norms, bytes_per_rank=most)

@@ -1,0 +1,41 @@
+"""Whether the parts of a run go together: model, data and layout, checked before anything starts."""
+
+from rtrain.data.interactions import Dataset, Interactions
+from rtrain.data.tokens import TokenDataset, Tokens
+from rtrain.errors import ConfigError
+from rtrain.mesh import Mesh
+from rtrain.models.decoder import Decoder
+from rtrain.parallel import legal
+from rtrain.run import Run
+
+
+def refuse(run: Run, mesh: Mesh) -> None:
+    """Refuse a layout that the model cannot have.
+
+    Raises:
+        ConfigError: as `rtrain.parallel.legal`.
+    """
+    if isinstance(run.model, Decoder):
+        assert isinstance(run.data, Tokens), "Run refuses another pair"
+        legal.refuse_dense(run.parallel, mesh, run.model, context=run.data.context, global_batch=run.global_batch)
+    else:
+        assert isinstance(run.data, Interactions), "Run refuses another pair"
+        tables = run.model.table_list(run.data.schema)
+        model = type(run.model).__name__
+        legal.refuse(run.parallel, run.sparse_optim, tables, world_size=mesh.world_size, model=model)
+
+
+def open_data(run: Run) -> Dataset | TokenDataset:
+    """The run's data, opened and checked against its model.
+
+    Raises:
+        DataError: data that is missing, damaged, or does not fit.
+        ConfigError: tokens that the model's vocabulary does not have.
+    """
+    data = run.data.open()
+    if isinstance(data, TokenDataset) and isinstance(run.model, Decoder) and data.vocab > run.model.vocab:
+        raise ConfigError(
+            f"model.vocab: {run.model.vocab}, but the tokens of {data.shards.folder} come from a vocabulary of "
+            f"{data.vocab} ({data.shards.tokenizer}). Set model.vocab to {data.vocab} or more"
+        )
+    return data
