@@ -23,11 +23,24 @@ if TYPE_CHECKING:
 VERBS = {
     "train": "train to the end (resumes by name), test, export, report; the default",
     "plan": "show ranks, table placement and bytes per rank; starts nothing",
+    "parity": "train some steps at this layout and in one process (CPU), and compare; --layouts all: every one",
     "tune": "search the recipe's space, each trial a distributed run",
     "serve": "serve the finished run's export until Ctrl-C",
     "config": "print the resolved config",
 }
-OWN_FLAGS = ("--json", "--debug", "--fresh", "--launcher", "--trials", "--replicas", "--help", "-h")
+RECIPE_VERBS = ("train", "plan", "parity", "tune", "config")
+OWN_FLAGS = (
+    "--json",
+    "--debug",
+    "--fresh",
+    "--launcher",
+    "--trials",
+    "--replicas",
+    "--layouts",
+    "--ranks",
+    "--help",
+    "-h",
+)
 
 
 def main(
@@ -107,6 +120,8 @@ def _recipe(
         base = shlex.join(["python", recipe, "train", *_without_verb(given, verb)])
         tuned = tune(chosen, space, trials=options.trials, command=base)
         print(json.dumps(tuned.to_json()) if options.json else tuned)
+    elif verb == "parity":
+        return _parity(chosen, every=options.layouts == "all", ranks=options.ranks, as_json=options.json)
     elif verb == "serve":
         _serve(f"{chosen.storage}/{chosen.name}", options.replicas, chosen.handoff.port, options.json)
     else:
@@ -116,6 +131,16 @@ def _recipe(
         if result is not None:
             print(json.dumps(dict(result.values)) if options.json else _summary(result.values), flush=True)
     return 0
+
+
+def _parity(run: "Run", *, every: bool, ranks: int, as_json: bool) -> int:
+    """Exit code 1 when a layout differs from one process."""
+    from rtrain.parity import all_layouts, parity
+
+    layouts = tuple(all_layouts(run, ranks)) if every else None
+    found = parity(run, layouts=layouts, say=lambda text: print(f"parity: {text}", file=sys.stderr, flush=True))
+    print(json.dumps(found.to_json()) if as_json else found)
+    return 0 if found.holds else 1
 
 
 def golden(run: "Run") -> str:
@@ -147,6 +172,8 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--trials", type=int, default=8, help="tune: how many (default 8)")
     parser.add_argument("--replicas", type=int, default=1, help="serve: how many (default 1)")
+    parser.add_argument("--layouts", choices=("own", "all"), default="own", help="parity: the run's own, or every one")
+    parser.add_argument("--ranks", type=int, default=4, help="parity --layouts all: at most so many (default 4)")
     parser.error = _refuse  # type: ignore[assignment,method-assign]
     return parser
 
@@ -261,7 +288,7 @@ def _console(given: list[str]) -> int:
     serve.add_argument("--port", type=int, default=8000)
     report = add("report", "write a run's report.html anew")
     report.add_argument("target", help="the run's folder")
-    for name in ("train", "plan", "tune", "config"):
+    for name in RECIPE_VERBS:
         verb = add(name, f"{VERBS[name]} (of a recipe)")
         verb.add_argument("recipe", help="path of the recipe's Python file")
 
@@ -269,7 +296,7 @@ def _console(given: list[str]) -> int:
     if options.verb is None:
         parser.print_help()
         return 0
-    if options.verb in ("train", "plan", "tune", "config"):
+    if options.verb in RECIPE_VERBS:
         return _run_recipe(options, rest)
     if rest:
         raise UserError(f"rtrain {options.verb}: it takes no {' '.join(rest)}; see rtrain {options.verb} --help")

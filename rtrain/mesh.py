@@ -35,7 +35,7 @@ class Parallel:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
     embeddings: Literal["sharded", "table_wise", "row_wise", "column_wise"] = "sharded"
-    """How TorchRec splits the tables; sharded: its planner chooses for each table."""
+    """How TorchRec splits the tables; sharded: its planner chooses for each. A table with too few rows stays whole."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "tensor", "pipeline"):

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rtrain.errors import ConfigError, RunFailed, UserError, one_line
+from rtrain.errors import ConfigError, RunFailed, UserError
 from rtrain.mesh import Parallel, lay_out
 from rtrain.models.decoder import Decoder
 from rtrain.planning import check
@@ -29,7 +29,7 @@ from rtrain.training.world import join, leave
 
 LOSS = 1e-4
 """Largest difference of a loss in nats. float32 sums in another order differ by some 1e-7 of the value, and an
-optimizer carries that along for some tens of steps, here up to 5e-5; what is computed wrongly shows as 1e-3 and more."""
+optimizer carries that along for some tens of steps, here up to 5e-5; what is wrong shows as 1e-3 and more."""
 GRAD_NORM = 5e-4
 """Largest difference of a gradient norm, relative to it; for the same reason."""
 STEPS = 20
@@ -169,7 +169,7 @@ def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
                     continue
                 for wrap in wraps:
                     for schedule in schedules if pipeline > 1 else ("1f1b",):
-                        for microbatches in ((2 * pipeline,) if pipeline > 1 else (1, 2) if dense else (1,)):
+                        for microbatches in (2 * pipeline,) if pipeline > 1 else (1, 2) if dense else (1,):
                             yield Parallel(
                                 data=data,
                                 tensor=tensor,
@@ -206,26 +206,27 @@ def _compare(layout: Parallel, trace: "Trace | str", alone: Trace) -> Compared:
     return Compared(name_of(layout), world_of(layout), loss, norm, trace.bytes_per_rank, verdict)
 
 
-def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> "Iterable[Trace | str]":
+def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> "list[Trace | str]":
     """Each layout's trace, trained one after the other in one set of processes; a failure gives its words."""
-    with tempfile.TemporaryDirectory(prefix="rtrain-parity-") as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        # Ranks that fail tell so in their file; what kills a process raises here.
-        try:
-            torch.multiprocessing.spawn(_rank, (world, port, folder, run, tuple(layouts), steps), nprocs=world)
-        except Exception as error:
-            problem = one_line(error)
-            return [_read(Path(folder) / f"{i}.json") or problem for i in range(len(layouts))]
-        return [_read(Path(folder) / f"{i}.json") or "no answer" for i in range(len(layouts))]
-
-
-def _read(path: Path) -> "Trace | str | None":
-    if not path.is_file():
-        return None
-    said = json.loads(path.read_text())
-    return Trace(**said) if isinstance(said, dict) else str(said)
+    found: list[Trace | str] = []
+    while len(found) < len(layouts):
+        left = tuple(layouts[len(found) :])
+        with tempfile.TemporaryDirectory(prefix="rtrain-parity-") as folder:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+            problem = ""
+            try:
+                torch.multiprocessing.spawn(_rank, (world, port, folder, run, left, steps), nprocs=world)
+            except Exception as error:  # a rank raised, or died
+                problem = str(error).strip().splitlines()[-1]
+            for index in range(len(left)):
+                path = Path(folder) / f"{index}.json"
+                if not path.is_file():
+                    found.append(problem or "no answer")
+                    break  # the others get new processes
+                found.append(Trace(**json.loads(path.read_text())))
+    return found
 
 
 def _rank(rank: int, world: int, port: int, folder: str, run: Run, layouts: Sequence[Parallel], steps: int) -> None:
@@ -268,7 +269,7 @@ def _train(run: Run, steps: int) -> Trace:
     engine.restore_rng()
     batches = iter(reader)
     for step in range(steps):
-        batch, _ = next(batches)
+        batch: Any = next(batches)[0]
         loss = engine.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
         dist.all_reduce(loss)
         losses.append(float(loss) / batch.loss_units)

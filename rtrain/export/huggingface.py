@@ -8,7 +8,7 @@
 import json
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,15 +118,20 @@ def export_decoder(config: Decoder, stored: Stored, uri: str, *, context: int) -
 
     Tensors pass through memory in files of at most about 2 GiB.
     """
+    return write_decoder(config, _Stored(stored), uri, context=context)
+
+
+def write_decoder(config: Decoder, weights: Mapping[str, Tensor], uri: str, *, context: int) -> str:
+    """Write weights, by logical name, as a Hugging Face folder; returns its URI."""
     folder = Folder(uri)
     folder.discard(INDEX)
     folder.write_json(CONFIG, their_config(config, context=context))
-    packs = [p for p in _packs(stored)]
+    packs = list(_packs(weights))
     index: dict[str, str] = {}
     total = 0
     for number, names in enumerate(packs, start=1):
         file = f"model-{number:05d}-of-{len(packs):05d}.safetensors"
-        tensors: dict[str, Tensor] = {their_name(n): stored.tensor(f"model.{n}") for n in names}
+        tensors = {their_name(n): weights[n].detach().contiguous() for n in names}
         total += sum(t.nbytes for t in tensors.values())
         with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
             save_file(tensors, Path(scratch) / file, metadata={"format": "pt"})
@@ -136,14 +141,35 @@ def export_decoder(config: Decoder, stored: Stored, uri: str, *, context: int) -
     return folder.uri
 
 
-def _packs(stored: Stored) -> Iterator[list[str]]:
+def _packs(weights: Mapping[str, Tensor]) -> Iterator[list[str]]:
     pack: list[str] = []
     size = 0
-    for name in sorted(stored.names("model.")):
-        bytes_here = stored.nbytes(name)
+    for name in sorted(weights):
+        bytes_here = weights.nbytes(name) if isinstance(weights, _Stored) else weights[name].nbytes
         if pack and size + bytes_here > FILE_BYTES:
             yield pack
             pack, size = [], 0
-        pack.append(name.removeprefix("model."))
+        pack.append(name)
         size += bytes_here
     yield pack
+
+
+class _Stored(Mapping[str, Tensor]):
+    """A checkpoint's weights, read one at a time."""
+
+    def __init__(self, stored: Stored):
+        self.stored = stored
+        self.names = sorted(n.removeprefix("model.") for n in stored.names("model."))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stored.tensor(f"model.{name}")
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of a weight, without reading it."""
+        return self.stored.nbytes(f"model.{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)

@@ -48,6 +48,10 @@ class Place:
     writes: bool
     """Whether this rank writes the rectangle into checkpoints; of those that hold the same one, one does."""
 
+    def owns(self, data: Tensor) -> bool:
+        """Whether this rank writes `data`, which is of the rectangle's shape or a scalar for the whole parameter."""
+        return self.writes and (data.dim() > 0 or not any(self.offsets))
+
     def weight(self, data: Tensor) -> Chunk:
         """The weight itself."""
         return Chunk(name=f"model.{self.name}", shape=self.shape, offsets=self.offsets, data=data)

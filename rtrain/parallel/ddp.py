@@ -73,7 +73,8 @@ class ReplicatedTower:
                 continue
             yield place.weight(parameter.detach())
             for slot, value in self.optimizer.state.get(parameter, {}).items():
-                yield place.state(slot, value.detach())
+                if place.owns(value):
+                    yield place.state(slot, value.detach())
 
     def restore(self, read: ReadChunk) -> None:
         """Optimizer state from `read`; the weights were loaded before the wrapping."""

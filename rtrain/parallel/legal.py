@@ -103,8 +103,8 @@ def _reasons_against_pipeline(parallel: Parallel, ranks: int, model: Decoder) ->
             "model.tied: embedding and head lie in different pipeline stages, whose gradients nothing adds up yet. "
             "Set model.tied to false, or parallel.pipeline to 1"
         )
-    if parallel.dense == "zero" and parallel.zero_stage == 3 and parallel.schedule == "zbv_zero_bubble":
+    if parallel.dense == "zero" and parallel.zero_stage == 3 and parallel.schedule.endswith("zero_bubble"):
         yield (
-            "parallel.zero_stage: 3 with schedule 'zbv_zero_bubble' takes gradients of parameters that are partitioned "
-            "away by then. Use another schedule, or a lower zero_stage"
+            f"parallel.zero_stage: 3 with schedule {parallel.schedule!r} takes gradients of parameters that are "
+            "partitioned away by then. Use another schedule, or a lower zero_stage"
         )

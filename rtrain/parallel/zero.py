@@ -173,8 +173,9 @@ class ZeroTower:
                 state = self._slot(parameter, slot)
                 if place.writes:
                     yield place.state(slot, state)
-            if place.writes:
-                yield place.state("step", torch.tensor(float(steps)))
+            count = torch.tensor(float(steps))
+            if place.owns(count):
+                yield place.state("step", count)
 
     def restore(self, read: ReadChunk) -> None:
         """Adam's moments and step count; the state must exist before DeepSpeed can set it."""

@@ -61,6 +61,12 @@ class Stopwatch:
             yield
             self._totals[name] += time.perf_counter() - began
 
+    def close(self) -> None:
+        """End a sample that is under way: a process that exits with its profiler running crashes."""
+        if self._profile is not None:
+            self._profile.stop()
+            self._profile = None
+
     def _settle(self) -> None:
         torch.cuda.synchronize()
         for name, begin, end in self._pending:

@@ -161,7 +161,7 @@ class _Job:
                 watch=watch,
             )
         except BaseException as error:
-            endings = [callback.close for callback in callbacks]
+            endings = [watch.close, *(callback.close for callback in callbacks)]
             if history:
                 text = f"attempt {state.attempt} failed at step {state.step}: {one_line(error)}"
                 endings.insert(0, partial(history.event, state.step, text))
