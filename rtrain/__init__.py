@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from rtrain.data.split import ByTime
     from rtrain.mesh import Parallel
     from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
+    from rtrain.models.dcnv2 import DCNv2
+    from rtrain.models.deepfm import DeepFM
+    from rtrain.models.din import DIN
     from rtrain.models.dlrm import DLRM
+    from rtrain.nn.tables import TableOptions
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
@@ -31,7 +35,11 @@ _HOMES = {
     "rtrain.data.split": ("ByTime",),
     "rtrain.mesh": ("Parallel",),
     "rtrain.metrics": ("AUC", "GAUC", "NDCG", "Accuracy", "Calibration", "LogLoss"),
+    "rtrain.models.dcnv2": ("DCNv2",),
+    "rtrain.models.deepfm": ("DeepFM",),
+    "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
+    "rtrain.nn.tables": ("TableOptions",),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
@@ -42,6 +50,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AUC",
+    "DIN",
     "DLRM",
     "GAUC",
     "NDCG",
@@ -53,6 +62,8 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "Cluster",
+    "DCNv2",
+    "DeepFM",
     "Dense",
     "Evaluation",
     "Faults",
@@ -69,6 +80,7 @@ __all__ = [
     "Schedule",
     "Schema",
     "Sequence",
+    "TableOptions",
     "Tracking",
     "Tuned",
     "__version__",
