@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from rtrain.mesh import Parallel
     from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
     from rtrain.metrics.language import Perplexity, TokenLoss
+    from rtrain.models.dcnv2 import DCNv2
     from rtrain.models.decoder import Decoder
+    from rtrain.models.deepfm import DeepFM
+    from rtrain.models.din import DIN
     from rtrain.models.dlrm import DLRM
+    from rtrain.nn.tables import TableOptions
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
@@ -37,7 +41,11 @@ _HOMES = {
     "rtrain.metrics": ("AUC", "GAUC", "NDCG", "Accuracy", "Calibration", "LogLoss"),
     "rtrain.metrics.language": ("Perplexity", "TokenLoss"),
     "rtrain.models.decoder": ("Decoder",),
+    "rtrain.models.dcnv2": ("DCNv2",),
+    "rtrain.models.deepfm": ("DeepFM",),
+    "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
+    "rtrain.nn.tables": ("TableOptions",),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
@@ -48,6 +56,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AUC",
+    "DIN",
     "DLRM",
     "GAUC",
     "NDCG",
@@ -59,7 +68,9 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "Cluster",
+    "DCNv2",
     "Decoder",
+    "DeepFM",
     "Dense",
     "Evaluation",
     "Faults",
@@ -77,6 +88,7 @@ __all__ = [
     "Schedule",
     "Schema",
     "Sequence",
+    "TableOptions",
     "TokenLoss",
     "Tokens",
     "Tracking",

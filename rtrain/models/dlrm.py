@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rtrain.errors import ConfigError
-from rtrain.models.ranking import RankingConfig
+from rtrain.models.ranking import RankingConfig, check_dropout, check_sizes
 from rtrain.nn.interaction import DotInteraction, mlp
 from rtrain.schema import Schema
 
@@ -26,34 +26,33 @@ class DLRM(RankingConfig):
     """Dropout after each hidden layer of the top MLP."""
 
     def __post_init__(self) -> None:
-        if self.dim < 1 or self.dim % 4:
-            raise ConfigError(f"model.dim: must be a multiple of 4, which fbgemm reads at once, got {self.dim}")
-        for name in ("bottom", "top"):
-            if min(getattr(self, name), default=1) < 1:
-                raise ConfigError(f"model.{name}: a hidden size is at least 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"model.dropout: must be in [0, 1), got {self.dropout}")
+        super().__post_init__()
+        check_sizes(bottom=self.bottom, top=self.top)
+        check_dropout(self.dropout)
 
     def tower(self, schema: Schema) -> nn.Module:
         """The bottom MLP, the interaction and the top MLP."""
         if not schema.dense:
             raise ConfigError("model DLRM: the schema has no Dense feature for its bottom MLP. Add one")
+        self.one_dim(schema)
         return DLRMTower(self, dense=len(schema.dense), vectors=len(schema.ids))
 
 
 class DLRMTower(nn.Module):
-    """(dense [B, D], embeddings [B, F, E]) -> logits [B]."""
+    """(dense [B, D], vectors [B, F * E]) -> logits [B]."""
 
     def __init__(self, config: DLRM, *, dense: int, vectors: int):
         super().__init__()
         self.bottom = mlp((dense, *config.bottom, config.dim))
+        self.vectors = vectors
         self.interaction = DotInteraction(vectors + 1)
         pairs = (vectors + 1) * vectors // 2
         self.top = mlp((config.dim + pairs, *config.top, 1), dropout=config.dropout, last_linear=True)
 
-    def forward(self, dense_BD: Tensor, embeddings_BFE: Tensor) -> Tensor:
+    def forward(self, dense_BD: Tensor, vectors_BV: Tensor) -> Tensor:
         """Logits [B]."""
         projected_BE = self.bottom(dense_BD)
+        embeddings_BFE = vectors_BV.unflatten(1, (self.vectors, -1))
         pairs = self.interaction(torch.cat([projected_BE.unsqueeze(1), embeddings_BFE], dim=1))
         logits: Tensor = self.top(torch.cat([projected_BE, pairs], dim=1)).squeeze(1)
         return logits

@@ -2,6 +2,8 @@
 
 The two parts are what makes layouts compose: `tables` (ids -> vectors) is sharded by TorchRec,
 `tower` (tensors -> logits) is replicated or partitioned by DDP or ZeRO.
+
+Shape legend: B rows, D dense features, V dims of all features' vectors together, T longest sequence, E embedding dim.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from rtrain.nn.tables import Table
+from rtrain.errors import ConfigError, did_you_mean
+from rtrain.nn.tables import Table, TableOptions
 from rtrain.schema import Batch, Schema
 
 
@@ -25,7 +28,7 @@ class RankingModel(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits [B]; their sigmoid is the predicted probability."""
-        logits: Tensor = self.tower(batch.dense, self.tables(batch.ids))
+        logits: Tensor = self.tower(batch.dense, *self.tables(batch.ids))
         return logits
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -38,27 +41,87 @@ class RankingConfig(ABC):
     """Config of a `RankingModel`."""
 
     dim: int = 16
-    """Embedding dim of every table."""
+    """Embedding dim of every table that `tables` gives no other."""
+    tables: tuple[TableOptions, ...] = ()
+    """Tables with a dim, a pooling or first weights of their own."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.dim % 4:
+            raise ConfigError(f"model.dim: must be a multiple of 4, which fbgemm reads at once, got {self.dim}")
+        named = [options.table for options in self.tables]
+        for name in named:
+            if named.count(name) > 1:
+                raise ConfigError(f"model.tables: table {name!r} is there twice")
 
     def feature_names(self, schema: Schema) -> tuple[str, ...]:
         """The id features in the order of the tower's input."""
         return tuple(f.name for f in schema.ids)
 
+    def sequence_features(self, schema: Schema) -> tuple[str, ...]:
+        """The features that the tower reads as sequences; all others become one vector a row."""
+        return ()
+
     def table_list(self, schema: Schema) -> tuple[Table, ...]:
-        """The embedding tables that the schema asks for."""
-        return tuple(
-            Table(
-                name=name,
-                rows=rows,
-                dim=self.dim,
-                features=tuple(f.name for f in schema.ids if f.table_name == name),
+        """The embedding tables that the schema asks for.
+
+        Raises:
+            ConfigError: options for a table that the schema does not have.
+        """
+        sequences = self.sequence_features(schema)
+        options = {o.table: o for o in self.tables}
+        for name in options:
+            if name not in schema.tables:
+                near = did_you_mean(name, schema.tables)
+                raise ConfigError(
+                    f"model.tables: the schema has no table {name!r}{near or '. It has ' + ', '.join(schema.tables)}"
+                )
+        found = []
+        for name, rows in schema.tables.items():
+            features = tuple(f.name for f in schema.ids if f.table_name == name)
+            own = options.get(name, TableOptions(table=name))
+            found.append(
+                Table(
+                    name=name,
+                    rows=rows,
+                    dim=own.dim or self.dim,
+                    features=features,
+                    sequences=tuple(f for f in features if f in sequences),
+                    pooling=own.pooling,
+                    initial=own.initial,
+                    scale=own.scale,
+                )
             )
-            for name, rows in schema.tables.items()
-        )
+        return tuple(found)
+
+    def dims(self, schema: Schema) -> dict[str, int]:
+        """Id feature -> dim of its vectors, in the order of the tower's input."""
+        by_feature = {f: t.dim for t in self.table_list(schema) for f in t.features}
+        return {f: by_feature[f] for f in self.feature_names(schema)}
+
+    def width(self, schema: Schema) -> int:
+        """V: the dims of all vectors that the tower is given side by side; sequences come apart from them."""
+        return sum(dim for f, dim in self.dims(schema).items() if f not in self.sequence_features(schema))
+
+    def one_dim(self, schema: Schema) -> int:
+        """The dim of every table, for a model that multiplies vectors of one feature with those of another.
+
+        Raises:
+            ConfigError: `tables` gives some table another dim, or the schema has no id feature.
+        """
+        name = type(self).__name__
+        if not schema.ids:
+            raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
+        for table in self.table_list(schema):
+            if table.dim != self.dim:
+                raise ConfigError(
+                    f"model.tables: table {table.name!r} has dim {table.dim}, but {name} multiplies vectors of "
+                    f"different tables, so all need model.dim ({self.dim}). Leave its dim out, or use DCNv2"
+                )
+        return self.dim
 
     @abstractmethod
     def tower(self, schema: Schema) -> nn.Module:
-        """The dense part: (dense [B, D], vectors [B, F, dim]) -> logits [B]."""
+        """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits [B]."""
 
     def build(self, schema: Schema, *, seed: int, table_device: torch.device | str = "cpu") -> RankingModel:
         """The model; the tower's weights are drawn from `seed`, the same at every layout.
@@ -71,3 +134,24 @@ class RankingConfig(ABC):
             torch.manual_seed(seed)
             tower = self.tower(schema)
         return RankingModel(Tables(self.table_list(schema), self.feature_names(schema), table_device), tower)
+
+
+def check_sizes(**sizes: tuple[int, ...]) -> None:
+    """Refuse hidden sizes below 1; the keyword is the field's name.
+
+    Raises:
+        ConfigError: the first field with such a size.
+    """
+    for name, values in sizes.items():
+        if min(values, default=1) < 1:
+            raise ConfigError(f"model.{name}: a hidden size is at least 1, got {values}")
+
+
+def check_dropout(dropout: float) -> None:
+    """Refuse a dropout outside [0, 1).
+
+    Raises:
+        ConfigError: it is.
+    """
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"model.dropout: must be in [0, 1), got {dropout}")

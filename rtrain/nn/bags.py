@@ -1,46 +1,103 @@
-"""The module that looks ids up and pools them: TorchRec's EmbeddingBagCollection behind a stable face.
+"""The module that looks ids up: TorchRec's collections of pooled and of unpooled tables behind a stable face.
 
-Jagged ids in, one tensor out, in the order of the features whatever the sharding plan (the order
+Jagged ids in, plain tensors out, in the order of the features whatever the sharding plan (the order
 inside TorchRec's KeyedTensor depends on the plan, so it is read by key).
 
-Shape legend: B rows, F features, E embedding dim.
+Shape legend: B rows, E embedding dim, V the dims of all single vectors together, T longest sequence of the batch.
 """
 
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, KeyedJaggedTensor, KeyedTensor, PoolingType
+from torchrec import (
+    EmbeddingBagCollection,
+    EmbeddingBagConfig,
+    EmbeddingCollection,
+    EmbeddingConfig,
+    JaggedTensor,
+    KeyedJaggedTensor,
+    KeyedTensor,
+    PoolingType,
+)
 
 from rtrain.nn.tables import Table
 from rtrain.schema import Jagged
 
 
 class Tables(nn.Module):
-    """Looks up and pools every feature: `Jagged` -> float32 [B, F, E], features in declared order."""
+    """Looks up every feature: `Jagged` -> vectors [B, V], then [B, T, E] and a mask [B, T] for each sequence.
+
+    V holds one vector a feature, side by side in declared order. A table that some feature reads as a
+    sequence is looked up without pooling, and its other features become one vector (the mean) here.
+    """
 
     def __init__(self, tables: tuple[Table, ...], features: tuple[str, ...], device: torch.device | str = "cpu"):
         super().__init__()
-        self.features = list(features)
-        self.bags = EmbeddingBagCollection(
-            tables=[
-                EmbeddingBagConfig(
-                    name=t.name,
-                    num_embeddings=t.rows,
-                    embedding_dim=t.dim,
-                    feature_names=list(t.features),
-                    pooling=PoolingType[t.pooling.upper()],
-                )
-                for t in tables
-            ],
-            device=torch.device(device),
-        )
+        pooled, unpooled = [t for t in tables if not t.sequences], [t for t in tables if t.sequences]
+        sequences = {f for t in unpooled for f in t.sequences}
+        self.single = [f for f in features if f not in sequences]
+        self.several = [f for f in features if f in sequences]
+        # The features of each collection in its own order, which is the order that it is handed them in.
+        self.pooled_features = [f for t in pooled for f in t.features]
+        self.unpooled_features = [f for t in unpooled for f in t.features]
+        self.bags: nn.Module | None = None
+        self.sequences: nn.Module | None = None
+        if pooled:
+            self.bags = EmbeddingBagCollection(
+                tables=[
+                    EmbeddingBagConfig(
+                        name=t.name,
+                        num_embeddings=t.rows,
+                        embedding_dim=t.dim,
+                        feature_names=list(t.features),
+                        pooling=PoolingType[t.pooling.upper()],
+                    )
+                    for t in pooled
+                ],
+                device=torch.device(device),
+            )
+        if unpooled:
+            self.sequences = EmbeddingCollection(
+                tables=[
+                    EmbeddingConfig(
+                        name=t.name, num_embeddings=t.rows, embedding_dim=t.dim, feature_names=list(t.features)
+                    )
+                    for t in unpooled
+                ],
+                device=torch.device(device),
+            )
 
-    def forward(self, ids: Jagged) -> Tensor:
-        """One pooled embedding a feature; a row without ids gives zeros."""
-        pooled = cast(KeyedTensor, self.bags(to_kjt(ids)))
-        by_key = pooled.to_dict()
-        return torch.stack([by_key[f] for f in self.features], dim=1)
+    def forward(self, ids: Jagged) -> tuple[Tensor, ...]:
+        """One vector a feature, and the sequences; a row without ids gives zeros and an empty mask."""
+        kjt = to_kjt(ids)
+        found: dict[str, Tensor] = {}
+        padded: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.bags is not None:
+            found |= cast(KeyedTensor, self.bags(_only(kjt, self.pooled_features))).to_dict()
+        if self.sequences is not None:
+            looked_up = cast(dict[str, JaggedTensor], self.sequences(_only(kjt, self.unpooled_features)))
+            padded = {f: _padded(looked_up[f]) for f in self.unpooled_features}
+        for feature in self.single:
+            if feature in padded:
+                vectors_BTE, mask_BT = padded[feature]
+                found[feature] = vectors_BTE.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+        several = [tensor for f in self.several for tensor in padded[f]]
+        return torch.cat([found[f] for f in self.single], dim=1), *several
+
+
+def _only(kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:
+    """Those features; without a copy where it is all of them in their order."""
+    keys = kjt.keys()
+    return kjt if keys == features else kjt.permute([keys.index(f) for f in features])
+
+
+def _padded(jagged: JaggedTensor) -> tuple[Tensor, Tensor]:
+    """Vectors float32 [B, T, E], zero behind each row's end, and where they are real, bool [B, T]; T is at least 1."""
+    lengths_B = jagged.lengths()
+    longest = max(1, int(lengths_B.max()))
+    values: Tensor = torch.ops.fbgemm.jagged_to_padded_dense(jagged.values(), [jagged.offsets()], [longest], 0.0)
+    return values, torch.arange(longest, device=values.device) < lengths_B.unsqueeze(1)
 
 
 def to_kjt(ids: Jagged) -> KeyedJaggedTensor:

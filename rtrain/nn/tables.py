@@ -9,6 +9,36 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rtrain.errors import ConfigError
+
+Pooling = Literal["mean", "sum"]
+Initial = Literal["uniform", "normal", "zeros"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions:
+    """What one table has otherwise than the model's other tables."""
+
+    table: str
+    """Name of the table, as the schema's features name it."""
+    dim: int | None = None
+    """Embedding dim, a multiple of 4; none: `model.dim`."""
+    pooling: Pooling = "mean"
+    """How the vectors of a list become one; a feature that the model reads as a sequence is not pooled."""
+    initial: Initial = "uniform"
+    """Distribution of the first weights."""
+    scale: float | None = None
+    """Bound of the uniform, or standard deviation of the normal distribution; none: 1 / sqrt(rows)."""
+
+    def __post_init__(self) -> None:
+        if self.dim is not None and (self.dim < 1 or self.dim % 4):
+            raise ConfigError(
+                f"model.tables: table {self.table!r} needs a dim that is a multiple of 4, "
+                f"which fbgemm reads at once, got {self.dim}"
+            )
+        if self.scale is not None and not self.scale > 0:
+            raise ConfigError(f"model.tables: the scale of table {self.table!r} must be positive, got {self.scale}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
@@ -18,14 +48,22 @@ class Table:
     rows: int
     dim: int
     features: tuple[str, ...]
-    pooling: Literal["mean", "sum"] = "mean"
-    bound: float | None = None
-    """Rows start uniform in [-bound, bound]; none: 1 / sqrt(rows), as in DLRM."""
+    sequences: tuple[str, ...] = ()
+    """Those features that come out as sequences; a table that has one is looked up without pooling."""
+    pooling: Pooling = "mean"
+    initial: Initial = "uniform"
+    scale: float | None = None
+    """Bound or standard deviation of the first weights; none: 1 / sqrt(rows), as in DLRM."""
 
     @property
     def bytes(self) -> int:
         """float32 weights."""
         return self.rows * self.dim * 4
+
+    @property
+    def path(self) -> str:
+        """Logical name of its weights and optimizer state within `nn.bags.Tables`."""
+        return f"sequences.embeddings.{self.name}" if self.sequences else f"bags.embedding_bags.{self.name}"
 
 
 BLOCK_ROWS = 4096
@@ -37,13 +75,17 @@ def initial_rows(table: Table, seed: int, start: int, stop: int) -> Tensor:
     Drawn in blocks whose generator is seeded by (seed, table, block), so that any shard of any
     layout starts from the same numbers without anybody ever holding the whole table.
     """
-    bound = table.bound if table.bound is not None else table.rows**-0.5
+    scale = table.scale if table.scale is not None else table.rows**-0.5
     salt = int.from_bytes(table.name.encode()[:64], "big") % (2**31 - 1)
     pieces = [torch.empty(0, table.dim)]  # for a shard without rows: more ranks than rows
     for block in range(start // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1):
         first = block * BLOCK_ROWS
         rows = min(BLOCK_ROWS, table.rows - first)
         generator = torch.Generator().manual_seed(((seed * 1_000_003 + salt) * 1_000_003 + block) % 2**63)
-        drawn = torch.empty(rows, table.dim).uniform_(-bound, bound, generator=generator)
+        drawn = torch.zeros(rows, table.dim)
+        if table.initial == "uniform":
+            drawn.uniform_(-scale, scale, generator=generator)
+        elif table.initial == "normal":
+            drawn.normal_(0.0, scale, generator=generator)
         pieces.append(drawn[max(start - first, 0) : stop - first])
     return torch.cat(pieces)

@@ -15,6 +15,7 @@ from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DataParallelWrapper
@@ -59,11 +60,22 @@ def sharding_types(table: Table, embeddings: str, world_size: int) -> list[str]:
 logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)
 
 
-class _Sharder(EmbeddingBagCollectionSharder):
+class _PooledSharder(EmbeddingBagCollectionSharder):
     """The stock sharder with the sharding types of `CHOICES` on every device."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return ["table_wise", "row_wise", "column_wise"]
+
+
+class _SequenceSharder(EmbeddingCollectionSharder):
+    """The same for tables without pooling, less data_parallel, whose splits are wrong on CPU."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return ["table_wise", "row_wise", "column_wise"]
+
+
+def _sharders(**options: Any) -> list[Any]:
+    return [_PooledSharder(**options), _SequenceSharder(**options)]
 
 
 class _NoDataParallel(DataParallelWrapper):
@@ -106,7 +118,7 @@ def plan_tables(
         debug=False,
     )
     try:
-        return planner.plan(module, [cast(Any, _Sharder())])
+        return planner.plan(module, _sharders())
     except PlannerError as error:
         biggest = max(tables, key=lambda t: t.bytes)
         total = sum(t.bytes for t in tables)
@@ -186,15 +198,15 @@ class ShardedTables(nn.Module):
             env=ShardingEnv.from_process_group(group),
             device=device,
             plan=deepcopy(plan),
-            sharders=[cast(Any, _Sharder(fused_params=_fused_parameters(optim)))],
+            sharders=_sharders(fused_params=_fused_parameters(optim)),
             init_data_parallel=False,
             data_parallel_wrapper=_NoDataParallel(),
         )
 
-    def forward(self, ids: Any) -> torch.Tensor:
-        """As `rtrain.nn.tables.Tables.forward`, for this rank's rows."""
-        pooled: torch.Tensor = self.sharded(ids)
-        return pooled
+    def forward(self, ids: Any) -> tuple[torch.Tensor, ...]:
+        """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
+        vectors: tuple[torch.Tensor, ...] = self.sharded(ids)
+        return vectors
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next backward."""
@@ -232,7 +244,7 @@ class ShardedTables(nn.Module):
             for slot, tensor in states.items():
                 # fbgemm calls the accumulator `<table>.momentum1` for every optimizer.
                 if isinstance(tensor, ShardedTensor):
-                    yield from _local(f"optim.tables.bags.embedding_bags.{table}.{slot.split('.')[-1]}", tensor)
+                    yield from _local(f"optim.tables.{self.tables[table].path}.{slot.split('.')[-1]}", tensor)
 
 
 def _local(name: str, tensor: Any) -> Iterator[Chunk]:

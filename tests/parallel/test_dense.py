@@ -183,7 +183,11 @@ def test_one_process_is_the_loop_by_hand(found: Any) -> None:
 
 def test_a_job_that_moves_between_layouts_is_the_job_that_stays(found: Any, run: Run) -> None:
     still = found[1][0]["still"]
-    for size, begins in {4: 1, 2: 6, 1: 17}.items():  # behind the newest checkpoint: every five steps, and at the best score
+    for size, begins in {
+        4: 1,
+        2: 6,
+        1: 17,
+    }.items():  # behind the newest checkpoint: every five steps, and at the best score
         part = found[size][0]["moving"]
         assert [rank["moving"]["losses"] for rank in found[size]] == [part["losses"]] * size
         assert [int(s) for s in part["losses"]] == list(range(begins, (MOVES[size][1] or STEPS) + 1))

@@ -19,6 +19,7 @@ from rtrain.checkpoint.format import Stored, save
 from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dlrm import DLRM
+from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, SparseOptim
 from rtrain.parallel import tower as towers
 from rtrain.parallel.chunks import whole_places
@@ -37,6 +38,8 @@ SCHEMA = Schema(
 )
 ROWS = 33  # odd, so that the shares of two ranks differ by one and padding is needed
 STEPS = 20
+TINY = DLRM(dim=8, bottom=(8,), top=(16,))
+DENSE_OPTIM = AdamW(lr=3e-2, clip_norm=0.5)
 
 
 def global_batch(step: int) -> Batch:
@@ -88,10 +91,11 @@ def train(
     steps: tuple[int, int] = (0, STEPS),
     save_at: int = 10,
     sparse_lr: Callable[[int], float] | None = None,
+    config: RankingConfig = TINY,
 ) -> list[float]:
-    """Train the tiny DLRM in the present world; the loss of each global batch, the same on all ranks."""
+    """Train a tiny model in the present world; the loss of each global batch, the same on all ranks."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    config, dense = DLRM(dim=8, bottom=(8,), top=(16,)), AdamW(lr=3e-2, clip_norm=0.5)
+    dense = DENSE_OPTIM
     tables = config.table_list(SCHEMA)
     plan = plan_tables(
         tables,
@@ -126,7 +130,7 @@ def train(
         if sparse_lr:
             sharded.set_lr(sparse_lr(step))
         batch = share(global_batch(step), rank, world)
-        logits = tower.module(batch.dense, sharded(batch.ids))
+        logits = tower.module(batch.dense, *sharded(batch.ids))
         rows = binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
         total = (rows * batch.real).sum()
         tower.backward(total * world / ROWS)

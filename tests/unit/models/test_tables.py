@@ -1,0 +1,73 @@
+"""What a table gives: pooled or not, with the options of its own."""
+
+import torch
+
+from rtrain.models.dcnv2 import DCNv2
+from rtrain.models.din import DIN
+from rtrain.nn.tables import Table, TableOptions, initial_rows
+from rtrain.schema import Id, IdList, Jagged, Schema
+
+SCHEMA = Schema(
+    features=(
+        Id(name="user", rows=5),
+        IdList(name="kinds", rows=6),
+        Id(name="item", rows=7),
+        IdList(name="seen", rows=7, table="item"),
+        IdList(name="bought", rows=7, table="item"),
+    )
+)
+# Two rows, and a third that only pads: it has no ids at all.
+IDS = Jagged(
+    ("user", "kinds", "item", "seen", "bought"),
+    torch.tensor([4, 0, 1, 2, 3, 5, 1, 1, 0, 6, 6, 3]),
+    torch.tensor([1, 1, 0, 3, 0, 0, 1, 1, 0, 2, 1, 0, 0, 2, 0], dtype=torch.int32),
+)
+
+
+def test_every_feature_gets_its_vector_and_the_history_its_sequence() -> None:
+    options = (TableOptions(table="user", dim=8), TableOptions(table="kinds", pooling="sum"))
+    model = DIN(dim=4, history="seen", candidate="item", tables=options).build(SCHEMA, seed=0)
+    weights = {name.split(".")[-2]: p for name, p in model.tables.named_parameters()}
+    assert set(dict(model.tables.named_parameters())) == {
+        "bags.embedding_bags.user.weight",
+        "bags.embedding_bags.kinds.weight",
+        "sequences.embeddings.item.weight",
+    }
+    vectors, history, mask = model.tables(IDS)
+    user, kinds, item = weights["user"], weights["kinds"], weights["item"]
+    none = torch.zeros(4)
+    expected = torch.stack(
+        [
+            torch.cat([user[4], kinds[1] + kinds[2] + kinds[3], item[5], none]),
+            torch.cat([user[0], none, item[1], (item[6] + item[3]) / 2]),
+            torch.zeros(20),
+        ]
+    )
+    assert torch.allclose(vectors, expected, atol=1e-7)
+    assert mask.tolist() == [[True, True], [True, False], [False, False]]
+    assert torch.equal(history, torch.stack([item[[1, 0]], torch.stack([item[6], none]), torch.zeros(2, 4)]))
+    history.sum().backward()
+    assert weights["item"].grad is not None
+    assert weights["item"].grad[:, 0].tolist() == [1, 1, 0, 0, 0, 0, 1]
+
+
+def test_first_weights_follow_their_options() -> None:
+    table = Table(name="t", rows=5000, dim=4, features=("f",), initial="normal", scale=0.5)
+    drawn = initial_rows(table, 0, 0, 5000)
+    # The standard deviation of 20,000 draws of one normal is known to 0.5 %; four of those are 2 %.
+    assert abs(float(drawn.std()) / 0.5 - 1) < 0.02
+    assert drawn.abs().max() > 1.0
+    bounded = initial_rows(Table(name="t", rows=5000, dim=4, features=("f",), scale=0.1), 0, 0, 5000)
+    assert 0.099 < float(bounded.abs().max()) <= 0.1
+    zeros = Table(name="t", rows=50, dim=4, features=("f",), initial="zeros")
+    assert not initial_rows(zeros, 0, 0, 50).any()
+
+
+def test_options_reach_the_table() -> None:
+    options = TableOptions(table="item", dim=8, pooling="sum", initial="normal", scale=0.01)
+    tables = DCNv2(dim=4, tables=(options,)).table_list(SCHEMA)
+    assert [(t.name, t.dim, t.pooling, t.initial, t.scale) for t in tables] == [
+        ("user", 4, "mean", "uniform", None),
+        ("kinds", 4, "mean", "uniform", None),
+        ("item", 8, "sum", "normal", 0.01),
+    ]
