@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State
 from rtrain.training.history import History
+from rtrain.training.ledger import Ledger
 from rtrain.training.loop import fit
 from rtrain.training.records import TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
@@ -92,6 +94,9 @@ class _Job:
         tables = run.model.table_list(run.data.schema)
         refuse(run.parallel, run.sparse_optim, tables, world_size=world.size, model=type(run.model).__name__)
         self.data: Dataset = run.data.open()
+        # Ranks of one model replica are fed the same rows: the first of them counts.
+        where = self.mesh.coordinates(world.rank)
+        self.ledger = Ledger(counts=where["tensor"] == 0 and where["pipeline"] == 0)
         state.attempt = self._begin_attempt()
 
     def finish(self, callbacks: Sequence[Callback]) -> Outcome:
@@ -130,6 +135,8 @@ class _Job:
             patience = run.evaluation.patience
             if patience is None or state.stale < patience:
                 state.stop = ""  # it had stopped early, and has been given more patience since
+            if world.leads:
+                self.ledger.load(stored)
         reader = self.data.reader(
             "train",
             global_batch=run.global_batch,
@@ -153,6 +160,7 @@ class _Job:
                 replica,
                 batches,
                 callbacks,
+                ledger=self.ledger,
                 evaluate=lambda: measure(replica, scan(run, self.data, "valid", world), run.metrics),
                 save=lambda: self._save(replica),
                 watch=watch,
@@ -180,18 +188,20 @@ class _Job:
         return test
 
     def _save(self, replica: Replica) -> None:
-        state = self.state
+        state, ledger = self.state, self.ledger
+        ledger.gather()
         meta = {
             "state": state.to_json(),
             "data_fingerprint": self.data.fingerprint,
             "config": config.to_dict(self.run),
             "axes": asdict(self.mesh),
             "placement": [p.to_json() for p in replica.placements],
+            "ledger": ledger.to_json() | {"rows": state.rows},
             "attempt": state.attempt,
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
         }
-        save(self.folders, state.step, replica.chunks(), meta)
+        save(self.folders, state.step, chain(replica.chunks(), ledger.chunks()), meta)
         if self.world.leads:
             self.folders.prune(self.run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
 
