@@ -288,6 +288,9 @@ def _console(given: list[str]) -> int:
     serve.add_argument("--port", type=int, default=8000)
     report = add("report", "write a run's report.html anew")
     report.add_argument("target", help="the run's folder")
+    ledger = add("ledger", "say which samples a run's committed steps consumed, epoch by epoch")
+    ledger.add_argument("target", help="the run's folder")
+    ledger.add_argument("--verify", action="store_true", help="prove against the data: none lost, none repeated")
     for name in RECIPE_VERBS:
         verb = add(name, f"{VERBS[name]} (of a recipe)")
         verb.add_argument("recipe", help="path of the recipe's Python file")
@@ -313,6 +316,12 @@ def _console(given: list[str]) -> int:
         print(json.dumps({"name": options.name, "folder": str(folder)}) if options.json else folder)
     elif options.verb == "serve":
         _serve(options.target, options.replicas, options.port, options.json)
+    elif options.verb == "ledger":
+        from rtrain.training.proof import account
+
+        said = account(options.target, verify=options.verify)
+        print(json.dumps(said.to_json()) if options.json else said)
+        return 0 if said.holds or not options.verify else 1
     elif options.verb == "report":
         from rtrain.report import write_report
 

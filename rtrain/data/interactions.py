@@ -49,6 +49,10 @@ class Dataset:
         start, stop = self.ranges[_known(split)]
         return stop - start
 
+    def numbers(self, split: Split) -> range:
+        """The numbers (`Batch.row`) of the split's rows."""
+        return range(*self.ranges[_known(split)])
+
     def reader(
         self,
         split: Split = "train",

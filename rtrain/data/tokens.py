@@ -185,6 +185,10 @@ class TokenDataset:
         start, stop = self.ranges[split]
         return stop - start
 
+    def numbers(self, split: Split) -> range:
+        """The numbers (`TokenBatch.row`) of the split's samples."""
+        return range(*self.ranges[split])
+
     def reader(
         self,
         split: Split = "train",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch.distributed as dist
@@ -29,6 +30,7 @@ from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import Engine, build_engine
 from rtrain.training.events import Callback, State
 from rtrain.training.history import History
+from rtrain.training.ledger import Ledger
 from rtrain.training.loop import fit
 from rtrain.training.records import TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
@@ -94,6 +96,9 @@ class _Job:
         self.mesh: Mesh = lay_out(run.parallel, world.size)
         refuse(run, self.mesh)
         self.data: Dataset | TokenDataset = open_data(run)
+        # Ranks of one model replica are fed the same rows: the first of them counts.
+        where = self.mesh.coordinates(world.rank)
+        self.ledger = Ledger(counts=where["tensor"] == 0 and where["pipeline"] == 0)
         state.attempt = self._begin_attempt()
 
     def finish(self, callbacks: Sequence[Callback]) -> Outcome:
@@ -133,6 +138,8 @@ class _Job:
             patience = run.evaluation.patience
             if patience is None or state.stale < patience:
                 state.stop = ""  # it had stopped early, and has been given more patience since
+            if world.leads:
+                self.ledger.load(stored)
         reader = self.data.reader(
             "train",
             global_batch=run.global_batch,
@@ -156,6 +163,7 @@ class _Job:
                 engine,
                 batches,
                 callbacks,
+                ledger=self.ledger,
                 evaluate=lambda: measure(engine, scan(run, self.data, "valid", self.mesh, world), run.metrics),
                 save=lambda: self._save(engine),
                 watch=watch,
@@ -184,18 +192,20 @@ class _Job:
         return test
 
     def _save(self, engine: Engine) -> None:
-        state = self.state
+        state, ledger = self.state, self.ledger
+        ledger.gather()
         meta = {
             "state": state.to_json(),
             "data_fingerprint": self.data.fingerprint,
             "config": config.to_dict(self.run),
             "axes": asdict(self.mesh),
             "placement": [p.to_json() for p in engine.placements],
+            "ledger": ledger.to_json() | {"rows": state.rows},
             "attempt": state.attempt,
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
         }
-        save(self.folders, state.step, engine.chunks(), meta)
+        save(self.folders, state.step, chain(engine.chunks(), ledger.chunks()), meta)
         if self.world.leads:
             self.folders.prune(self.run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
 

@@ -14,6 +14,7 @@ from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint
+from rtrain.training.ledger import Ledger
 
 Batches = Iterator[tuple[Any, Cursor]]
 
@@ -25,6 +26,7 @@ def fit(
     batches: Batches,
     callbacks: Sequence[Callback],
     *,
+    ledger: Ledger,
     evaluate: Callable[[], dict[str, float]],
     save: Callable[[], None],
     watch: Stopwatch,
@@ -46,9 +48,11 @@ def fit(
         watch.begin_step()
         with watch.phase("data"):
             batch, cursor = next(batches)
+            rows = batch.row  # still on the host: the ledger costs no wait for the device
             batch = batch.to(engine.world.device)
         loss = engine.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
         window.add(loss, batch.loss_units)
+        ledger.record(state.cursor.epoch, rows)
         epoch_ended = cursor.epoch > state.cursor.epoch
         state.step, state.cursor = state.step + 1, cursor
         state.elapsed_s = before + time.perf_counter() - began

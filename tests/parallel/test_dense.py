@@ -187,7 +187,7 @@ def test_a_job_that_moves_between_layouts_is_the_job_that_stays(found: Any, run:
         4: 1,
         2: 6,
         1: 17,
-    }.items():  # behind the newest checkpoint: every five steps, and at the best score
+    }.items():  # behind the newest: every five steps, and the best score
         part = found[size][0]["moving"]
         assert [rank["moving"]["losses"] for rank in found[size]] == [part["losses"]] * size
         assert [int(s) for s in part["losses"]] == list(range(begins, (MOVES[size][1] or STEPS) + 1))

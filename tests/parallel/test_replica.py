@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.format import Stored, newest, save
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Interactions
 from rtrain.errors import RtrainError, RunFailed
@@ -34,6 +34,7 @@ from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Schema
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.job import run_job
+from rtrain.training.proof import prove
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import measure
 from rtrain.training.world import join
@@ -394,3 +395,17 @@ def test_a_job_that_moves_between_worlds_and_layouts_is_the_job_that_stays(found
     last = found[4][0]["moving"]
     assert (last["steps"], last["attempts"]) == (STEPS, 3)
     assert last["test"] == pytest.approx(still["test"], abs=1e-5)
+
+
+def test_the_ledger_of_the_job_that_moved_proves_that_no_row_was_lost_or_repeated(found: Any, folder: Path) -> None:
+    hashes = []
+    for name in ("still", MOVING.name):
+        stored, _ = newest(CheckpointFolders(str(folder / "runs" / name)))
+        assert stored is not None
+        assert stored.step == STEPS
+        data = replace(MOVING.data, source=str(folder / "rows.parquet")).open()
+        epochs = prove(stored, data.numbers("train"))
+        assert [e.verdict for e in epochs if not e.holds] == []
+        assert sum(e.consumed for e in epochs) == 2 * data.rows("train")
+        hashes.append([e.hash for e in epochs])
+    assert hashes[0] == hashes[1]
