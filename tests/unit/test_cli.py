@@ -179,7 +179,8 @@ def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.Mo
         assert f"{verb} {what}" in text
     for flag in ("--json", "--debug", "--fresh", "--launcher", "--trials", "--replicas", "-h, --help"):
         assert f" {flag} " in text
-    leaves = [key for key in config.flatten(run()) if not key.endswith("$type")]
+    # An empty tuple of configs has no field that a flag could set.
+    leaves = [key for key, value in config.flatten(run()).items() if not key.endswith("$type") and value != []]
     absent = [key for key in leaves if f"--{key} " not in text and f"--{key}, " not in text]
     assert absent == []
     for doc in (
