@@ -143,6 +143,10 @@ def _parity(run: "Run", *, every: bool, ranks: int, as_json: bool) -> int:
     return 0 if found.holds else 1
 
 
+def _tell(text: str) -> None:
+    print(f"rtrain: {text}", file=sys.stderr, flush=True)
+
+
 def golden(run: "Run") -> str:
     """The flattened config as text, one key a line; recipes keep theirs as golden files."""
     from rtrain import config
@@ -280,8 +284,16 @@ def _console(given: list[str]) -> int:
     doctor.add_argument("--storage", default="runs", help="where runs are to be written (default: runs)")
     doctor.add_argument("--port", type=int, default=8000, help="port that Ray Serve is to use (default: 8000)")
     data = add("data", "get and prepare data sets")
-    data.add_argument("action", choices=("get",))
-    data.add_argument("name", help="ml-100k")
+    actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
+    get = actions.add_parser("get", help="fetch a named data set into the cache")
+    get.add_argument("name", help="ml-100k")
+    tokenize = actions.add_parser("tokenize", help="text files -> token shards for a language model")
+    tokenize.add_argument("sources", nargs="+", help="text files, or folders of them; a file is a document")
+    tokenize.add_argument("--out", required=True, help="folder of the shards; new or empty")
+    tokenize.add_argument("--tokenizer", default="bytes", help="bytes, bpe:SIZE (trained here), or a tokenizer.json")
+    for action in (get, tokenize):
+        action.error = _refuse  # type: ignore[assignment,method-assign]
+        action.add_argument("--json", action="store_true", help="one line of JSON on stdout")
     serve = add("serve", "serve a finished run, or its export, until Ctrl-C")
     serve.add_argument("target", help="the run's folder or its export/ folder")
     serve.add_argument("--replicas", type=int, default=1)
@@ -310,10 +322,15 @@ def _console(given: list[str]) -> int:
         print(to_json(findings) if options.json else render(findings))
         return 1 if any(f.status == "fail" for f in findings) else 0
     if options.verb == "data":
-        from rtrain.data import sources
+        if options.action == "tokenize":
+            from rtrain.data.tokenize import tokenize as write
 
-        folder = sources.get(options.name)
-        print(json.dumps({"name": options.name, "folder": str(folder)}) if options.json else folder)
+            told = {"folder": str(write(options.sources, options.out, tokenizer=options.tokenizer, say=_tell))}
+        else:
+            from rtrain.data import sources
+
+            told = {"name": options.name, "folder": str(sources.get(options.name))}
+        print(json.dumps(told) if options.json else told["folder"])
     elif options.verb == "serve":
         _serve(options.target, options.replicas, options.port, options.json)
     elif options.verb == "ledger":

@@ -222,7 +222,7 @@ def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
         (["plan"], "command line: the following arguments are required: recipe"),
         (["plan", "gone.py"], "rtrain plan: there is no recipe 'gone.py'. Give the path of a Python file"),
         (["data", "get", "ml-1"], "there is no data set 'ml-1'"),
-        (["data", "put", "ml-100k"], "command line: argument action: invalid choice: 'put'"),
+        (["data", "put", "ml-100k"], "command line: argument ACTION: invalid choice: 'put'"),
         (["doctor", "--prot", "1"], "rtrain doctor: it takes no --prot 1; see rtrain doctor --help"),
         (["config", RECIPE, "--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     ],

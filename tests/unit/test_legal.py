@@ -7,10 +7,11 @@ import pytest
 import rtrain
 from recipes.dlrm_movielens import run
 from rtrain.errors import ConfigError
-from rtrain.mesh import Parallel
+from rtrain.mesh import Parallel, lay_out
+from rtrain.models.decoder import Decoder
 from rtrain.nn.tables import Table
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
-from rtrain.parallel.legal import refuse
+from rtrain.parallel.legal import refuse, refuse_dense
 
 EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise")
 
@@ -112,3 +113,50 @@ def test_plan_refuses_them_too(changes: dict[str, object], message: str) -> None
     with pytest.raises(ConfigError) as caught:
         rtrain.plan(rtrain.override(run(), changes))
     assert message in str(caught.value)
+
+
+# Dense models. -----------------------------------------------------------------------------------------------------
+
+SMALL = Decoder(vocab=96, layers=4, dim=48, heads=6, kv_heads=2, hidden=64)
+ILLEGAL = [
+    ({"tensor": 4}, "parallel.tensor: 4 does not divide model.heads, 6."),
+    ({"tensor": 5}, "parallel.tensor: 5 does not divide model.heads, 6."),
+    (
+        {"pipeline": 8, "microbatches": 8},
+        "parallel.pipeline: 8 ranks with schedule '1f1b' make 8 stages",
+    ),
+    ({"pipeline": 4, "microbatches": 4, "schedule": "interleaved_1f1b"}, "make 8 stages, but the model has 4 blocks"),
+    ({"pipeline": 2}, "parallel.microbatches: schedule '1f1b' over 2 pipeline ranks needs at least 2 microbatches"),
+    ({"pipeline": 2, "microbatches": 3, "schedule": "interleaved_1f1b"}, "needs a multiple of the 2 pipeline ranks"),
+    ({"microbatches": 64}, "parallel.microbatches: 64, but a step has only 32 sequences a data rank"),
+    ({"data": 64}, "global_batch: 32 sequences cannot be shared by 64 data ranks"),
+    (
+        {"pipeline": 2, "microbatches": 2, "schedule": "zbv_zero_bubble", "zero_stage": 3},
+        "parallel.zero_stage: 3 with schedule 'zbv_zero_bubble'",
+    ),
+    ({"embeddings": "row_wise"}, "parallel.embeddings: 'row_wise', but Decoder has no sharded tables"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), ILLEGAL)
+def test_a_dense_layout_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    parallel = Parallel(**{"data": 1, **fields})
+    mesh = lay_out(parallel, (parallel.data or 1) * parallel.tensor * parallel.pipeline)
+    with pytest.raises(ConfigError) as caught:
+        refuse_dense(parallel, mesh, SMALL, context=30, global_batch=32)
+    assert message in str(caught.value)
+
+
+def test_tied_embeddings_in_a_pipeline() -> None:
+    tied = Decoder(vocab=96, layers=4, dim=48, heads=6, tied=True)
+    parallel = Parallel(pipeline=2, microbatches=2)
+    with pytest.raises(ConfigError, match=r"^model.tied: embedding and head lie in different pipeline stages"):
+        refuse_dense(parallel, lay_out(parallel, 2), tied, context=30, global_batch=32)
+    refuse_dense(Parallel(tensor=2), lay_out(Parallel(tensor=2), 2), tied, context=30, global_batch=32)
+
+
+def test_heads_that_neither_divide_nor_are_replicated_evenly() -> None:
+    model = Decoder(vocab=96, layers=4, dim=96, heads=12, kv_heads=4, hidden=96)
+    parallel = Parallel(tensor=6)
+    with pytest.raises(ConfigError, match="6 ranks and 4 key-value heads"):
+        refuse_dense(parallel, lay_out(parallel, 6), model, context=30, global_batch=32)

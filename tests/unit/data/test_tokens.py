@@ -1,0 +1,135 @@
+"""Token shards: what is written is read, every token is predicted once an epoch, damage is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rtrain.data.tokenize import tokenize
+from rtrain.data.tokens import IGNORED, TokenBatch, Tokens, write_shards
+from rtrain.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three shards of 41, 40 and 19 tokens that count up, so that a token tells where it is from."""
+    documents = np.split(np.arange(100), [41, 81])
+    write_shards(iter(documents), tmp_path / "shards", vocab=100, tokenizer="none", shard_tokens=30)
+    return tmp_path / "shards"
+
+
+def tokens(folder: Path, context: int = 4) -> Tokens:
+    return Tokens(source=str(folder), context=context, valid=0.1, test=0.1, prefetch=0)
+
+
+def test_each_position_but_a_shards_tail_is_predicted_once(folder: Path) -> None:
+    data = tokens(folder).open()
+    assert {s: data.rows(s) for s in ("train", "valid", "test")} == {"train": 19, "valid": 2, "test": 2}
+    seen = [batch for s in ("train", "valid", "test") for batch in data.scan(s, global_batch=5, rank=0, world_size=1)]
+    targets = np.concatenate([b.targets.flatten().numpy() for b in seen])
+    inputs = np.concatenate([b.tokens.flatten().numpy() for b in seen])
+    assert (targets == inputs + 1).all(), "a target is the token that follows, and no sample crosses a shard"
+    assert targets.tolist() == [*range(1, 41), *range(42, 78), *range(82, 98)]
+    assert np.concatenate([b.row.numpy() for b in seen]).tolist() == list(range(23))
+
+
+def test_an_epoch_is_a_permutation_dealt_over_the_ranks(folder: Path) -> None:
+    data = tokens(folder).open()
+    alone = data.reader(global_batch=7, seed=1, rank=0, world_size=1)
+    together = [data.reader(global_batch=7, seed=1, rank=r, world_size=3) for r in range(3)]
+    rows = []
+    for (whole, cursor), *shares in zip(alone, *together, strict=False):
+        assert whole.row.tolist() == [n for share, _ in shares for n in share.row.tolist()]
+        assert whole.loss_units == whole.rows * 4
+        rows += whole.row.tolist()
+        if cursor.epoch == 1:
+            break
+    assert sorted(rows) == list(data.numbers("train")) and rows != sorted(rows)
+
+
+def test_padding_counts_for_nothing(folder: Path) -> None:
+    batch: TokenBatch = next(iter(tokens(folder).open().scan("valid", global_batch=2, rank=0, world_size=1)))
+    padded = batch.padded(5)
+    assert padded.rows == 5 and padded.loss_units == batch.loss_units == 8
+    assert (padded.targets[2:] == IGNORED).all() and padded.row.tolist()[2:] == [-1, -1, -1]
+    assert (padded.targets[:2] == batch.targets).all()
+
+
+def test_damage_is_refused(folder: Path) -> None:
+    shard = folder / "00001.bin"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-2])
+    with pytest.raises(DataError, match=r"00001.bin: it has 78 bytes, but 40 tokens take 80. Copy the shard again"):
+        tokens(folder).open()
+    shard.unlink()
+    with pytest.raises(DataError, match=r"00001.bin: it is missing"):
+        tokens(folder).open()
+    shard.write_bytes(np.full(40, 999, "<u2").tobytes())
+    data = tokens(folder).open()
+    with pytest.raises(DataError, match=r"has token 999, but the vocabulary has 100 \(valid 0..99\)"):
+        list(data.scan("train", global_batch=19, rank=0, world_size=1))
+    head = json.loads((folder / "tokens.json").read_text())
+    head["shards"][0]["file"] = "../00000.bin"
+    (folder / "tokens.json").write_text(json.dumps(head))
+    with pytest.raises(DataError, match="it names a shard outside its folder"):
+        tokens(folder).open()
+    (folder / "tokens.json").write_text(json.dumps(head | {"format": 9}))
+    with pytest.raises(DataError, match="format 9 is newer than 1. Update rtrain"):
+        tokens(folder).open()
+    (folder / "tokens.json").write_text("{}")
+    with pytest.raises(DataError, match="it cannot be read"):
+        tokens(folder).open()
+
+
+def test_too_little_text_and_no_text(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 samples of 30 tokens leave none to train on"):
+        tokens(folder, context=30).open()
+    with pytest.raises(DataError, match=r"nowhere holds no tokens.json. Make shards with `rtrain data tokenize`"):
+        tokens(tmp_path / "nowhere").open()
+    with pytest.raises(ConfigError, match=r"data.context: must be at least 1, got 0"):
+        tokens(folder, context=0)
+
+
+def test_bytes_of_files_are_their_tokens(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    (text / "b.txt").write_text("zwei")
+    (text / "a.txt").write_text("eins")
+    made = tokenize([str(text)], str(tmp_path / "out"))
+    assert (made / "00000.bin").read_bytes() == np.frombuffer(b"eins\0zwei\0", np.uint8).astype("<u2").tobytes()
+    with pytest.raises(DataError, match=r"it holds tokens.json already. Give a new folder"):
+        tokenize([str(text)], str(made))
+    with pytest.raises(DataError, match="absent: no such file or folder"):
+        tokenize([str(tmp_path / "absent")], str(tmp_path / "other"))
+
+
+def test_a_bpe_trained_on_the_spot_gives_the_text_back(tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    source = Path(__file__).parent
+    made = tokenize([str(source)], str(tmp_path / "out"), tokenizer="bpe:400")
+    kept = tokenizers.Tokenizer.from_file(str(made / "tokenizer.json"))
+    ids = np.fromfile(made / "00000.bin", "<u2")
+    assert ids.max() < kept.get_vocab_size() == json.loads((made / "tokens.json").read_text())["vocab"] == 400
+    files = sorted(p for p in source.rglob("*") if p.is_file() and not p.name.startswith("."))
+    text = "".join(p.read_text(errors="replace") for p in files)
+    assert kept.decode(ids.tolist(), skip_special_tokens=True) == text
+    assert len(ids) < 0.6 * len(text.encode())
+    again = tokenize([str(source)], str(tmp_path / "again"), tokenizer=str(made / "tokenizer.json"))
+    assert (again / "00000.bin").read_bytes() == (made / "00000.bin").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ("bpe:12", "'bpe:12' needs a size of at least 257"),
+        ("absent.json", "there is no file 'absent.json'"),
+        (__file__, "cannot be read"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be(tokenizer: str, message: str, tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    with pytest.raises(DataError, match="^tokenizer: ") as caught:
+        tokenize([__file__], str(tmp_path / "out"), tokenizer=tokenizer)
+    assert message in str(caught.value)
+    assert not (tmp_path / "out").exists(), "nothing half-written"
