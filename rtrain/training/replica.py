@@ -93,7 +93,7 @@ class Replica:
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
-        """Probabilities float32 [B] of the batch's rows; a collective over all ranks."""
+        """Probabilities of the batch's rows, in the shape of `Batch.label`; a collective over all ranks."""
         was_training = self.model.training
         self.model.eval()
         probabilities: Tensor = self.model(self._even(batch)).sigmoid()

@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from recipes import dlrm_movielens
+from recipes import dlrm_movielens, dlrm_synthetic, mmoe_movielens
 from rtrain.cli import golden
 from rtrain.run import Run
 
 FOLDER = Path(__file__).parent
-RECIPES: dict[str, Callable[[], Run]] = {"dlrm_movielens": dlrm_movielens.run}
+RECIPES: dict[str, Callable[[], Run]] = {
+    "dlrm_movielens": dlrm_movielens.run,
+    "dlrm_synthetic": dlrm_synthetic.run,
+    "mmoe_movielens": mmoe_movielens.run,
+}
 REGENERATE = "python -m tests.golden.test_golden"
 
 
