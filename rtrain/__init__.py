@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rtrain.models.deepfm import DeepFM
     from rtrain.models.din import DIN
     from rtrain.models.dlrm import DLRM
+    from rtrain.models.mmoe import MMoE
+    from rtrain.models.ple import PLE
     from rtrain.nn.tables import TableOptions
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
@@ -45,6 +47,8 @@ _HOMES = {
     "rtrain.models.deepfm": ("DeepFM",),
     "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
+    "rtrain.models.mmoe": ("MMoE",),
+    "rtrain.models.ple": ("PLE",),
     "rtrain.nn.tables": ("TableOptions",),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
@@ -60,6 +64,7 @@ __all__ = [
     "DLRM",
     "GAUC",
     "NDCG",
+    "PLE",
     "SGD",
     "Accuracy",
     "Adagrad",
@@ -80,6 +85,7 @@ __all__ = [
     "Interactions",
     "Label",
     "LogLoss",
+    "MMoE",
     "Parallel",
     "Perplexity",
     "Result",

@@ -3,7 +3,7 @@
 One `Schema` validates the training data, sizes the embedding tables and becomes the request of
 the served endpoint, so that training and serving cannot drift apart.
 
-Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids` order).
+Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids` order), L labels.
 """
 
 from dataclasses import dataclass
@@ -113,6 +113,8 @@ class Label:
 
     name: str = "label"
     """Column in the data; never part of a request."""
+    optional: bool = False
+    """Whether a row may be without it (null): its loss and metrics then leave that row out."""
 
 
 Feature = Dense | Id | IdList | Sequence
@@ -126,15 +128,17 @@ class Schema:
     """Everything that the model reads."""
     label: Label = Label()
     """What the model predicts."""
+    more_labels: tuple[Label, ...] = ()
+    """What a model of several tasks predicts besides; their metrics are named `<label>_<metric>`."""
     group: str = ""
     """Id feature whose rows are ranked together (usually the user); empty: no ranking metrics."""
     time: str = ""
     """Column of seconds since 1970 that orders the rows; empty: the file's own order."""
 
     def __post_init__(self) -> None:
-        names = [f.name for f in self.features]
+        names = [f.name for f in self.features] + [label.name for label in self.labels]
         for name in names:
-            if names.count(name) > 1 or name == self.label.name:
+            if names.count(name) > 1:
                 raise ConfigError(f"schema: the name {name!r} is used twice")
         if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, IdList)]:
             raise ConfigError(f"schema.group: {self.group!r} is not an Id feature of this schema")
@@ -155,6 +159,11 @@ class Schema:
         return tuple(f for f in self.features if isinstance(f, Id))
 
     @property
+    def labels(self) -> tuple[Label, ...]:
+        """All that is predicted, in the order of the model's outputs."""
+        return (self.label, *self.more_labels)
+
+    @property
     def tables(self) -> dict[str, int]:
         """Table name -> rows, in order of first use."""
         first: dict[str, int] = {}
@@ -166,7 +175,7 @@ class Schema:
         """The columns that rows must have: all of training data, or of a request (`label=False`)."""
         columns = [pa.field(f.name, f.arrow_type()) for f in self.features]
         if label:
-            columns.append(pa.field(self.label.name, pa.float64()))
+            columns += [pa.field(one.name, pa.float64()) for one in self.labels]
         return pa.schema(columns)
 
 
@@ -196,7 +205,7 @@ class Batch:
     """float32 [B, D], normalised"""
     ids: Jagged
     label: Tensor
-    """float32 [B]"""
+    """float32 [B], or [B, L] of a schema of several labels; nan where a row does not have an optional one"""
     group: Tensor
     """int64 [B]: whom the rows are ranked for; zeros without `schema.group`"""
     row: Tensor
@@ -232,7 +241,7 @@ class Batch:
         return Batch(
             dense=pad(self.dense, (0, 0, 0, extra)),
             ids=Jagged(self.ids.keys, self.ids.values, pad(lengths, (0, extra)).flatten()),
-            label=pad(self.label, (0, extra)),
+            label=pad(self.label, (*(0, 0) * (self.label.dim() - 1), 0, extra)),
             group=pad(self.group, (0, extra)),
             row=pad(self.row, (0, extra), value=-1),
             global_rows=self.global_rows,

@@ -1,6 +1,6 @@
 """Encoded rows in memory, and how a batch is cut from them.
 
-Shape legend: N rows, B rows of a batch, D dense features, S single-id features, F all id features.
+Shape legend: N rows, B rows of a batch, D dense features, S single-id features, F all id features, L labels.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,7 @@ class Columns:
     lists: tuple[Lists, ...]
     """The `IdList` and `Sequence` features, in `schema.ids` order."""
     label: NDArray[np.float32]
-    """[N]"""
+    """[N], or [N, L] of a schema of several labels; nan where a row does not have an optional one"""
     row: NDArray[np.int64]
     """[N]: the rows' numbers in their data set"""
 
@@ -77,7 +77,7 @@ class Columns:
             dense=self.dense.take(indices, axis=0),
             singles=self.singles.take(indices, axis=0),
             lists=tuple(values.select(indices) for values in self.lists),
-            label=self.label.take(indices),
+            label=self.label.take(indices, axis=0),
             row=self.row.take(indices),
         )
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
 from rtrain.errors import DataError, did_you_mean
-from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
 
 __all__ = ["Columns", "check_columns", "concat", "encode"]
 
@@ -53,7 +53,7 @@ def encode(
         dense=dense,
         singles=np.stack(singles, axis=1).astype(wide, copy=False) if singles else np.empty((rows, 0), wide),
         lists=tuple(lists),
-        label=_labels(table.column(schema.label.name), schema, at) if label else np.zeros(rows, np.float32),
+        label=_all_labels(table, schema, at) if label else np.zeros(rows, np.float32),
         row=np.arange(first_row, first_row + rows),
     )
 
@@ -73,7 +73,7 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
         if columns.names.count(field.name) > 1:
             raise DataError(f"{where}: there are two columns {field.name!r}. Drop or rename one")
         got = columns.field(field.name).type
-        is_label = field.name == schema.label.name
+        is_label = field.name in [one.name for one in schema.labels]
         if not (_widens(got, field.type) or (is_label and pa.types.is_boolean(got))):
             raise DataError(
                 f"{where}: column {field.name!r} is {got}, but the schema needs {field.type}. "
@@ -183,12 +183,20 @@ def _lists(column: pa.ChunkedArray, feature: IdList, at: _Place) -> Lists:
     return lists.cut(lists.offsets[1:] - kept, kept)
 
 
-def _labels(column: pa.ChunkedArray, schema: Schema, at: _Place) -> NDArray[np.float32]:
+def _all_labels(table: pa.Table, schema: Schema, at: _Place) -> NDArray[np.float32]:
+    """[N] of one label, [N, L] of several."""
+    labels = [_labels(table.column(label.name), label, at) for label in schema.labels]
+    return labels[0] if len(labels) == 1 else np.stack(labels, axis=1)
+
+
+def _labels(column: pa.ChunkedArray, label: Label, at: _Place) -> NDArray[np.float32]:
     # A null becomes NaN.
     values: NDArray[np.float64] = _plain(column, pa.float64()).cast(pa.float64()).to_numpy()
     wrong = (values != 0) & (values != 1)
+    if label.optional and column.null_count:
+        wrong &= ~pc.is_null(column).to_numpy()
     if wrong.any():
         row = _first(wrong)
         got = "null" if pc.is_null(column)[row].as_py() else values[row]
-        raise at.refuse(f"label {schema.label.name!r} is {got}", row, "; it must be 0 or 1")
+        raise at.refuse(f"label {label.name!r} is {got}", row, "; it must be 0 or 1")
     return values.astype(np.float32)

@@ -4,28 +4,25 @@ The raw files are RecBole's "atomic" ones: tab separated, the first line names a
 Everything that a row says was known at its moment: the history holds only what is strictly older.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rtrain.data import cached
 from rtrain.data.columns import Lists
 from rtrain.errors import DataError
 
 NAME = "ml-100k"
 VERSION = 2
 """Raised whenever `convert` writes something else, so that old caches are made anew."""
-VERSION_KEY = b"rtrain.conversion"
 HISTORY = 20
 """Most items in a history."""
 PRIOR_ROWS = 5.0
 """Rows of one half that damp `liked_before`."""
-ROW_GROUP_ROWS = 65_536
 
 GENRES = (
     "unknown",
@@ -125,18 +122,13 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
             "timestamp": pa.array(time, pa.int64()),
             "label": pa.array(label),
         }
-    ).replace_schema_metadata({VERSION_KEY: str(VERSION)})
-    _write(table, out_parquet)
+    )
+    cached.write(table, out_parquet, VERSION)
 
 
 def is_current(parquet: Path) -> bool:
-    """Whether the file is whole (page checksums verified) and what this version of `convert` writes."""
-    try:
-        with pq.ParquetFile(parquet, page_checksum_verification=True) as file:
-            stored = file.schema_arrow.metadata or {}
-            return stored.get(VERSION_KEY) == str(VERSION).encode() and file.read().num_rows > 0
-    except (OSError, pa.ArrowException):
-        return False
+    """Whether the file is whole and what this version of `convert` writes."""
+    return cached.is_current(parquet, VERSION)
 
 
 def histories(user: NDArray[np.integer], item: NDArray[np.integer], time: NDArray[np.integer], longest: int) -> Lists:
@@ -241,17 +233,3 @@ def _years(item: pa.Table) -> pa.Array:
     text = item.column("release_year")
     is_year = pc.match_substring_regex(text, r"^[0-9]{4}$").fill_null(False)
     return pc.if_else(is_year, text, pa.scalar(None, pa.string())).cast(pa.float64())
-
-
-def _write(table: pa.Table, out: Path) -> None:
-    """All of the file or nothing: written beside its place, flushed to the disk, then renamed."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            pq.write_table(table, file, row_group_size=ROW_GROUP_ROWS, write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, out)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -19,10 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rtrain.data import movielens
+from rtrain.data import cached, clicks, movielens, synthetic
 from rtrain.errors import DataError, did_you_mean
 
-NAMES: tuple[str, ...] = (movielens.NAME,)
+VERSIONS = {
+    movielens.NAME: movielens.VERSION,
+    clicks.NAME: clicks.VERSION,
+    synthetic.NAME: synthetic.VERSION,
+}
+NAMES: tuple[str, ...] = tuple(VERSIONS)
 """The data sets that `get` knows."""
 
 REQUIREMENT = "recbole==1.2.1"
@@ -36,9 +41,9 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
     """The folder of a named data set, which holds its one converted Parquet file.
 
     The first call gets the raw files (from the folder itself, from the wheel in the cache, or by
-    pip) and converts them; later ones only verify the file, and make it anew if it is damaged or
-    of an older conversion. Processes that call at the same time wait for the first of them; an
-    interrupted call leaves nothing.
+    pip) and converts them, or makes the rows where there are no raw files. Later ones only verify the
+    file, and make it anew if it is damaged or of an older conversion. Processes that call at the same
+    time wait for the first of them; an interrupted call leaves nothing.
 
     Args:
         name: one of `NAMES`.
@@ -55,19 +60,27 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
     cache = (cache or default_cache()).expanduser().absolute()
     folder = cache / name
     parquet = folder / f"{name}.parquet"
-    if movielens.is_current(parquet):
+    if cached.is_current(parquet, VERSIONS[name]):
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with locked(cache / f".{name}.lock") as held:
-            if movielens.is_current(parquet):  # another process made it meanwhile
+            if cached.is_current(parquet, VERSIONS[name]):  # another process made it meanwhile
                 return folder
             if held:
                 _sweep(cache, name)
-            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as scratch:
-                raw = _raw(cache, folder, Path(scratch), progress)
-                _say(progress, f"converting {name}")
-                movielens.convert(raw, parquet)
+            if name == movielens.NAME:
+                with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=cache) as scratch:
+                    raw = _raw(cache, folder, Path(scratch), progress)
+                    _say(progress, f"converting {name}")
+                    movielens.convert(raw, parquet)
+            elif name == clicks.NAME:
+                ratings = get(movielens.NAME, cache=cache, progress=progress)
+                _say(progress, f"making {name}")
+                clicks.sample(ratings / f"{movielens.NAME}.parquet", parquet)
+            else:
+                _say(progress, f"making {name}, {synthetic.ROWS:,} rows")
+                synthetic.plant(parquet)
     except OSError as error:
         raise DataError(_unwritable(cache, error)) from None
     return folder

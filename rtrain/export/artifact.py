@@ -29,6 +29,10 @@ from rtrain.schema import Schema
 from rtrain.version import VERSION
 
 FORMAT = 1
+
+Prediction = float | list[float]
+"""A row's probability; of a schema of several labels one for each, in their order."""
+
 HEAD = "export.json"
 FILE_BYTES = 2 * 1024**3
 
@@ -113,8 +117,8 @@ class Predictor:
         self.rows = row_model(self.schema)
 
     @torch.inference_mode()
-    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
-        """Probability of label 1 for each row; missing keys and ids out of range are refused.
+    def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:
+        """Probability of label 1 (of each label) for each row; missing keys and ids out of range are refused.
 
         Raises:
             DataError: a row that does not fit the schema, by feature and value.
@@ -128,5 +132,5 @@ class Predictor:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         columns = encode(table, self.schema, label=False, where="request", first_row=0)
         batch = columns.take(np.arange(len(rows)), global_rows=len(rows))
-        probabilities: list[float] = self.model(batch).sigmoid().tolist()
+        probabilities: list[Prediction] = self.model(batch).sigmoid().tolist()
         return probabilities

@@ -99,7 +99,7 @@ def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] 
     """The run's metrics for a model of user and item means alone; none where the schema has no such pair."""
     schema = dataset.schema
     items = [f.name for f in schema.ids if f.entity == "item" and type(f) is Id]
-    if not schema.group or not items or dataset.rows("train") > BASELINE_ROWS:
+    if not schema.group or not items or schema.label.optional or dataset.rows("train") > BASELINE_ROWS:
         return None
 
     names = [schema.group, items[0], schema.label.name]

@@ -50,7 +50,7 @@ class DCNv2(RankingConfig):
         if not self.deep and self.structure == "stacked":
             raise ConfigError("model.structure: stacked needs an MLP, but model.deep is empty. Give it hidden sizes")
 
-    def tower(self, schema: Schema) -> nn.Module:
+    def dense_part(self, schema: Schema) -> nn.Module:
         """The cross layers, the MLP and the last linear layer."""
         return DCNv2Tower(self, width=len(schema.dense) + self.width(schema))
 

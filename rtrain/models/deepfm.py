@@ -30,7 +30,7 @@ class DeepFM(RankingConfig):
         check_sizes(deep=self.deep)
         check_dropout(self.dropout)
 
-    def tower(self, schema: Schema) -> nn.Module:
+    def dense_part(self, schema: Schema) -> nn.Module:
         """The machine's sums and the MLP."""
         dim = self.one_dim(schema)
         return DeepFMTower(self, dense=len(schema.dense), ids=len(schema.ids), latent=dim - 1)

@@ -53,7 +53,7 @@ class DIN(RankingConfig):
                 raise ConfigError(f"model.{field}: {name!r} is not an {wanted} feature of this schema{near}")
         return (self.history,)
 
-    def tower(self, schema: Schema) -> nn.Module:
+    def dense_part(self, schema: Schema) -> nn.Module:
         """The activation unit and the top MLP."""
         dims = self.dims(schema)
         if dims[self.history] != dims[self.candidate]:

@@ -30,7 +30,7 @@ class DLRM(RankingConfig):
         check_sizes(bottom=self.bottom, top=self.top)
         check_dropout(self.dropout)
 
-    def tower(self, schema: Schema) -> nn.Module:
+    def dense_part(self, schema: Schema) -> nn.Module:
         """The bottom MLP, the interaction and the top MLP."""
         if not schema.dense:
             raise ConfigError("model DLRM: the schema has no Dense feature for its bottom MLP. Add one")

@@ -8,6 +8,7 @@ Shape legend: B rows, D dense features, V dims of all features' vectors together
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +20,36 @@ from rtrain.schema import Batch, Schema
 
 
 class RankingModel(nn.Module):
-    """A scorer of rows: `Batch` -> logits float32 [B]."""
+    """A scorer of rows: `Batch` -> logits float32 [B], or [B, L] for a schema of several labels."""
 
-    def __init__(self, tables: nn.Module, tower: nn.Module):
+    def __init__(self, tables: nn.Module, tower: nn.Module, loss_weights: tuple[float, ...] = (1.0,)):
         super().__init__()
         self.tables = tables
         self.tower = tower
+        self.loss_weights = loss_weights
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits [B]; their sigmoid is the predicted probability."""
+        """Logits in the shape of `Batch.label`; their sigmoid is the predicted probability."""
         logits: Tensor = self.tower(batch.dense, *self.tables(batch.ids))
         return logits
 
     def losses(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Loss of each row [B]: binary cross-entropy against the label, in nats."""
-        return binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
+        """Loss of each row [B]: binary cross-entropy against the label, in nats; of several labels the weighted sum.
+
+        A label that a row does not have adds nothing. The mean is over all rows still, so that no rank needs
+        to know how many rows of the others have it.
+        """
+        known = batch.label == batch.label
+        losses = binary_cross_entropy_with_logits(logits, batch.label.nan_to_num(), reduction="none").where(known, 0.0)
+        return losses @ losses.new_tensor(self.loss_weights) if losses.dim() == 2 else losses
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankingConfig(ABC):
     """Config of a `RankingModel`."""
+
+    several_labels: ClassVar[bool] = False
+    """Whether the model gives a logit for each label of the schema, or just one."""
 
     dim: int = 16
     """Embedding dim of every table that `tables` gives no other."""
@@ -119,9 +130,30 @@ class RankingConfig(ABC):
                 )
         return self.dim
 
-    @abstractmethod
+    def loss_weights(self, schema: Schema) -> tuple[float, ...]:
+        """Factor on the loss of each label, in the schema's order."""
+        return (1.0,)
+
     def tower(self, schema: Schema) -> nn.Module:
-        """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits [B]."""
+        """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits.
+
+        Raises:
+            ConfigError: a schema that the model cannot read, or of another number of labels than it predicts.
+        """
+        name, labels = type(self).__name__, [label.name for label in schema.labels]
+        if self.several_labels != (len(labels) > 1):
+            has = f"the schema has {len(labels)}: {', '.join(labels)}"
+            raise ConfigError(
+                f"model {name}: it predicts several labels, but {has}. Add to schema.more_labels, or use DLRM"
+                if self.several_labels
+                else f"model {name}: it predicts one label, but {has}. Use MMoE or PLE, or drop schema.more_labels"
+            )
+        self.loss_weights(schema)
+        return self.dense_part(schema)
+
+    @abstractmethod
+    def dense_part(self, schema: Schema) -> nn.Module:
+        """What `tower` gives, for a schema whose labels it has checked."""
 
     def build(self, schema: Schema, *, seed: int, table_device: torch.device | str = "cpu") -> RankingModel:
         """The model; the tower's weights are drawn from `seed`, the same at every layout.
@@ -133,7 +165,8 @@ class RankingConfig(ABC):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tower = self.tower(schema)
-        return RankingModel(Tables(self.table_list(schema), self.feature_names(schema), table_device), tower)
+        tables = Tables(self.table_list(schema), self.feature_names(schema), table_device)
+        return RankingModel(tables, tower, self.loss_weights(schema))
 
 
 def check_sizes(**sizes: tuple[int, ...]) -> None:

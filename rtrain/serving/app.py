@@ -1,6 +1,6 @@
 """The Ray Serve application of an export.
 
-    POST /predict  {"rows": [{...}, ...]}  ->  {"predictions": [0.73, ...]}
+    POST /predict  {"rows": [{...}, ...]}  ->  {"predictions": [0.73, ...]}, of several labels [[0.73, 0.21], ...]
     GET  /schema                           ->  JSON Schema of a row
     GET  /healthz                          ->  {"status": "ok", ...}
 
@@ -23,7 +23,7 @@ from ray import serve as ray_serve
 from ray.serve.schema import LoggingConfig
 
 from rtrain.errors import ClusterError, DataError
-from rtrain.export.artifact import Predictor
+from rtrain.export.artifact import Prediction, Predictor
 from rtrain.export.request import json_schema
 
 MAX_ROWS = 10_000
@@ -62,7 +62,7 @@ class Ranker:
         return {"predictions": predictions}
 
     @ray_serve.batch(max_batch_size=64, batch_wait_timeout_s=0.005)
-    async def score(self, requests: list[list[dict[str, Any]]]) -> list[list[float]]:
+    async def score(self, requests: list[list[dict[str, Any]]]) -> list[list[Prediction]]:
         """Score the rows of several requests at once."""
         joined = [row for rows in requests for row in rows]
         flat = iter(self.predictor.predict(joined))
@@ -76,7 +76,8 @@ class Ranker:
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:
         """Which model answers."""
-        return {"status": "ok", "run": self.predictor.head["run"], "step": self.predictor.head["step"]}
+        head, labels = self.predictor.head, [label.name for label in self.predictor.schema.labels]
+        return {"status": "ok", "run": head["run"], "step": head["step"], "labels": labels}
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Served:
     session: ExitStack
     """Left when the application is stopped: the Ray that was started for it, or nothing."""
 
-    def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[float]:
+    def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[Prediction]:
         """Probabilities over HTTP, for one row or several.
 
         Raises:
@@ -99,10 +100,10 @@ class Served:
         if answer.status_code in (413, 422):
             raise DataError(f"{self.url}/predict: {answer.json()['detail']}")
         answer.raise_for_status()
-        predictions: list[float] = answer.json()["predictions"]
+        predictions: list[Prediction] = answer.json()["predictions"]
         return predictions
 
-    def predict_concurrently(self, requests: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[float]]:
+    def predict_concurrently(self, requests: Sequence[Sequence[Mapping[str, Any]]]) -> list[list[Prediction]]:
         """One HTTP request for each of `requests`, all under way at once, so that the server batches them."""
 
         with ThreadPoolExecutor(max_workers=min(32, len(requests))) as pool:

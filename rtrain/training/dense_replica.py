@@ -132,8 +132,8 @@ class DenseReplica:
         return total if self.counts else torch.zeros_like(total)
 
     @torch.no_grad()
-    def score(self, batches: Iterable[TokenBatch]) -> tuple[TokensScored, int]:
-        """Summed losses of this rank's rows, and how many batches gave no number. A collective over all ranks."""
+    def score(self, batches: Iterable[TokenBatch]) -> tuple[dict[str, TokensScored], int]:
+        """Summed losses of this rank's rows, and how many batches gave no number; see `Engine.score`."""
         was_training = self.modules.training
         self.modules.eval()
         loss, tokens, broken = 0.0, 0, 0
@@ -148,7 +148,7 @@ class DenseReplica:
                 tokens += int((batch.row >= 0).sum()) * batch.tokens.shape[1]
                 broken += any(s != s or s in (float("inf"), float("-inf")) for s in sums)
         self.modules.train(was_training)
-        return TokensScored(loss=loss, tokens=tokens), broken
+        return {"": TokensScored(loss=loss, tokens=tokens)}, broken
 
     def _score(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         if self.pipeline:

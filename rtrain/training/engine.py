@@ -1,6 +1,6 @@
 """What the loop knows of a model: one protocol, and which engine trains which kind of model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -39,8 +39,11 @@ class Engine(Protocol):
     def train_step(self, batch: Any, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
         """One optimizer step; returns the sum of the losses that this rank counts, detached."""
 
-    def score(self, batches: Iterable[Any]) -> tuple[Any, int]:
-        """What the run's metrics measure of this rank's rows, and how many of those are not numbers; a collective."""
+    def score(self, batches: Iterable[Any]) -> tuple[Mapping[str, Any], int]:
+        """What the run's metrics measure of this rank's rows, and how many of those are not numbers; a collective.
+
+        One entry a task: the prefix of its metrics' names (empty for the first) -> what they take.
+        """
 
     def chunks(self) -> Iterator[Chunk]:
         """All state of this rank for a checkpoint; a collective."""

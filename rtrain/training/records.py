@@ -87,9 +87,12 @@ def write_placement(folder: Folder, mesh: Mesh, engine: Engine) -> None:
 
 
 def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Folder) -> None:
-    """predictions.json: the trainer's own probabilities of the first test rows. A collective over all ranks."""
+    """predictions.json: the trainer's own probabilities of the first test rows (of several labels, a list a row).
+
+    A collective over all ranks.
+    """
     rows = min(run.handoff.rows, dataset.rows("test"))
-    mine: dict[int, float] = {}
+    mine: dict[int, float | list[float]] = {}
     covered = 0
     for batch in scan(run, dataset, "test", replica.mesh, replica.world):
         probabilities = replica.predict(batch.to(replica.world.device))
@@ -97,7 +100,7 @@ def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Fold
         covered += batch.global_rows
         if covered >= rows:
             break
-    parts: list[dict[int, float]] = [{}] * replica.world.size
+    parts: list[dict[int, float | list[float]]] = [{}] * replica.world.size
     dist.all_gather_object(parts, mine)
     if replica.world.leads:
         everything = {row: p for part in parts for row, p in part.items()}

@@ -34,7 +34,7 @@ class Replica:
     def __init__(self, run: Run, mesh: Mesh, world: World, *, stored: Stored | None, training: bool):
         config = run.model
         assert isinstance(config, RankingConfig) and isinstance(run.data, Interactions)
-        schema = run.data.schema
+        schema = self.schema = run.data.schema
         self.run, self.world, self.stored = run, world, stored
         self.mesh, self.data_ranks = mesh, mesh.data
         rows_per_rank = -(-run.global_batch // mesh.data)
@@ -112,23 +112,31 @@ class Replica:
 
     @torch.no_grad()
     def predict(self, batch: Batch) -> Tensor:
-        """Probabilities float32 [B] of the batch's rows; a collective over all ranks."""
+        """Probabilities of the batch's rows, in the shape of `Batch.label`; a collective over all ranks."""
         was_training = self.model.training
         self.model.eval()
         probabilities: Tensor = self.model(self._even(batch)).sigmoid()
         self.model.train(was_training)
         return probabilities[: batch.rows]
 
-    def score(self, batches: Iterable[Batch]) -> tuple[Scored, int]:
-        """This rank's rows of a split with their probabilities, and how many are not numbers; a collective."""
+    def score(self, batches: Iterable[Batch]) -> tuple[dict[str, Scored], int]:
+        """This rank's rows of a split, scored for each label that they have; see `Engine.score`."""
         scores, labels, groups = [], [], []
         for batch in batches:
             probabilities = self.predict(batch.to(self.world.device)).cpu()
             scores.append(probabilities.double().numpy())
             labels.append(batch.label.double().numpy())
             groups.append(batch.group.numpy())
-        scored = Scored(scores=np.concatenate(scores), labels=np.concatenate(labels), groups=np.concatenate(groups))
-        return scored, int(np.count_nonzero(~np.isfinite(scored.scores)))
+        names = [label.name for label in self.schema.labels]
+        scores_NL, labels_NL = (np.concatenate(parts).reshape(-1, len(names)) for parts in (scores, labels))
+        groups_N = np.concatenate(groups)
+        scored = {}
+        for task, name in enumerate(names):
+            known = ~np.isnan(labels_NL[:, task])
+            scored[f"{name}_" if task else ""] = Scored(
+                scores=scores_NL[known, task], labels=labels_NL[known, task], groups=groups_N[known]
+            )
+        return scored, sum(int(np.count_nonzero(~np.isfinite(task.scores))) for task in scored.values())
 
     def _even(self, batch: Batch) -> Batch:
         """The batch with as many rows as every other rank's: shares differ by one, TorchRec wants them equal."""

@@ -25,13 +25,15 @@ def scan(run: Run, dataset: Dataset | TokenDataset, split: Split, mesh: Mesh, wo
 def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...]) -> dict[str, float]:
     """Metrics of a split, exact over ranks: states are merged in rank order, never averaged.
 
+    Those of the schema's first label have the metrics' own names, those of a further one `<label>_<metric>`.
+
     Raises:
         RunFailed: on every rank, when any rank has a row whose probability is not a number: an order
             of rows would still come out of it, and look like a metric.
     """
     mine, broken = engine.score(batches)
     gathered: list[tuple[int, list[Partial]]] = [(0, [])] * engine.world.size
-    dist.all_gather_object(gathered, (broken, [metric.partial(mine) for metric in metrics]))
+    dist.all_gather_object(gathered, (broken, [metric.partial(of) for of in mine.values() for metric in metrics]))
     broken = sum(count for count, _ in gathered)
     if broken:
         raise RunFailed(
@@ -41,4 +43,8 @@ def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...])
     merged = gathered[0][1]
     for _, other in gathered[1:]:
         merged = [a + b for a, b in zip(merged, other, strict=True)]
-    return evaluate(metrics, merged)
+    values: dict[str, float] = {}
+    for number, prefix in enumerate(mine):
+        of_task = evaluate(metrics, merged[number * len(metrics) : (number + 1) * len(metrics)])
+        values |= {f"{prefix}{name}": value for name, value in of_task.items()}
+    return values

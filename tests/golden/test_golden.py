@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from recipes import dlrm_movielens, gpt_stdlib
+from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
 from rtrain.cli import golden
 from rtrain.run import Run
 
 FOLDER = Path(__file__).parent
-RECIPES: dict[str, Callable[[], Run]] = {"dlrm_movielens": dlrm_movielens.run, "gpt_stdlib": gpt_stdlib.run}
+RECIPES: dict[str, Callable[[], Run]] = {
+    "dlrm_movielens": dlrm_movielens.run,
+    "dlrm_synthetic": dlrm_synthetic.run,
+    "gpt_stdlib": gpt_stdlib.run,
+    "mmoe_movielens": mmoe_movielens.run,
+}
 REGENERATE = "python -m tests.golden.test_golden"
 
 

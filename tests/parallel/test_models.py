@@ -16,10 +16,13 @@ from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
 from rtrain.models.din import DIN
 from rtrain.models.dlrm import DLRM
+from rtrain.models.mmoe import MMoE
+from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import TableOptions, initial_rows
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
-from tests.parallel.worlds import DENSE_OPTIM, SCHEMA, STEPS, Case, global_batch, run_cases
+from rtrain.schema import Schema
+from tests.parallel.worlds import DENSE_OPTIM, SCHEMA, STEPS, TWO_LABELS, Case, global_batch, run_cases
 
 PARITY = 2e-6  # seen here: 4.2e-7 at most
 MODELS: dict[str, RankingConfig] = {
@@ -36,6 +39,8 @@ MODELS: dict[str, RankingConfig] = {
     ),
     "dcnv2 whole": DCNv2(dim=8, layers=1, rank=None, deep=()),
     "deepfm": DeepFM(dim=8, deep=(16,)),
+    "mmoe": MMoE(dim=8, experts=3, expert=(8,), towers=(8,), task_weights=(1.0, 0.5)),
+    "ple": PLE(dim=8, levels=2, shared_experts=1, task_experts=2, expert=(8,), towers=(8,)),
     "din": DIN(dim=8, history="seen", candidate="item", attention=(8,), top=(16,)),
 }
 SPARSE: dict[str, SparseOptim] = {"sgd": SGD(lr=1.0), "adagrad": Adagrad(lr=0.1), "rowwise": RowWiseAdagrad(lr=0.2)}
@@ -53,6 +58,10 @@ DIN_ONLY = {
 }
 
 
+def schema_of(config: RankingConfig) -> Schema:
+    return TWO_LABELS if config.several_labels else SCHEMA
+
+
 def layouts(model: str, size: int) -> dict[str, tuple[Parallel, str]]:
     both = LAYOUTS | (DIN_ONLY if model == "din" else {})
     return both if size > 1 else {name: both[name] for name in ALONE if name in both}
@@ -60,16 +69,17 @@ def layouts(model: str, size: int) -> dict[str, tuple[Parallel, str]]:
 
 def plain(config: RankingConfig, sparse: SparseOptim) -> list[float]:
     """One process, no sharding, nothing fused."""
-    model = config.build(SCHEMA, seed=0)
+    schema = schema_of(config)
+    model = config.build(schema, seed=0)
     tables = dict(model.tables.named_parameters())
-    for table in config.table_list(SCHEMA):
+    for table in config.table_list(schema):
         tables[f"{table.path}.weight"].data.copy_(initial_rows(table, 0, 0, table.rows))
     states = {name: torch.zeros_like(p) for name, p in tables.items()}
     adam = DENSE_OPTIM.build(model.tower.parameters())
     losses = []
     for step in range(STEPS):
-        batch = global_batch(step)
-        loss = model.losses(model(batch), batch).mean()
+        batch = global_batch(step, schema)
+        loss = by_hand(model(batch), batch.label, config.loss_weights(schema))
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.tower.parameters(), DENSE_OPTIM.clip_norm)
@@ -79,6 +89,15 @@ def plain(config: RankingConfig, sparse: SparseOptim) -> list[float]:
             parameter.data -= sparse.lr * descent(sparse, states[name], parameter.grad)
         losses.append(loss.item())
     return losses
+
+
+def by_hand(logits: Tensor, labels: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """Every task's loss over the rows that have its label, weighted, over the number of all rows."""
+    total = torch.zeros(())
+    for weight, z, y in zip(weights, logits.reshape(len(labels), -1).T, labels.reshape(len(labels), -1).T, strict=True):
+        here = ~y.isnan()
+        total = total - weight * (y * z.sigmoid().log() + (1 - y) * (-z).sigmoid().log())[here].sum()
+    return total / len(labels)
 
 
 def descent(optim: SparseOptim, state: Tensor, grad: Tensor) -> Tensor:
@@ -112,7 +131,8 @@ def found(folder: Path) -> dict[int, dict[str, list[float]]]:
             for layout, (parallel, sparse) in layouts(model, size).items():
                 name = f"{model}: {layout}"
                 saved = {"save_to": str(folder / f"{size} {name}")} if model == "din" else {}
-                cases.append((name, {"config": config, "parallel": parallel, "sparse": SPARSE[sparse]} | saved))
+                made = {"config": config, "schema": schema_of(config), "parallel": parallel, "sparse": SPARSE[sparse]}
+                cases.append((name, made | saved))
         # What two ranks saved with rows split is read by one rank, and by columns what was split by rows.
         for saved, layout in (("zero1 row_wise", "ddp"), ("row_wise adagrad", "column_wise adagrad")):
             parallel, sparse = (LAYOUTS | DIN_ONLY)[layout]

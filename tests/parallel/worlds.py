@@ -8,12 +8,12 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rtrain.checkpoint.format import Stored, save
 from rtrain.checkpoint.store import CheckpointFolders
@@ -25,7 +25,7 @@ from rtrain.parallel import tower as towers
 from rtrain.parallel.chunks import whole_places
 from rtrain.parallel.embeddings import ShardedTables, plan_tables
 from rtrain.parallel.groups import make_groups
-from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Schema
+from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Label, Schema
 
 SCHEMA = Schema(
     features=(
@@ -36,19 +36,24 @@ SCHEMA = Schema(
     ),
     group="user",
 )
+TWO_LABELS = replace(SCHEMA, more_labels=(Label(name="second", optional=True),))
 ROWS = 33  # odd, so that the shares of two ranks differ by one and padding is needed
 STEPS = 20
 TINY = DLRM(dim=8, bottom=(8,), top=(16,))
 DENSE_OPTIM = AdamW(lr=3e-2, clip_norm=0.5)
 
 
-def global_batch(step: int) -> Batch:
-    """The rows of one step, the same in every world."""
+def global_batch(step: int, schema: Schema = SCHEMA) -> Batch:
+    """The rows of one step, the same in every world; a second label is there for two rows of three."""
     g = torch.Generator().manual_seed(step % 5)
     lengths = torch.randint(0, 4, (ROWS,), generator=g)
     seen = torch.randint(0, 71, (int(lengths.sum()),), generator=g)
     user, item = (torch.randint(0, rows, (ROWS,), generator=g) for rows in (50, 71))
     dense = torch.randn(ROWS, 1, generator=g)
+    label = (dense[:, 0] + torch.randn(ROWS, generator=g) > user % 2).float()
+    if len(schema.labels) == 2:
+        second = (dense[:, 0] + item % 3 > 1).float().where(torch.arange(ROWS) % 3 > 0, torch.nan)
+        label = torch.stack([label, second], dim=1)
     return Batch(
         dense=dense,
         ids=Jagged(
@@ -56,7 +61,7 @@ def global_batch(step: int) -> Batch:
             torch.cat([user, item, seen]),
             torch.cat([torch.ones(2 * ROWS, dtype=torch.int32), lengths.int()]),
         ),
-        label=(dense[:, 0] + torch.randn(ROWS, generator=g) > user % 2).float(),
+        label=label,
         group=user,
         row=torch.arange(ROWS),
         global_rows=ROWS,
@@ -92,11 +97,12 @@ def train(
     save_at: int = 10,
     sparse_lr: Callable[[int], float] | None = None,
     config: RankingConfig = TINY,
+    schema: Schema = SCHEMA,
 ) -> list[float]:
     """Train a tiny model in the present world; the loss of each global batch, the same on all ranks."""
     rank, world = dist.get_rank(), dist.get_world_size()
     dense = DENSE_OPTIM
-    tables = config.table_list(SCHEMA)
+    tables = config.table_list(schema)
     plan = plan_tables(
         tables,
         parallel,
@@ -107,8 +113,8 @@ def train(
         memory_bytes_per_rank=2**30,
     )
     cpu = torch.device("cpu")
-    sharded = ShardedTables(tables, config.feature_names(SCHEMA), plan, sparse, cpu)
-    model = config.build(SCHEMA, seed=0, table_device="meta")
+    sharded = ShardedTables(tables, config.feature_names(schema), plan, sparse, cpu)
+    model = config.build(schema, seed=0, table_device="meta")
     stored = None
     groups = make_groups(lay_out(parallel, world))
     places = whole_places(model.tower, "tower.", writes=rank == 0)
@@ -129,9 +135,9 @@ def train(
             save(CheckpointFolders(save_to), step, chunks, {})
         if sparse_lr:
             sharded.set_lr(sparse_lr(step))
-        batch = share(global_batch(step), rank, world)
+        batch = share(global_batch(step, schema), rank, world)
         logits = tower.module(batch.dense, *sharded(batch.ids))
-        rows = binary_cross_entropy_with_logits(logits, batch.label, reduction="none")
+        rows = model.losses(logits, batch)
         total = (rows * batch.real).sum()
         tower.backward(total * world / ROWS)
         tower.step(dense.lr)

@@ -169,3 +169,12 @@ def test_what_a_schema_derives_from_its_features() -> None:
     )
     assert schema.arrow(label=False) == request
     assert schema.arrow(label=True) == request.append(pa.field("clicked", pa.float64()))
+
+
+def test_several_labels() -> None:
+    schema = Schema(features=(Dense(name="a"),), label=Label(name="click"), more_labels=(Label(name="like"),))
+    assert [label.name for label in schema.labels] == ["click", "like"]
+    assert schema.arrow(label=True).names == ["a", "click", "like"]
+    assert schema.arrow(label=False).names == ["a"]
+    with pytest.raises(ConfigError, match="the name 'click' is used twice"):
+        Schema(features=(Dense(name="a"),), label=Label(name="click"), more_labels=(Label(name="click"),))

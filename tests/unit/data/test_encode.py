@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import encode
 from rtrain.errors import DataError
-from rtrain.schema import Batch, Dense, Id, IdList, Schema, Sequence
+from rtrain.schema import Batch, Dense, Id, IdList, Label, Schema, Sequence
 
 Make = Callable[..., pa.Table]
 
@@ -287,3 +287,21 @@ def test_a_column_of_another_type_is_refused(
     text = refused(table.set_column(table.column_names.index(column), column, empty), schema)
     assert f"column {column!r} is {kind}, but the schema needs {needs}" in text
     assert "Cast the column" in text
+
+
+def test_several_labels_of_which_one_may_be_missing() -> None:
+    schema = Schema(
+        features=(Dense(name="a"),), label=Label(name="click"), more_labels=(Label(name="like", optional=True),)
+    )
+    table = pa.table({"a": [0.0, 1.0, 2.0], "click": [0, 1, 1], "like": [None, 1, 0]})
+    columns = encode(table, schema, label=True, where="file", first_row=0)
+    assert columns.label.dtype == np.float32
+    np.testing.assert_array_equal(columns.label, [[0, np.nan], [1, 1], [1, 0]])
+    batch = columns.take(np.array([2, 0]), global_rows=2)
+    np.testing.assert_array_equal(batch.label.numpy(), [[1, 0], [0, np.nan]])
+    for like, message in ([None, 1, 2], "label 'like' is 2.0 at row 2"), ([float("nan"), 1, 0], "'like' is nan"):
+        wrong = table.set_column(2, "like", pa.array(like, pa.float64()))
+        with pytest.raises(DataError, match=message):
+            encode(wrong, schema, label=True, where="file", first_row=0)
+    with pytest.raises(DataError, match="label 'click' is null at row 1"):
+        encode(table.set_column(1, "click", pa.array([0, None, 1])), schema, label=True, where="file", first_row=0)

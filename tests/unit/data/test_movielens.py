@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rtrain.data import movielens, sources
+from rtrain.data.cached import VERSION_KEY
 from rtrain.errors import DataError
 
 USER = (
@@ -202,7 +203,7 @@ def test_only_a_whole_file_of_this_version_is_current(raw: Path) -> None:
     out.write_bytes(content)
     assert not movielens.is_current(out)
     convert(raw)
-    pq.write_table(pq.read_table(out).replace_schema_metadata({movielens.VERSION_KEY: "0"}), out)
+    pq.write_table(pq.read_table(out).replace_schema_metadata({VERSION_KEY: "0"}), out)
     assert not movielens.is_current(out)
 
 

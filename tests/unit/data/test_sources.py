@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rtrain.data import movielens, sources
+from rtrain.data.cached import VERSION_KEY
 from rtrain.errors import DataError
 
 GET = "from rtrain.data import sources; print(sources.get('ml-100k'))"
@@ -172,7 +173,7 @@ def test_a_cached_file_is_kept_while_it_is_good_and_made_anew_when_not(cache: Pa
         parquet.write_bytes(damaged)
         sources.get("ml-100k", cache=cache)
         assert parquet.read_bytes() == first
-    pq.write_table(pq.read_table(parquet).replace_schema_metadata({movielens.VERSION_KEY: "0"}), parquet)
+    pq.write_table(pq.read_table(parquet).replace_schema_metadata({VERSION_KEY: "0"}), parquet)
     sources.get("ml-100k", cache=cache)
     assert parquet.read_bytes() == first
 

@@ -1,5 +1,6 @@
 """Each model's formula against loops over single numbers, in float64: 1e-12 is a few hundred roundings of 2e-16."""
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -13,9 +14,11 @@ from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
 from rtrain.models.din import DIN
 from rtrain.models.dlrm import DLRM
+from rtrain.models.mmoe import MMoE
+from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import TableOptions
-from rtrain.schema import Dense, Id, IdList, Schema
+from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Label, Schema
 
 SAME = 1e-12
 ROWS = 3
@@ -28,6 +31,7 @@ SCHEMA = Schema(
         IdList(name="seen", rows=7, table="item"),
     )
 )
+TWO_LABELS = replace(SCHEMA, more_labels=(Label(name="second", optional=True),))
 
 
 def inputs(width: int) -> tuple[Tensor, Tensor]:
@@ -36,9 +40,9 @@ def inputs(width: int) -> tuple[Tensor, Tensor]:
     return dense, torch.randn(ROWS, width, generator=g, dtype=torch.float64)
 
 
-def tower(config: RankingConfig) -> nn.Module:
+def tower(config: RankingConfig, schema: Schema = SCHEMA) -> nn.Module:
     torch.manual_seed(2)
-    made = config.tower(SCHEMA).double()
+    made = config.tower(schema).double()
     with torch.no_grad():
         for parameter in made.parameters():  # what begins as zero would prove nothing
             parameter.copy_(torch.randn_like(parameter) * 0.5)
@@ -51,7 +55,7 @@ def array(tensor: Any) -> np.ndarray:
 
 
 def close(got: Tensor, expected: list[float]) -> None:
-    assert got.shape == (ROWS,)
+    assert got.shape == (len(expected),)
     assert np.abs(array(got) - np.array(expected)).max() < SAME * max(1.0, float(np.abs(expected).max()))
 
 
@@ -171,11 +175,82 @@ def test_din() -> None:
     close(made(dense, vectors, history, mask), expected)
 
 
+def softmax(scores: list[float]) -> np.ndarray:
+    powers = np.exp(scores)
+    found: np.ndarray = powers / powers.sum()
+    return found
+
+
+def mixed(gate: Any, x: np.ndarray, experts: list[np.ndarray]) -> np.ndarray:
+    weights = softmax([float(sum(row * x)) for row in array(gate.scores.weight)])
+    return sum((w * e for w, e in zip(weights, experts, strict=True)), np.zeros_like(experts[0]))
+
+
+def test_mmoe() -> None:
+    made: Any = tower(MMoE(dim=4, experts=3, expert=(6, 5), towers=(4,)), TWO_LABELS)
+    dense, vectors = inputs(12)
+    expected = []
+    for x in np.concatenate([array(dense), array(vectors)], axis=1):
+        experts = [plain_mlp(x, expert, last_linear=False) for expert in made.experts.each]
+        for gate, own in zip(made.gates, made.towers.each, strict=True):
+            expected.append(plain_mlp(mixed(gate, x, experts), own, last_linear=True)[0])
+    close(made(dense, vectors).flatten(), expected)
+
+
+def test_ple() -> None:
+    config = PLE(dim=4, levels=2, shared_experts=1, task_experts=2, expert=(6, 5), towers=(4,))
+    made: Any = tower(config, TWO_LABELS)
+    dense, vectors = inputs(12)
+    expected = []
+    for x in np.concatenate([array(dense), array(vectors)], axis=1):
+        first = shared = second = x
+        for level in made.levels:
+            of_first, of_second, of_all = (
+                [plain_mlp(said, e, last_linear=False) for e in group.each]
+                for group, said in zip(level.experts, (first, second, shared), strict=True)
+            )
+            gates = level.gates
+            if level.shared_gate is not None:
+                after = mixed(level.shared_gate, shared, of_first + of_second + of_all)
+            first, second = (
+                mixed(gates[0], first, of_first + of_all),
+                mixed(gates[1], second, of_second + of_all),
+            )
+            shared = after
+        expected += [
+            plain_mlp(t, own, last_linear=True)[0] for t, own in zip((first, second), made.towers.each, strict=True)
+        ]
+    close(made(dense, vectors).flatten(), expected)
+
+
+def test_losses_of_several_labels() -> None:
+    model = MMoE(dim=4, task_weights=(1.0, 0.25)).build(TWO_LABELS, seed=0)
+    logits = torch.tensor([[2.0, -1.0], [0.5, 3.0]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, torch.nan]])
+    batch = Batch(
+        dense=torch.zeros(2, 2),
+        ids=Jagged((), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)),
+        label=labels,
+        group=torch.zeros(2, dtype=torch.int64),
+        row=torch.arange(2),
+        global_rows=2,
+    )
+    expected = [np.log1p(np.exp(-2.0)) + 0.25 * np.log1p(np.exp(-1.0)), np.log1p(np.exp(0.5))]
+    assert model.losses(logits, batch).tolist() == pytest.approx(expected, rel=1e-6)  # float32
+    padded = batch.padded(4)
+    assert padded.label[2:].tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert padded.real.tolist() == [True, True, False, False]
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (lambda: DCNv2(rank=None, experts=2), "model.experts: 2 experts are of low rank, but model.rank is none"),
         (lambda: DCNv2(deep=(), structure="stacked"), "model.structure: stacked needs an MLP"),
+        (lambda: tower(DLRM(), TWO_LABELS), "DLRM: it predicts one label, but the schema has 2: label, second"),
+        (lambda: tower(MMoE()), "model MMoE: it predicts several labels, but the schema has 1: label"),
+        (lambda: tower(PLE(task_weights=(1.0,)), TWO_LABELS), "1 weights for the labels label, second"),
+        (lambda: MMoE(task_weights=(0.0, 0.0)), "none may be negative and one must be positive"),
         (lambda: DCNv2(layers=0), "layers and experts must be at least 1"),
         (lambda: DLRM(dim=6), "model.dim: must be a multiple of 4"),
         (lambda: DeepFM(deep=(0,)), "model.deep: a hidden size is at least 1"),

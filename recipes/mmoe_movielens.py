@@ -1,0 +1,87 @@
+"""MMoE on MovieLens-100K: which film a user rates (click), and whether he likes it (like), from one model.
+
+A click is a rating, beside which stands one film drawn from those that the user never rated; a like is a
+rating of at least 4, and a drawn film has none (see rtrain/data/clicks.py). Metrics without a prefix are of
+click, `like_auc` and the like are of like, over the rated rows only.
+
+python recipes/mmoe_movielens.py
+python recipes/mmoe_movielens.py train --model.task_weights 1,0.5
+"""
+
+from dataclasses import replace
+
+from rtrain import (
+    AUC,
+    GAUC,
+    AdamW,
+    ByTime,
+    Checkpoint,
+    Cluster,
+    Dense,
+    Evaluation,
+    Handoff,
+    Id,
+    IdList,
+    Interactions,
+    Label,
+    LogLoss,
+    MMoE,
+    Parallel,
+    RowWiseAdagrad,
+    Run,
+    Schema,
+    Sequence,
+    main,
+)
+from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
+
+USERS, ITEMS = 944, 1683  # ids count from 1
+
+SCHEMA = Schema(
+    features=(
+        Id(name="user_id", entity="user", rows=USERS),
+        Id(name="item_id", entity="item", rows=ITEMS),
+        Id(name="gender", entity="user", vocabulary=GENDERS),
+        Id(name="occupation", entity="user", vocabulary=OCCUPATIONS),
+        IdList(name="genres", entity="item", vocabulary=GENRES),
+        Sequence(name="history", entity="user", rows=ITEMS, table="item_id", max_length=20),
+        Dense(name="age", entity="user", mean=33.0, std=12.0, missing=33.0),
+        Dense(name="release_year", entity="item", mean=1988.0, std=14.0, missing=1988.0),
+        # What was known of the user and of the item before this moment: how much was liked, of how many.
+        Dense(name="user_liked", entity="user", mean=0.55, std=0.2),
+        Dense(name="user_seen", entity="user", mean=3.0, std=1.5),
+        Dense(name="item_liked", entity="item", mean=0.55, std=0.2),
+        Dense(name="item_seen", entity="item", mean=3.0, std=2.0),
+    ),
+    label=Label(name="click"),
+    more_labels=(Label(name="like", optional=True),),
+    group="user_id",
+    time="timestamp",
+)
+
+
+def run() -> Run:
+    return Run(
+        name="mmoe-movielens",
+        model=MMoE(dim=16, experts=4, expert=(64, 32), towers=(32,), dropout=0.1),
+        data=Interactions(source="ml-100k-clicks", schema=SCHEMA, split=ByTime(valid=0.1, test=0.1)),
+        optim=AdamW(lr=2e-3),
+        sparse_optim=RowWiseAdagrad(lr=2e-3),
+        global_batch=1024,
+        epochs=3,
+        parallel=Parallel(dense="zero", zero_stage=1, embeddings="sharded"),
+        evaluation=Evaluation(every_steps=40, monitor="auc", patience=6),
+        checkpoint=Checkpoint(every_steps=200, keep=3),
+        cluster=Cluster(workers=2),
+        handoff=Handoff(serve_check=True),
+        metrics=(AUC(), LogLoss(), GAUC()),
+    )
+
+
+def debug() -> Run:
+    """The same path in seconds."""
+    return replace(run(), name="mmoe-movielens-debug", max_steps=20, log_every_steps=5, handoff=Handoff())
+
+
+if __name__ == "__main__":
+    main(run, debug)
