@@ -32,11 +32,15 @@ class Checkpoint:
     every_steps: int = 200
     """Steps between checkpoints; one more is written at the end."""
     keep: int = 3
-    """Newest checkpoints that stay; the best one by `evaluation.monitor` stays beside them."""
+    """Newest intact checkpoints that stay; the best one by `evaluation.monitor` stays beside them."""
+    retry_s: float = 60.0
+    """Seconds for which an operation of the storage that failed is tried again, with growing pauses."""
 
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep < 1:
             raise ConfigError("checkpoint: every_steps and keep must be at least 1")
+        if self.retry_s < 0:
+            raise ConfigError(f"checkpoint.retry_s: must be at least 0, got {self.retry_s}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,20 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from rtrain.checkpoint.store import MANIFEST, MARKER, SHARD, CheckpointFolders, Folder, sha256_of
+from rtrain.checkpoint import shards
+from rtrain.checkpoint.fence import Attempt, Fenced, marker_of
+from rtrain.checkpoint.store import (
+    DAMAGED,
+    MANIFEST,
+    MANIFESTS,
+    MARKER,
+    SHARD,
+    CheckpointFolders,
+    Folder,
+    sha256_of,
+)
 from rtrain.errors import CheckpointError, one_line
 from rtrain.parallel.chunks import Chunk
 
@@ -31,70 +41,151 @@ class NewerFormat(CheckpointError):
     """Intact, but written by a newer rtrain: going on from an older one would lose its work."""
 
 
-def save(folders: CheckpointFolders, step: int, chunks: Iterable[Chunk], meta: Mapping[str, Any]) -> None:
-    """Write and commit one checkpoint; a collective over all ranks of the default group.
+def save(
+    folders: CheckpointFolders,
+    step: int,
+    chunks: Iterable[Chunk],
+    meta: Mapping[str, Any],
+    *,
+    attempt: Attempt | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write and commit one checkpoint; a collective over all ranks of `group` (none: the default one).
 
-    `meta` (rank 0's counts) is stored in the manifest beside the tensors' places.
+    `meta` (rank 0's counts) is stored in the manifest beside the tensors' places. `attempt` (on
+    rank 0): whose right to write it is; without one nobody else may write the run.
 
     Raises:
         CheckpointError: on every rank, when any rank could not write its share; nothing is committed.
+        Fenced: on every rank, when another attempt has taken the run over; nothing is committed.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    folder, name = folders.of(step), f"rank-{rank:05d}.safetensors"
-    tensors, places = _collect(chunks, name)
+    write_collected(folders, step, collect(chunks), meta, attempt=attempt, group=group)
+
+
+def write_collected(
+    folders: CheckpointFolders,
+    step: int,
+    collected: "Collected",
+    meta: Mapping[str, Any],
+    *,
+    attempt: Attempt | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """`save` of what `collect` gave; nothing of the model is touched, so a thread may do it."""
+    rank, world = dist.get_rank(group), dist.get_world_size(group)
+    folder = folders.of(step)
 
     def everywhere(work: Callable[[], T]) -> list[T]:
         """What `work` gives on each rank. A failure is told to all and raised on all: nobody is left waiting."""
-        mine: tuple[Any, str]
+        mine: tuple[Any, str, bool]
         try:
-            mine = (work(), "")
+            mine = (work(), "", False)
+        except Fenced as error:
+            mine = (None, str(error), True)
         except Exception as error:  # whatever the store raises; botocore's errors are no OSError
-            mine = (None, f"rank {rank}: {one_line(error)}")
-        found: list[tuple[Any, str]] = [mine] * world
-        dist.all_gather_object(found, mine)
-        for _, problem in found:
+            mine = (None, f"rank {rank}: {one_line(error)}", False)
+        found: list[tuple[Any, str, bool]] = [mine] * world
+        if world > 1:
+            dist.all_gather_object(found, mine, group=group)
+        for _, problem, fenced in found:
+            if fenced:
+                raise Fenced(problem)
             if problem:
-                if rank == 0:
-                    with suppress(Exception):
-                        folder.remove()  # half of it would only take the space that is missing
+                verdict = [_give_up(folder, attempt) if rank == 0 else ""]
+                if world > 1:
+                    dist.broadcast_object_list(verdict, group_src=0, group=group)
+                if verdict[0]:
+                    raise Fenced(verdict[0])
                 raise CheckpointError(
                     f"checkpoint step {step}: {problem}. Nothing was committed; free space or mend the storage "
                     f"{folder.uri!r} and start the run again: it resumes from its last committed step"
                 )
-        return [value for value, _ in found]
+        return [value for value, _, _ in found]
 
-    everywhere(lambda: folder.remove() if rank == 0 else None)
-    shares = everywhere(lambda: {"places": places, "files": {name: _write_share(folder, name, tensors)}})
-    head = {"format": FORMAT, "step": step, "world_size": world, **meta}
-    everywhere(lambda: _commit(folder, head, shares) if rank == 0 else None)
+    def prepare() -> str:
+        """What this checkpoint's files have in their names; rank 0 decides."""
+        if attempt is None:
+            folder.remove()
+            return ""
+        attempt.check()
+        # Plain names are the first attempt's own, as long as they are in no committed checkpoint.
+        return "" if attempt.number == 1 and not folder.exists(MARKER) else attempt.names_suffix
+
+    suffix = everywhere(lambda: prepare() if rank == 0 else "")[0]
+    name = f"rank-{rank:05d}{suffix}.safetensors"
+    places = [{**place, "file": name} for place in collected.places]
+    shares = everywhere(lambda: {"places": places, "files": {name: _write_share(folder, name, collected.tensors)}})
+    head = {"format": FORMAT, "tool": "rtrain", "step": step, "world_size": world, **meta}
+    everywhere(lambda: _commit(folder, f"manifest{suffix}.json", head, shares, attempt) if rank == 0 else None)
 
 
-def _collect(chunks: Iterable[Chunk], name: str) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """This rank's tensors by their key in the file, and what the manifest says of each; a collective."""
+def _give_up(folder: Folder, attempt: Attempt | None) -> str:
+    """Free the space of a checkpoint that failed; why not, when the folder is another attempt's by now."""
+    try:
+        if attempt is not None:
+            attempt.check()
+    except Fenced as error:
+        return str(error)
+    except Exception:
+        return ""  # the storage is gone: nothing can be freed
+    with suppress(Exception):  # half of it would only take the space that is missing
+        if folder.exists(MARKER):
+            _collect_garbage(folder)
+        else:
+            folder.remove()
+    return ""
+
+
+class Collected:
+    """One rank's tensors on the host by their key in its file, and what the manifest says of each."""
+
+    def __init__(self, tensors: dict[str, Tensor], places: list[dict[str, Any]]):
+        self.tensors, self.places = tensors, places
+
+
+def collect(chunks: Iterable[Chunk], keep: dict[str, Tensor] | None = None) -> Collected:
+    """Bring the chunks to the host; a collective.
+
+    `keep`: memory of an earlier call to copy into, so that what comes out does not change when
+    training goes on; it is filled where it lacks a tensor. Without it CPU tensors are not copied.
+    """
     tensors: dict[str, Tensor] = {}
     places = []
     for chunk in chunks:
         key = f"{chunk.name}@{','.join(map(str, chunk.offsets))}"
-        tensors[key] = chunk.data.detach().to("cpu").contiguous()
+        tensors[key] = _on_host(chunk.data.detach(), key, keep)
         places.append(
             {
                 "name": chunk.name,
                 "shape": list(chunk.shape),
                 "dtype": str(chunk.data.dtype).removeprefix("torch."),
-                "file": name,
                 "key": key,
                 "offsets": list(chunk.offsets),
                 "sizes": list(chunk.data.shape),
             }
         )
-    return tensors, places
+    if keep is not None:
+        for key in set(keep) - set(tensors):
+            del keep[key]
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return Collected(tensors, places)
+
+
+def _on_host(data: Tensor, key: str, keep: dict[str, Tensor] | None) -> Tensor:
+    if keep is None:
+        return data.to("cpu").contiguous()
+    held = keep.get(key)
+    if held is None or held.shape != data.shape or held.dtype != data.dtype:
+        held = keep[key] = torch.empty(data.shape, dtype=data.dtype, pin_memory=data.is_cuda)
+    held.copy_(data, non_blocking=True)
+    return held
 
 
 def _write_share(folder: Folder, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(dir=_scratch(folder)) as scratch:
+    with tempfile.TemporaryDirectory(dir=_scratch(folder), prefix=".writing-") as scratch:
         local = Path(scratch) / name
-        save_file(tensors, local)
-        file = {"bytes": local.stat().st_size, "sha256": sha256_of(local)}
+        file = shards.write(local, tensors)
         folder.adopt(local, name)
     return file
 
@@ -107,15 +198,33 @@ def _scratch(folder: Folder) -> str | None:
     return str(folder.path)
 
 
-def _commit(folder: Folder, head: dict[str, Any], shares: list[dict[str, Any]]) -> None:
+def _commit(
+    folder: Folder, name: str, head: dict[str, Any], shares: list[dict[str, Any]], attempt: Attempt | None
+) -> None:
     tensors: dict[str, Any] = {}
     for place in (p for s in shares for p in s["places"]):
         entry = tensors.setdefault(place["name"], {"shape": place["shape"], "dtype": place["dtype"], "chunks": []})
         entry["chunks"].append({k: place[k] for k in ("file", "key", "offsets", "sizes")})
-    files = {name: file for s in shares for name, file in s["files"].items()}
+    files = {file: said for s in shares for file, said in s["files"].items()}
     manifest = json.dumps({**head, "files": files, "tensors": tensors}).encode()
-    folder.write(MANIFEST, manifest)
-    folder.write(MARKER, hashlib.sha256(manifest).hexdigest().encode())
+    folder.write(name, manifest)
+    sha256 = hashlib.sha256(manifest).hexdigest()
+    if attempt is not None:
+        attempt.commit(head["step"], name, sha256)
+    folder.write(MARKER, marker_of(sha256, name))
+    with suppress(Exception):  # it is committed: what is left over takes space and nothing else
+        _collect_garbage(folder)
+
+
+def _collect_garbage(folder: Folder) -> None:
+    """Delete what the committed manifest does not name: left by a writer that died, or replaced."""
+    name = folder.read(MARKER).decode().partition(" ")[2] or MANIFEST
+    wanted = {MARKER, name, *json.loads(folder.read(name))["files"]}
+    for other in set(folder.names()) - wanted:
+        if other.startswith(".writing-"):
+            folder.child(other).remove()
+        else:
+            folder.discard(other)
 
 
 class Stored:
@@ -129,13 +238,21 @@ class Stored:
         """
         self.folder, self.step = folder, step
         here = f"checkpoint step {step}"
+        names = folder.names()
+        if MARKER not in names:
+            foreign = _foreign(names)
+            raise CheckpointError(f"{here}: not committed" if not foreign else f"{here}: {foreign}")
+        sha256, _, name = folder.read(MARKER).decode(errors="replace").strip().partition(" ")
+        name = name or MANIFEST
         try:
-            marker, manifest = folder.read(MARKER), folder.read(MANIFEST)
+            manifest = folder.read(name) if MANIFESTS.fullmatch(name) else b""
         except FileNotFoundError as error:
-            raise CheckpointError(f"{here}: not committed ({error})") from error
-        if hashlib.sha256(manifest).hexdigest().encode() != marker.strip():
+            raise CheckpointError(f"{here}: {name} is missing ({error})") from error
+        if hashlib.sha256(manifest).hexdigest() != sha256:
             raise CheckpointError(f"{here}: {MANIFEST} or {MARKER} was altered or cut off after it was committed")
         self.meta: dict[str, Any] = json.loads(manifest)
+        if not isinstance(self.meta, dict) or self.meta.get("tool", "rtrain") != "rtrain" or "format" not in self.meta:
+            raise CheckpointError(f"{here}: its manifest is not of rtrain's making. Convert it, or take another folder")
         if self.meta["format"] > FORMAT:
             raise NewerFormat(f"{here}: format {self.meta['format']} is newer than {FORMAT}. Update rtrain")
         for name in self.meta["files"]:
@@ -169,6 +286,26 @@ class Stored:
                 raise CheckpointError(f"checkpoint step {self.step}: {name} has {size} bytes, not {said['bytes']}")
             if sha256_of(self.folder.fetch(name, Path(self._scratch.name))) != said["sha256"]:
                 raise CheckpointError(f"checkpoint step {self.step}: {name} was altered (its sha256 differs)")
+
+    def check_model(self, chunks: Iterable[Chunk]) -> None:
+        """Hold the names and shapes that a model has against what is stored, all of them before any is read.
+
+        Raises:
+            CheckpointError: it names the tensors that differ.
+        """
+        wanted = {chunk.name: list(chunk.shape) for chunk in chunks}
+        there = {n: entry["shape"] for n, entry in self.meta["tensors"].items() if n.startswith("model.")}
+        problems = [
+            f"{n} {there[n]} there, {wanted[n]} here" for n in sorted(wanted) if n in there and there[n] != wanted[n]
+        ]
+        problems += [f"{n} only here" for n in sorted(set(wanted) - set(there))]
+        problems += [f"{n} only there" for n in sorted(set(there) - set(wanted))]
+        if problems:
+            more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise CheckpointError(
+                f"checkpoint step {self.step}: it is of another model: {'; '.join(problems[:5])}{more}. "
+                "Train under another name, or go back to the stored config"
+            )
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Logical tensor names that begin with `prefix`."""
@@ -238,16 +375,38 @@ class Stored:
         return self._local[name]
 
 
-def newest(folders: CheckpointFolders) -> tuple[Stored | None, list[str]]:
-    """The newest intact checkpoint (none if there is none) and what was wrong with newer ones."""
+def newest(folders: CheckpointFolders, *, note: bool = False) -> tuple[Stored | None, list[str]]:
+    """The newest intact checkpoint (none if there is none) and what was wrong with newer ones.
+
+    Every byte of it is read. `note`: leave what is found in the folders, so that pruning need not read them.
+    """
     problems: list[str] = []
     for step in reversed(folders.committed()):
         try:
             stored = Stored(folders.of(step), step)
             stored.verify()
+            if note:
+                folders.of(step).discard(DAMAGED)  # mended since
             return stored, problems
         except NewerFormat:
             raise
         except CheckpointError as error:
             problems.append(str(error))
+            if note:
+                with suppress(Exception):  # a store that cannot be written is no reason not to read it
+                    folders.of(step).write(DAMAGED, str(error).encode())
     return None, problems
+
+
+def _foreign(names: list[str]) -> str:
+    """What else a folder without our marker may be; empty when it is nothing known."""
+    for tool, signs in {
+        "torch.distributed.checkpoint": (".metadata",),
+        "DeepSpeed": ("zero_to_fp32.py", "latest"),
+        "transformers": ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"),
+        "Lightning": ("last.ckpt",),
+        "Ray Train": (".metadata.json",),
+    }.items():
+        if any(sign in names for sign in signs):
+            return f"it is a checkpoint of {tool}, which rtrain does not read. Export it to safetensors there"
+    return ""

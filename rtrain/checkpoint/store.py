@@ -2,28 +2,41 @@
 
     {run}/checkpoints/step-00000200/rank-00000.safetensors ...   every rank's share
                                     manifest.json                what is in them
-                                    COMMITTED                    sha256 of the manifest; written last
+                                    COMMITTED                    sha256 and name of the manifest; written last
+                      commits/00000002.json                      who committed what (`checkpoint.fence`)
 
-A folder without its marker does not exist for a reader, whatever happened to its writer.
+A folder without its marker does not exist for a reader, whatever happened to its writer. Files of a
+later attempt carry the number of its commit in their names, so that no two attempts ever write one file.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
+from rtrain.checkpoint.patience import Patience
 from rtrain.errors import CheckpointError
 
+T = TypeVar("T")
+
 STEP = re.compile(r"step-(\d{8})")
-SHARD = re.compile(r"rank-\d{5}\.safetensors")
+SHARD = re.compile(r"rank-\d{5}(-e\d{8})?\.safetensors")
+MANIFESTS = re.compile(r"manifest(-e\d{8})?\.json")
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
+DAMAGED = "DAMAGED"
+"""Left by a reader that found the checkpoint damaged, with what it found: so it need not be read again."""
+CONDITIONAL = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
+"""Protocols whose fsspec client can create a file on the condition that there is none."""
 
 
 def sha256_of(path: str | Path) -> str:
@@ -33,24 +46,45 @@ def sha256_of(path: str | Path) -> str:
 
 
 class Folder:
-    """A folder on any fsspec file system, with writes that are whole or absent."""
+    """A folder on any fsspec file system, with writes that are whole or absent, and tried again with `patience`."""
 
-    def __init__(self, uri: str):
+    def __init__(self, uri: str, patience: Patience | None = None):
         self.uri = uri.rstrip("/")
+        self.patience = patience or Patience()
         self.fs, self.path = fsspec.core.url_to_fs(self.uri)
-        self.is_local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.protocols = set(self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.is_local = "file" in self.protocols
 
     def child(self, name: str) -> "Folder":
         """A folder inside this one."""
-        return Folder(f"{self.uri}/{name}")
+        return Folder(f"{self.uri}/{name}", self.patience)
+
+    def _patiently(self, work: Callable[[], T], what: str) -> T:
+        return self.patience.run(work, what=f"{self.uri}: {what}", remote=not self.is_local)
+
+    def sizes(self) -> dict[str, int]:
+        """Names directly inside, sorted, with the bytes of files; empty when the folder is not there."""
+
+        def found() -> dict[str, int]:
+            self.fs.invalidate_cache()
+            try:
+                return {Path(e["name"]).name: int(e.get("size") or 0) for e in self.fs.ls(self.path, detail=True)}
+            except FileNotFoundError:
+                return {}
+
+        return dict(sorted(self._patiently(found, "list").items()))
 
     def names(self) -> list[str]:
         """Names directly inside, sorted; empty when the folder is not there."""
-        self.fs.invalidate_cache()
-        try:
-            return sorted(Path(p).name for p in self.fs.ls(self.path, detail=False))
-        except FileNotFoundError:
-            return []
+
+        def found() -> list[str]:
+            self.fs.invalidate_cache()
+            try:
+                return [Path(p).name for p in self.fs.ls(self.path, detail=False)]
+            except FileNotFoundError:
+                return []
+
+        return sorted(self._patiently(found, "list"))
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of that name is inside."""
@@ -58,18 +92,49 @@ class Folder:
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
-        return int(self.fs.size(f"{self.path}/{name}"))
+        return int(self._patiently(lambda: self.fs.size(f"{self.path}/{name}"), f"size of {name}"))
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
-        data: bytes = self.fs.cat_file(f"{self.path}/{name}")
+        data: bytes = self._patiently(lambda: self.fs.cat_file(f"{self.path}/{name}"), f"read {name}")
         return data
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that a reader sees all of it or none of it."""
         if not self.is_local:
-            self.fs.pipe_file(f"{self.path}/{name}", data)
-            return
+            self._patiently(lambda: self.fs.pipe_file(f"{self.path}/{name}", data), f"write {name}")
+        else:
+            self._patiently(lambda: self._write_local(name, data, os.replace), f"write {name}")
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file if there is none of that name; whether it is now this one.
+
+        One operation of the file system on local disks and those of `CONDITIONAL`, so that of two
+        writers exactly one gets true. Elsewhere it is looked for, written and read back, which two
+        writers within the same instant can both pass.
+        """
+
+        def attempt() -> bool:
+            try:
+                if self.is_local:
+                    self._write_local(name, data, os.link)
+                elif self.protocols & CONDITIONAL and "mode" in _parameters(self.fs):
+                    self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
+                elif self.fs.exists(f"{self.path}/{name}"):
+                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
+                else:
+                    self.fs.pipe_file(f"{self.path}/{name}", data)
+                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
+            except Exception as error:
+                if not _is_conflict(error):
+                    raise
+                # A try whose answer was lost may have been the one that wrote it.
+                return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
+            return True
+
+        return self._patiently(attempt, f"create {name}")
+
+    def _write_local(self, name: str, data: bytes, place: Callable[[str, str], None]) -> None:
         os.makedirs(self.path, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
         try:
@@ -78,10 +143,10 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
-            os.replace(temporary, f"{self.path}/{name}")
-        except BaseException:
+            place(temporary, f"{self.path}/{name}")
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
+        _sync_folder(self.path)
 
     def write_json(self, name: str, value: Any) -> None:
         """`value` as readable JSON."""
@@ -92,15 +157,20 @@ class Folder:
         return json.loads(self.read(name))
 
     def adopt(self, source: Path, name: str) -> None:
-        """Move a finished local file into the folder."""
+        """Move a finished local file, synced to disk if that matters, into the folder."""
         if self.is_local:
             os.makedirs(self.path, exist_ok=True)
-            with open(source, "rb") as file:
-                os.fsync(file.fileno())
-            shutil.move(source, f"{self.path}/.{name}")
-            os.replace(f"{self.path}/.{name}", f"{self.path}/{name}")
+            if os.stat(source).st_dev != os.stat(self.path).st_dev:
+                shutil.copy(source, f"{self.path}/.{name}")
+                with open(f"{self.path}/.{name}", "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(f"{self.path}/.{name}", f"{self.path}/{name}")
+                source.unlink()
+            else:
+                os.replace(source, f"{self.path}/{name}")
+            _sync_folder(self.path)
         else:
-            self.fs.put_file(str(source), f"{self.path}/{name}")
+            self._patiently(lambda: self.fs.put_file(str(source), f"{self.path}/{name}"), f"write {name}")
             source.unlink()
 
     def fetch(self, name: str, into: Path) -> Path:
@@ -109,18 +179,52 @@ class Folder:
             return Path(self.path) / name
         target = into / name
         if not target.exists():
-            self.fs.get_file(f"{self.path}/{name}", str(target))
+            beside = into / f".{name}"
+            self._patiently(lambda: self.fs.get_file(f"{self.path}/{name}", str(beside)), f"read {name}")
+            beside.replace(target)
         return target
 
     def discard(self, name: str) -> None:
         """Delete a file; nothing happens when it is not there."""
-        if self.exists(name):
-            self.fs.rm_file(f"{self.path}/{name}")
+
+        def gone() -> None:
+            if self.exists(name):
+                with suppress(FileNotFoundError):  # another try of ours, or someone else
+                    self.fs.rm_file(f"{self.path}/{name}")
+
+        self._patiently(gone, f"delete {name}")
 
     def remove(self) -> None:
         """Delete the folder and all in it; nothing happens when it is not there."""
-        if self.fs.exists(self.path):
-            self.fs.rm(self.path, recursive=True)
+
+        def gone() -> None:
+            if self.fs.exists(self.path):
+                with suppress(FileNotFoundError):
+                    self.fs.rm(self.path, recursive=True)
+
+        self._patiently(gone, "delete")
+
+
+def _parameters(fs: Any) -> set[str]:
+    return set(inspect.signature(getattr(fs, "_pipe_file", fs.pipe_file)).parameters)
+
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether a conditional create says that there is such a file already."""
+    if isinstance(error, FileExistsError):
+        return True
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    return status in (409, 412) or "recondition" in str(error)
+
+
+def _sync_folder(path: str) -> None:
+    """Make the names in a local folder durable: without it a power cut may take a file that was synced."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def check_writable(uri: str) -> None:
@@ -130,7 +234,7 @@ def check_writable(uri: str) -> None:
         CheckpointError: it cannot, with the system's reason.
     """
     try:
-        folder = Folder(uri)
+        folder = Folder(uri, Patience(budget_s=5.0))  # a wrong address is to be told now
         if folder.is_local:
             os.makedirs(folder.path, exist_ok=True)
         probe = f".probe-{os.getpid()}"
@@ -146,8 +250,10 @@ def check_writable(uri: str) -> None:
 class CheckpointFolders:
     """All checkpoints of one run."""
 
-    def __init__(self, run_uri: str):
-        self.root = Folder(f"{run_uri.rstrip('/')}/checkpoints")
+    def __init__(self, run_uri: str, patience: Patience | None = None):
+        self.root = Folder(f"{run_uri.rstrip('/')}/checkpoints", patience)
+        self.log = self.root.child("commits")
+        self._known: dict[tuple[int, bytes], dict[str, int]] = {}
 
     def of(self, step: int) -> Folder:
         """The folder of one step."""
@@ -161,13 +267,42 @@ class CheckpointFolders:
         """Steps whose marker is there, ascending."""
         return [s for s in self.steps() if self.of(s).exists(MARKER)]
 
-    def prune(self, keep: int, spare: set[int]) -> list[int]:
-        """Delete all but the newest `keep` committed steps and those in `spare`; half-written ones too.
+    def looks_intact(self, step: int) -> bool:
+        """Whether a step has its marker, the manifest of that hash, and every file of it at its size.
 
-        The marker goes first, so that a reader never sees a committed folder with files missing.
+        One listing (and, the first time, one small manifest) and no tensor is read: what is deleted
+        or cut off is seen. A file that was altered at its size is seen by who reads it: a resume
+        leaves a note in the folder (`DAMAGED`), and this is believed.
         """
-        kept = set(self.committed()[-keep:]) | spare
-        gone = [s for s in self.steps() if s not in kept]
+        folder = self.of(step)
+        sizes = folder.sizes()
+        if MARKER not in sizes or DAMAGED in sizes:
+            return False
+        marker = folder.read(MARKER)
+        if (step, marker) not in self._known:
+            sha256, _, name = marker.decode(errors="replace").strip().partition(" ")
+            name = name or MANIFEST
+            if name not in sizes or not MANIFESTS.fullmatch(name):
+                return False
+            manifest = folder.read(name)
+            if hashlib.sha256(manifest).hexdigest() != sha256:
+                return False
+            files = json.loads(manifest)["files"]
+            self._known[step, marker] = {name: len(manifest)} | {n: f["bytes"] for n, f in files.items()}
+        return all(sizes.get(name) == size for name, size in self._known[step, marker].items())
+
+    def prune(self, keep: int, spare: set[int]) -> list[int]:
+        """Delete all but the newest `keep` intact steps (`looks_intact`) and those in `spare`.
+
+        Half-written ones go too; damaged ones that are newer than the oldest that stays are left to
+        be looked at, and count for nothing. The marker goes first, so that a reader never sees a
+        committed folder with files missing.
+        """
+        steps = self.steps()
+        intact = [s for s in steps if self.looks_intact(s)]
+        kept = set(intact[-keep:])
+        oldest = min(kept, default=0)
+        gone = [s for s in steps if s not in kept | spare and (s < oldest or not self.of(s).exists(MARKER))]
         for step in gone:
             folder = self.of(step)
             folder.discard(MARKER)

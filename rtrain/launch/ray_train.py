@@ -14,6 +14,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.store import Folder
 from rtrain.errors import (
     CheckpointError,
@@ -126,6 +127,9 @@ def _worker(config: dict[str, Any]) -> Outcome | RtrainError | None:
     world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
     try:
         outcome = run_job(run, world, [ReportCheckpoints(world.leads)])
+    except Fenced as error:
+        # The run is another driver's now: no note that would stop its workers, and no restart of ours.
+        return error
     except UserError as error:
         folder.write_json(REFUSED, {"kind": type(error).__name__, "text": str(error)})
         raise

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rtrain.checkpoint.store import Folder
@@ -18,8 +18,12 @@ class History(Callback):
     small. Lines beyond the step that a resume starts from are dropped, so no step is there twice.
     """
 
-    def __init__(self, folder: Folder, *, resume_step: int, every_s: float = 2.0):
+    def __init__(
+        self, folder: Folder, *, resume_step: int, every_s: float = 2.0, overtaken: Callable[[], bool] = lambda: False
+    ):
         self.folder, self.every_s = folder, every_s
+        self.overtaken = overtaken
+        """Whether the file belongs to a newer attempt by now; it is then left alone."""
         kept = [line for line in read(folder) if line["kind"] in ("event", "start") or line["step"] <= resume_step]
         self.lines = kept
         self.written = 0.0
@@ -75,6 +79,8 @@ class History(Callback):
             self._write()
 
     def _write(self) -> None:
+        if self.overtaken():
+            return
         self.folder.write(NAME, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         self.written = time.monotonic()
 

@@ -18,7 +18,10 @@ from typing import Any
 import torch.distributed as dist
 
 from rtrain import config
+from rtrain.checkpoint import fence
+from rtrain.checkpoint.fence import Attempt
 from rtrain.checkpoint.format import Stored, newest, save
+from rtrain.checkpoint.patience import Patience
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
 from rtrain.data.tokens import TokenDataset
@@ -92,7 +95,9 @@ class _Job:
 
     def __init__(self, run: Run, world: World, state: State):
         self.run, self.world, self.state = run, world, state
-        self.folder, self.folders = Folder(run.folder), CheckpointFolders(run.folder)
+        patience = Patience(budget_s=run.checkpoint.retry_s)
+        self.folder, self.folders = Folder(run.folder, patience), CheckpointFolders(run.folder, patience)
+        self.attempt: Attempt | None = None
         self.mesh: Mesh = lay_out(run.parallel, world.size)
         refuse(run, self.mesh)
         self.data: Dataset | TokenDataset = open_data(run)
@@ -151,7 +156,8 @@ class _Job:
         state.rows = self.data.rows("train")
         state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
         write_placement(self.folder, self.mesh, engine)
-        history = History(self.folder, resume_step=state.step) if world.leads else None
+        attempt = self.attempt
+        history = History(self.folder, resume_step=state.step, overtaken=lambda: attempt.overtaken) if attempt else None
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
         batches = iter(reader)
         engine.restore_rng()  # last: building everything above draws numbers
@@ -205,7 +211,7 @@ class _Job:
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
         }
-        save(self.folders, state.step, chain(engine.chunks(), ledger.chunks()), meta)
+        save(self.folders, state.step, chain(engine.chunks(), ledger.chunks()), meta, attempt=self.attempt)
         if self.world.leads:
             self.folders.prune(self.run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
 
@@ -224,11 +230,12 @@ class _Job:
         return [history, TrackerCalls(trackers)]
 
     def _begin_attempt(self) -> int:
-        """The number of this attempt of the run, counted in its folder; the same on every rank."""
+        """Take the run over; the number of this attempt of it, the same on every rank."""
         number = [0]
         if self.world.leads:
             before = self.folder.read_json(ATTEMPT)["attempt"] if self.folder.exists(ATTEMPT) else 0
-            number = [before + 1]
+            self.attempt = fence.begin(self.folders, at_least=before + 1)
+            number = [self.attempt.number]
             self.folder.write_json(ATTEMPT, {"attempt": number[0]})
         dist.broadcast_object_list(number, src=0)
         return number[0]
@@ -238,7 +245,7 @@ class _Job:
         said: list[Any] = [None, [], False, None]
         if self.world.leads:
             try:
-                found, problems = newest(self.folders)
+                found, problems = newest(self.folders, note=True)
                 best = found.meta["state"]["best_step"] if found else None
                 lost = best is not None and best not in self.folders.committed()
                 if lost:

@@ -1,5 +1,7 @@
 """Folders of any kind: what is written is whole, and what is deleted stops being a checkpoint first."""
 
+import hashlib
+import json
 import subprocess
 import sys
 import threading
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rtrain.checkpoint.store import MARKER, CheckpointFolders, Folder, check_writable, sha256_of
+from rtrain.checkpoint.store import DAMAGED, MANIFEST, MARKER, CheckpointFolders, Folder, check_writable, sha256_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -113,23 +115,45 @@ def test_steps_are_what_looks_like_one(folder: Folder) -> None:
     assert folders.of(100).uri == f"{folder.uri}/checkpoints/step-00000100"
 
 
+def commit(folders: CheckpointFolders, step: int, *, content: bytes = b"tensors") -> Folder:
+    """A committed step, as small as it can be."""
+    folder = folders.of(step)
+    manifest = json.dumps({"files": {"rank-00000.safetensors": {"bytes": 7}}}).encode()
+    folder.write("rank-00000.safetensors", content)
+    folder.write(MANIFEST, manifest)
+    folder.write(MARKER, hashlib.sha256(manifest).hexdigest().encode())
+    return folder
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     committed=st.sets(st.integers(0, 9)),
+    damaged=st.dictionaries(st.integers(0, 9), st.sampled_from(["cut", "gone", "manifest", "noted"])),
     begun=st.sets(st.integers(0, 9)),
     keep=st.integers(1, 4),
     spare=st.sets(st.integers(0, 9), max_size=1),
 )
-def test_pruning_leaves_the_newest_and_the_spared(
-    committed: set[int], begun: set[int], keep: int, spare: set[int]
+def test_pruning_leaves_the_newest_intact_ones_and_the_spared(
+    committed: set[int], damaged: dict[int, str], begun: set[int], keep: int, spare: set[int]
 ) -> None:
     folders = CheckpointFolders(f"memory://{uuid4().hex}")
-    for step in committed | begun:
+    for step in begun:
         folders.of(step).write("rank-00000.safetensors", b"")
     for step in committed:
-        folders.of(step).write(MARKER, b"")
+        commit(folders, step)
+    damaged = {step: how for step, how in damaged.items() if step in committed}
+    for step, how in damaged.items():
+        if how == "cut":
+            folders.of(step).write("rank-00000.safetensors", b"tens")
+        elif how == "gone":
+            folders.of(step).discard("rank-00000.safetensors")
+        elif how == "manifest":
+            folders.of(step).write(MANIFEST, b"{}")
+        else:
+            folders.of(step).write(DAMAGED, b"altered at its size")
     gone = folders.prune(keep, spare)
-    left = set(sorted(committed)[-keep:]) | (spare & committed)
+    intact = set(sorted(committed - set(damaged))[-keep:])
+    left = intact | (spare & committed) | {s for s in damaged if s > min(intact, default=-1)}
     assert set(folders.committed()) == left
     assert set(folders.steps()) == left | (spare & begun)
     assert set(gone) == (committed | begun) - set(folders.steps())
@@ -138,8 +162,7 @@ def test_pruning_leaves_the_newest_and_the_spared(
 def test_deleting_takes_the_marker_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = CheckpointFolders(str(tmp_path))
     for step in (1, 2):
-        folders.of(step).write("rank-00000.safetensors", b"")
-        folders.of(step).write(MARKER, b"")
+        commit(folders, step)
 
     def dies(self: Folder) -> None:
         raise KeyboardInterrupt
@@ -149,5 +172,5 @@ def test_deleting_takes_the_marker_first(tmp_path: Path, monkeypatch: pytest.Mon
         folders.prune(1, set())
     monkeypatch.undo()
     assert folders.committed() == [2]
-    assert folders.of(1).names() == ["rank-00000.safetensors"]
+    assert folders.of(1).names() == [MANIFEST, "rank-00000.safetensors"]
     assert folders.prune(1, set()) == [1]

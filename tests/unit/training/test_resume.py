@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import rtrain
+from rtrain.checkpoint import fence
+from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.errors import CheckpointError, RunFailed
@@ -131,3 +133,17 @@ def test_a_job_leaves_no_process_group_and_no_random_state_that_matters(tiny: Ru
     second = job(named(tiny, "second", max_steps=2))
     assert not torch.distributed.is_initialized()
     assert first.test == second.test
+
+
+def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(tiny: Run) -> None:
+    winner: list[object] = []
+
+    def overtake() -> None:
+        fence.begin(CheckpointFolders(tiny.folder))
+        winner.append(lines(tiny, "train")[-1]["step"])
+
+    with pytest.raises(Fenced, match=r"^rank 0 on \S+, step 10: run .*attempt 2 .* has taken it over from attempt 1"):
+        job(tiny, At(9, overtake))
+    assert lines(tiny, "train")[-1]["step"] == winner[0]
+    assert max(CheckpointFolders(tiny.folder).committed()) == 7
+    assert job(tiny).attempts == 3

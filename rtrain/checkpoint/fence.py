@@ -1,0 +1,152 @@
+"""Two attempts of one run never both write: every start and every commit is an entry of one numbered log.
+
+    {run}/checkpoints/commits/00000001.json   {"kind": "begin", "attempt": 1, "token": ...}
+                              00000002.json   {"kind": "commit", "attempt": 1, "step": 200, "sha256": ...}
+                              00000003.json   {"kind": "begin", "attempt": 2, ...}
+
+An entry is created only if no file of its name is there: by link(2) on a local or NFS disk, by a
+conditional put on S3, GCS and Azure. A writer knows the last entry that it wrote; it commits by
+creating the next one, which fails as soon as anyone else has begun or committed since. So the log
+is a compare-and-set, and creating the entry is the commit itself: all files and the manifest are
+there before it, the marker only shows it to readers. A new attempt that finds a commit without its
+marker sets the marker, so that nothing that the old one may still do changes what the new one sees.
+
+On a file system without a conditional create the entry is written when nothing is there and read
+back: two writers within the same instant could then both believe that they won, and only the next
+commit of the loser finds out. `Folder.create` says which it is.
+"""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from rtrain.checkpoint.store import MANIFEST, MARKER, CheckpointFolders
+from rtrain.errors import CheckpointError
+
+ENTRY = re.compile(r"(\d{8})\.json")
+KEPT = 256
+"""Entries that stay: a writer that slept through more commits than these finds its own last one gone, and stops."""
+
+
+class Fenced(CheckpointError):
+    """Another attempt of the run has taken over; this one must not write, and not be started again by itself."""
+
+
+@dataclass
+class Attempt:
+    """One start of a run, and its right to write."""
+
+    folders: CheckpointFolders
+    number: int
+    token: str
+    last: int
+    """The newest entry of the log that this attempt wrote."""
+
+    @property
+    def names_suffix(self) -> str:
+        """Makes the names of the next checkpoint's files this attempt's own: nobody else ever writes them."""
+        return f"-e{self.last + 1:08d}"
+
+    def check(self) -> None:
+        """One look at the log.
+
+        Raises:
+            Fenced: another attempt has begun since, or the run was started anew.
+        """
+        log = self.folders.log
+        names = log.names()
+        if _name(self.last + 1) in names:
+            raise self._lost()
+        if _name(self.last) not in names or log.read_json(_name(self.last))["token"] != self.token:
+            raise Fenced(
+                f"run {self.folders.root.uri}: it was started anew (--fresh) while attempt {self.number} was still "
+                f"running on {socket.gethostname()}; this attempt stops and has written nothing there"
+            )
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether another attempt has begun since: nothing in the run's folder is this one's to write any more."""
+        return self.folders.log.exists(_name(self.last + 1))
+
+    def commit(self, step: int, manifest: str, sha256: str) -> None:
+        """Make a checkpoint whose files and manifest are in place the run's; rank 0's to call.
+
+        Raises:
+            Fenced: another attempt has begun or committed since.
+        """
+        self.check()
+        entry = self._entry("commit") | {"step": step, "manifest": manifest, "sha256": sha256}
+        if not self.folders.log.create(_name(self.last + 1), _bytes(entry)):
+            raise self._lost()
+        self.last += 1
+        for name in self.folders.log.names():
+            if (found := ENTRY.fullmatch(name)) and int(found[1]) <= self.last - KEPT:
+                self.folders.log.discard(name)
+
+    def _entry(self, kind: str) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "attempt": self.number,
+            "token": self.token,
+            "node": socket.gethostname(),
+            "pid": os.getpid(),
+            "at": time.time(),
+        }
+
+    def _lost(self) -> Fenced:
+        winner = self.folders.log.read_json(_name(self.last + 1))
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(winner["at"]))
+        return Fenced(
+            f"run {self.folders.root.uri}: attempt {winner['attempt']} (process {winner['pid']} on {winner['node']}, "
+            f"since {since} UTC) has taken it over from attempt {self.number}, which stops here and commits nothing. "
+            "Let that one go on, or stop it before this one is started again"
+        )
+
+
+def begin(folders: CheckpointFolders, *, at_least: int = 1) -> Attempt:
+    """Take the run over: whoever was writing it can commit no more. Rank 0's to call.
+
+    `at_least`: the number of this attempt when the log knows of none before.
+    """
+    token = uuid.uuid4().hex
+    while True:
+        entries = [int(found[1]) for found in map(ENTRY.fullmatch, folders.log.names()) if found]
+        last = max(entries, default=0)
+        before = folders.log.read_json(_name(last)) if last else None
+        number = max(at_least, before["attempt"] + 1 if before else 1)
+        attempt = Attempt(folders, number, token, last + 1)
+        if folders.log.create(_name(last + 1), _bytes(attempt._entry("begin"))):
+            break  # else another one begins in this very moment: after it, then
+    if before and before["kind"] == "commit":
+        _show(folders, before)
+    return attempt
+
+
+def _show(folders: CheckpointFolders, commit: dict[str, Any]) -> None:
+    """Set the marker of a commit whose writer may have died before it did."""
+    folder = folders.of(commit["step"])
+    names, manifest = folder.names(), commit["manifest"]
+    marker = marker_of(commit["sha256"], manifest)
+    if manifest not in names or (MARKER in names and folder.read(MARKER) == marker):
+        return
+    if hashlib.sha256(folder.read(manifest)).hexdigest() == commit["sha256"]:
+        folder.write(MARKER, marker)
+
+
+def marker_of(sha256: str, manifest: str) -> bytes:
+    """The content of a commit marker: the manifest's hash, and its name unless it is the plain one."""
+    return (sha256 if manifest == MANIFEST else f"{sha256} {manifest}").encode()
+
+
+def _name(number: int) -> str:
+    return f"{number:08d}.json"
+
+
+def _bytes(entry: dict[str, Any]) -> bytes:
+    return (json.dumps(entry, indent=1) + "\n").encode()

@@ -1,0 +1,81 @@
+"""Trying again: which errors of a storage may pass by themselves, and how long that is waited for."""
+
+import errno
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rtrain.errors import one_line
+
+T = TypeVar("T")
+
+PASSING = {
+    getattr(errno, name)
+    for name in (
+        "EAGAIN", "EBUSY", "EINTR", "ESTALE", "ETIMEDOUT", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "EPIPE",
+        "ENETUNREACH", "ENETDOWN", "EHOSTUNREACH", "EHOSTDOWN", "EREMOTEIO",
+    )
+    if hasattr(errno, name)
+}  # fmt: skip
+"""Of `OSError`s. ESTALE: what NFS says while its server comes back."""
+
+CLIENTS = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError",
+           "IncompleteReadError", "ResponseStreamingError", "FSTimeoutError", "HttpError"}  # fmt: skip
+"""What botocore, aiohttp, fsspec and gcsfs raise when a connection breaks; named, so that none has to be imported."""
+
+
+class StorageDown(OSError):
+    """A storage that did not come back within its budget; says how often it was tried."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Waits between tries grow by two from `first_s` up to `most_s`, each shortened at random by up to a half."""
+
+    budget_s: float = 60.0
+    """Seconds after the first failure of an operation in which it may be tried again."""
+    first_s: float = 0.1
+    most_s: float = 8.0
+
+    def run(self, work: Callable[[], T], *, what: str, remote: bool) -> T:
+        """What `work` gives; it must do no harm when it is done twice.
+
+        Raises:
+            StorageDown: it failed until the budget was used up.
+            Exception: as `work` raised it, when trying again could not mend it (no rights, a full disk).
+        """
+        began, wait, tries = 0.0, self.first_s, 0
+        while True:
+            tries += 1
+            try:
+                return work()
+            except Exception as error:
+                if not may_pass(error, remote=remote):
+                    raise
+                now = time.monotonic()
+                began = began or now
+                pause = wait * (1 - random.random() / 2)
+                if now + pause - began > self.budget_s:
+                    raise StorageDown(
+                        f"{what}: {one_line(error)}, tried {tries} times in {now - began:.0f} s"
+                    ) from error
+                time.sleep(pause)
+                wait = min(2 * wait, self.most_s)
+
+
+def may_pass(error: Exception, *, remote: bool) -> bool:
+    """Whether the same operation may succeed a moment later."""
+    if isinstance(error, StorageDown):
+        return False
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if isinstance(error, OSError) and error.errno is not None:
+        # s3fs makes EIO of every answer that it has no better number for; a disk's own EIO stays.
+        return error.errno in PASSING or (remote and error.errno == errno.EIO)
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):  # botocore's ClientError
+        status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        return bool(status >= 500 or status == 429)
+    return remote and any(kind.__name__ in CLIENTS for kind in type(error).__mro__)
