@@ -1,13 +1,15 @@
 """rtrain against hand-written peers, alternating in one run.
 
-    make bench                                            all three, 5 pairs each
+    make bench                                            all of them, 5 pairs each
     make bench ARGS="--only rate --pairs 9 --json"
 
 rate    examples/s of a 2-worker job     rtrain on Ray / a script on torchrun + TorchRec + DDP
 memory  peak resident bytes of a worker  the same runs; rtrain's include its final evaluation and checkpoint
 start   command to first step            rtrain on Ray / a bare TorchTrainer with the same model
 
-DLRM, 26 tables of 100,000 x 16 with table-wise sharding and fused row-wise Adagrad, dense part under
+dense   steps/s of a small decoder       recipes/gpt_stdlib.py in one process, eager / a plain torch loop
+
+The first three: DLRM, 26 tables of 100,000 x 16 with table-wise sharding and fused row-wise Adagrad, dense part under
 DDP with AdamW, batches of 4096 over 2 workers with one thread each, all from the same Parquet.
 
 Each pair runs both sides one after the other, the first side changing from pair to pair; the
@@ -31,6 +33,8 @@ from bench.sides import Measured, Place
 HAND, BARE = "torchrun by hand", "bare TorchTrainer"
 RATE = Comparison(name="rate", measure="examples/s", against=HAND, at_least=0.97)
 MEMORY = Comparison(name="memory", measure="peak bytes of a worker", against=HAND, at_most=1.10)
+LOOP = "plain torch loop"
+DENSE = Comparison(name="dense", measure="steps/s of a decoder", against=LOOP, at_least=0.97)
 START = Comparison(name="start", measure="command to first step", against=BARE, at_most=1.10)
 
 
@@ -52,7 +56,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, formatter_class=shape)
     parser.add_argument("--pairs", type=int, default=5, help="pairs of each comparison (default 5)")
     parser.add_argument(
-        "--only", choices=("rate", "memory", "start"), help="one comparison (rate and memory share runs)"
+        "--only", choices=("rate", "memory", "start", "dense"), help="one comparison (rate and memory share runs)"
     )
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
     parser.add_argument("--check", action="store_true", help="exit 1 if a bound is missed")
@@ -76,7 +80,7 @@ def main() -> int:
     ):
         folder = Path(scratch)
         place = Place(data=write(folder / "data"), runs=folder / "runs", ray_temp=Path(ray_temp))
-        if options.only != "start":
+        if options.only in (None, "rate", "memory"):
             found = pairs(
                 options.pairs,
                 lambda i: sides.rtrain(place, steps=sides.STEPS, name=f"rate-{i}"),
@@ -95,6 +99,16 @@ def main() -> int:
                     lambda i: sides.rtrain(place, steps=1, name=f"start-{i}"),
                     lambda _: sides.bare_ray(place),
                     "start",
+                ),
+            )
+        if options.only in (None, "dense"):
+            compare(
+                DENSE,
+                pairs(
+                    options.pairs,
+                    lambda i: sides.rtrain_dense(place, steps=sides.DENSE_STEPS, name=f"dense-{i}"),
+                    lambda _: sides.handwritten_dense(place, steps=sides.DENSE_STEPS),
+                    "dense",
                 ),
             )
     if options.json:

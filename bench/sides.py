@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[1]
 LOG_EVERY = 10
 STEPS, WARM = 240, 40
 """The rate is of the steps after `WARM`, on rank 0's own clock."""
+DENSE_STEPS, DENSE_WARM, DENSE_LOG = 400, 100, 50
+"""Of the decoder: steps of a few milliseconds, so more of them."""
 LAST_POINTS = 5
 """Points of the loss curve that are averaged for the comparison of losses."""
 
@@ -66,6 +68,29 @@ def bare_ray(place: Place) -> Measured:
     """The plain TorchTrainer."""
     said, began = _last_line(["-m", "bench.peers.bare_ray"], place.environment(1))
     return {"start": said["first_step_at"] - began}
+
+
+def rtrain_dense(place: Place, *, steps: int, name: str) -> Measured:
+    """The decoder's recipe in one process, eager, without Ray."""
+    options: dict[str, Any] = {
+        "max_steps": steps,
+        "name": name,
+        "storage": str(place.runs),
+        "log_every_steps": DENSE_LOG,
+    }
+    options |= {"parallel.dense": "ddp", "evaluation.every_steps": 10**9, "checkpoint.every_steps": 10**9}
+    options |= {"tracking.to": "jsonl", "handoff.export": "false"}
+    words = [w for key, value in options.items() for w in (f"--{key}", str(value))]
+    _last_line(["recipes/gpt_stdlib.py", "train", "--json", "--launcher", "inline", *words], place.environment(steps))
+    lines = [json.loads(x) for x in (place.runs / name / "history.jsonl").read_text().splitlines()]
+    at = {x["step"]: x["elapsed_s"] for x in lines if x["kind"] == "train"}
+    return {"dense": (steps - DENSE_WARM) / (at[steps] - at[DENSE_WARM])}
+
+
+def handwritten_dense(place: Place, *, steps: int) -> Measured:
+    """The plain torch loop."""
+    env = place.environment(steps) | {"BENCH_WARM": str(DENSE_WARM)}
+    return {"dense": _last_line(["-m", "bench.peers.decoder"], env)[0]["steps_per_s"]}
 
 
 def curve(points: list[dict[str, float]]) -> Measured:

@@ -119,13 +119,13 @@ def main() -> None:
         if (step + 1) % 50 == 0:
             points.append(float(total) / 50)
             total.zero_()
-    rate = (steps - warm) * config.global_batch * config.data.context / (time.perf_counter() - began)
+    rate = (steps - warm) / (time.perf_counter() - began)
     valid = tokens = 0.0
     with torch.no_grad():
         for batch in data.scan("valid", global_batch=48, rank=0, world_size=1):
             valid += float(cross_entropy(model(batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"))
             tokens += batch.loss_units
-    print(json.dumps({"rate": rate, "valid": valid / tokens, "losses": points}), flush=True)
+    print(json.dumps({"steps_per_s": rate, "valid": valid / tokens, "losses": points}), flush=True)
 
 
 if __name__ == "__main__":

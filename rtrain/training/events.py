@@ -28,8 +28,9 @@ class TrainPoint:
     """One point of the training curve, the same on every rank."""
 
     loss: float
-    """Mean loss of the rows since the last point."""
+    """Mean loss of the rows (or tokens) since the last point."""
     examples_per_s: float
+    """Rows of batches a second; for a language model, sequences."""
     lr: float
     """Learning rate of the dense parameters."""
     grad_norm: float | None
@@ -55,8 +56,8 @@ class State:
     """Why the run ends before `total_steps`; empty while it does not."""
     window_loss: float = 0.0
     """Loss of the rows since the last point of the curve, summed over ranks, at the last checkpoint."""
-    window_rows: int = 0
-    """Those rows."""
+    window_units: int = 0
+    """What their mean is over: rows, or tokens."""
     attempt: int = 1
     elapsed_s: float = 0.0
     """Seconds in the loop, over all attempts that are part of this history."""
@@ -86,7 +87,7 @@ class State:
             "stale": self.stale,
             "stop": self.stop,
             "window_loss": self.window_loss,
-            "window_rows": self.window_rows,
+            "window_units": self.window_units,
             "elapsed_s": self.elapsed_s,
         }
 
@@ -96,7 +97,7 @@ class State:
         self.best, self.best_step = dict(stored["best"]), stored["best_step"]
         self.stale, self.elapsed_s = stored["stale"], stored["elapsed_s"]
         self.stop = stored["stop"]
-        self.window_loss, self.window_rows = stored.get("window_loss", 0.0), stored.get("window_rows", 0)
+        self.window_loss, self.window_units = stored["window_loss"], stored["window_units"]
 
 
 class Callback:

@@ -51,7 +51,7 @@ def fit(
             rows = batch.row  # still on the host: the ledger costs no wait for the device
             batch = batch.to(engine.world.device)
         loss = engine.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
-        window.add(loss, batch.loss_units)
+        window.add(loss, batch)
         ledger.record(state.cursor.epoch, rows)
         epoch_ended = cursor.epoch > state.cursor.epoch
         state.step, state.cursor = state.step + 1, cursor
@@ -107,7 +107,7 @@ class _Window:
         self.leads = engine.world.leads
         self.loss = torch.zeros((), device=engine.world.device, dtype=torch.float64)
         self._begin_with(state.window_loss)
-        self.rows, self.timed_rows = state.window_rows, 0
+        self.units, self.timed_rows = state.window_units, 0
         self.began = time.perf_counter()
 
     def _begin_with(self, loss: float) -> None:
@@ -116,7 +116,7 @@ class _Window:
 
     def keep(self, state: State) -> None:
         """Put the sums into the state of a checkpoint, so that a resume draws the very same curve."""
-        state.window_loss, state.window_rows = self._total(state), self.rows
+        state.window_loss, state.window_units = self._total(state), self.units
         self._begin_with(state.window_loss)
 
     def _total(self, state: State) -> float:
@@ -130,16 +130,16 @@ class _Window:
             )
         return float(total)
 
-    def add(self, loss: torch.Tensor, rows: int) -> None:
+    def add(self, loss: torch.Tensor, batch: Any) -> None:
         self.loss += loss
-        self.rows += rows
-        self.timed_rows += rows
+        self.units += batch.loss_units
+        self.timed_rows += batch.global_rows
 
     def restart(self) -> None:
         self.timed_rows, self.began = 0, time.perf_counter()
 
     def close(self, run: Run, state: State, engine: Engine) -> TrainPoint:
-        loss = self._total(state) / self.rows
+        loss = self._total(state) / self.units
         seconds = time.perf_counter() - self.began
         factor = run.optim.schedule.factor(state.step - 1, state.total_steps)
         point = TrainPoint(
@@ -149,6 +149,6 @@ class _Window:
             grad_norm=engine.grad_norm,
         )
         self.loss.zero_()
-        self.rows = 0
+        self.units = 0
         self.restart()
         return point
