@@ -125,12 +125,11 @@ def descent(optim: SparseOptim, state: Tensor, grad: Tensor) -> Tensor:
     return grad / (state.sqrt() + 1e-8)
 
 
-def memories() -> dict[int, int]:
-    """Address -> bytes of every memory that a tensor of this process uses."""
-    gc.collect()
+def bytes_of_new_tensors() -> int:
+    """Bytes of all memory behind the tensors that were made since `gc.freeze`."""
     # Not isinstance: that would wake lazy modules among the objects.
     storages = [x.untyped_storage() for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter) and not x.is_meta]
-    return {storage.data_ptr(): storage.nbytes() for storage in storages}
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def check_bytes() -> dict[str, tuple[int, int]]:
@@ -156,13 +155,14 @@ def check_bytes() -> dict[str, tuple[int, int]]:
             batch_per_rank=8,
             memory_bytes_per_rank=2**30,
         )
-        before = memories()
+        gc.freeze()
         sharded = ShardedTables(tables, ("user", "item", "seen"), plan, optim, torch.device("cpu"))
-        held = sum(size for address, size in memories().items() if address not in before)
+        held = bytes_of_new_tensors()
         del sharded
         mesh = lay_out(parallel, world)
         planned = bytes_per_rank(parallel, optim, placements(plan, tables), mesh, dense_parameters=0)[rank]
         found[name] = (held, planned["tables"] + planned["tables_optimizer"])
+    gc.unfreeze()
     return found
 
 
