@@ -5,13 +5,17 @@ optimizers written out. The tolerance is the house's: 20 steps carry float32's l
 along, and Adam divides by roots of small second moments; a wrong shard, mask or scale shows as 1e-3.
 """
 
+import gc
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from rtrain.mesh import Parallel
+from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
 from rtrain.models.din import DIN
@@ -21,12 +25,14 @@ from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import TableOptions, initial_rows
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
-from rtrain.schema import Schema
-from tests.parallel.worlds import DENSE_OPTIM, SCHEMA, STEPS, TWO_LABELS, Case, global_batch, run_cases
+from rtrain.parallel.embeddings import ShardedTables, placements, plan_tables
+from rtrain.parallel.placement import bytes_per_rank
+from rtrain.schema import Id, IdList, Schema
+from tests.parallel.worlds import DENSE_OPTIM, SCHEMA, STEPS, TWO_LABELS, Case, global_batch, in_world, train
 
 PARITY = 2e-6  # seen here: 4.2e-7 at most
 MODELS: dict[str, RankingConfig] = {
-    "dlrm": DLRM(dim=8, bottom=(8,), top=(16,), tables=(TableOptions(table="item", pooling="sum"),)),
+    "dlrm": DLRM(dim=16, bottom=(8,), top=(16,), tables=(TableOptions(table="item", pooling="sum"),)),
     "dcnv2 low rank": DCNv2(dim=8, layers=2, rank=4, deep=(16,)),
     "dcnv2 mixture": DCNv2(
         dim=8,
@@ -41,30 +47,39 @@ MODELS: dict[str, RankingConfig] = {
     "deepfm": DeepFM(dim=8, deep=(16,)),
     "mmoe": MMoE(dim=8, experts=3, expert=(8,), towers=(8,), task_weights=(1.0, 0.5)),
     "ple": PLE(dim=8, levels=2, shared_experts=1, task_experts=2, expert=(8,), towers=(8,)),
-    "din": DIN(dim=8, history="seen", candidate="item", attention=(8,), top=(16,)),
+    "din": DIN(dim=16, history="seen", candidate="item", attention=(8,), top=(16,)),
 }
 SPARSE: dict[str, SparseOptim] = {"sgd": SGD(lr=1.0), "adagrad": Adagrad(lr=0.1), "rowwise": RowWiseAdagrad(lr=0.2)}
-LAYOUTS = {
+Layouts = dict[str, tuple[Parallel, str]]
+# Two ranks train every model under every wrapping that partitions something else.
+WRAPPED: Layouts = {
     "ddp": (Parallel(dense="ddp"), "rowwise"),
     "zero1 row_wise": (Parallel(zero_stage=1, embeddings="row_wise"), "rowwise"),
     "zero3 table_wise": (Parallel(zero_stage=3, embeddings="table_wise"), "sgd"),
 }
-# What a world of one runs: there, ZeRO has nothing to partition and rows nothing to split.
-ALONE = ("ddp", "row_wise adagrad", "column_wise sgd")
-DIN_ONLY = {
-    "row_wise adagrad": (Parallel(dense="ddp", embeddings="row_wise"), "adagrad"),
-    "column_wise adagrad": (Parallel(dense="ddp", embeddings="column_wise"), "adagrad"),
-    "column_wise sgd": (Parallel(dense="ddp", embeddings="column_wise"), "sgd"),
+# Worlds of 1, 2 and 4 train lists that are summed (dlrm; `test_layouts` has the mean) and lists that stay
+# sequences (din) at every sharding of the tables with every optimizer, but for what `parallel.legal` refuses:
+# by columns, row-wise Adagrad would be another optimizer.
+SHARDED: Layouts = {
+    f"{how} {sparse}": (Parallel(dense="ddp", embeddings=how), sparse)
+    for how in ("table_wise", "row_wise", "column_wise")
+    for sparse in SPARSE
+    if (how, sparse) != ("column_wise", "rowwise")
 }
+LISTS = ("dlrm", "din")
+# What two ranks saved with rows split is read where they are whole; by columns what was split by rows.
+MOVES = {"zero1 row_wise": "ddp", "row_wise adagrad": "column_wise adagrad"}
+BIG = 20_000
 
 
 def schema_of(config: RankingConfig) -> Schema:
     return TWO_LABELS if config.several_labels else SCHEMA
 
 
-def layouts(model: str, size: int) -> dict[str, tuple[Parallel, str]]:
-    both = LAYOUTS | (DIN_ONLY if model == "din" else {})
-    return both if size > 1 else {name: both[name] for name in ALONE if name in both}
+def layouts(model: str, size: int) -> Layouts:
+    """What is trained in a world of `size`; one rank alone has nothing that ZeRO could partition."""
+    wrapped = WRAPPED if size == 2 else {"ddp": WRAPPED["ddp"]} if size == 1 else {}
+    return wrapped | (SHARDED if model in LISTS else {})
 
 
 def plain(config: RankingConfig, sparse: SparseOptim) -> list[float]:
@@ -96,7 +111,8 @@ def by_hand(logits: Tensor, labels: Tensor, weights: tuple[float, ...]) -> Tenso
     total = torch.zeros(())
     for weight, z, y in zip(weights, logits.reshape(len(labels), -1).T, labels.reshape(len(labels), -1).T, strict=True):
         here = ~y.isnan()
-        total = total - weight * (y * z.sigmoid().log() + (1 - y) * (-z).sigmoid().log())[here].sum()
+        z, y = z[here], y[here]
+        total = total - weight * (y * z.sigmoid().log() + (1 - y) * (-z).sigmoid().log()).sum()
     return total / len(labels)
 
 
@@ -109,6 +125,51 @@ def descent(optim: SparseOptim, state: Tensor, grad: Tensor) -> Tensor:
     return grad / (state.sqrt() + 1e-8)
 
 
+def bytes_of_new_tensors() -> int:
+    """Bytes of all memory behind the tensors that were made since `gc.freeze`."""
+    # Not isinstance: that would wake lazy modules among the objects.
+    storages = [x.untyped_storage() for x in gc.get_objects() if type(x) in (Tensor, nn.Parameter) and not x.is_meta]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def check_bytes() -> dict[str, tuple[int, int]]:
+    """Layout -> bytes of the tables and their optimizer on this rank, as they are and as `plan` says."""
+    schema = Schema(
+        features=(
+            Id(name="user", rows=BIG),
+            Id(name="item", rows=BIG + 1),
+            IdList(name="seen", rows=BIG + 1, table="item"),
+        )
+    )
+    tables = DIN(dim=16, history="seen", candidate="item").table_list(schema)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    found = {}
+    for name, (parallel, sparse) in SHARDED.items():
+        optim = SPARSE[sparse]
+        plan = plan_tables(
+            tables,
+            parallel,
+            world_size=world,
+            local_world_size=world,
+            device="cpu",
+            batch_per_rank=8,
+            memory_bytes_per_rank=2**30,
+        )
+        gc.freeze()
+        sharded = ShardedTables(tables, ("user", "item", "seen"), plan, optim, torch.device("cpu"))
+        held = bytes_of_new_tensors()
+        del sharded
+        mesh = lay_out(parallel, world)
+        planned = bytes_per_rank(parallel, optim, placements(plan, tables), mesh, dense_parameters=0)[rank]
+        found[name] = (held, planned["tables"] + planned["tables_optimizer"])
+    gc.unfreeze()
+    return found
+
+
+def everything(cases: list[Case]) -> dict[str, Any]:
+    return {"losses": {name: train(**arguments) for name, arguments in cases}, "bytes": check_bytes()}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
@@ -116,46 +177,45 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def control() -> dict[str, list[float]]:
-    wanted = {(model, sparse) for model in MODELS for _, sparse in LAYOUTS.values()}
-    wanted |= {("din", sparse) for _, sparse in DIN_ONLY.values()}
+    wanted = {(model, sparse) for model in MODELS for size in (1, 2) for _, sparse in layouts(model, size).values()}
     return {f"{model} {sparse}": plain(MODELS[model], SPARSE[sparse]) for model, sparse in sorted(wanted)}
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> dict[int, dict[str, list[float]]]:
-    """World size -> case -> losses; each world is spawned once."""
-    worlds: dict[int, dict[str, list[float]]] = {}
-    for size in (2, 1):
+def found(folder: Path) -> dict[int, list[dict[str, Any]]]:
+    """World size -> what each rank found; each world is spawned once."""
+    worlds = {}
+    for size in (2, 1, 4):
         cases: list[Case] = []
         for model, config in MODELS.items():
             for layout, (parallel, sparse) in layouts(model, size).items():
                 name = f"{model}: {layout}"
-                saved = {"save_to": str(folder / f"{size} {name}")} if model == "din" else {}
                 made = {"config": config, "schema": schema_of(config), "parallel": parallel, "sparse": SPARSE[sparse]}
-                cases.append((name, made | saved))
-        # What two ranks saved with rows split is read by one rank, and by columns what was split by rows.
-        for saved, layout in (("zero1 row_wise", "ddp"), ("row_wise adagrad", "column_wise adagrad")):
-            parallel, sparse = (LAYOUTS | DIN_ONLY)[layout]
+                saved = model == "din" and size == 2 and layout in MOVES
+                cases.append((name, made | ({"save_to": str(folder / layout)} if saved else {})))
+        for saved_by, layout in MOVES.items():
+            parallel, sparse = (WRAPPED | SHARDED)[layout]
             arguments = {"config": MODELS["din"], "parallel": parallel, "sparse": SPARSE[sparse], "steps": (10, STEPS)}
-            cases.append((f"{saved} -> {layout}", arguments | {"load_from": str(folder / f"2 din: {saved}")}))
-        worlds[size] = run_cases(size, cases)
+            cases.append((f"{saved_by} -> {layout}", arguments | {"load_from": str(folder / saved_by)}))
+        worlds[size] = in_world(size, everything, cases)
     return worlds
 
 
 def far(a: list[float], b: list[float]) -> float:
     assert len(a) == len(b) > 0
-    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+    return float(np.abs(np.array(a) - np.array(b)).max())  # nan where one is: Python's max would hide it
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_sharded_is_unsharded(
-    model: str, found: dict[int, dict[str, list[float]]], control: dict[str, list[float]]
+    model: str, found: dict[int, list[dict[str, Any]]], control: dict[str, list[float]]
 ) -> None:
     worst = {
-        f"{size} {layout}": far(cases[f"{model}: {layout}"], control[f"{model} {sparse}"])
-        for size, cases in found.items()
+        f"{size} {layout}": far(ranks[0]["losses"][f"{model}: {layout}"], control[f"{model} {sparse}"])
+        for size, ranks in found.items()
         for layout, (_, sparse) in layouts(model, size).items()
     }
+    assert len(worst) == (4 + 3 * len(SHARDED) if model in LISTS else 4)
     assert max(worst.values()) < PARITY, worst
 
 
@@ -166,8 +226,20 @@ def test_the_control_learns(model: str, control: dict[str, list[float]]) -> None
 
 
 def test_sequence_tables_resume_at_any_layout(
-    found: dict[int, dict[str, list[float]]], control: dict[str, list[float]]
+    found: dict[int, list[dict[str, Any]]], control: dict[str, list[float]]
 ) -> None:
-    for cases in found.values():
-        assert far(cases["zero1 row_wise -> ddp"], control["din rowwise"][10:]) < PARITY
-        assert far(cases["row_wise adagrad -> column_wise adagrad"], control["din adagrad"][10:]) < PARITY
+    for ranks in found.values():
+        for saved_by, layout in MOVES.items():
+            optim = (WRAPPED | SHARDED)[layout][1]
+            assert far(ranks[0]["losses"][f"{saved_by} -> {layout}"], control[f"din {optim}"][10:]) < PARITY
+
+
+def test_a_rank_holds_the_bytes_that_the_plan_says(found: dict[int, list[dict[str, Any]]]) -> None:
+    for size, ranks in found.items():
+        for layout in SHARDED:
+            for number, rank in enumerate(ranks):
+                held, planned = rank["bytes"][layout]
+                # Beside weights and optimizer state each kernel has small buffers; 2 % is the issue's bound.
+                assert abs(held - planned) <= 0.02 * planned + 4096, f"{size} {layout} rank {number}"
+            # Rows are split in blocks of the same size, so a rank may be given one row less.
+            assert sum(rank["bytes"][layout][1] for rank in ranks) >= 2 * BIG * 16 * 4
