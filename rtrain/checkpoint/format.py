@@ -29,6 +29,7 @@ from rtrain.checkpoint.store import (
     CheckpointFolders,
     Folder,
     sha256_of,
+    sweep,
 )
 from rtrain.errors import CheckpointError, one_line
 from rtrain.parallel.chunks import Chunk
@@ -130,7 +131,7 @@ def _give_up(folder: Folder, attempt: Attempt | None) -> str:
         return ""  # the storage is gone: nothing can be freed
     with suppress(Exception):  # half of it would only take the space that is missing
         if folder.exists(MARKER):
-            _collect_garbage(folder)
+            sweep(folder)
         else:
             folder.remove()
     return ""
@@ -213,18 +214,7 @@ def _commit(
         attempt.commit(head["step"], name, sha256)
     folder.write(MARKER, marker_of(sha256, name))
     with suppress(Exception):  # it is committed: what is left over takes space and nothing else
-        _collect_garbage(folder)
-
-
-def _collect_garbage(folder: Folder) -> None:
-    """Delete what the committed manifest does not name: left by a writer that died, or replaced."""
-    name = folder.read(MARKER).decode().partition(" ")[2] or MANIFEST
-    wanted = {MARKER, name, *json.loads(folder.read(name))["files"]}
-    for other in set(folder.names()) - wanted:
-        if other.startswith(".writing-"):
-            folder.child(other).remove()
-        else:
-            folder.discard(other)
+        sweep(folder)
 
 
 class Stored:

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from rtrain import config
@@ -25,6 +26,7 @@ from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
+from rtrain.parallel.chunks import whole
 from rtrain.parallel.legal import refuse
 from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
@@ -134,7 +136,7 @@ class _Job:
         """Train from the newest checkpoint on; returns the loop's seconds and the rows that it trained on."""
         run, world, state = self.run, self.world, self.state
         stored, problems = self._newest_checkpoint()
-        replica = Replica(run, self.mesh, world, stored=stored, training=True)
+        replica = self._replica(stored, training=True)
         if stored:
             state.load(stored.meta["state"])
             patience = run.evaluation.patience
@@ -186,9 +188,20 @@ class _Job:
             callback.close()
         return time.perf_counter() - began, state.rows_seen - before
 
+    def _replica(self, stored: Stored | None, *, training: bool) -> Replica:
+        """The model on this rank; a checkpoint that does not fit it is refused by all the names that differ."""
+        try:
+            return Replica(self.run, self.mesh, self.world, stored=stored, training=training)
+        except CheckpointError:
+            if stored:
+                with torch.device("meta"):
+                    model = self.run.model.build(self.run.data.schema, seed=self.run.seed, table_device="meta")
+                stored.check_model(whole(f"model.{name}", data) for name, data in model.state_dict().items())
+            raise
+
     def _judge(self, best: Stored) -> dict[str, float]:
         """Test metrics of a checkpoint, and the predictions that a server is held against."""
-        replica = Replica(self.run, self.mesh, self.world, stored=best, training=False)
+        replica = self._replica(best, training=False)
         test = measure(replica, scan(self.run, self.data, "test", self.world), self.run.metrics)
         write_predictions(self.run, self.data, replica, self.folder)
         return test
