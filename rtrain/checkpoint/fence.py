@@ -61,9 +61,11 @@ class Attempt:
         """
         log = self.folders.log
         names = log.names()
+        while _name(self.last + 1) in names and self._is_mine(self.last + 1):
+            self.last += 1  # a commit of ours that we were told had failed
         if _name(self.last + 1) in names:
             raise self._lost()
-        if _name(self.last) not in names or log.read_json(_name(self.last))["token"] != self.token:
+        if _name(self.last) not in names or not self._is_mine(self.last):
             raise Fenced(
                 f"run {self.folders.root.uri}: it was started anew (--fresh) while attempt {self.number} was still "
                 f"running on {socket.gethostname()}; this attempt stops and has written nothing there"
@@ -88,6 +90,9 @@ class Attempt:
         for name in self.folders.log.names():
             if (found := ENTRY.fullmatch(name)) and int(found[1]) <= self.last - KEPT:
                 self.folders.log.discard(name)
+
+    def _is_mine(self, number: int) -> bool:
+        return bool(self.folders.log.read_json(_name(number))["token"] == self.token)
 
     def _entry(self, kind: str) -> dict[str, Any]:
         return {

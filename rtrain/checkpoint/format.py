@@ -8,7 +8,7 @@ any size and layout can read just what it needs. Nothing is pickled.
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from rtrain.checkpoint.store import (
     CheckpointFolders,
     Folder,
     sha256_of,
+    sweep,
 )
 from rtrain.errors import CheckpointError, one_line
 from rtrain.parallel.chunks import Chunk
@@ -130,7 +131,7 @@ def _give_up(folder: Folder, attempt: Attempt | None) -> str:
         return ""  # the storage is gone: nothing can be freed
     with suppress(Exception):  # half of it would only take the space that is missing
         if folder.exists(MARKER):
-            _collect_garbage(folder)
+            sweep(folder)
         else:
             folder.remove()
     return ""
@@ -213,18 +214,7 @@ def _commit(
         attempt.commit(head["step"], name, sha256)
     folder.write(MARKER, marker_of(sha256, name))
     with suppress(Exception):  # it is committed: what is left over takes space and nothing else
-        _collect_garbage(folder)
-
-
-def _collect_garbage(folder: Folder) -> None:
-    """Delete what the committed manifest does not name: left by a writer that died, or replaced."""
-    name = folder.read(MARKER).decode().partition(" ")[2] or MANIFEST
-    wanted = {MARKER, name, *json.loads(folder.read(name))["files"]}
-    for other in set(folder.names()) - wanted:
-        if other.startswith(".writing-"):
-            folder.child(other).remove()
-        else:
-            folder.discard(other)
+        sweep(folder)
 
 
 class Stored:
@@ -287,13 +277,13 @@ class Stored:
             if sha256_of(self.folder.fetch(name, Path(self._scratch.name))) != said["sha256"]:
                 raise CheckpointError(f"checkpoint step {self.step}: {name} was altered (its sha256 differs)")
 
-    def check_model(self, chunks: Iterable[Chunk]) -> None:
-        """Hold the names and shapes that a model has against what is stored, all of them before any is read.
+    def check_model(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Hold the names and shapes that a model's tensors have against what is stored.
 
         Raises:
             CheckpointError: it names the tensors that differ.
         """
-        wanted = {chunk.name: list(chunk.shape) for chunk in chunks}
+        wanted = {name: list(shape) for name, shape in shapes.items()}
         there = {n: entry["shape"] for n, entry in self.meta["tensors"].items() if n.startswith("model.")}
         problems = [
             f"{n} {there[n]} there, {wanted[n]} here" for n in sorted(wanted) if n in there and there[n] != wanted[n]

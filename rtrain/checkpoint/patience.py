@@ -21,8 +21,10 @@ PASSING = {
 }  # fmt: skip
 """Of `OSError`s. ESTALE: what NFS says while its server comes back."""
 
-CLIENTS = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError",
-           "IncompleteReadError", "ResponseStreamingError", "FSTimeoutError", "HttpError"}  # fmt: skip
+CLIENTS = {
+    "HTTPClientError", "FlexibleChecksumError", "IncompleteReadError", "ResponseStreamingError",
+    "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError", "FSTimeoutError", "HttpError",
+}  # fmt: skip
 """What botocore, aiohttp, fsspec and gcsfs raise when a connection breaks; named, so that none has to be imported."""
 
 

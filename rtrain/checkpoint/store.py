@@ -96,8 +96,13 @@ class Folder:
 
     def read(self, name: str) -> bytes:
         """A file's bytes."""
-        data: bytes = self._patiently(lambda: self.fs.cat_file(f"{self.path}/{name}"), f"read {name}")
-        return data
+
+        def found() -> bytes:
+            self.fs.invalidate_cache()
+            content: bytes = self.fs.cat_file(f"{self.path}/{name}")
+            return content
+
+        return self._patiently(found, f"read {name}")
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that a reader sees all of it or none of it."""
@@ -128,8 +133,13 @@ class Folder:
             except Exception as error:
                 if not _is_conflict(error):
                     raise
-                # A try whose answer was lost may have been the one that wrote it.
-                return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
+                self.fs.invalidate_cache()  # else s3fs believes the listing that it made before
+                try:
+                    # A try whose answer was lost may have been the one that wrote it.
+                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
+                except FileNotFoundError:
+                    # S3 answers so while another request for the same key is under way (409): ask again.
+                    raise TimeoutError(f"{name} is neither there nor may it be created ({error})") from error
             return True
 
         return self._patiently(attempt, f"create {name}")
@@ -227,6 +237,17 @@ def _sync_folder(path: str) -> None:
         os.close(handle)
 
 
+def sweep(folder: Folder) -> None:
+    """Delete what a checkpoint's committed manifest does not name: left by a writer that died, or replaced."""
+    name = folder.read(MARKER).decode().partition(" ")[2] or MANIFEST
+    wanted = {MARKER, name, *json.loads(folder.read(name))["files"]}
+    for other in set(folder.names()) - wanted:
+        if other.startswith(".writing-"):
+            folder.child(other).remove()
+        else:
+            folder.discard(other)
+
+
 def check_writable(uri: str) -> None:
     """Prove that the folder can be written, by a file that is removed again.
 
@@ -291,18 +312,29 @@ class CheckpointFolders:
             self._known[step, marker] = {name: len(manifest)} | {n: f["bytes"] for n, f in files.items()}
         return all(sizes.get(name) == size for name, size in self._known[step, marker].items())
 
-    def prune(self, keep: int, spare: set[int]) -> list[int]:
+    def _files_of(self, step: int) -> dict[str, int]:
+        """Manifest and shards of a step that looked intact, with their sizes."""
+        return self._known[step, self.of(step).read(MARKER)]
+
+    def prune(self, keep: int, spare: set[int], *, under_way: bool = False) -> list[int]:
         """Delete all but the newest `keep` intact steps (`looks_intact`) and those in `spare`.
 
         Half-written ones go too; damaged ones that are newer than the oldest that stays are left to
-        be looked at, and count for nothing. The marker goes first, so that a reader never sees a
+        be looked at, and count for nothing. `under_way`: someone else may be writing the run now, so a
+        half-written one that is newer than all others stays too. The marker goes first, so that a reader never sees a
         committed folder with files missing.
         """
         steps = self.steps()
         intact = [s for s in steps if self.looks_intact(s)]
         kept = set(intact[-keep:])
+        for step in [] if under_way else intact:
+            if step in kept | spare and len(self.of(step).names()) > 1 + len(self._files_of(step)):
+                sweep(self.of(step))
         oldest = min(kept, default=0)
-        gone = [s for s in steps if s not in kept | spare and (s < oldest or not self.of(s).exists(MARKER))]
+        half = [s for s in steps if not self.of(s).exists(MARKER)]
+        if under_way:
+            half = [s for s in half if s < max(intact, default=0)]
+        gone = [s for s in steps if s not in kept | spare and (s in half or (s < oldest and self.of(s).exists(MARKER)))]
         for step in gone:
             folder = self.of(step)
             folder.discard(MARKER)

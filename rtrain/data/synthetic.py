@@ -38,7 +38,10 @@ BIAS = -1.2
 
 
 def plant(out_parquet: Path, *, rows: int = ROWS, seed: int = SEED) -> None:
-    """Write the rows: i1..i13 float, c1..c26 int32, planted double (the probability), at int64 (the row), label int8."""
+    """Write the rows.
+
+    Columns: i1..i13 float, c1..c26 int32, planted double (the probability), at int64 (the row), label int8.
+    """
     model, random = np.random.default_rng(seed), np.random.default_rng(seed + 1)
     ids_FN = [_zipf(random, size, rows) for size in TABLE_ROWS]
     dense_DN = random.standard_normal((len(DENSE), rows), dtype=np.float32)

@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from rtrain.checkpoint.format import Stored
+from rtrain.data.interactions import Interactions
+from rtrain.errors import CheckpointError
 from rtrain.mesh import Mesh
 from rtrain.models.decoder import Decoder
 from rtrain.parallel.chunks import Chunk
@@ -50,11 +53,33 @@ class Engine(Protocol):
 
 
 def build_engine(run: Run, mesh: Mesh, world: World, *, stored: Stored | None, training: bool) -> Engine:
-    """The engine of the run's kind of model, fresh or from a checkpoint; a collective over all ranks."""
+    """The engine of the run's kind of model, fresh or from a checkpoint; a collective over all ranks.
+
+    Raises:
+        CheckpointError: a damaged checkpoint, or one of another model; all tensors that differ are named.
+    """
     if isinstance(run.model, Decoder):
-        from rtrain.training.dense_replica import DenseReplica
+        from rtrain.training.dense_replica import DenseReplica as Kind
+    else:
+        from rtrain.training.replica import Replica as Kind  # type: ignore[assignment]
+    try:
+        return Kind(run, mesh, world, stored=stored, training=training)
+    except CheckpointError:
+        if stored:
+            stored.check_model(_shapes(run))
+        raise
 
-        return DenseReplica(run, mesh, world, stored=stored, training=training)
-    from rtrain.training.replica import Replica
 
-    return Replica(run, mesh, world, stored=stored, training=training)
+def _shapes(run: Run) -> dict[str, tuple[int, ...]]:
+    """Logical name -> shape of the model's tensors as a checkpoint has them; no weights are made."""
+    with torch.device("meta"):
+        if isinstance(run.model, Decoder):
+            return {
+                f"model.{piece.name}.{name}": tuple(weight.shape)
+                for piece in run.model.pieces()
+                for name, weight in piece.build().named_parameters()
+                if name not in piece.shared
+            }
+        assert isinstance(run.data, Interactions), "Run refuses another pair"
+        model = run.model.build(run.data.schema, seed=run.seed, table_device="meta")
+        return {f"model.{name}": tuple(weight.shape) for name, weight in model.state_dict().items()}

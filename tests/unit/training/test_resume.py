@@ -147,3 +147,9 @@ def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(tiny: R
     assert lines(tiny, "train")[-1]["step"] == winner[0]
     assert max(CheckpointFolders(tiny.folder).committed()) == 7
     assert job(tiny).attempts == 3
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_the_tensors_that_differ(tiny: Run) -> None:
+    job(named(tiny, "tiny", max_steps=3))
+    with pytest.raises(CheckpointError, match=r"it is of another model: model\.\S+ \[\d+, 16\] there, .*and \d+ more"):
+        job(named(tiny, "tiny", max_steps=4, model__dim=8))

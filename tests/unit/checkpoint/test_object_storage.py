@@ -1,0 +1,230 @@
+"""Checkpoints on a running S3 server that answers with errors, slowly, or not at all."""
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+
+from rtrain.checkpoint import fence
+from rtrain.checkpoint.fence import Fenced
+from rtrain.checkpoint.format import Stored, newest, save
+from rtrain.checkpoint.patience import Patience, StorageDown, may_pass
+from rtrain.checkpoint.store import CheckpointFolders, Folder
+from rtrain.errors import CheckpointError
+from rtrain.parallel.chunks import whole
+
+moto_server = pytest.importorskip("moto.server")
+pytestmark = pytest.mark.usefixtures("world_of_one")
+
+
+class Weather:
+    """What the way to the storage is like now, and how often it was bad."""
+
+    def __init__(self) -> None:
+        self.chance = random.Random(7)
+        self.fails = self.cuts = self.loses = 0.0
+        """Shares of the requests that get a 503, are cut off, or are done and their answer is lost."""
+        self.slow_s = 0.0
+        self.down = False
+        self.bad = 0
+
+
+class Way(BaseHTTPRequestHandler):
+    """Hands requests on to moto's server, in the weather of the server."""
+
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def hand_on(self) -> None:
+        weather: Weather = self.server.weather
+        body = self.body()
+        time.sleep(weather.slow_s)
+        luck = weather.chance.random()
+        if weather.down or luck < weather.fails:
+            weather.bad += 1
+            text = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+            return self.answer(503, {"Content-Type": "application/xml"}, text)
+        if luck < weather.fails + weather.cuts:
+            weather.bad += 1
+            return self.cut()
+        behind = HTTPConnection(*self.server.behind, timeout=30)
+        kept = {n: v for n, v in self.headers.items() if n.lower() not in ("transfer-encoding", "expect", "connection")}
+        behind.request(self.command, self.path, body=body, headers=kept | {"Content-Length": str(len(body))})
+        opened = behind.getresponse()
+        content = opened.read()
+        behind.close()
+        if luck < weather.fails + weather.cuts + weather.loses:
+            weather.bad += 1
+            return self.cut()
+        self.answer(opened.status, dict(opened.headers), content)
+
+    def body(self) -> bytes:
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def cut(self) -> None:
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                self.send_header(name, value)
+        length = headers.get("Content-Length", "0") if self.command == "HEAD" else str(len(content))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = hand_on
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def way() -> Iterator[ThreadingHTTPServer]:
+    moto = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Way)
+    server.behind, server.weather = (host, port), Weather()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    moto.stop()
+
+
+@pytest.fixture
+def run(way: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # else bodies come in chunks, which `Way` does not read
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{way.server_address[1]}",
+    }.items():
+        monkeypatch.setenv(name, value)
+    # No retries but our own, so that what is tested is ours.
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"retries": {"max_attempts": 0}}})
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+    way.weather = Weather()
+    bucket = f"runs-{os.urandom(4).hex()}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}/run"
+    way.weather = Weather()
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+QUICK = Patience(budget_s=30.0, first_s=0.01, most_s=0.1)
+
+
+def write(folders: CheckpointFolders, attempt: fence.Attempt, step: int) -> None:
+    save(folders, step, [whole("model.w", torch.full((1000,), float(step)))], {}, attempt=attempt)
+    folders.prune(2, set())
+
+
+def test_errors_cuts_lost_answers_and_slowness_are_sat_out(way: Any, run: str) -> None:
+    folders = CheckpointFolders(run, QUICK)
+    way.weather.fails, way.weather.cuts, way.weather.loses, way.weather.slow_s = 0.1, 0.1, 0.1, 0.002
+    attempt = fence.begin(folders)
+    for step in range(1, 4):
+        write(folders, attempt, step)
+    assert way.weather.bad > 5
+    assert folders.committed() == [2, 3]
+    stored, problems = newest(folders)
+    assert stored is not None
+    assert (stored.step, problems) == (3, [])
+    assert torch.equal(stored.tensor("model.w"), torch.full((1000,), 3.0))
+
+
+def test_two_attempts_on_object_storage(run: str) -> None:
+    folders = CheckpointFolders(run, QUICK)
+    old = fence.begin(folders)
+    write(folders, old, 1)
+    new = fence.begin(CheckpointFolders(run, QUICK))
+    with pytest.raises(Fenced, match="attempt 2 .* has taken it over from attempt 1"):
+        write(folders, old, 2)
+    write(folders, new, 2)
+    assert folders.committed() == [1, 2]
+    log = folders.log
+    assert log.create("x", b"mine")
+    assert not log.create("x", b"theirs")
+    assert log.create("x", b"mine"), "a try whose answer was lost is not one that failed"
+    assert log.read("x") == b"mine"
+
+
+def test_a_storage_that_stays_away_is_told_when_the_budget_is_used_up(way: Any, run: str) -> None:
+    folders = CheckpointFolders(run, Patience(budget_s=0.5, first_s=0.01, most_s=0.1))
+    attempt = fence.begin(folders)
+    write(folders, attempt, 1)
+    way.weather.down = True
+    with pytest.raises(
+        CheckpointError, match=r"step 2: rank 0: StorageDown: s3://.*tried \d+ times in \d s\. Nothing was"
+    ):
+        write(folders, attempt, 2)
+    way.weather.down = False
+    write(folders, attempt, 2)  # the same attempt, once the storage is back
+    assert Stored(folders.of(2), 2).tensor("model.w")[0] == 2.0
+
+
+def test_what_no_patience_can_mend_is_raised_at_once() -> None:
+    patience, tries = Patience(budget_s=60), 0
+
+    def work() -> None:
+        nonlocal tries
+        tries += 1
+        raise PermissionError(13, "Access denied")
+
+    with pytest.raises(PermissionError):
+        patience.run(work, what="x", remote=True)
+    assert tries == 1
+    for error in (OSError(28, "full"), FileNotFoundError(2, "x"), ValueError("x"), OSError(5, "a broken disk")):
+        assert not may_pass(error, remote=False)
+    for error in (ConnectionResetError(), TimeoutError(), OSError(116, "stale NFS handle")):
+        assert may_pass(error, remote=False)
+    assert may_pass(OSError(5, "what s3fs makes of a 503"), remote=True)
+
+
+def test_the_budget_is_of_each_operation_and_the_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, pauses = [0.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "sleep", lambda s: (pauses.append(s), clock.__setitem__(0, clock[0] + s)))
+    patience = Patience(budget_s=60.0, first_s=1.0, most_s=8.0)
+
+    def down() -> None:
+        raise ConnectionResetError("gone")
+
+    for _ in range(2):
+        pauses.clear()
+        with pytest.raises(StorageDown, match=r"^list: ConnectionResetError: gone, tried \d+ times in (5\d|60) s"):
+            patience.run(down, what="list", remote=True)
+        assert 52 <= sum(pauses) <= 60
+        assert all(low / 2 <= pause <= low for pause, low in zip(pauses, (1, 2, 4, 8, 8, 8), strict=False))
+
+
+def test_a_fetch_that_broke_off_is_not_taken_for_the_file(way: Any, run: str, tmp_path: Any) -> None:
+    folder = Folder(run, QUICK)
+    folder.write("big", bytes(300_000))
+    way.weather.loses = 0.5
+    (tmp_path / "in").mkdir()
+    assert folder.fetch("big", tmp_path / "in").read_bytes() == bytes(300_000)
