@@ -15,6 +15,8 @@ class Comparison:
     against: str
     at_least: float | None = None
     at_most: float | None = None
+    of: str | None = None
+    """Key of what the sides measured; none: the comparison's own name."""
 
     @property
     def bound(self) -> str:

@@ -46,22 +46,32 @@ class Place:
         }
 
 
-def rtrain(place: Place, *, steps: int, name: str) -> Measured:
-    """rtrain's own command, with its own Ray."""
+def job(place: Place, *, steps: int, name: str) -> Measured:
+    """rtrain's own command, with its own Ray: two workers."""
     words = ["bench/job.py", "train", "--json", "--storage", str(place.runs), "--name", name]
     said, began = _last_line(words, place.environment(steps))
-    lines = [json.loads(x) for x in (place.runs / name / "history.jsonl").read_text().splitlines()]
-    points = [x | {"at": x["elapsed_s"]} for x in lines if x["kind"] == "train"]
-    loop_began = next(x["at"] for x in lines if x["kind"] == "start")
+    points = _history(place, name)
+    loop_began = next(x["at"] for x in _lines(place, name) if x["kind"] == "start")
     first = {"start": loop_began + points[0]["at"] - began} if steps == 1 else curve(points)
     return first | {"memory": max(said["peak_bytes_per_rank"])}
 
 
-def handwritten(place: Place, *, steps: int) -> Measured:
+def job_alone(place: Place, *, steps: int, name: str) -> Measured:
+    """The same job in one process, without Ray."""
+    words = ["bench/job.py", "train", "--json", "--launcher", "inline", "--storage", str(place.runs), "--name", name]
+    _last_line(words, place.environment(steps))
+    return curve(_history(place, name))
+
+
+def handwritten(place: Place, *, steps: int, workers: int) -> Measured:
     """The plain script under torchrun."""
-    words = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "bench.peers.handwritten"]
-    said, _ = _last_line(words, place.environment(steps))
+    said, _ = _last_line([*_torchrun(workers), "-m", "bench.peers.handwritten"], place.environment(steps))
     return curve(said["points"]) | {"memory": max(said["peak_bytes_per_rank"])}
+
+
+def embedding_bags(place: Place, *, steps: int) -> Measured:
+    """Plain torch in one process."""
+    return curve(_last_line(["-m", "bench.peers.embedding_bags"], place.environment(steps))[0]["points"])
 
 
 def bare_ray(place: Place) -> Measured:
@@ -70,27 +80,38 @@ def bare_ray(place: Place) -> Measured:
     return {"start": said["first_step_at"] - began}
 
 
-def rtrain_dense(place: Place, *, steps: int, name: str) -> Measured:
-    """The decoder's recipe in one process, eager, without Ray."""
-    options: dict[str, Any] = {
-        "max_steps": steps,
-        "name": name,
-        "storage": str(place.runs),
-        "log_every_steps": DENSE_LOG,
-    }
-    options |= {"parallel.dense": "ddp", "evaluation.every_steps": 10**9, "checkpoint.every_steps": 10**9}
-    options |= {"tracking.to": "jsonl", "handoff.export": "false"}
+def decoder(place: Place, *, name: str, workers: int) -> Measured:
+    """The decoder's recipe without Ray: in one process with eager torch, or under torchrun with ZeRO-1."""
+    launcher = "torchrun" if workers > 1 else "inline"
+    options: dict[str, Any] = {"launcher": launcher, "max_steps": DENSE_STEPS, "name": name, "storage": place.runs}
+    options |= {"log_every_steps": DENSE_LOG, "evaluation.every_steps": 10**9, "checkpoint.every_steps": 10**9}
+    options |= {"parallel.dense": "zero" if workers > 1 else "ddp", "tracking.to": "jsonl", "handoff.export": "false"}
     words = [w for key, value in options.items() for w in (f"--{key}", str(value))]
-    _last_line(["recipes/gpt_stdlib.py", "train", "--json", "--launcher", "inline", *words], place.environment(steps))
-    lines = [json.loads(x) for x in (place.runs / name / "history.jsonl").read_text().splitlines()]
-    at = {x["step"]: x["elapsed_s"] for x in lines if x["kind"] == "train"}
-    return {"dense": (steps - DENSE_WARM) / (at[steps] - at[DENSE_WARM])}
+    start = _torchrun(workers) if workers > 1 else []
+    _last_line([*start, "recipes/gpt_stdlib.py", "train", "--json", *words], place.environment(DENSE_STEPS))
+    at = {x["step"]: x["at"] for x in _history(place, name)}
+    return {"rate": (DENSE_STEPS - DENSE_WARM) / (at[DENSE_STEPS] - at[DENSE_WARM])}
 
 
-def handwritten_dense(place: Place, *, steps: int) -> Measured:
-    """The plain torch loop."""
-    env = place.environment(steps) | {"BENCH_WARM": str(DENSE_WARM)}
-    return {"dense": _last_line(["-m", "bench.peers.decoder"], env)[0]["steps_per_s"]}
+def decoder_by_hand(place: Place, *, workers: int) -> Measured:
+    """The same decoder in a plain torch loop, or under torchrun with bare DeepSpeed."""
+    env = place.environment(DENSE_STEPS) | {"BENCH_WARM": str(DENSE_WARM)}
+    peer = (
+        [*_torchrun(workers), "-m", "bench.peers.deepspeed_decoder"] if workers > 1 else ["-m", "bench.peers.decoder"]
+    )
+    return {"rate": _last_line(peer, env)[0]["steps_per_s"]}
+
+
+def _torchrun(workers: int) -> list[str]:
+    return ["-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone"]
+
+
+def _lines(place: Place, name: str) -> list[dict[str, Any]]:
+    return [json.loads(x) for x in (place.runs / name / "history.jsonl").read_text().splitlines()]
+
+
+def _history(place: Place, name: str) -> list[dict[str, Any]]:
+    return [x | {"at": x["elapsed_s"]} for x in _lines(place, name) if x["kind"] == "train"]
 
 
 def curve(points: list[dict[str, float]]) -> Measured:

@@ -1,6 +1,6 @@
 """The same DLRM, written by hand with torch and TorchRec only, and a plain Parquet reader."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any
 
@@ -20,6 +20,24 @@ from bench.data import BATCH, DENSE, DIM, ROWS_PER_TABLE, TABLES, TRAIN_ROWS
 KEYS = [f"c{i}" for i in range(TABLES)]
 
 
+class Tower(nn.Module):
+    """DLRM without its tables: numbers [B, 13] and the tables' vectors, 26 of [B, 16] -> logits [B]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bottom = nn.Sequential(nn.Linear(DENSE, 64), nn.ReLU(), nn.Linear(64, DIM), nn.ReLU())
+        pairs = (TABLES + 1) * TABLES // 2
+        self.top = nn.Sequential(nn.Linear(DIM + pairs, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
+        rows, columns = torch.tril_indices(TABLES + 1, TABLES + 1, offset=-1)
+        self.register_buffer("flat", rows * (TABLES + 1) + columns)
+
+    def forward(self, dense: Tensor, embedded: Sequence[Tensor]) -> Tensor:
+        projected = self.bottom(dense)
+        vectors = torch.stack([projected, *embedded], dim=1)
+        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.flat)
+        return self.top(torch.cat([projected, dots], dim=1)).squeeze(1)
+
+
 class Model(nn.Module):
     """Tables and tower in one module, as DMP wants it."""
 
@@ -32,18 +50,11 @@ class Model(nn.Module):
             ],
             device=torch.device("meta"),
         )
-        self.bottom = nn.Sequential(nn.Linear(DENSE, 64), nn.ReLU(), nn.Linear(64, DIM), nn.ReLU())
-        pairs = (TABLES + 1) * TABLES // 2
-        self.top = nn.Sequential(nn.Linear(DIM + pairs, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1))
-        rows, columns = torch.tril_indices(TABLES + 1, TABLES + 1, offset=-1)
-        self.register_buffer("flat", rows * (TABLES + 1) + columns)
+        self.tower = Tower()
 
     def forward(self, dense: Tensor, ids: KeyedJaggedTensor) -> Tensor:
         embedded = self.ebc(ids).to_dict()
-        projected = self.bottom(dense)
-        vectors = torch.stack([projected, *(embedded[k] for k in KEYS)], dim=1)
-        dots = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self.flat)
-        return self.top(torch.cat([projected, dots], dim=1)).squeeze(1)
+        return self.tower(dense, [embedded[k] for k in KEYS])
 
 
 def build(world_size: int) -> tuple[nn.Module, torch.optim.Optimizer]:

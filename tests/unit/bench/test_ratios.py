@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import data, sides
-from bench.__main__ import MEMORY, RATE, pairs
+from bench.__main__ import pairs
 from bench.ratios import Comparison, summarise, table
+from bench.suites import MEMORY, RATE
 
 
 def test_median_is_of_the_ratios_of_pairs_not_of_the_sides() -> None:

@@ -1,0 +1,67 @@
+"""What is compared: for each suite, how a pair is run and which of its measures are held against a bound."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench import sides
+from bench.ratios import Comparison
+from bench.sides import Measured, Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """`ours` and `theirs` make one run each, given a name that no run before had."""
+
+    name: str
+    comparisons: tuple[Comparison, ...]
+    ours: Callable[[Place, str], Measured]
+    theirs: Callable[[Place, str], Measured]
+
+
+def _rate(name: str, measure: str, against: str, at_least: float) -> tuple[Comparison, ...]:
+    return (Comparison(name=name, of="rate", measure=measure, against=against, at_least=at_least),)
+
+
+HAND = "torchrun by hand"
+RATE = Comparison(name="rate", measure="examples/s", against=HAND, at_least=0.97)
+MEMORY = Comparison(name="memory", measure="peak bytes of a worker", against=HAND, at_most=1.10)
+START = Comparison(name="start", measure="command to first step", against="bare TorchTrainer", at_most=1.10)
+
+SUITES = (
+    Suite(
+        name="job",
+        comparisons=(RATE, MEMORY),
+        ours=lambda place, name: sides.job(place, steps=sides.STEPS, name=name),
+        theirs=lambda place, _: sides.handwritten(place, steps=sides.STEPS, workers=2),
+    ),
+    Suite(
+        name="start",
+        comparisons=(START,),
+        ours=lambda place, name: sides.job(place, steps=1, name=name),
+        theirs=lambda place, _: sides.bare_ray(place),
+    ),
+    Suite(
+        name="alone",
+        comparisons=_rate("alone", "examples/s, one process", "bare TorchRec loop", 0.97),
+        ours=lambda place, name: sides.job_alone(place, steps=sides.STEPS, name=name),
+        theirs=lambda place, _: sides.handwritten(place, steps=sides.STEPS, workers=1),
+    ),
+    Suite(
+        name="bags",
+        comparisons=_rate("bags", "examples/s, one process", "EmbeddingBag + SparseAdam", 1.8),
+        ours=lambda place, name: sides.job_alone(place, steps=sides.STEPS, name=name),
+        theirs=lambda place, _: sides.embedding_bags(place, steps=sides.STEPS),
+    ),
+    Suite(
+        name="dense",
+        comparisons=_rate("dense", "steps/s of a decoder", "plain torch loop", 0.97),
+        ours=lambda place, name: sides.decoder(place, name=name, workers=1),
+        theirs=lambda place, _: sides.decoder_by_hand(place, workers=1),
+    ),
+    Suite(
+        name="zero",
+        comparisons=_rate("zero", "steps/s, ZeRO-1, 2 ranks", "bare DeepSpeed", 0.97),
+        ours=lambda place, name: sides.decoder(place, name=name, workers=2),
+        theirs=lambda place, _: sides.decoder_by_hand(place, workers=2),
+    ),
+)
