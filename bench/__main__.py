@@ -8,10 +8,11 @@ memory  peak resident bytes of a worker  the same runs; rtrain's include its fin
 start   command to first step            rtrain on Ray / a bare TorchTrainer with the same model
 alone   examples/s of one process        rtrain without Ray / the script on one rank
 bags    examples/s of one process        rtrain without Ray / plain torch: nn.EmbeddingBag + SparseAdam
+stall   wait for checkpoints             written behind training / while it waits (177 MB every 40 steps)
 dense   steps/s of a small decoder       recipes/gpt_stdlib.py in one process, eager / a plain torch loop
 zero    the same on 2 ranks, ZeRO-1      the recipe under torchrun / bare DeepSpeed under torchrun
 
-The first five: DLRM, 26 tables of 100,000 x 16 with table-wise sharding and fused row-wise Adagrad, dense part under
+The first six: DLRM, 26 tables of 100,000 x 16 with table-wise sharding and fused row-wise Adagrad, dense part under
 DDP with AdamW, batches of 4096 with one thread a process, all from the same Parquet.
 
 Each pair runs both sides one after the other, the first side changing from pair to pair; the

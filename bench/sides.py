@@ -63,6 +63,14 @@ def job_alone(place: Place, *, steps: int, name: str) -> Measured:
     return curve(_history(place, name))
 
 
+def stall(place: Place, *, name: str, background: bool) -> Measured:
+    """Seconds that one process's training waits for its checkpoints, one every 40 steps; the last one apart."""
+    words = ["bench/job.py", "train", "--json", "--launcher", "inline", "--storage", str(place.runs), "--name", name]
+    words += ["--checkpoint.every_steps", "40", "--checkpoint.background", str(background).lower()]
+    _last_line(words, place.environment(STEPS))
+    return {"stall": json.loads((place.runs / name / "result.json").read_text())["breakdown"]["checkpoint"]}
+
+
 def handwritten(place: Place, *, steps: int, workers: int) -> Measured:
     """The plain script under torchrun."""
     said, _ = _last_line([*_torchrun(workers), "-m", "bench.peers.handwritten"], place.environment(steps))

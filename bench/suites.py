@@ -53,6 +53,14 @@ SUITES = (
         theirs=lambda place, _: sides.embedding_bags(place, steps=sides.STEPS),
     ),
     Suite(
+        name="stall",
+        comparisons=(
+            Comparison(name="stall", measure="wait for checkpoints", against="the same, synchronous", at_most=0.10),
+        ),
+        ours=lambda place, name: sides.stall(place, name=f"{name}-background", background=True),
+        theirs=lambda place, name: sides.stall(place, name=f"{name}-waiting", background=False),
+    ),
+    Suite(
         name="dense",
         comparisons=_rate("dense", "steps/s of a decoder", "plain torch loop", 0.97),
         ours=lambda place, name: sides.decoder(place, name=name, workers=1),

@@ -30,7 +30,11 @@ class Checkpoint:
     """When checkpoints are written and how many stay."""
 
     every_steps: int = 200
-    """Steps between checkpoints; one more is written at the end."""
+    """Steps between checkpoints; one more is written at the end, and one at each best evaluation."""
+    every_s: float | None = None
+    """Seconds after which one is written too, at the next point of the training curve; none: by steps alone."""
+    background: bool = True
+    """Write while training goes on, from a copy in the host's memory (as large as the state); else it waits."""
     keep: int = 3
     """Newest intact checkpoints that stay; the best one by `evaluation.monitor` stays beside them."""
     retry_s: float = 60.0
@@ -39,6 +43,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if self.every_steps < 1 or self.keep < 1:
             raise ConfigError("checkpoint: every_steps and keep must be at least 1")
+        if self.every_s is not None and not self.every_s > 0:
+            raise ConfigError(f"checkpoint.every_s: must be above 0, or none, got {self.every_s}")
         if self.retry_s < 0:
             raise ConfigError(f"checkpoint.retry_s: must be at least 0, got {self.retry_s}")
 

@@ -74,7 +74,8 @@ class Attempt:
     @property
     def overtaken(self) -> bool:
         """Whether another attempt has begun since: nothing in the run's folder is this one's to write any more."""
-        return self.folders.log.exists(_name(self.last + 1))
+        following = self.last + 1  # a thread may be committing: its entry is no one else's
+        return self.folders.log.exists(_name(following)) and not self._is_mine(following)
 
     def commit(self, step: int, manifest: str, sha256: str) -> None:
         """Make a checkpoint whose files and manifest are in place the run's; rank 0's to call.

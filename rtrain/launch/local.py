@@ -6,6 +6,7 @@ from rtrain.errors import ClusterError
 from rtrain.launch.bar import Bar
 from rtrain.run import Run
 from rtrain.training.job import Outcome, run_job
+from rtrain.training.preemption import Notice
 from rtrain.training.world import join, leave
 
 
@@ -31,6 +32,7 @@ def train_under_torchrun(run: Run) -> Outcome | None:
 def _train(run: Run) -> Outcome:
     world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
     try:
-        return run_job(run, world, [Bar(run)] if world.leads else [])
+        with Notice() as notice:
+            return run_job(run, world, [Bar(run)] if world.leads else [], notice)
     finally:
         leave()

@@ -29,7 +29,8 @@ PHASES = {
     "pipeline": "forward and backward passes, and the bubble between them",
     "communication": "collectives under way inside the other phases",
     "optimizer": "the update of the dense parameters",
-    "other": "evaluation, checkpoints and everything else in the loop",
+    "checkpoint": "training waited for a checkpoint: the copy of its state, and the one before",
+    "other": "evaluation, the last checkpoint and everything else in the loop",
 }
 KINDS = ("tables", "tables_optimizer", "parameters", "gradients", "optimizer")
 COLOURED = 7

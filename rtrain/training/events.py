@@ -9,7 +9,8 @@
         step_end(state, point)             point: a TrainPoint every log_every_steps, else none
         evaluated(state, values)           after the validation split was scored
         saving(state)                      before a checkpoint is written: what it must not be ahead of
-        checkpointed(state)                after it was committed
+        checkpointed(state)                after it was committed: then, or as late as the next save (see Saver);
+                                           `state` is that of the checkpoint
     fit_end(state)                         when training is over (not on a failure)
     close()                                always, also on a failure
 
@@ -116,7 +117,7 @@ class Callback:
         """A checkpoint is about to be written; make durable what a resume from it will not repeat."""
 
     def checkpointed(self, state: State) -> None:
-        """A checkpoint of `state.step` is committed."""
+        """The checkpoint of `state.step`, which may be some steps back, is committed."""
 
     def fit_end(self, state: State) -> None:
         """Training is over."""

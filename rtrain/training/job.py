@@ -8,9 +8,9 @@ import gc
 import platform
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -20,8 +20,9 @@ import torch.distributed as dist
 from rtrain import config
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Attempt
-from rtrain.checkpoint.format import Stored, newest, save
+from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.patience import Patience
+from rtrain.checkpoint.saver import Saver
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
 from rtrain.data.tokens import TokenDataset
@@ -35,6 +36,7 @@ from rtrain.training.events import Callback, State
 from rtrain.training.history import History
 from rtrain.training.ledger import Ledger
 from rtrain.training.loop import fit
+from rtrain.training.preemption import Notice
 from rtrain.training.records import TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import measure, scan
@@ -43,6 +45,8 @@ from rtrain.training.world import World
 from rtrain.version import VERSION
 
 ATTEMPT = "attempt.json"
+SETTLE_S = 10.0
+"""Seconds that a rank which failed waits for a checkpoint in flight; its peers may be gone."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Outcome:
     test: dict[str, float]
     """Metrics on the test split at the best step."""
     breakdown: dict[str, float]
-    """Seconds of this attempt's steps on rank 0, by where they went."""
+    """Seconds of this attempt's loop on rank 0, by where they went; `checkpoint`: training waited for one."""
     examples_per_s: float
     """Over the whole of this attempt's training, evaluation and checkpoints included."""
     peak_bytes_per_rank: list[int]
@@ -69,15 +73,15 @@ class Outcome:
     """URI of the best checkpoint."""
 
 
-def run_job(run: Run, world: World, callbacks: Sequence[Callback] = ()) -> Outcome:
-    """Train `run` to its end on this rank; a collective over all ranks.
+def run_job(run: Run, world: World, callbacks: Sequence[Callback] = (), notice: Notice | None = None) -> Outcome:
+    """Train `run` to its end on this rank; a collective over all ranks. `notice`: that the machine goes soon.
 
     Raises:
         RtrainError: with rank, node and step in front, on the rank where it happened.
     """
     state = State(total_steps=0, rows=1)
     try:
-        return _Job(run, world, state).finish(callbacks)
+        return _Job(run, world, state, notice or Notice()).finish(callbacks)
     except RtrainError as error:
         raise type(error)(f"rank {world.rank} on {world.node}, step {state.step}: {error}") from error
     except Exception as error:
@@ -93,8 +97,8 @@ def run_job(run: Run, world: World, callbacks: Sequence[Callback] = ()) -> Outco
 class _Job:
     """What the steps of a job share."""
 
-    def __init__(self, run: Run, world: World, state: State):
-        self.run, self.world, self.state = run, world, state
+    def __init__(self, run: Run, world: World, state: State, notice: Notice):
+        self.run, self.world, self.state, self.notice = run, world, state, notice
         patience = Patience(budget_s=run.checkpoint.retry_s)
         self.folder, self.folders = Folder(run.folder, patience), CheckpointFolders(run.folder, patience)
         self.attempt: Attempt | None = None
@@ -105,6 +109,8 @@ class _Job:
         where = self.mesh.coordinates(world.rank)
         self.ledger = Ledger(counts=where["tensor"] == 0 and where["pipeline"] == 0)
         state.attempt = self._begin_attempt()
+        self.saver = Saver(self.folders, self.attempt, background=run.checkpoint.background)
+        self.in_flight: State | None = None
 
     def finish(self, callbacks: Sequence[Callback]) -> Outcome:
         """Train, then judge the best checkpoint."""
@@ -112,7 +118,7 @@ class _Job:
         wall_s, trained = self._train(callbacks, watch)
         gc.collect()  # the trained replica holds itself in cycles; another one is built next, of the same size
         state = self.state
-        breakdown = watch.breakdown()
+        breakdown = watch.breakdown() | {"checkpoint": self.saver.stalled_s}
         breakdown["other"] = max(0.0, wall_s - sum(breakdown.values()))
         best_step = state.best_step if state.best_step is not None else state.step
         best = Stored(self.folders.of(best_step), best_step)
@@ -171,11 +177,13 @@ class _Job:
                 callbacks,
                 ledger=self.ledger,
                 evaluate=lambda: measure(engine, scan(run, self.data, "valid", self.mesh, world), run.metrics),
-                save=lambda: self._save(engine),
+                save=partial(self._save, engine),
                 watch=watch,
+                notice=self.notice,
             )
         except BaseException as error:
-            endings = [watch.close, *(callback.close for callback in callbacks)]
+            endings: list[Callable[[], object]] = [partial(self.saver.settle, SETTLE_S), watch.close]
+            endings += [callback.close for callback in callbacks]
             if history:
                 text = f"attempt {state.attempt} failed at step {state.step}: {one_line(error)}"
                 endings.insert(0, partial(history.event, state.step, text))
@@ -197,8 +205,12 @@ class _Job:
             write_predictions(self.run, self.data, engine, self.folder)
         return test
 
-    def _save(self, engine: Engine) -> None:
-        state, ledger = self.state, self.ledger
+    def _save(self, engine: Engine, now: bool) -> list[State]:
+        """Begin a checkpoint, or write it now; the states whose commit was seen, the one in flight before first."""
+        state, ledger, folders = self.state, self.ledger, self.folders
+        self.saver.settle()
+        seen = [self.in_flight] if self.in_flight else []
+        self.in_flight = None
         ledger.gather()
         meta = {
             "state": state.to_json(),
@@ -211,9 +223,19 @@ class _Job:
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
         }
-        save(self.folders, state.step, chain(engine.chunks(), ledger.chunks()), meta, attempt=self.attempt)
-        if self.world.leads:
-            self.folders.prune(self.run.checkpoint.keep, {state.best_step} if state.best_step is not None else set())
+        best = {state.best_step} if state.best_step is not None else set()
+        self.saver.save(
+            state.step,
+            chain(engine.chunks(), ledger.chunks()),
+            meta,
+            committed=partial(folders.prune, self.run.checkpoint.keep, best),
+            now=now,
+        )
+        snapshot = replace(state, best=dict(state.best))
+        if now or not self.saver.background:
+            return [*seen, snapshot]
+        self.in_flight = snapshot
+        return seen
 
     def _recorders(self, history: History, problems: list[str]) -> list[Callback]:
         """What rank 0 writes while it trains."""

@@ -15,6 +15,7 @@ from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.ledger import Ledger
+from rtrain.training.preemption import Notice, Preempted
 
 Batches = Iterator[tuple[Any, Cursor]]
 
@@ -28,19 +29,22 @@ def fit(
     *,
     ledger: Ledger,
     evaluate: Callable[[], dict[str, float]],
-    save: Callable[[], None],
+    save: Callable[[bool], Sequence[State]],
     watch: Stopwatch,
+    notice: Notice,
 ) -> None:
     """Train until `state.done`; a collective over all ranks.
 
     A checkpoint is written every `checkpoint.every_steps`, at each new best evaluation (so that the
     best step always has one) and at the end. Evaluation comes before the checkpoint of its step,
-    so that a resume never evaluates a step twice.
+    so that a resume never evaluates a step twice. `save(now)` begins one, or, with `now`, returns
+    when it is committed; it gives the states of the checkpoints whose commit it has seen.
 
     Raises:
         RunFailed: the loss is not finite.
+        Preempted: some rank was given notice; a checkpoint of the last step is committed.
     """
-    window = _Window(state, engine)
+    window = _Window(state, engine, notice, run.checkpoint.every_s)
     began, before = time.perf_counter(), state.elapsed_s
     for callback in callbacks:
         callback.fit_start(state)
@@ -71,14 +75,21 @@ def fit(
             for callback in callbacks:
                 callback.evaluated(state, values)
             window.restart()  # the rate is of training, not of scoring
-        if improved or state.done or state.step % run.checkpoint.every_steps == 0:
+        due = improved or state.step % run.checkpoint.every_steps == 0
+        if due or state.done or window.save_due or window.told_to_stop:
             for callback in callbacks:
                 callback.saving(state)
             window.keep(state)
-            save()
-            for callback in callbacks:
-                callback.checkpointed(state)
+            for saved in save(state.done or window.told_to_stop):
+                for callback in callbacks:
+                    callback.checkpointed(saved)
             window.restart()
+            window.saved()
+        if window.told_to_stop and not state.done:
+            raise Preempted(
+                f"told to stop (SIGTERM); the checkpoint of step {state.step} is committed. "
+                "The same command resumes from there"
+            )
     for callback in callbacks:
         callback.fit_end(state)
 
@@ -101,10 +112,17 @@ def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:
 
 
 class _Window:
-    """Loss and rate since the last point, without a collective or a device wait per step."""
+    """Loss and rate since the last point, without a collective or a device wait per step.
 
-    def __init__(self, state: State, engine: Engine):
+    What one rank alone knows (a signal, rank 0's clock) travels with the sums of a point, so that all
+    ranks act on it at the same step.
+    """
+
+    def __init__(self, state: State, engine: Engine, notice: Notice, save_every_s: float | None):
         self.leads = engine.world.leads
+        self.notice, self.save_every_s = notice, save_every_s
+        self.told_to_stop = self.save_due = False
+        self.saved_at = time.perf_counter()
         self.loss = torch.zeros((), device=engine.world.device, dtype=torch.float64)
         self._begin_with(state.window_loss)
         self.units, self.timed_rows = state.window_units, 0
@@ -121,14 +139,21 @@ class _Window:
 
     def _total(self, state: State) -> float:
         """The loss over all ranks; neither a point nor a checkpoint is made of one that is not finite."""
-        total = self.loss.clone()
-        dist.all_reduce(total)
+        clock_says = self.leads and time.perf_counter() - self.saved_at >= (self.save_every_s or math.inf)
+        asked = torch.tensor([self.notice.given, clock_says], dtype=torch.float64, device=self.loss.device)
+        sums = torch.cat([self.loss.reshape(1), asked])
+        dist.all_reduce(sums)
+        total, stop, save = sums.tolist()
+        self.told_to_stop, self.save_due = stop > 0, save > 0
         if not math.isfinite(total):
             raise RunFailed(
-                f"the loss is {float(total)} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set "
+                f"the loss is {total} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set "
                 "optim.clip_norm, and start anew with --fresh or under another name"
             )
         return float(total)
+
+    def saved(self) -> None:
+        self.saved_at, self.save_due = time.perf_counter(), False
 
     def add(self, loss: torch.Tensor, batch: Any) -> None:
         self.loss += loss

@@ -160,7 +160,7 @@ def check_bytes() -> dict[str, tuple[int, int]]:
         held = bytes_of_new_tensors()
         del sharded
         mesh = lay_out(parallel, world)
-        planned = bytes_per_rank(parallel, optim, placements(plan, tables), mesh, dense_parameters=0)[rank]
+        planned = bytes_per_rank(parallel, optim, placements(plan, tables), mesh, dense_parameters=[0] * world)[rank]
         found[name] = (held, planned["tables"] + planned["tables_optimizer"])
     gc.unfreeze()
     return found

@@ -135,14 +135,20 @@ def test_a_job_leaves_no_process_group_and_no_random_state_that_matters(tiny: Ru
     assert first.test == second.test
 
 
-def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(tiny: Run) -> None:
+@pytest.mark.parametrize(("background", "noticed"), [(False, 10), (True, 14)])
+def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(
+    tiny: Run, background: bool, noticed: int
+) -> None:
+    tiny = named(tiny, "tiny", checkpoint__background=background)
     winner: list[object] = []
 
     def overtake() -> None:
         fence.begin(CheckpointFolders(tiny.folder))
         winner.append(lines(tiny, "train")[-1]["step"])
 
-    with pytest.raises(Fenced, match=r"^rank 0 on \S+, step 10: run .*attempt 2 .* has taken it over from attempt 1"):
+    with pytest.raises(
+        Fenced, match=rf"^rank 0 on \S+, step {noticed}: run .*attempt 2 .* has taken it over from attempt 1"
+    ):
         job(tiny, At(9, overtake))
     assert lines(tiny, "train")[-1]["step"] == winner[0]
     assert max(CheckpointFolders(tiny.folder).committed()) == 7

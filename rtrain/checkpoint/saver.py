@@ -1,0 +1,96 @@
+"""When a checkpoint is written: while training waits, or by a thread while it goes on.
+
+    save()    copy this rank's state to the host      the only part that training waits for
+              [thread] write, agree with all ranks, commit, prune
+    settle()  wait for the thread; what went wrong in it is raised here
+
+At most one is in flight: the next save waits for it. All that the thread says to other ranks goes over
+a process group of its own (gloo, on the host), so it never meets training's collectives. Whether a
+checkpoint is in flight is the same on every rank at every step: no rank has to ask another.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from rtrain.checkpoint.fence import Attempt
+from rtrain.checkpoint.format import Collected, collect, write_collected
+from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.parallel.chunks import Chunk
+
+
+class Saver:
+    """Writes a run's checkpoints; one on each rank, all called alike. Made by a collective."""
+
+    def __init__(self, folders: CheckpointFolders, attempt: Attempt | None, *, background: bool):
+        self.folders, self.attempt, self.background = folders, attempt, background
+        self.group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
+        self.stalled_s = 0.0
+        """Seconds that training has waited for checkpoints; what is written `now`, after training, apart."""
+        self._memory: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(
+        self,
+        step: int,
+        chunks: Iterable[Chunk],
+        meta: Mapping[str, Any],
+        *,
+        committed: Callable[[], object],
+        now: bool = False,
+    ) -> None:
+        """Write a checkpoint; a collective. None may be in flight: `settle` first.
+
+        `committed` is called on rank 0 after the commit, in the thread (pruning). `now`: training does
+        not go on, so nothing is copied and this returns when it is committed.
+
+        Raises:
+            CheckpointError: on every rank, it could not be written.
+            Fenced: on every rank, another attempt has taken the run over.
+        """
+        assert self._thread is None, "a checkpoint is in flight"
+        began = time.perf_counter()
+        waits = now or not self.background
+        collected = collect(chunks, None if waits else self._memory)
+        if waits:
+            self._write(step, collected, meta, committed)
+        else:
+            work = threading.Thread(
+                target=self._run, args=(step, collected, meta, committed), name="rtrain-save", daemon=True
+            )
+            self._thread = work
+            work.start()
+        if not now:
+            self.stalled_s += time.perf_counter() - began
+
+    def _write(self, step: int, collected: Collected, meta: Mapping[str, Any], committed: Callable[[], object]) -> None:
+        write_collected(self.folders, step, collected, meta, attempt=self.attempt, group=self.group)
+        if dist.get_rank(self.group) == 0:
+            committed()
+
+    def _run(self, *work: Any) -> None:
+        try:
+            self._write(*work)
+        except BaseException as error:
+            self._error = error
+
+    def settle(self, timeout_s: float | None = None) -> None:
+        """Wait until nothing is in flight, or `timeout_s` (a rank that failed must not wait for its peers for ever).
+
+        Raises:
+            CheckpointError: as `save`; every rank was told, so each one raises it here.
+        """
+        if self._thread is None:
+            return
+        began = time.perf_counter()
+        self._thread.join(timeout_s)
+        self.stalled_s += time.perf_counter() - began
+        self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
