@@ -9,7 +9,7 @@ from rtrain.data.interactions import Interactions
 from rtrain.data.tokens import Tokens
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
-from rtrain.metrics import AUC, GAUC, NDCG, Accuracy, Calibration, LogLoss
+from rtrain.metrics import AUC, Calibration, GroupMetric, LogLoss, ScoredMetric
 from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.models.decoder import Decoder
 from rtrain.models.ranking import RankingConfig
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rtrain.planning import Plan
 
 LanguageMetric = TokenLoss | Perplexity
-Metric = AUC | GAUC | LogLoss | Calibration | Accuracy | NDCG | TokenLoss | Perplexity
+Metric = ScoredMetric | LanguageMetric
 PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -210,13 +210,16 @@ class Run:
             wanted = "Tokens" if language else "Interactions"
             raise ConfigError(f"data: {model} is trained on {wanted}, got {data}")
         if any(isinstance(m, LanguageMetric) != language for m in self.metrics):
-            fitting = "TokenLoss and Perplexity" if language else "AUC, GAUC, LogLoss, Calibration, Accuracy and NDCG"
+            fitting = "TokenLoss and Perplexity" if language else "all others (AUC, LogLoss, NDCG and so on)"
             raise ConfigError(
                 f"metrics: {model} is measured by {fitting}, got {', '.join(m.name for m in self.metrics)}"
             )
         if isinstance(self.data, Interactions):
-            if not self.data.schema.group and any(isinstance(m, NDCG | GAUC) for m in self.metrics):
-                raise ConfigError("metrics: NDCG and GAUC rank rows within a group; set schema.group to an Id feature")
+            ranked = [m.name for m in self.metrics if isinstance(m, GroupMetric)]
+            if ranked and not self.data.schema.group:
+                raise ConfigError(
+                    f"metrics: {', '.join(ranked)} rank rows within a group; set schema.group to an Id feature"
+                )
             if self.parallel.microbatches > 1:
                 raise ConfigError(
                     "parallel.microbatches: tables are updated inside backward, once a step, so a ranking model takes "

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rtrain.data.cached import write
-from rtrain.metrics.classification import auc
+from rtrain.metrics.curves import auc
 
 NAME = "criteo-synthetic"
 VERSION = 1

@@ -1,47 +1,15 @@
-"""Metrics of probabilities against 0/1 labels. All sums are float64."""
+"""Metrics of probabilities against 0/1 labels that a few sums give. All sums are float64."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rtrain.metrics.state import Floats, Partial, Scored, every_row
+from rtrain.errors import ConfigError
+from rtrain.metrics.state import Floats, Partial, Scored
 
 CLIP = float(np.finfo(np.float64).eps)
 """Log loss clips probabilities to [CLIP, 1 - CLIP], as scikit-learn does for float64."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AUC:
-    """Area under the ROC curve, exact: ties count one half; nan with one class only."""
-
-    name: ClassVar[str] = "auc"
-    higher_is_better: ClassVar[bool] = True
-
-    def partial(self, scored: Scored) -> Partial:
-        """Every score and label."""
-        return every_row(scored)
-
-    def value(self, partial: Partial) -> float:
-        """The probability that a random positive is scored above a random negative."""
-        return auc(partial.rows["scores"], partial.rows["labels"])
-
-
-def auc(scores: NDArray[np.float64 | np.int64], labels: NDArray[np.float64 | np.int64]) -> float:
-    """Area under the ROC curve of float64 [n] scores; one sort, 10 M rows in seconds."""
-    positives = float(labels.sum())
-    negatives = len(labels) - positives
-    if not positives or not negatives:
-        return float("nan")
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    # Rows of equal score share the mean of the ranks that they take up together.
-    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    last = np.concatenate([first[1:], [len(scores)]])
-    won = np.add.reduceat(labels[order].astype(np.float64), first)
-    rank_sum = float((won * (first + last + 1) / 2).sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,22 +47,145 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accuracy:
-    """Share of rows on the right side of the threshold."""
+class NormalizedEntropy:
+    """Log loss over that of always saying the mean label; below 1 something was learnt.
 
-    name: ClassVar[str] = "accuracy"
+    He et al., "Practical lessons from predicting clicks on ads at Facebook", ADKDD 2014.
+    """
+
+    name: ClassVar[str] = "normalized_entropy"
+    higher_is_better: ClassVar[bool] = False
+
+    def partial(self, scored: Scored) -> Partial:
+        """Sum of losses, positives and rows."""
+        of_loss = LogLoss().partial(scored).sums
+        return Partial(sums={**of_loss, "positives": np.array(scored.labels.sum(), dtype=np.float64)})
+
+    def value(self, partial: Partial) -> float:
+        """The ratio; nan with one class only."""
+        rows, positives = float(partial.sums["rows"]), float(partial.sums["positives"])
+        if not 0 < positives < rows:
+            return float("nan")
+        p = positives / rows
+        return float(partial.sums["loss"] / rows / -(p * np.log(p) + (1 - p) * np.log1p(-p)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MSE:
+    """Mean squared difference of probability and label (Brier, 1950)."""
+
+    name: ClassVar[str] = "mse"
+    higher_is_better: ClassVar[bool] = False
+
+    def partial(self, scored: Scored) -> Partial:
+        """Sum and count."""
+        return _sums(error=((scored.scores - scored.labels) ** 2).sum(), rows=len(scored.scores))
+
+    def value(self, partial: Partial) -> float:
+        """The mean."""
+        return _ratio(partial, "error", "rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMSE(MSE):
+    """Root of the mean squared difference."""
+
+    name: ClassVar[str] = "rmse"
+
+    def value(self, partial: Partial) -> float:
+        """The root."""
+        return float(np.sqrt(_ratio(partial, "error", "rows")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAE:
+    """Mean absolute difference of probability and label."""
+
+    name: ClassVar[str] = "mae"
+    higher_is_better: ClassVar[bool] = False
+
+    def partial(self, scored: Scored) -> Partial:
+        """Sum and count."""
+        return _sums(error=np.abs(scored.scores - scored.labels).sum(), rows=len(scored.scores))
+
+    def value(self, partial: Partial) -> float:
+        """The mean."""
+        return _ratio(partial, "error", "rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Threshold:
+    """What follows from calling probabilities of at least `threshold` 1."""
+
     higher_is_better: ClassVar[bool] = True
+    short: ClassVar[str]
     threshold: float = 0.5
     """Probabilities of at least this count as 1."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ConfigError(f"{type(self).__name__}.threshold: must be in 0..1, got {self.threshold}")
+
+    @property
+    def name(self) -> str:
+        """Such as `recall`; `recall>=0.3` where the threshold is not one half."""
+        return self.short if self.threshold == 0.5 else f"{self.short}>={self.threshold:g}"
+
     def partial(self, scored: Scored) -> Partial:
-        """Right rows and all rows."""
-        right = (scored.scores >= self.threshold) == (scored.labels == 1)
-        return _sums(right=right.sum(), rows=len(right))
+        """Rows by what they are called and what they are."""
+        called, is_one = scored.scores >= self.threshold, scored.labels == 1
+        return _sums(
+            right_ones=(called & is_one).sum(),
+            called=called.sum(),
+            ones=is_one.sum(),
+            right=(called == is_one).sum(),
+            rows=len(called),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(_Threshold):
+    """Share of rows on the right side of the threshold."""
+
+    short: ClassVar[str] = "accuracy"
 
     def value(self, partial: Partial) -> float:
         """The share."""
         return _ratio(partial, "right", "rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision(_Threshold):
+    """Of the rows that are called 1, the share that is; nan when none is called so."""
+
+    short: ClassVar[str] = "precision"
+
+    def value(self, partial: Partial) -> float:
+        """The share."""
+        return _ratio(partial, "right_ones", "called")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall(_Threshold):
+    """Of the rows that are 1, the share that is called so; nan when none is."""
+
+    short: ClassVar[str] = "recall"
+
+    def value(self, partial: Partial) -> float:
+        """The share."""
+        return _ratio(partial, "right_ones", "ones")
+
+
+@dataclass(frozen=True, kw_only=True)
+class F1(_Threshold):
+    """Harmonic mean of precision and recall; nan when no row is 1 and none is called so."""
+
+    short: ClassVar[str] = "f1"
+
+    def value(self, partial: Partial) -> float:
+        """The mean."""
+        both = float(partial.sums["called"] + partial.sums["ones"])
+        return 2 * float(partial.sums["right_ones"]) / both if both else float("nan")
 
 
 def _sums(**values: float) -> Partial:

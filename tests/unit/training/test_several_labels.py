@@ -12,7 +12,7 @@ from recipes.mmoe_movielens import run as recipe_run
 from rtrain.data import clicks, sources
 from rtrain.export.artifact import Predictor
 from rtrain.metrics import AUC
-from rtrain.metrics.classification import auc
+from rtrain.metrics.curves import auc
 from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
 from tests.unit.training.jobs import lines, train
