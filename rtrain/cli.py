@@ -24,11 +24,12 @@ VERBS = {
     "train": "train to the end (resumes by name), test, export, report; the default",
     "plan": "show ranks, table placement and bytes per rank; starts nothing",
     "parity": "train some steps at this layout and in one process (CPU), and compare; --layouts all: every one",
+    "chaos": "bring failures about, each beside an undisturbed twin, and show what each cost",
     "tune": "search the recipe's space, each trial a distributed run",
     "serve": "serve the finished run's export until Ctrl-C",
     "config": "print the resolved config",
 }
-RECIPE_VERBS = ("train", "plan", "parity", "tune", "config")
+RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 OWN_FLAGS = (
     "--json",
     "--debug",
@@ -38,6 +39,8 @@ OWN_FLAGS = (
     "--replicas",
     "--layouts",
     "--ranks",
+    "--failures",
+    "--draw",
     "--help",
     "-h",
 )
@@ -122,6 +125,8 @@ def _recipe(
         print(json.dumps(tuned.to_json()) if options.json else tuned)
     elif verb == "parity":
         return _parity(chosen, every=options.layouts == "all", ranks=options.ranks, as_json=options.json)
+    elif verb == "chaos":
+        return _chaos(chosen, options)
     elif verb == "serve":
         _serve(f"{chosen.storage}/{chosen.name}", options.replicas, chosen.handoff.port, options.json)
     else:
@@ -140,6 +145,25 @@ def _parity(run: "Run", *, every: bool, ranks: int, as_json: bool) -> int:
     layouts = tuple(all_layouts(run, ranks)) if every else None
     found = parity(run, layouts=layouts, say=lambda text: print(f"parity: {text}", file=sys.stderr, flush=True))
     print(json.dumps(found.to_json()) if as_json else found)
+    return 0 if found.holds else 1
+
+
+def _chaos(run: "Run", options: argparse.Namespace) -> int:
+    """Exit code 1 when a failure left a trace."""
+    from rtrain.chaos import KINDS, chaos
+
+    kinds = options.failures.split(",") if options.failures != "all" else list(KINDS)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(
+                f"--failures: unknown {kind!r}{did_you_mean(kind, KINDS) or '. Known: ' + ', '.join(KINDS)}"
+            )
+
+    def say(text: str) -> None:
+        print(f"chaos: {text}", file=sys.stderr, flush=True)
+
+    found = chaos(run, kinds=kinds, seed=options.draw, launcher=options.launcher, say=say)
+    print(json.dumps(found.to_json()) if options.json else found)
     return 0 if found.holds else 1
 
 
@@ -174,6 +198,8 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
         default="ray",
         help="train: on Ray (default), in this process, or as one of torchrun's ranks",
     )
+    parser.add_argument("--failures", default="all", help="chaos: which, parted by commas (default all)")
+    parser.add_argument("--draw", type=int, default=0, help="chaos: seed of the steps and ranks (default 0)")
     parser.add_argument("--trials", type=int, default=8, help="tune: how many (default 8)")
     parser.add_argument("--replicas", type=int, default=1, help="serve: how many (default 1)")
     parser.add_argument("--layouts", choices=("own", "all"), default="own", help="parity: the run's own, or every one")

@@ -71,6 +71,27 @@ class Evaluation:
             raise ConfigError(f"evaluation.batch: must be at least 1, got {self.batch}")
 
 
+FailureKind = Literal[
+    "kill-rank", "exception", "hang", "preempt", "corrupt-checkpoint", "truncate-checkpoint", "slow-rank"
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injection:
+    """A failure to bring about once, for a rehearsal; the verb `chaos` sets it."""
+
+    kind: FailureKind
+    """What happens. The checkpoint kinds damage the newest one and kill the rank."""
+    step: int
+    """At the end of this step, or of the first later one by which there is a checkpoint to come back from."""
+    rank: int = 0
+    """Which rank, modulo the number of ranks."""
+
+    def __post_init__(self) -> None:
+        if self.step < 1 or self.rank < 0:
+            raise ConfigError(f"faults.inject: step must be at least 1 and rank 0, got {self.step} and {self.rank}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Faults:
     """What a run survives by itself."""
@@ -79,6 +100,8 @@ class Faults:
     """Worker failures after which the run gives up; 0: the first one ends it."""
     hang_s: float = 300.0
     """Seconds after which a collective that got no answer is a failure."""
+    inject: Injection | None = None
+    """A failure to bring about; none: none."""
 
     def __post_init__(self) -> None:
         if self.max_failures < 0 or not self.hang_s > 0:

@@ -134,6 +134,12 @@ def begin(folders: CheckpointFolders, *, at_least: int = 1) -> Attempt:
     return attempt
 
 
+def beginnings(folders: CheckpointFolders) -> list[float]:
+    """When attempts of the run began, in seconds since the epoch, as far back as the log is kept."""
+    entries = [folders.log.read_json(n) for n in sorted(folders.log.names()) if ENTRY.fullmatch(n)]
+    return [entry["at"] for entry in entries if entry["kind"] == "begin"]
+
+
 def _show(folders: CheckpointFolders, commit: dict[str, Any]) -> None:
     """Set the marker of a commit whose writer may have died before it did."""
     folder = folders.of(commit["step"])

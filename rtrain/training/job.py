@@ -34,6 +34,7 @@ from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import Engine, build_engine
 from rtrain.training.events import Callback, State
 from rtrain.training.history import History
+from rtrain.training.injection import Inject
 from rtrain.training.ledger import Ledger
 from rtrain.training.loop import fit
 from rtrain.training.preemption import Notice
@@ -165,6 +166,8 @@ class _Job:
         attempt = self.attempt
         history = History(self.folder, resume_step=state.step, overtaken=lambda: attempt.overtaken) if attempt else None
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
+        if run.faults.inject:
+            callbacks.append(Inject(run.faults.inject, self.folder, self.folders, world))
         batches = iter(reader)
         engine.restore_rng()  # last: building everything above draws numbers
         began, before = time.perf_counter(), state.rows_seen

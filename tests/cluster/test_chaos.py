@@ -1,0 +1,38 @@
+"""`rtrain chaos`: failures that are brought about leave no trace in losses, metrics and samples."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rtrain
+from recipes.dlrm_movielens import debug
+from rtrain.chaos import KINDS, chaos
+from rtrain.checkpoint.store import CheckpointFolders
+
+SEED = random.randrange(1000)
+"""Another failure each time, told by the test's output."""
+
+
+@pytest.mark.timeout(600)
+def test_a_drawn_failure_leaves_no_trace(joined_ray: None, tmp_path: Path) -> None:
+    changes = {"storage": str(tmp_path / "runs"), "checkpoint.every_steps": 5, "checkpoint.keep": 9}
+    run: Any = rtrain.override(debug(), changes)
+    kind = random.Random(SEED).choice([k for k in KINDS if k not in ("slow-rank", "hang")])
+    print(f"seed {SEED}: {kind}")
+    found = chaos(run, kinds=[kind], seed=SEED)
+    (failure,) = found.failures
+    assert (failure.kind, failure.verdict, found.holds) == (kind, "same", True), str(found)
+    assert (failure.samples_lost, failure.samples_repeated) == (0, 0)
+    assert (failure.max_loss_diff, failure.final_metric_diff) == (0.0, 0.0)
+    assert failure.detected_s is not None and failure.recovered_s is not None
+    assert 0 < failure.detected_s <= failure.recovered_s
+    # It did come about, and a checkpoint that was damaged is not what the next attempt began with.
+    folder = tmp_path / "runs" / f"{run.name}-chaos-{kind}"
+    note = json.loads((folder / "injected.json").read_text())
+    since_newest = note["step"] - note["newest"]
+    damaged = kind in ("corrupt-checkpoint", "truncate-checkpoint")
+    assert failure.steps_repeated > since_newest if damaged else failure.steps_repeated <= since_newest
+    assert max(CheckpointFolders(str(folder)).committed()) == found.steps
