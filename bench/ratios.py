@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One measure of two sides, and what the median of ours / theirs is to be: one of the two bounds."""
+    """One measure of two sides, and what the median of ours / theirs is to be: at most one of the two bounds."""
 
     name: str
     measure: str
@@ -20,7 +20,9 @@ class Comparison:
 
     @property
     def bound(self) -> str:
-        return f">= {self.at_least:.2f}" if self.at_least is not None else f"<= {self.at_most:.2f}"
+        if self.at_least is not None:
+            return f">= {self.at_least:.2f}"
+        return f"<= {self.at_most:.2f}" if self.at_most is not None else "none"
 
     def holds(self, value: float) -> bool:
         if self.at_least is not None:
@@ -68,7 +70,8 @@ def table(rows: Sequence[Summary]) -> str:
     cells = [("", "measure", "rtrain /", "median", "min", "max", "pairs", "bound", "")]
     for r in rows:
         ratios = (f"{r.median:.3f}", f"{r.low:.3f}", f"{r.high:.3f}")
-        cells.append((r.name, r.measure, r.against, *ratios, str(r.pairs), r.bound, "holds" if r.holds else "MISSED"))
+        verdict = "" if r.bound == "none" else "holds" if r.holds else "MISSED"
+        cells.append((r.name, r.measure, r.against, *ratios, str(r.pairs), r.bound, verdict))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
     words = {0, 1, 2, 8}
     return "\n".join(

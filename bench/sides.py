@@ -110,6 +110,13 @@ def decoder_by_hand(place: Place, *, workers: int) -> Measured:
     return {"rate": _last_line(peer, env)[0]["steps_per_s"]}
 
 
+def zero_bytes(place: Place, stage: int) -> Measured:
+    """Bytes of a rank of two, and what the ZeRO paper's formula gives."""
+    env = place.environment(0) | {"BENCH_STAGE": str(stage)}
+    said, _ = _last_line([*_torchrun(2), "-m", "bench.zero_bytes"], env)
+    return {"held": said["held"], "ideal": said["ideal"]}
+
+
 def _torchrun(workers: int) -> list[str]:
     return ["-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone"]
 

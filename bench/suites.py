@@ -27,6 +27,21 @@ RATE = Comparison(name="rate", measure="examples/s", against=HAND, at_least=0.97
 MEMORY = Comparison(name="memory", measure="peak bytes of a worker", against=HAND, at_most=1.10)
 START = Comparison(name="start", measure="command to first step", against="bare TorchTrainer", at_most=1.10)
 
+
+def _zero_bytes(stage: int) -> Suite:
+    """Nothing in it is left to chance, so the formula is measured again with each pair."""
+    name = f"zero_bytes_{stage}"
+    compared = Comparison(
+        name=name, of="bytes", measure=f"bytes of a rank, ZeRO-{stage}, 2 ranks", against="the formula"
+    )
+    return Suite(
+        name=name,
+        comparisons=(compared,),
+        ours=lambda place, _: {"bytes": sides.zero_bytes(place, stage)["held"]},
+        theirs=lambda place, _: {"bytes": sides.zero_bytes(place, stage)["ideal"]},
+    )
+
+
 SUITES = (
     Suite(
         name="job",
@@ -72,4 +87,5 @@ SUITES = (
         ours=lambda place, name: sides.decoder(place, name=name, workers=2),
         theirs=lambda place, _: sides.decoder_by_hand(place, workers=2),
     ),
+    *(_zero_bytes(stage) for stage in (1, 2, 3)),
 )

@@ -38,6 +38,8 @@ from deepspeed.utils import (
 from deepspeed.utils.logging import logger as deepspeed_logger
 
 SLOTS = ("exp_avg", "exp_avg_sq")
+BUCKET = 500_000_000
+"""Elements that are reduced together at most; DeepSpeed's default."""
 
 
 class _ModelParallelUnit:
@@ -108,6 +110,7 @@ class ZeroTower:
             raise RuntimeError("a process group comes first: see rtrain.launch")
         deepspeed_groups._release_process_group_references()  # of this process's run before this one
         os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has no launcher to set it, and DeepSpeed insists
+        elements = sum(p.numel() for p in self.bare.parameters())
         within = groups.mesh.tensor * groups.mesh.pipeline > 1
         for name, parameter in self.bare.named_parameters():
             if places[name].sizes != places[name].shape:
@@ -123,7 +126,8 @@ class ZeroTower:
                 "gradient_accumulation_steps": 1,
                 # At stage 0 DeepSpeed clips but does not tell the norm, so `step` does it there.
                 "gradient_clipping": optim.clip_norm if stage else 0.0,
-                "zero_optimization": {"stage": stage},
+                # Stage 3 allocates a whole bucket at once, 2 GB by default, however small the model is.
+                "zero_optimization": {"stage": stage, "reduce_bucket_size": min(BUCKET, max(1, elements))},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "steps_per_print": 2**31,
