@@ -110,6 +110,11 @@ def decoder_by_hand(place: Place, *, workers: int) -> Measured:
     return {"rate": _last_line(peer, env)[0]["steps_per_s"]}
 
 
+def catalogue(place: Place, way: str) -> Measured:
+    """Users/s that the full catalogue is ranked for."""
+    return {"rate": _last_line(["-m", "bench.catalogue", way], place.environment(0))[0]["users_per_s"]}
+
+
 def zero_bytes(place: Place, stage: int) -> Measured:
     """Bytes of a rank of two, and what the ZeRO paper's formula gives."""
     env = place.environment(0) | {"BENCH_STAGE": str(stage)}

@@ -87,5 +87,17 @@ SUITES = (
         ours=lambda place, name: sides.decoder(place, name=name, workers=2),
         theirs=lambda place, _: sides.decoder_by_hand(place, workers=2),
     ),
+    Suite(
+        name="catalogue",
+        comparisons=_rate("catalogue", "users/s, all items ranked", "a loop over users", 2.0),
+        ours=lambda place, _: sides.catalogue(place, "ours"),
+        theirs=lambda place, _: sides.catalogue(place, "loop"),
+    ),
+    Suite(
+        name="catalogue_floor",
+        comparisons=_rate("catalogue_floor", "users/s, all items ranked", "bare matmul + top-k", 1 / 1.3),
+        ours=lambda place, _: sides.catalogue(place, "ours"),
+        theirs=lambda place, _: sides.catalogue(place, "bare"),
+    ),
     *(_zero_bytes(stage) for stage in (1, 2, 3)),
 )

@@ -1,7 +1,7 @@
 """Bytes that a rank holds between backward pass and step, at each ZeRO stage, as rtrain trains the decoder.
 
-Started by `python -m bench --only zero_bytes_1` (or 2, 3) under torchrun; one line of JSON on rank 0. What is held is counted from
-the live tensors' memory, activations of the pass apart: they are freed by then.
+Started by `python -m bench --only zero_bytes_1` (or 2, 3) under torchrun; one line of JSON on rank 0. What is held is
+counted from the live tensors' memory, activations of the pass apart: they are freed by then.
 
 The ideal is the ZeRO paper's (Rajbhandari et al., 2020) for float32, N ranks and P parameters: weights and
 gradients of 4 P bytes, Adam's moments of 8 P; stage 1 divides the moments by N, stage 2 the gradients too, stage 3 all.
