@@ -1,4 +1,4 @@
-"""The decoder on Ray over data and tensor ranks: from text, through a kill, to files that transformers reads."""
+"""The decoder on Ray over tensor ranks: from text, through a kill, to files that transformers reads."""
 
 import json
 import os
@@ -17,8 +17,7 @@ from tests.cluster.conftest import committed_step, history_of, wait_for
 from tests.cluster.test_recovery import losses
 
 SHORT = {
-    "cluster.workers": 4,
-    "cluster.cpus_per_worker": 0.5,
+    "cluster.workers": 2,  # dp2 x tp2 with 4: docs/chaos.md, tests/parallel
     "parallel.tensor": 2,
     "max_steps": 60,
     "log_every_steps": 1,
@@ -28,13 +27,13 @@ SHORT = {
 }
 
 
-def test_a_killed_rank_of_data_and_tensor_parallel(joined_ray: None, tmp_path: Path) -> None:
+def test_a_killed_rank_of_a_tensor_parallel_run(joined_ray: None, tmp_path: Path) -> None:
     run = rtrain.override(debug(), {**SHORT, "storage": str(tmp_path / "runs")})
     calm = rtrain.train(rtrain.override(run, {"name": "calm"}), quiet=True)
     assert calm is not None
-    assert (calm.values["world_size"], calm.values["attempts"]) == (4, 1)
+    assert (calm.values["world_size"], calm.values["attempts"]) == (2, 1)
 
-    victim, step = random.randrange(4), random.randrange(5, 40)
+    victim, step = random.randrange(2), random.randrange(5, 40)
     print(f"killing rank {victim} at step {step}")
     outcome: list[Any] = []
     thread = threading.Thread(target=lambda: outcome.append(rtrain.train(run, quiet=True)))
@@ -42,9 +41,7 @@ def test_a_killed_rank_of_data_and_tensor_parallel(joined_ray: None, tmp_path: P
     folder = Path(run.folder)
     wait_for(lambda: committed_step(folder) >= step, f"step {step}")
     placement = json.loads((folder / "placement.json").read_text())
-    assert [r["coordinates"] for r in placement["ranks"]] == [
-        {"pipeline": 0, "data": d, "tensor": t} for d in (0, 1) for t in (0, 1)
-    ]
+    assert [r["coordinates"] for r in placement["ranks"]] == [{"pipeline": 0, "data": 0, "tensor": t} for t in (0, 1)]
     os.kill(placement["ranks"][victim]["pid"], signal.SIGKILL)
     thread.join()
     (result,) = outcome
