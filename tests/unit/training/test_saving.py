@@ -86,7 +86,7 @@ def test_seconds_between_checkpoints(tiny: Run) -> None:
 
 
 def test_sigterm_leaves_a_checkpoint_of_the_last_step(tiny: Run) -> None:
-    run = named(tiny, "term")
+    run, before = named(tiny, "term"), signal.getsignal(signal.SIGTERM)
     world = join(gpu=False, timeout_s=60)
     try:
         with (
@@ -96,7 +96,7 @@ def test_sigterm_leaves_a_checkpoint_of_the_last_step(tiny: Run) -> None:
             run_job(run, world, [At(8, lambda: os.kill(os.getpid(), signal.SIGTERM))], notice)
     finally:
         leave()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
     assert max(CheckpointFolders(run.folder).committed()) == 9
     assert train_inline(run).attempts == 2
     undisturbed = named(tiny, "undisturbed")
