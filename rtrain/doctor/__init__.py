@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from rtrain.doctor.cluster import check_ray_address, check_ray_auth
+from rtrain.doctor.cluster import check_open_rays, check_ray_address, check_ray_auth
 from rtrain.doctor.finding import Finding, render, to_json
 from rtrain.doctor.machine import check_limits, check_port, check_ray_temp_dir, check_shared_memory, check_storage
 from rtrain.doctor.packages import PACKAGES, check_imports, check_python, check_versions, installed
@@ -38,6 +38,7 @@ def examine(*, storage: str = "runs", ports: tuple[int, ...] = (8000,)) -> list[
         ("ports", lambda: [check_port(port) for port in ports]),
         ("ray auth", lambda: [check_ray_auth(os.environ, Path.home() / ".ray" / "auth_token")]),
         ("ray address", lambda: [check_ray_address(os.environ.get("RAY_ADDRESS", ""))]),
+        ("open ray", check_open_rays),
         ("limits", check_limits),
     ]
     return [finding for name, check in checks for finding in _guarded(name, check)]

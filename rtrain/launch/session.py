@@ -7,11 +7,12 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import ray
 
 from rtrain.errors import ClusterError
+from rtrain.launch.embedded import embedded_ray
 from rtrain.run import Cluster
 
 OVERSUBSCRIBE = 4
@@ -25,11 +26,13 @@ DEFAULTS = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one 200 MB actor less; preemption is not handled yet
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # no GPU asked for: leave the device environment alone
 }
-# And these when a Ray is started here; a cluster has its own.
+# And this when a Ray is started here; a cluster has its own.
 EMBEDDED = {
-    "RAY_AUTH_MODE": "disabled",  # it listens on this machine only, and nobody else joins it
     "RAY_worker_niceness": "0",  # Ray gives its workers nice 15, and a busy machine starves them
 }
+
+CANNOT = (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError)
+"""What `ray.init` raises where no Ray can be used."""
 
 
 @contextmanager
@@ -42,49 +45,45 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
     embedded = not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()
     for name, value in {**DEFAULTS, **(EMBEDDED if embedded else {})}.items():
         os.environ.setdefault(name, value)
-    joined = ray.is_initialized()
-    if not joined:
-        _start(cluster, embedded=embedded, workers=workers or cluster.workers)
-    try:
-        _wait_for_room(cluster, workers or cluster.workers)
+    needed = workers or cluster.workers
+    with ExitStack() as session:
+        if embedded:
+            _start(cluster, needed, session)
+        elif not ray.is_initialized():
+            _join(os.environ["RAY_ADDRESS"])
+            session.callback(ray.shutdown)
+        _wait_for_room(cluster, needed)
         yield
-    finally:
-        if not joined:
-            ray.shutdown()
 
 
-def _start(cluster: Cluster, *, embedded: bool, workers: int) -> None:
+def _start(cluster: Cluster, workers: int, session: ExitStack) -> None:
+    """An embedded Ray, stopped when `session` ends."""
     cores = os.cpu_count() or 1
     needed = math.ceil(workers * cluster.cpus_per_worker)
-    if embedded and needed > OVERSUBSCRIBE * cores:
+    if needed > OVERSUBSCRIBE * cores:
         raise ClusterError(
             f"cluster.workers: {workers} workers of {cluster.cpus_per_worker:g} CPUs need {needed} CPUs, but this "
             f"machine has {cores} (and at most {OVERSUBSCRIBE} workers share one). Lower cluster.workers to "
             f"{int(OVERSUBSCRIBE * cores / cluster.cpus_per_worker)}, or set RAY_ADDRESS to a cluster"
         )
-    if not embedded:
-        _reach(os.environ["RAY_ADDRESS"])
     try:
-        if embedded:
-            ray.init(
-                address="local",
-                num_cpus=max(cores, needed),
-                include_dashboard=False,
-                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
-                logging_level=logging.ERROR,
-                _temp_dir=os.environ.get("RTRAIN_RAY_TEMP_DIR"),
-            )
-        else:
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError) as error:
-        address = os.environ.get("RAY_ADDRESS")
-        where = f"RAY_ADDRESS={address}" if address else "the embedded Ray"
-        hint = (
-            "Check that the cluster is up and that RAY_AUTH_MODE is the same on both sides"
-            if address
-            else ("Run 'rtrain doctor'; logs are in /tmp/ray/session_latest/logs")
-        )
-        raise ClusterError(f"ray: {where} cannot be used ({' '.join(str(error).split())}). {hint}") from error
+        session.enter_context(embedded_ray(max(cores, needed)))
+    except CANNOT as error:
+        raise ClusterError(
+            f"ray: the embedded Ray cannot be used ({' '.join(str(error).split())}). Run 'rtrain doctor'"
+        ) from error
+
+
+def _join(address: str) -> None:
+    """The cluster at `address`."""
+    _reach(address)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except CANNOT as error:
+        raise ClusterError(
+            f"ray: RAY_ADDRESS={address} cannot be used ({' '.join(str(error).split())}). Check that the cluster is "
+            "up and that RAY_AUTH_MODE and the token are the same on both sides"
+        ) from error
 
 
 def _reach(address: str) -> None:

@@ -33,17 +33,13 @@ def ray_temp_dir() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def joined_ray(ray_temp_dir: str) -> Iterator[None]:
     """A Ray that rtrain.train() in this process uses, so that each run saves its start and stop."""
-    import ray
-
-    from rtrain.launch import session
+    from rtrain.launch import embedded, session
 
     for name, value in {**session.DEFAULTS, **session.EMBEDDED}.items():
         os.environ.setdefault(name, value)
-    ray.init(
-        address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=f"{ray_temp_dir}/joined"
-    )
-    yield
-    ray.shutdown()
+    os.environ[embedded.TEMP_DIR] = ray_temp_dir
+    with embedded.embedded_ray(num_cpus=4):
+        yield
 
 
 # The main job cut short, with enough checkpoints that a kill finds the run under way.
@@ -81,7 +77,7 @@ def recipe(tmp_path: Path, ray_temp_dir: str) -> Callable[..., subprocess.Comple
         return subprocess.run(
             [*python, str(RECIPE), *words],
             cwd=tmp_path,
-            env=environment(f"{ray_temp_dir}/own"),
+            env=environment(ray_temp_dir),
             capture_output=True,
             text=True,
             timeout=240,

@@ -1,6 +1,7 @@
 """On a cluster that was there before: job submission, and workers that it does not have."""
 
 import os
+import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ def head(ray_temp_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     """`ray start --head` with 2 CPUs, its own ports and folder; gives the environment of its clients."""
     port, dashboard = free_port(), free_port()
     env = environment(ray_temp_dir) | {
-        "RAY_AUTH_MODE": "disabled",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_worker_niceness": "0",
         "RAY_memory_monitor_refresh_ms": "0",
     }

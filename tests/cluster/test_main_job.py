@@ -77,7 +77,7 @@ def test_notebook(tmp_path: Path, ray_temp_dir: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=240", "-p", "no:cacheprovider", str(target)],
         cwd=tmp_path,
-        env=environment(f"{ray_temp_dir}/own") | {"RTRAIN_PORT": str(free_port())},
+        env=environment(ray_temp_dir) | {"RTRAIN_PORT": str(free_port())},
         capture_output=True,
         text=True,
         timeout=280,

@@ -72,7 +72,7 @@ def test_no_failures_allowed_names_the_cause(small_run: Any, joined_ray: None) -
 def test_interrupted_and_resumed_by_name(tmp_path: Path, ray_temp_dir: str, undisturbed: dict[str, Any]) -> None:
     words = ["train", "--json", "--name", "interrupted", *(w for k, v in SHORT.items() for w in (f"--{k}", str(v)))]
     command = [sys.executable, str(RECIPE), *words]
-    env = environment(f"{ray_temp_dir}/own")
+    env = environment(ray_temp_dir)
     folder = tmp_path / "runs" / "interrupted"
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -44,7 +44,7 @@ def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) 
 
     words = [w for k, v in (SHORT | {"max_steps": 30}).items() for w in (f"--{k}", str(v))]
     command = [sys.executable, str(RECIPE), "train", "--json", "--name", "far", "--storage", bucket, *words]
-    env = environment(f"{ray_temp_dir}/own") | {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+    env = environment(ray_temp_dir) | {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
     first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert first.returncode == 0, first.stderr
     result = last_json(first.stdout)

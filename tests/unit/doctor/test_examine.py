@@ -22,7 +22,7 @@ def test_examine_looks_at_everything_and_a_busy_port_and_bad_storage_show(tmp_pa
         found = {f.name: f for f in examine(storage=str(tmp_path / "file" / "runs"), ports=(port,))}
     wanted = {"python", "torch", "torchrec", "fbgemm", "deepspeed", "ray", "imports", "gpus", "compiler", "ninja"}
     wanted |= {"torch extensions", "shared memory", "storage", "ray temp dir", f"port {port}", "ray auth"}
-    wanted |= {"ray address", "cores", "memory", "open files", "niceness"}
+    wanted |= {"ray address", "open ray", "cores", "memory", "open files", "niceness"}
     assert set(found) == wanted
     assert found["imports"].status == "ok", found["imports"]
     assert found["storage"].status == found[f"port {port}"].status == "fail"
