@@ -29,7 +29,7 @@ class RankingModel(nn.Module):
         self.loss_weights = loss_weights
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits in the shape of `Batch.label`; their sigmoid is the predicted probability."""
+        """Logits in the shape of `Batch.label`; `probabilities` gives what they mean."""
         logits: Tensor = self.tower(batch.dense, *self.tables(batch.ids))
         return logits
 
@@ -42,6 +42,11 @@ class RankingModel(nn.Module):
         known = batch.label == batch.label
         losses = binary_cross_entropy_with_logits(logits, batch.label.nan_to_num(), reduction="none").where(known, 0.0)
         return losses @ losses.new_tensor(self.loss_weights) if losses.dim() == 2 else losses
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """float64 probability of label 1, in the logits' shape: float32 would round what is close to 1 to one number."""
+    return logits.double().sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
