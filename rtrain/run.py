@@ -56,7 +56,7 @@ class Evaluation:
     every_steps: int | None = None
     """Steps between evaluations; none: at the end of each epoch."""
     monitor: str = "auc"
-    """Metric that decides which checkpoint is the best."""
+    """Metric that decides which checkpoint is the best; of a further label `<label>_<metric>`."""
     patience: int | None = None
     """Evaluations without a better `monitor` after which the run stops; none: never."""
     batch: int = 8192
@@ -208,12 +208,15 @@ class Run:
             raise ConfigError(f"seed: must be at least 0, got {self.seed}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps: must be at least 1, or none, got {self.max_steps}")
-        names = [m.name for m in self.metrics]
+        names = [name for name, _ in self._named_metrics()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"metrics: two of them would be called {name!r}. Drop one, or rename its label")
         if self.evaluation.monitor not in names:
             raise ConfigError(
                 f"evaluation.monitor: {self.evaluation.monitor!r} is not among the metrics: {', '.join(names)}"
             )
-        if self.evaluation.monitor == Calibration().name:
+        if isinstance(self.monitored, Calibration):
             raise ConfigError(
                 "evaluation.monitor: calibration is best at 1, not at its largest. Monitor log_loss instead"
             )
@@ -252,6 +255,16 @@ class Run:
             raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
         elif self.sparse_optim != RowWiseAdagrad():
             raise ConfigError(f"sparse_optim: {model} has no embedding tables for it. Leave it out")
+
+    def _named_metrics(self) -> list[tuple[str, Metric]]:
+        """Key in results -> metric, of every label."""
+        prefixes = self.data.schema.metric_prefixes if isinstance(self.data, Interactions) else ("",)
+        return [(f"{prefix}{metric.name}", metric) for prefix in prefixes for metric in self.metrics]
+
+    @property
+    def monitored(self) -> Metric:
+        """The metric that `evaluation.monitor` names, of whichever label."""
+        return dict(self._named_metrics())[self.evaluation.monitor]
 
     def plan(self) -> "Plan":
         """Check the run and lay it out: ranks, table placement, bytes per rank; starts nothing."""

@@ -164,6 +164,11 @@ class Schema:
         return (self.label, *self.more_labels)
 
     @property
+    def metric_prefixes(self) -> tuple[str, ...]:
+        """What stands before the names of each label's metrics: nothing for the first, `<label>_` for a further one."""
+        return "", *(f"{label.name}_" for label in self.more_labels)
+
+    @property
     def tables(self) -> dict[str, int]:
         """Table name -> rows, in order of first use."""
         first: dict[str, int] = {}

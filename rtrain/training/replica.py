@@ -130,13 +130,13 @@ class Replica:
             logits.append(self.logits(batch.to(self.world.device)).double().cpu().numpy())
             labels.append(batch.label.double().numpy())
             groups.append(batch.group.numpy())
-        names = [label.name for label in self.schema.labels]
-        logits_NL, labels_NL = (np.concatenate(parts).reshape(-1, len(names)) for parts in (logits, labels))
+        prefixes = self.schema.metric_prefixes
+        logits_NL, labels_NL = (np.concatenate(parts).reshape(-1, len(prefixes)) for parts in (logits, labels))
         groups_N = np.concatenate(groups)
         scored = {}
-        for task, name in enumerate(names):
+        for task, prefix in enumerate(prefixes):
             known = ~np.isnan(labels_NL[:, task])
-            scored[f"{name}_" if task else ""] = Scored(
+            scored[prefix] = Scored(
                 logits=logits_NL[known, task], labels=labels_NL[known, task], groups=groups_N[known]
             )
         return scored, sum(int(np.count_nonzero(~np.isfinite(task.logits))) for task in scored.values())
