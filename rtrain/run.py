@@ -14,14 +14,13 @@ from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.models.decoder import Decoder
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
-from rtrain.training.trackers import Tracking
+from rtrain.training.trackers import Tracking, has_secret
 
 if TYPE_CHECKING:
     from rtrain.planning import Plan
 
 LanguageMetric = TokenLoss | Perplexity
 Metric = ScoredMetric | LanguageMetric
-PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -199,6 +198,7 @@ class Run:
 
     def __post_init__(self) -> None:
         validate(self)
+        self._check_secrets()  # first: the other messages repeat values
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-', at most 100")
         for field in ("global_batch", "epochs", "log_every_steps"):
@@ -220,13 +220,15 @@ class Run:
             raise ConfigError(
                 "evaluation.monitor: calibration is best at 1, not at its largest. Monitor log_loss instead"
             )
+        self._check_kinds()
+
+    def _check_secrets(self) -> None:
         for key, value in flatten(self).items():
-            if isinstance(value, str) and PASSWORD.search(value):
+            if has_secret(value):
                 raise ConfigError(
-                    f"{key}: the URI carries a password, and the config is stored with the run. "
+                    f"{key}: the URI carries a password, token or signature, and the config is stored with the run. "
                     "Give it in the environment (or in fsspec's or MLflow's own settings) instead"
                 )
-        self._check_kinds()
 
     def _check_kinds(self) -> None:
         """Model, data and metrics are of one kind."""
