@@ -15,7 +15,7 @@ from rtrain.errors import ConfigError, UserError
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.training import history
-from rtrain.training.agreement import open_data
+from rtrain.training.agreement import open_data, refuse_shares
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,12 +95,12 @@ def train(
             run = replace(run, handoff=replace(run.handoff, serve_check=False))
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "_ray_pkg_" in run.storage:
         say(f"storage {run.storage} is in the job's own folder, which goes when the job goes. Keep it with --storage")
-    check(run)
+    mesh = check(run)
     if launcher != "ray":
         plan(run)
     if leads:
         check_writable(run.storage)
-        open_data(run)  # gets and checks the data before any worker starts
+        refuse_shares(run, open_data(run), mesh)  # gets and checks the data before any worker starts
     done = None if fresh else _finished(run)
     if done is not None:
         say("finished already; this is its stored result (--fresh trains it anew)")

@@ -14,14 +14,13 @@ from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.models.decoder import Decoder
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
-from rtrain.training.trackers import Tracking
+from rtrain.training.trackers import Tracking, has_secret
 
 if TYPE_CHECKING:
     from rtrain.planning import Plan
 
 LanguageMetric = TokenLoss | Perplexity
 Metric = ScoredMetric | LanguageMetric
-PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -56,7 +55,7 @@ class Evaluation:
     every_steps: int | None = None
     """Steps between evaluations; none: at the end of each epoch."""
     monitor: str = "auc"
-    """Metric that decides which checkpoint is the best."""
+    """Metric that decides which checkpoint is the best; of a further label `<label>_<metric>`."""
     patience: int | None = None
     """Evaluations without a better `monitor` after which the run stops; none: never."""
     batch: int = 8192
@@ -199,6 +198,7 @@ class Run:
 
     def __post_init__(self) -> None:
         validate(self)
+        self._check_secrets()  # first: the other messages repeat values
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-', at most 100")
         for field in ("global_batch", "epochs", "log_every_steps"):
@@ -208,22 +208,27 @@ class Run:
             raise ConfigError(f"seed: must be at least 0, got {self.seed}")
         if self.max_steps is not None and self.max_steps < 1:
             raise ConfigError(f"max_steps: must be at least 1, or none, got {self.max_steps}")
-        names = [m.name for m in self.metrics]
+        names = [name for name, _ in self._named_metrics()]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"metrics: two of them would be called {name!r}. Drop one, or rename its label")
         if self.evaluation.monitor not in names:
             raise ConfigError(
                 f"evaluation.monitor: {self.evaluation.monitor!r} is not among the metrics: {', '.join(names)}"
             )
-        if self.evaluation.monitor == Calibration().name:
+        if isinstance(self.monitored, Calibration):
             raise ConfigError(
                 "evaluation.monitor: calibration is best at 1, not at its largest. Monitor log_loss instead"
             )
+        self._check_kinds()
+
+    def _check_secrets(self) -> None:
         for key, value in flatten(self).items():
-            if isinstance(value, str) and PASSWORD.search(value):
+            if has_secret(value):
                 raise ConfigError(
-                    f"{key}: the URI carries a password, and the config is stored with the run. "
+                    f"{key}: the URI carries a password, token or signature, and the config is stored with the run. "
                     "Give it in the environment (or in fsspec's or MLflow's own settings) instead"
                 )
-        self._check_kinds()
 
     def _check_kinds(self) -> None:
         """Model, data and metrics are of one kind."""
@@ -252,6 +257,16 @@ class Run:
             raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
         elif self.sparse_optim != RowWiseAdagrad():
             raise ConfigError(f"sparse_optim: {model} has no embedding tables for it. Leave it out")
+
+    def _named_metrics(self) -> list[tuple[str, Metric]]:
+        """Key in results -> metric, of every label."""
+        prefixes = self.data.schema.metric_prefixes if isinstance(self.data, Interactions) else ("",)
+        return [(f"{prefix}{metric.name}", metric) for prefix in prefixes for metric in self.metrics]
+
+    @property
+    def monitored(self) -> Metric:
+        """The metric that `evaluation.monitor` names, of whichever label."""
+        return dict(self._named_metrics())[self.evaluation.monitor]
 
     def plan(self) -> "Plan":
         """Check the run and lay it out: ranks, table placement, bytes per rank; starts nothing."""

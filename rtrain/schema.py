@@ -164,6 +164,11 @@ class Schema:
         return (self.label, *self.more_labels)
 
     @property
+    def metric_prefixes(self) -> tuple[str, ...]:
+        """What stands before the names of each label's metrics: nothing for the first, `<label>_` for a further one."""
+        return "", *(f"{label.name}_" for label in self.more_labels)
+
+    @property
     def tables(self) -> dict[str, int]:
         """Table name -> rows, in order of first use."""
         first: dict[str, int] = {}
@@ -207,7 +212,11 @@ class Batch:
     label: Tensor
     """float32 [B], or [B, L] of a schema of several labels; nan where a row does not have an optional one"""
     group: Tensor
-    """int64 [B]: whom the rows are ranked for; zeros without `schema.group`"""
+    """int64 [B]: whom the rows are ranked for; zeros without `schema.group`.
+
+    The id of the group feature; of a word that its vocabulary lacks, a negative hash, so that unknown users are not
+    ranked as one. Only a missing word is 0.
+    """
     row: Tensor
     """int64 [B]: the sample's number in its data set, the identity that resume is proved with; -1 pads"""
     global_rows: int

@@ -140,8 +140,8 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
     plan(run)
     check_writable(run.storage)
     run.data.open()
-    metric = next(m for m in run.metrics if m.name == run.evaluation.monitor)
-    mode = "max" if metric.higher_is_better else "min"
+    monitor = run.evaluation.monitor
+    mode = "max" if run.monitored.higher_is_better else "min"
     makers = {"loguniform": ray_tune.loguniform, "uniform": ray_tune.uniform}
     searched = {
         key: ray_tune.choice(list(d.values)) if d.kind == "choice" else makers[d.kind](*d.values)
@@ -154,7 +154,7 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
             ray_tune.with_resources(ray_tune.with_parameters(_trial, run=run), {"CPU": 0, "memory": TRIAL_BYTES}),
             param_space=searched,
             tune_config=ray_tune.TuneConfig(
-                metric=metric.name,
+                metric=monitor,
                 mode=mode,
                 num_samples=trials,
                 max_concurrent_trials=1,
@@ -165,7 +165,7 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
         print(f"{run.name}: {trials} trials over {', '.join(f'{k} {d}' for k, d in space.items())}", file=sys.stderr)
         grid = tuner.fit()
         found = [_collect(result, list(space), run) for result in grid]
-    found.sort(key=lambda t: _rank(t, metric.name, mode))
+    found.sort(key=lambda t: _rank(t, monitor, mode))
     best = found[0]
     if best.error:
         raise RunFailed(f"tune: no trial finished; the first said: {best.error}")
@@ -173,7 +173,7 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
     best_run = config.override(run, dict(best.changes))
     folder = CheckpointFolders(f"{run.folder}/trials/{best.name}")
     return Tuned(
-        monitor=metric.name,
+        monitor=monitor,
         trials=tuple(found),
         run=best_run,
         checkpoint=folder.of(int(best.metrics["best_step"])).uri,

@@ -62,6 +62,8 @@ class Columns:
     """The `IdList` and `Sequence` features, in `schema.ids` order."""
     label: NDArray[np.float32]
     """[N], or [N, L] of a schema of several labels; nan where a row does not have an optional one"""
+    group: NDArray[np.int64]
+    """[N]: whom the rows are ranked for, as `Batch.group`"""
     row: NDArray[np.int64]
     """[N]: the rows' numbers in their data set"""
 
@@ -78,6 +80,7 @@ class Columns:
             singles=self.singles.take(indices, axis=0),
             lists=tuple(values.select(indices) for values in self.lists),
             label=self.label.take(indices, axis=0),
+            group=self.group.take(indices),
             row=self.row.take(indices),
         )
 
@@ -101,7 +104,7 @@ class Columns:
             dense=torch.from_numpy(self.dense),
             ids=Jagged(tuple(f.name for f in ids), torch.from_numpy(values), torch.from_numpy(lengths_FB.ravel())),
             label=torch.from_numpy(self.label),
-            group=torch.from_numpy(self._group()),
+            group=torch.from_numpy(self.group),
             row=torch.from_numpy(self.row),
             global_rows=global_rows,
         )
@@ -114,12 +117,6 @@ class Columns:
     def take(self, indices: NDArray[np.integer], *, global_rows: int) -> Batch:
         """The given rows (numbers 0..N-1) as a `Batch` that shares no memory with these columns."""
         return self.select(indices).batch(global_rows=global_rows)
-
-    def _group(self) -> NDArray[np.int64]:
-        names = [f.name for f in self.schema.ids if not isinstance(f, IdList)]
-        if not self.schema.group:
-            return np.zeros(self.rows, np.int64)
-        return self.singles[:, names.index(self.schema.group)].astype(np.int64)
 
 
 def concat(parts: Sequence[Columns]) -> Columns:
@@ -137,5 +134,6 @@ def concat(parts: Sequence[Columns]) -> Columns:
         singles=np.concatenate([p.singles for p in parts]),
         lists=tuple(lists),
         label=np.concatenate([p.label for p in parts]),
+        group=np.concatenate([p.group for p in parts]),
         row=np.concatenate([p.row for p in parts]),
     )

@@ -4,6 +4,8 @@ What the model is trained on and what it is asked about go through the same code
 be read differently. Every value is checked; the first one that cannot be used is named.
 """
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,12 +42,15 @@ def encode(
         dense[:, number] = _numbers(table.column(feature.name), feature, at)
     singles: list[NDArray[np.integer]] = []
     lists: list[Lists] = []
+    groups = np.zeros(rows, np.int64)
     for spec in schema.ids:
         column = table.column(spec.name)
         if isinstance(spec, IdList):
             lists.append(_lists(column, spec, at))
         else:
             singles.append(_ids(column, spec, at, None))
+            if spec.name == schema.group:
+                groups = _groups(column, spec, singles[-1])
     # One matrix; int32 unless some table is too large for it.
     wide = np.result_type(np.int32, *singles)
     return Columns(
@@ -54,6 +59,7 @@ def encode(
         singles=np.stack(singles, axis=1).astype(wide, copy=False) if singles else np.empty((rows, 0), wide),
         lists=tuple(lists),
         label=_all_labels(table, schema, at) if label else np.zeros(rows, np.float32),
+        group=groups,
         row=np.arange(first_row, first_row + rows),
     )
 
@@ -161,6 +167,27 @@ def _ids(column: pa.ChunkedArray, feature: Id, at: _Place, offsets: NDArray[np.i
             f", but table {feature.table_name!r} has rows={feature.rows} (valid 0..{feature.rows - 1})",
         )
     return values.astype(np.int32 if feature.rows <= 2**31 else np.int64, copy=False)
+
+
+def _groups(column: pa.ChunkedArray, feature: Id, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    """`Batch.group` of rows with these ids: one number a raw value, the same in every window and on every rank."""
+    groups = ids.astype(np.int64)
+    if not feature.vocabulary:
+        return groups
+    column = _plain(column, pa.string())
+    strangers = np.flatnonzero((groups == 0) & column.is_valid().to_numpy())
+    if len(strangers):  # the model has one row for all of them, yet each is somebody of their own
+        words = column.take(pa.array(strangers)).combine_chunks().dictionary_encode()
+        hashes = np.array(
+            [_negative_hash(word) for word in words.dictionary.cast(pa.large_binary()).to_pylist()], np.int64
+        )
+        groups[strangers] = hashes[words.indices.to_numpy()]
+    return groups
+
+
+def _negative_hash(word: bytes) -> int:
+    """63 bits of BLAKE2 below 0, where no id of a vocabulary lies; Python's own hash differs between processes."""
+    return int.from_bytes(hashlib.blake2b(word, digest_size=8).digest(), "big") // 2 - 2**63
 
 
 def _lists(column: pa.ChunkedArray, feature: IdList, at: _Place) -> Lists:

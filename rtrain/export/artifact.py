@@ -24,7 +24,7 @@ from rtrain.checkpoint.store import Folder, sha256_of
 from rtrain.data.encode import encode
 from rtrain.errors import CheckpointError, DataError
 from rtrain.export.request import json_schema, row_model
-from rtrain.models.ranking import RankingConfig
+from rtrain.models.ranking import RankingConfig, probabilities
 from rtrain.schema import Schema
 from rtrain.version import VERSION
 
@@ -132,5 +132,5 @@ class Predictor:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         columns = encode(table, self.schema, label=False, where="request", first_row=0)
         batch = columns.take(np.arange(len(rows)), global_rows=len(rows))
-        probabilities: list[Prediction] = self.model(batch).sigmoid().tolist()
-        return probabilities
+        answers: list[Prediction] = probabilities(self.model(batch)).tolist()
+        return answers

@@ -60,9 +60,8 @@ class Bar(Callback):
         elif line["kind"] == "event":
             self.note(line["text"])
         elif line["kind"] == "valid":
-            monitor = next(m for m in self.run.metrics if m.name == self.run.evaluation.monitor)
-            value = line[monitor.name]
-            if self.best is None or (value > self.best if monitor.higher_is_better else value < self.best):
+            value = line[self.run.evaluation.monitor]
+            if self.best is None or (value > self.best if self.run.monitored.higher_is_better else value < self.best):
                 self.best = value
         elif line["kind"] == "train":
             best = "" if self.best is None else f"{self.run.evaluation.monitor} {self.best:.4f}"

@@ -109,7 +109,7 @@ def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] 
     labels = both[names[2]].cast(pa.float64()).to_numpy()
     bias = UserItemBias.fit(users[:known], item_ids[:known], labels[:known])
     scores = bias.predict(users[known:], item_ids[known:])
-    scored = Scored(scores=scores, labels=labels[known:], groups=users[known:])
+    scored = Scored.of_probabilities(scores, labels[known:], users[known:])
     metrics: tuple[Metric, ...] = run.metrics
     return evaluate(metrics, [metric.partial(scored) for metric in metrics])
 

@@ -23,7 +23,7 @@ ScoredMetric = (
     | Accuracy | Precision | Recall | F1
     | GroupMetric
 )  # fmt: skip
-"""Metrics of rows with a probability, a label and a group."""
+"""Metrics of rows with a logit, a label and a group."""
 
 __all__ = [
     "AUC",

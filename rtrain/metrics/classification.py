@@ -8,22 +8,18 @@ import numpy as np
 from rtrain.errors import ConfigError
 from rtrain.metrics.state import Floats, Partial, Scored
 
-CLIP = float(np.finfo(np.float64).eps)
-"""Log loss clips probabilities to [CLIP, 1 - CLIP], as scikit-learn does for float64."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class LogLoss:
-    """Mean negative log-likelihood in nats."""
+    """Mean negative log-likelihood in nats; not clipped, so a confident error costs what it should."""
 
     name: ClassVar[str] = "log_loss"
     higher_is_better: ClassVar[bool] = False
 
     def partial(self, scored: Scored) -> Partial:
         """Sum and count."""
-        p = np.clip(scored.scores, CLIP, 1 - CLIP)
-        losses = -(scored.labels * np.log(p) + (1 - scored.labels) * np.log1p(-p))
-        return _sums(loss=losses.sum(), rows=len(p))
+        against = np.where(scored.labels == 1, -scored.logits, scored.logits)
+        return _sums(loss=np.logaddexp(0.0, against).sum(), rows=len(against))
 
     def value(self, partial: Partial) -> float:
         """The mean."""
@@ -39,7 +35,7 @@ class Calibration:
 
     def partial(self, scored: Scored) -> Partial:
         """Both sums."""
-        return _sums(predicted=scored.scores.sum(), observed=scored.labels.sum())
+        return _sums(predicted=scored.probabilities.sum(), observed=scored.labels.sum())
 
     def value(self, partial: Partial) -> float:
         """The ratio."""
@@ -79,7 +75,7 @@ class MSE:
 
     def partial(self, scored: Scored) -> Partial:
         """Sum and count."""
-        return _sums(error=((scored.scores - scored.labels) ** 2).sum(), rows=len(scored.scores))
+        return _sums(error=((scored.probabilities - scored.labels) ** 2).sum(), rows=len(scored.labels))
 
     def value(self, partial: Partial) -> float:
         """The mean."""
@@ -106,7 +102,7 @@ class MAE:
 
     def partial(self, scored: Scored) -> Partial:
         """Sum and count."""
-        return _sums(error=np.abs(scored.scores - scored.labels).sum(), rows=len(scored.scores))
+        return _sums(error=np.abs(scored.probabilities - scored.labels).sum(), rows=len(scored.labels))
 
     def value(self, partial: Partial) -> float:
         """The mean."""
@@ -133,7 +129,7 @@ class _Threshold:
 
     def partial(self, scored: Scored) -> Partial:
         """Rows by what they are called and what they are."""
-        called, is_one = scored.scores >= self.threshold, scored.labels == 1
+        called, is_one = scored.probabilities >= self.threshold, scored.labels == 1
         return _sums(
             right_ones=(called & is_one).sum(),
             called=called.sum(),

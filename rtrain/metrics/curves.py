@@ -1,4 +1,4 @@
-"""Metrics over all thresholds of probabilities against 0/1 labels; they need every row."""
+"""Metrics over all thresholds of the logits against 0/1 labels; they need every row."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,12 +17,12 @@ class AUC:
     higher_is_better: ClassVar[bool] = True
 
     def partial(self, scored: Scored) -> Partial:
-        """Every score and label."""
+        """Every logit and label."""
         return every_row(scored)
 
     def value(self, partial: Partial) -> float:
         """The probability that a random positive is scored above a random negative."""
-        return auc(partial.rows["scores"], partial.rows["labels"])
+        return auc(partial.rows["logits"], partial.rows["labels"])
 
 
 def auc(scores: NDArray[np.float64 | np.int64], labels: NDArray[np.float64 | np.int64]) -> float:
@@ -49,7 +49,7 @@ class AUPRC:
     higher_is_better: ClassVar[bool] = True
 
     def partial(self, scored: Scored) -> Partial:
-        """Every score and label."""
+        """Every logit and label."""
         return every_row(scored)
 
     def value(self, partial: Partial) -> float:
@@ -69,7 +69,7 @@ class KS:
     higher_is_better: ClassVar[bool] = True
 
     def partial(self, scored: Scored) -> Partial:
-        """Every score and label."""
+        """Every logit and label."""
         return every_row(scored)
 
     def value(self, partial: Partial) -> float:
@@ -84,7 +84,7 @@ class KS:
 
 def _above(partial: Partial) -> tuple[Floats, Floats]:
     """For each distinct score, falling: rows of at least that score, and the positives among them."""
-    scores, labels = partial.rows["scores"], partial.rows["labels"]
+    scores, labels = partial.rows["logits"], partial.rows["labels"]
     if not len(scores):
         return np.empty(0), np.empty(0)
     order = np.argsort(-scores, kind="stable")

@@ -190,8 +190,8 @@ class GAUC:
 
 
 def _sorted(partial: Partial) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """Scores (falling within each group) and labels, each group's first row and its number of rows."""
-    scores, labels, groups = (partial.rows[k] for k in ("scores", "labels", "groups"))
+    """Logits (falling within each group) and labels, each group's first row and its number of rows."""
+    scores, labels, groups = (partial.rows[k] for k in ("logits", "labels", "groups"))
     order = np.lexsort((labels, -scores, groups))
     _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
     return scores[order].astype(np.float64), labels[order].astype(np.float64), starts, sizes

@@ -6,6 +6,7 @@ never a mean of means.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,14 +17,31 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows with their predicted probabilities."""
+    """Rows with what a model said of them.
 
-    scores: Floats
-    """float64 [n]: probability of label 1"""
+    Logits and not probabilities: from about 17 on (37 in float64) their sigmoid is 1, so that two rows would tie
+    and a confident error would cost as much as the number format allows.
+    """
+
+    logits: Floats
+    """float64 [n]: log of the odds of label 1"""
     labels: Floats
     """float64 [n]: 0 or 1"""
     groups: NDArray[np.int64]
     """int64 [n]: whom the row is ranked for"""
+
+    @classmethod
+    def of_probabilities(cls, probabilities: Floats, labels: Floats, groups: NDArray[np.int64]) -> "Scored":
+        """Of a model that gives float64 [n] probabilities; 0 and 1 are infinite logits."""
+        with np.errstate(divide="ignore"):
+            return cls(np.log(probabilities) - np.log1p(-probabilities), labels, groups)
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        """float64 [n]: sigmoid of the logits"""
+        small = np.exp(-np.abs(self.logits))  # of the side that cannot overflow
+        of_one: Floats = np.where(self.logits >= 0, 1.0, small) / (1.0 + small)
+        return of_one
 
 
 @dataclass(frozen=True)
@@ -69,4 +87,4 @@ def evaluate(metrics: Sequence[Metric], partials: Sequence[Partial]) -> dict[str
 
 def every_row(scored: Scored) -> Partial:
     """The state of a metric that needs all rows at once."""
-    return Partial(rows={"scores": scored.scores, "labels": scored.labels, "groups": scored.groups})
+    return Partial(rows={"logits": scored.logits, "labels": scored.labels, "groups": scored.groups})

@@ -29,7 +29,7 @@ class RankingModel(nn.Module):
         self.loss_weights = loss_weights
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits in the shape of `Batch.label`; their sigmoid is the predicted probability."""
+        """Logits in the shape of `Batch.label`; `probabilities` gives what they mean."""
         logits: Tensor = self.tower(batch.dense, *self.tables(batch.ids))
         return logits
 
@@ -42,6 +42,11 @@ class RankingModel(nn.Module):
         known = batch.label == batch.label
         losses = binary_cross_entropy_with_logits(logits, batch.label.nan_to_num(), reduction="none").where(known, 0.0)
         return losses @ losses.new_tensor(self.loss_weights) if losses.dim() == 2 else losses
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """float64 probability of label 1, in the logits' shape: float32 would round what is close to 1 to one number."""
+    return logits.double().sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +122,9 @@ class RankingConfig(ABC):
         """The dim of every table, for a model that multiplies vectors of one feature with those of another.
 
         Raises:
-            ConfigError: `tables` gives some table another dim, or the schema has no id feature.
+            ConfigError: `tables` gives some table another dim.
         """
         name = type(self).__name__
-        if not schema.ids:
-            raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
         for table in self.table_list(schema):
             if table.dim != self.dim:
                 raise ConfigError(
@@ -138,7 +141,8 @@ class RankingConfig(ABC):
         """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits.
 
         Raises:
-            ConfigError: a schema that the model cannot read, or of another number of labels than it predicts.
+            ConfigError: a schema that the model cannot read, without an id feature, or of another number of labels
+                than it predicts.
         """
         name, labels = type(self).__name__, [label.name for label in schema.labels]
         if self.several_labels != (len(labels) > 1):
@@ -148,6 +152,8 @@ class RankingConfig(ABC):
                 if self.several_labels
                 else f"model {name}: it predicts one label, but {has}. Use MMoE or PLE, or drop schema.more_labels"
             )
+        if not schema.ids:
+            raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
         self.loss_weights(schema)
         return self.dense_part(schema)
 

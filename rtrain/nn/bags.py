@@ -83,7 +83,9 @@ class Tables(nn.Module):
                 vectors_BTE, mask_BT = padded[feature]
                 found[feature] = vectors_BTE.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
         several = [tensor for f in self.several for tensor in padded[f]]
-        return torch.cat([found[f] for f in self.single], dim=1), *several
+        rows = len(ids.lengths) // len(ids.keys)
+        nothing = ids.lengths.new_empty(rows, 0, dtype=torch.float32)  # where every feature is read as a sequence
+        return torch.cat([nothing, *(found[f] for f in self.single)], dim=1), *several
 
 
 def _only(kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:

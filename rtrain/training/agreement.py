@@ -1,6 +1,7 @@
 """Whether the parts of a run go together: model, data and layout, checked before anything starts."""
 
-from rtrain.data.interactions import Dataset, Interactions
+from rtrain.data.cursor import batches_per_epoch
+from rtrain.data.interactions import SPLITS, Dataset, Interactions
 from rtrain.data.tokens import TokenDataset, Tokens
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh
@@ -23,6 +24,31 @@ def refuse(run: Run, mesh: Mesh) -> None:
         tables = run.model.table_list(run.data.schema)
         model = type(run.model).__name__
         legal.refuse(run.parallel, run.sparse_optim, tables, world_size=mesh.world_size, model=model)
+
+
+def refuse_shares(run: Run, data: Dataset | TokenDataset, mesh: Mesh) -> None:
+    """Refuse splits whose batches are too small for every data rank to get a row, before anything is trained.
+
+    Raises:
+        ConfigError: the first such split, and what would help.
+    """
+    for split in SPLITS:
+        rows, ranks = data.rows(split), mesh.data
+        name, batch = ("global_batch", run.global_batch)
+        if split != "train":
+            name, batch = ("evaluation.batch", run.evaluation.batch)
+        smallest = rows // batches_per_epoch(rows, batch)
+        if rows < ranks:
+            field = "data.split" if isinstance(data, Dataset) else "data"
+            raise ConfigError(
+                f"{field}: the {split} split has {rows} rows, but each of the {ranks} data ranks needs one. "
+                f"Change {field}.valid and {field}.test, bring more data, or use fewer workers"
+            )
+        if smallest < ranks:
+            raise ConfigError(
+                f"{name}: {batch} cuts the {split} split's {rows} rows into batches of {smallest}, but each of the "
+                f"{ranks} data ranks needs a row of every batch. Raise {name}, or use fewer workers"
+            )
 
 
 def open_data(run: Run) -> Dataset | TokenDataset:

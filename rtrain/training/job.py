@@ -29,7 +29,7 @@ from rtrain.data.tokens import TokenDataset
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
 from rtrain.run import Run
-from rtrain.training.agreement import open_data, refuse
+from rtrain.training.agreement import open_data, refuse, refuse_shares
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import Engine, build_engine
 from rtrain.training.events import Callback, State
@@ -106,6 +106,7 @@ class _Job:
         self.mesh: Mesh = lay_out(run.parallel, world.size)
         refuse(run, self.mesh)
         self.data: Dataset | TokenDataset = open_data(run)
+        refuse_shares(run, self.data, self.mesh)
         # Ranks of one model replica are fed the same rows: the first of them counts.
         where = self.mesh.coordinates(world.rank)
         self.ledger = Ledger(counts=where["tensor"] == 0 and where["pipeline"] == 0)

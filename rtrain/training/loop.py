@@ -99,15 +99,15 @@ def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:
 
     Every rank has the same exact values, so every rank decides the same.
     """
-    metric = next(m for m in run.metrics if m.name == run.evaluation.monitor)
-    new, old = values[metric.name], state.best.get(metric.name)
-    if old is None or old != old or (new > old if metric.higher_is_better else new < old):
+    monitor = run.evaluation.monitor
+    new, old = values[monitor], state.best.get(monitor)
+    if old is None or old != old or (new > old if run.monitored.higher_is_better else new < old):
         state.best, state.best_step, state.stale = dict(values), state.step, 0
         return True
     state.stale += 1
     patience = run.evaluation.patience
     if patience is not None and state.stale >= patience:
-        state.stop = f"no better {metric.name} in {state.stale} evaluations"
+        state.stop = f"no better {monitor} in {state.stale} evaluations"
     return False
 
 

@@ -11,7 +11,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.interactions import Interactions
 from rtrain.mesh import Mesh
 from rtrain.metrics.state import Scored
-from rtrain.models.ranking import RankingConfig, RankingModel
+from rtrain.models.ranking import RankingConfig, RankingModel, probabilities
 from rtrain.parallel import tower as towers
 from rtrain.parallel.chunks import Chunk, whole_places
 from rtrain.parallel.embeddings import ShardedTables, placements, plan_tables
@@ -111,32 +111,35 @@ class Replica:
         return total.detach()
 
     @torch.no_grad()
-    def predict(self, batch: Batch) -> Tensor:
-        """Probabilities of the batch's rows, in the shape of `Batch.label`; a collective over all ranks."""
+    def logits(self, batch: Batch) -> Tensor:
+        """float32 logits of the batch's rows, in the shape of `Batch.label`; a collective over all ranks."""
         was_training = self.model.training
         self.model.eval()
-        probabilities: Tensor = self.model(self._even(batch)).sigmoid()
+        logits: Tensor = self.model(self._even(batch))
         self.model.train(was_training)
-        return probabilities[: batch.rows]
+        return logits[: batch.rows]
+
+    def predict(self, batch: Batch) -> Tensor:
+        """float64 probabilities of the batch's rows, as a server of the export gives them; a collective."""
+        return probabilities(self.logits(batch))
 
     def score(self, batches: Iterable[Batch]) -> tuple[dict[str, Scored], int]:
         """This rank's rows of a split, scored for each label that they have; see `Engine.score`."""
-        scores, labels, groups = [], [], []
+        logits, labels, groups = [], [], []
         for batch in batches:
-            probabilities = self.predict(batch.to(self.world.device)).cpu()
-            scores.append(probabilities.double().numpy())
+            logits.append(self.logits(batch.to(self.world.device)).double().cpu().numpy())
             labels.append(batch.label.double().numpy())
             groups.append(batch.group.numpy())
-        names = [label.name for label in self.schema.labels]
-        scores_NL, labels_NL = (np.concatenate(parts).reshape(-1, len(names)) for parts in (scores, labels))
+        prefixes = self.schema.metric_prefixes
+        logits_NL, labels_NL = (np.concatenate(parts).reshape(-1, len(prefixes)) for parts in (logits, labels))
         groups_N = np.concatenate(groups)
         scored = {}
-        for task, name in enumerate(names):
+        for task, prefix in enumerate(prefixes):
             known = ~np.isnan(labels_NL[:, task])
-            scored[f"{name}_" if task else ""] = Scored(
-                scores=scores_NL[known, task], labels=labels_NL[known, task], groups=groups_N[known]
+            scored[prefix] = Scored(
+                logits=logits_NL[known, task], labels=labels_NL[known, task], groups=groups_N[known]
             )
-        return scored, sum(int(np.count_nonzero(~np.isfinite(task.scores))) for task in scored.values())
+        return scored, sum(int(np.count_nonzero(~np.isfinite(task.logits))) for task in scored.values())
 
     def _even(self, batch: Batch) -> Batch:
         """The batch with as many rows as every other rank's: shares differ by one, TorchRec wants them equal."""

@@ -28,8 +28,8 @@ def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...])
     Those of the schema's first label have the metrics' own names, those of a further one `<label>_<metric>`.
 
     Raises:
-        RunFailed: on every rank, when any rank has a row whose probability is not a number: an order
-            of rows would still come out of it, and look like a metric.
+        RunFailed: on every rank, when any rank has a row whose logit is not a finite number: an
+            order of rows would still come out of it, and look like a metric.
     """
     mine, broken = engine.score(batches)
     gathered: list[tuple[int, list[Partial]]] = [(0, [])] * engine.world.size
@@ -37,7 +37,7 @@ def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...])
     broken = sum(count for count, _ in gathered)
     if broken:
         raise RunFailed(
-            f"the model gives {broken} rows a probability that is not a number. Lower optim.lr or sparse_optim.lr, "
+            f"the model gives {broken} rows a logit that is not a finite number. Lower optim.lr or sparse_optim.lr, "
             "or set optim.clip_norm, and start anew with --fresh or under another name"
         )
     merged = gathered[0][1]

@@ -352,10 +352,10 @@ def test_metrics_are_those_of_all_rows_on_every_rank(found: Any) -> None:
     model = plain_model()
     batches = [batch_of(rows_of(n, seed=n)) for n in (40, 41, 5)]
     with torch.no_grad():
-        scores = np.concatenate([model(b).sigmoid().double().numpy() for b in batches])
+        logits = np.concatenate([model(b).double().numpy() for b in batches])
     labels = np.concatenate([b.label.double().numpy() for b in batches])
     groups = np.concatenate([b.group.numpy() for b in batches])
-    expected = evaluate(METRICS, [m.partial(Scored(scores, labels, groups)) for m in METRICS])
+    expected = evaluate(METRICS, [m.partial(Scored(logits, labels, groups)) for m in METRICS])
     for ranks in found.values():
         for rank in ranks:
             assert rank["scores"]["metrics"] == ranks[0]["scores"]["metrics"]
@@ -366,7 +366,7 @@ def test_one_row_that_is_no_number_is_refused_on_every_rank(found: Any) -> None:
     for ranks in found.values():
         for rank in ranks:
             assert rank["scores"]["refused"].startswith(
-                "RunFailed: the model gives 1 rows a probability that is not a number"
+                "RunFailed: the model gives 1 rows a logit that is not a finite number"
             )
 
 

@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from rtrain.errors import ClusterError, one_line
 from rtrain.training.trackers.protocol import Opening
-from rtrain.training.trackers.secrets import mask_text
+from rtrain.training.trackers.uris import mask_text
 from rtrain.training.trackers.workspace import Workspace
 
 EVERY_S = 2.0

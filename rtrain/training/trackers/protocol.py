@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 from rtrain.checkpoint.store import Folder
 from rtrain.errors import ConfigError
+from rtrain.training.trackers.uris import mask_uris
 
 MLFLOW_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 IDS = "trackers.json"
@@ -32,8 +33,8 @@ class Tracking:
         scheme = self.mlflow_uri.partition(":")[0].partition("+")[0]
         if self.mlflow_uri and scheme not in MLFLOW_SCHEMES:
             raise ConfigError(
-                f"tracking.mlflow_uri: {self.mlflow_uri!r} would be MLflow's file store, which MLflow has closed. "
-                "Use sqlite:////absolute/path/mlflow.db or a server's http(s):// address, or leave it empty"
+                f"tracking.mlflow_uri: {mask_uris(self.mlflow_uri)!r} would be MLflow's file store, which MLflow has "
+                "closed. Use sqlite:////absolute/path/mlflow.db or a server's http(s):// address, or leave it empty"
             )
 
 

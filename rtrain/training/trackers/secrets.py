@@ -4,15 +4,12 @@ import re
 import shlex
 from collections.abc import Mapping
 
-MASK = "***"
+from rtrain.training.trackers.uris import MASK, mask_text, mask_uris
 
 # Anywhere in a name these mean a secret; a key or token does only as the last word, so that
 # `hf_token` is masked and `token_column` or `key_dim` is not.
 ALWAYS = {"password", "passwd", "passphrase", "secret", "credential", "apikey"}
 LAST = {"key", "token", "auth"}
-
-USERINFO = re.compile(r"(://[^/@:\s]*):[^/@\s]+@")
-QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|secret|password|signature|sig)[^=&\s]*=)[^&\s]+", re.IGNORECASE)
 
 
 def mask(config: Mapping[str, object]) -> dict[str, object]:
@@ -22,11 +19,10 @@ def mask(config: Mapping[str, object]) -> dict[str, object]:
 
 def mask_command(command: str) -> str:
     """A shell command with the values of its secret-looking options replaced."""
-    command = mask_text(command)
     try:
         words = shlex.split(command)
     except ValueError:
-        return command
+        return mask_text(command)
     masked, hide_next = [], False
     for word in words:
         name, is_assignment, value = word.partition("=")
@@ -34,7 +30,9 @@ def mask_command(command: str) -> str:
             word = MASK
         elif word.startswith("--") and is_assignment and _is_secret(name.lstrip("-"), value):
             word = f"{name}={MASK}"
-        hide_next = word.startswith("--") and not is_assignment and _is_secret(name.lstrip("-"), "given")
+        else:
+            word = mask_uris(word)
+        hide_next = name.startswith("--") and not is_assignment and _is_secret(name.lstrip("-"), "given")
         masked.append(word)
     return command if masked == words else shlex.join(masked)
 
@@ -51,14 +49,9 @@ def _is_secret(key: str, value: object) -> bool:
 
 def _inside(value: object) -> object:
     if isinstance(value, str):
-        return mask_text(value)
+        return mask_uris(value)
     if isinstance(value, list | tuple):
         return [_inside(v) for v in value]
     if isinstance(value, Mapping):
-        return mask({str(k): v for k, v in value.items()})
+        return mask({mask_uris(str(k)): v for k, v in value.items()})
     return value
-
-
-def mask_text(text: str) -> str:
-    """A text with the passwords and signatures inside its URIs replaced."""
-    return QUERY.sub(rf"\1{MASK}", USERINFO.sub(rf"\1:{MASK}@", text))

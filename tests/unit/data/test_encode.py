@@ -305,3 +305,22 @@ def test_several_labels_of_which_one_may_be_missing() -> None:
             encode(wrong, schema, label=True, where="file", first_row=0)
     with pytest.raises(DataError, match="label 'click' is null at row 1"):
         encode(table.set_column(1, "click", pa.array([0, None, 1])), schema, label=True, where="file", first_row=0)
+
+
+def test_words_that_the_vocabulary_lacks_are_groups_of_their_own() -> None:
+    feature = Id(name="user", entity="user", vocabulary=("ann", "bob"))
+    schema = Schema(features=(feature,), group="user")
+    words = ["zoe", "ann", None, "yan", "bob", "zoe", "", "ann", None, "Zoe"]
+    table = pa.table({"user": pa.array(words, pa.string()), "label": [0.0] * len(words)})
+    columns = encode(table, schema, label=True, where="t", first_row=0)
+    assert columns.singles[:, 0].tolist() == [0, 1, 0, 0, 2, 0, 0, 1, 0, 0]  # the model has one row for them
+    group = dict(zip(words, columns.group.tolist(), strict=True))
+    assert [group[w] for w in words] == columns.group.tolist()
+    assert (group[None], group["ann"], group["bob"]) == (0, 1, 2)
+    assert len(set(group.values())) == len(group) and all(group[w] < 0 for w in ("zoe", "yan", "", "Zoe"))
+    # The same in other company, in another type and another process: what a rank has not seen cannot matter.
+    assert group["zoe"] == 1927800831426559247 // 2 - 2**63
+    users = pa.chunked_array([["yan"], ["zoe"]], pa.large_string()).dictionary_encode()
+    other = pa.table({"user": users, "label": [0.0, 1.0]})
+    batch = encode(other, schema, label=True, where="t", first_row=5).take(np.array([1, 0, 1]), global_rows=3)
+    assert batch.group.tolist() == [group["zoe"], group["yan"], group["zoe"]] and batch.group.dtype == torch.int64

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import expit, log_expit
 from scipy.stats import ks_2samp
 from sklearn.linear_model import Ridge
 from sklearn.metrics import (
@@ -81,7 +82,6 @@ METRICS: tuple[Metric, ...] = (
 
 
 SKLEARN: dict[type, Any] = {
-    AUPRC: average_precision_score,
     MSE: mean_squared_error,
     RMSE: root_mean_squared_error,
     MAE: mean_absolute_error,
@@ -102,7 +102,7 @@ def by_trec_eval(metric: Any, scored: Scored) -> float:
     """The mean over groups with a positive by ir_measures, which calls TREC's own trec_eval."""
     judged, found = [], []
     # trec_eval breaks ties by names and keeps float32 scores: it is given places, worst first among equals.
-    order = np.lexsort((scored.labels, -scored.scores))
+    order = np.lexsort((scored.labels, -scored.logits))
     for place, row in enumerate(order):
         group = str(scored.groups[row])
         judged.append(ir_measures.Qrel(group, str(row), int(scored.labels[row])))
@@ -116,9 +116,11 @@ def by_trec_eval(metric: Any, scored: Scored) -> float:
 
 def reference(metric: Any, scored: Scored) -> float:
     """The metric by an independent library; nan where it is not defined."""
-    scores, labels, groups = scored.scores, scored.labels, scored.groups
-    if isinstance(metric, AUPRC) and not labels.any():
-        return float("nan")
+    scores, labels, groups = scored.probabilities, scored.labels, scored.groups
+    # Metrics of the order see logits, of which scikit-learn takes no infinite ones: it is given their ranks.
+    ranks = np.unique(scored.logits, return_inverse=True)[1].astype(np.float64)
+    if isinstance(metric, AUPRC):
+        return float(average_precision_score(labels, ranks)) if labels.any() else float("nan")
     if isinstance(metric, F1):
         called = scores >= metric.threshold
         return float(f1_score(labels, called, zero_division=np.nan))
@@ -126,11 +128,11 @@ def reference(metric: Any, scored: Scored) -> float:
         return float(SKLEARN[type(metric)](labels, scores))
     if isinstance(metric, KS):
         both = len(set(labels)) == 2
-        return float(ks_2samp(scores[labels == 1], scores[labels == 0]).statistic) if both else float("nan")
+        return float(ks_2samp(ranks[labels == 1], ranks[labels == 0]).statistic) if both else float("nan")
     if isinstance(metric, NormalizedEntropy):
         if len(set(labels)) < 2:
             return float("nan")
-        return float(log_loss(labels, scores) / log_loss(labels, np.full(len(labels), labels.mean())))
+        return reference(LogLoss(), scored) / float(log_loss(labels, np.full(len(labels), labels.mean())))
     if type(metric) in TREC or isinstance(metric, RPrecision):
         return by_trec_eval(metric, scored)
     if isinstance(metric, FAt):  # of each group, from trec_eval's P and R of that group alone
@@ -141,8 +143,10 @@ def reference(metric: Any, scored: Scored) -> float:
             values.append(2 * p * r / (p + r) if p + r else 0.0)
         return float(np.mean(values)) if values else float("nan")
     if isinstance(metric, AUC):
-        return float(roc_auc_score(labels, scores)) if len(set(labels)) == 2 else float("nan")
+        return float(roc_auc_score(labels, ranks)) if len(set(labels)) == 2 else float("nan")
     if isinstance(metric, LogLoss):
+        if np.abs(scored.logits).max() > 15:  # scikit-learn clips, and 1 - p has few digits left
+            return float(-log_expit(np.where(labels == 1, scored.logits, -scored.logits)).mean())
         return float(log_loss(labels, scores, labels=[0, 1]))
     if isinstance(metric, Accuracy):
         return float(accuracy_score(labels, (scores >= metric.threshold).astype(float)))
@@ -150,7 +154,7 @@ def reference(metric: Any, scored: Scored) -> float:
         return float(scores.mean() / labels.mean()) if labels.any() else float("nan")
     values, weights = [], []
     for group in np.unique(groups):
-        mine, found = labels[groups == group], scores[groups == group]
+        mine, found = labels[groups == group], ranks[groups == group]
         if isinstance(metric, NDCG) and mine.any():
             # scikit-learn refuses a list of one; a list of one positive is in perfect order.
             values.append(float(ndcg_score([mine], [found], k=metric.k)) if len(mine) > 1 else 1.0)
@@ -162,14 +166,15 @@ def reference(metric: Any, scored: Scored) -> float:
 
 
 def scored(scores: Any, labels: Any, groups: Any) -> Scored:
-    return Scored(np.array(scores, dtype=np.float64), np.array(labels, np.float64), np.array(groups, np.int64))
+    as_float = np.array(scores, dtype=np.float64)
+    return Scored.of_probabilities(as_float, np.array(labels, np.float64), np.array(groups, np.int64))
 
 
 def random_rows(seed: int) -> Scored:
     random = np.random.default_rng(seed)
     count = int(random.integers(1, 120))
     tied = seed % 2
-    return Scored(
+    return Scored.of_probabilities(
         random.choice([0.0, 0.1, 0.3, 0.5, 0.9, 1.0], count) if tied else random.random(count),
         (random.random(count) < random.choice([0.02, 0.4, 0.95])).astype(np.float64),
         random.integers(0, random.integers(1, 20), count),
@@ -239,7 +244,7 @@ def test_every_metric_is_the_references_on_whatever_hypothesis_finds(rows: Any) 
 
 
 def part(rows: Scored, keep: Any) -> Scored:
-    return Scored(rows.scores[keep], rows.labels[keep], rows.groups[keep])
+    return Scored(rows.logits[keep], rows.labels[keep], rows.groups[keep])
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=name_of)
@@ -250,7 +255,7 @@ def test_neither_the_split_into_partials_nor_their_order_changes_a_value(metric:
         random = np.random.default_rng(seed)
         for pieces in (1, 2, 3):
             # Rows of one group land on several ranks, and a rank may have no row at all.
-            owner = random.integers(0, pieces, len(rows.scores))
+            owner = random.integers(0, pieces, len(rows.labels))
             partials = [metric.partial(part(rows, owner == p)) for p in range(pieces)]
             for order in permutations(partials):
                 total = order[0]
@@ -264,9 +269,28 @@ def test_no_rows_at_all_have_no_value(metric: Metric) -> None:
     assert np.isnan(metric.value(metric.partial(scored([], [], []))))
 
 
-def test_log_loss_of_a_certain_mistake_is_finite() -> None:
-    wrong = scored([0.0], [1], [1])
-    assert LogLoss().value(LogLoss().partial(wrong)) == pytest.approx(-np.log(np.finfo(np.float64).eps))
+def test_log_loss_of_a_confident_mistake_is_its_logit() -> None:
+    # float32 has no probability between 1 - 6e-8 and 1, and none that it could give the third row but 0.
+    logits = np.array([18.0, -18.0, -200.0, 18.0])
+    rows = Scored(logits, np.array([0.0, 1.0, 1.0, 1.0]), np.zeros(4, np.int64))
+    assert LogLoss().value(LogLoss().partial(rows)) == pytest.approx((18 + 18 + 200) / 4, abs=1e-7)
+    assert MAE().value(MAE().partial(rows)) == pytest.approx(3 / 4, abs=1e-7)
+
+
+def test_logits_whose_probabilities_round_to_one_number_are_not_tied() -> None:
+    rows = Scored(np.array([40.0, 41.0, 42.0]), np.array([0.0, 1.0, 1.0]), np.zeros(3, np.int64))
+    assert len(set(rows.probabilities)) == 1
+    for metric in (AUC(), AUPRC(), KS(), GAUC(), NDCG(k=2), MRR(k=1)):
+        assert metric.value(metric.partial(rows)) == 1.0
+
+
+def test_probabilities_are_scipys_sigmoid_and_of_probabilities_undoes_it() -> None:
+    logits = np.concatenate([np.linspace(-700, 700, 2801), [0.0, -0.0, np.inf, -np.inf, 1e-300, -36.8, 36.8]])
+    rows = Scored(logits, np.zeros(len(logits)), np.zeros(len(logits), np.int64))
+    np.testing.assert_allclose(rows.probabilities, expit(logits), rtol=1e-14, atol=0)
+    moderate = np.abs(logits) < 9  # beyond, 1 - p has few digits left
+    back = Scored.of_probabilities(rows.probabilities, rows.labels, rows.groups).logits
+    np.testing.assert_allclose(back[moderate], logits[moderate], rtol=1e-12, atol=1e-12)
 
 
 def test_a_score_at_the_threshold_counts_as_one() -> None:

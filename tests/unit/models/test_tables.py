@@ -1,11 +1,13 @@
 """What a table gives: pooled or not, with the options of its own."""
 
 import torch
+from torch import Tensor, nn
 
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.din import DIN
+from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import Table, TableOptions, initial_rows
-from rtrain.schema import Id, IdList, Jagged, Schema
+from rtrain.schema import Id, IdList, Jagged, Schema, Sequence
 
 SCHEMA = Schema(
     features=(
@@ -49,6 +51,39 @@ def test_every_feature_gets_its_vector_and_the_history_its_sequence() -> None:
     history.sum().backward()
     assert weights["item"].grad is not None
     assert weights["item"].grad[:, 0].tolist() == [1, 1, 0, 0, 0, 0, 1]
+
+
+class History(RankingConfig):
+    """Reads all that it is given as sequences."""
+
+    def sequence_features(self, schema: Schema) -> tuple[str, ...]:
+        return self.feature_names(schema)
+
+    def dense_part(self, schema: Schema) -> nn.Module:
+        return HistoryTower(self.width(schema) + self.dim * len(schema.ids))
+
+
+class HistoryTower(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.last = nn.Linear(width, 1)
+
+    def forward(self, dense: Tensor, vectors: Tensor, *several: Tensor) -> Tensor:
+        sums = [vectors_BTE.sum(1) for vectors_BTE in several[::2]]
+        logits: Tensor = self.last(torch.cat([dense, vectors, *sums], dim=1)).squeeze(1)
+        return logits
+
+
+def test_a_tower_may_read_every_feature_as_a_sequence() -> None:
+    schema = Schema(features=(Sequence(name="seen", rows=7), Sequence(name="bought", rows=7, table="seen")))
+    model = History(dim=4).build(schema, seed=0)
+    ids = Jagged(("seen", "bought"), torch.tensor([1, 2, 3]), torch.tensor([2, 0, 1, 0], dtype=torch.int32))
+    vectors, *several = model.tables(ids)
+    assert vectors.shape == (2, 0) and vectors.dtype == torch.float32
+    assert [tuple(x.shape) for x in several] == [(2, 2, 4), (2, 2), (2, 1, 4), (2, 1)]
+    model.tower(torch.zeros(2, 0), vectors, *several).sum().backward()
+    (table,) = model.tables.parameters()
+    assert table.grad is not None and table.grad.abs().sum(1).gt(0).tolist() == [False, True, True, True] + [False] * 3
 
 
 def test_first_weights_follow_their_options() -> None:

@@ -2,14 +2,19 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
 import rtrain
+from recipes.mmoe_movielens import run as mmoe_run
 from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.errors import ConfigError, RunFailed
+from rtrain.mesh import lay_out
+from rtrain.metrics import AUC, Calibration, LogLoss
 from rtrain.run import Run
+from rtrain.training.agreement import open_data, refuse_shares
 from rtrain.training.events import State
 from rtrain.training.loop import judge
 from tests.unit.training.jobs import lines, train
@@ -112,6 +117,76 @@ def test_the_folder_holds_what_the_report_and_a_server_need(tiny: Run) -> None:
     placement = json.loads((folder / "placement.json").read_text())
     assert {t["table"] for t in placement["tables"]} == set(tiny.data.schema.tables)
     assert (folder / "report.html").exists()
+
+
+def test_a_further_labels_metric_decides() -> None:
+    run = rtrain.override(mmoe_run(), {"evaluation.monitor": "like_log_loss", "evaluation.patience": 1})
+    assert run.monitored == LogLoss()
+    state = State(total_steps=9, rows=1)
+    assert judge(run, state, {"log_loss": 0.5, "like_log_loss": 0.7})
+    assert judge(run, state, {"log_loss": 0.9, "like_log_loss": 0.6})
+    assert not judge(run, state, {"log_loss": 0.1, "like_log_loss": 0.6})
+    assert state.stop == "no better like_log_loss in 1 evaluations"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"evaluation.monitor": "click_auc"},
+            "evaluation.monitor: 'click_auc' is not among the metrics: auc, log_loss, like_auc, like_log_loss",
+        ),
+        (
+            {"metrics": (AUC(), Calibration()), "evaluation.monitor": "like_calibration"},
+            "evaluation.monitor: calibration is best at 1, not at its largest. Monitor log_loss instead",
+        ),
+        ({"metrics": (AUC(), AUC())}, "metrics: two of them would be called 'auc'. Drop one, or rename its label"),
+    ],
+)
+def test_a_monitor_that_names_no_metric_of_any_label(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        rtrain.override(rtrain.override(mmoe_run(), {"metrics": (AUC(), LogLoss())}), changes)
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("changes", "workers", "said"),
+    [
+        (
+            {"data.split.test": 0.0004},
+            2,
+            "data.split: the test split has 1 rows, but each of the 2 data ranks needs one. "
+            "Change data.split.valid and data.split.test, bring more data, or use fewer workers",
+        ),
+        (
+            {"evaluation.batch": 3},
+            4,
+            "evaluation.batch: 3 cuts the valid split's 302 rows into batches of 2, but each of the 4 data ranks needs "
+            "a row of every batch. Raise evaluation.batch, or use fewer workers",
+        ),
+        (
+            {"global_batch": 3},
+            4,
+            "global_batch: 3 cuts the train split's 2398 rows into batches of 2, but each of the 4 data ranks needs "
+            "a row of every batch. Raise global_batch, or use fewer workers",
+        ),
+    ],
+)
+def test_a_split_that_not_every_rank_gets_a_row_of_is_refused_before_training(
+    tiny: Run, changes: dict[str, Any], workers: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = rtrain.override(tiny, {**changes, "handoff.serve_check": False})
+    data = open_data(run)
+    refuse_shares(run, data, lay_out(run.parallel, 1))
+    with pytest.raises(ConfigError) as caught:
+        refuse_shares(run, data, lay_out(run.parallel, workers))
+    assert str(caught.value) == said
+    # And so says the launch, before a worker starts: as torchrun's first rank, which opens the data, it would wait.
+    monkeypatch.setenv("WORLD_SIZE", str(workers))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ConfigError) as caught:
+        rtrain.train(run, launcher="torchrun", quiet=True)
+    assert str(caught.value) == said
 
 
 def test_judge_takes_the_way_that_is_up(tiny: Run) -> None:

@@ -103,7 +103,7 @@ def test_a_full_disk_is_what_is_told_even_when_nothing_more_can_be_written(tiny:
 def test_probabilities_that_are_no_numbers_are_no_result(tiny: Run) -> None:
     # The one step's loss is fine; what it makes of the tables is not.
     run = rtrain.override(tiny, {"max_steps": 1, "sparse_optim.lr": 1e38})
-    with pytest.raises(RunFailed, match=r"step 1: the model gives \d+ rows a probability that is not a number\. Lower"):
+    with pytest.raises(RunFailed, match=r"step 1: the model gives \d+ rows a logit that is not a finite number"):
         job(run)
     assert CheckpointFolders(run.folder).committed() == []
 

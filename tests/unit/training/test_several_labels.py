@@ -35,12 +35,16 @@ def test_two_tasks_from_data_to_answers(model: RankingConfig, tmp_path: Path) ->
             "handoff.serve_check": False,
             "handoff.rows": 600,
             "evaluation.every_steps": None,
+            "evaluation.monitor": "like_auc",
             "tracking.to": (),
         },
     )
     result = train(run)
     assert set(result["test"]) == {"auc", "like_auc"}
-    assert [set(line) >= {"auc", "like_auc"} for line in lines(run, "valid")] == [True, True]
+    valid = lines(run, "valid")
+    assert [set(line) >= {"auc", "like_auc"} for line in valid] == [True, True]
+    assert result["monitor"] == "like_auc"
+    assert result["best_step"] == max(valid, key=lambda line: line["like_auc"])["step"]
 
     # The trainer's predictions of all test rows, one a label: the metrics by hand, and the export's own answers.
     said = json.loads((Path(run.folder) / "predictions.json").read_text())
