@@ -5,9 +5,12 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench.data import BATCH
 
@@ -17,6 +20,8 @@ STEPS, WARM = 240, 40
 """The rate is of the steps after `WARM`, on rank 0's own clock."""
 DENSE_STEPS, DENSE_WARM, DENSE_LOG = 400, 100, 50
 """Of the decoder: steps of a few milliseconds, so more of them."""
+SIDE_S = 1800.0
+"""Seconds after which a run of one side is stuck; each takes a minute or two."""
 LAST_POINTS = 5
 """Points of the loss curve that are averaged for the comparison of losses."""
 
@@ -147,7 +152,19 @@ def curve(points: list[dict[str, float]]) -> Measured:
 def _last_line(words: list[str], env: dict[str, str]) -> tuple[dict[str, Any], float]:
     """Run Python with `words`; its last line as JSON, and the moment it was started."""
     began = time.time()
-    done = subprocess.run([sys.executable, *words], env=env, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"bench: {' '.join(words)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1]), began
+    process = subprocess.Popen(
+        [sys.executable, *words], env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    started = psutil.Process(process.pid)
+    try:
+        out, errors = process.communicate(timeout=SIDE_S)
+    except BaseException:
+        # torchrun's ranks and Ray's processes are children of children, and go on when their parent is killed.
+        for one in [*started.children(recursive=True), started]:
+            with suppress(psutil.Error):
+                one.kill()
+        process.communicate()
+        raise
+    if process.returncode:
+        raise SystemExit(f"bench: {' '.join(words)} failed:\n{out[-2000:]}\n{errors[-4000:]}")
+    return json.loads(out.splitlines()[-1]), began

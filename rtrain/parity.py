@@ -5,8 +5,6 @@ Every layout trains a few steps from the same weights on the same batches, in pr
 """
 
 import json
-import os
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +12,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from rtrain.errors import ConfigError, RunFailed, UserError
@@ -25,7 +22,8 @@ from rtrain.run import Run
 from rtrain.training.agreement import open_data, refuse
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import build_engine
-from rtrain.training.world import join, leave
+from rtrain.training.processes import in_world
+from rtrain.training.world import join
 
 LOSS = 1e-4
 """Largest difference of a loss in nats. float32 sums in another order differ by some 1e-7 of the value, and an
@@ -212,12 +210,11 @@ def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> "l
     while len(found) < len(layouts):
         left = tuple(layouts[len(found) :])
         with tempfile.TemporaryDirectory(prefix="rtrain-parity-") as folder:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                port = probe.getsockname()[1]
             problem = ""
             try:
-                torch.multiprocessing.spawn(_rank, (world, port, folder, run, left, steps), nprocs=world)
+                in_world(world, _train_all, folder, run, left, steps, deadline_s=run.faults.hang_s * len(left))
+            except RunFailed as error:  # it hangs
+                problem = str(error)
             except Exception as error:  # a rank raised, or died
                 problem = str(error).strip().splitlines()[-1]
             for index in range(len(left)):
@@ -229,30 +226,20 @@ def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> "l
     return found
 
 
-def _rank(rank: int, world: int, port: int, folder: str, run: Run, layouts: Sequence[Parallel], steps: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        RANK=str(rank),
-        WORLD_SIZE=str(world),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world),
-    )
+def _train_all(folder: str, run: Run, layouts: Sequence[Parallel], steps: int) -> None:
+    """What each rank does; rank 0 leaves each trace when it has it."""
     try:
         for index, layout in enumerate(layouts):
             trace = _train(replace(run, parallel=layout), steps)
-            if rank == 0:
+            if dist.get_rank() == 0:
                 (Path(folder) / f"{index}.json").write_text(json.dumps(asdict(trace)))
     except UserError as error:
         raise RuntimeError(str(error)) from error
-    finally:
-        leave()
 
 
 def _train(run: Run, steps: int) -> Trace:
     """Train in the present world; the same on every rank."""
-    world = join(gpu=False, timeout_s=120.0)
+    world = join(gpu=False, timeout_s=run.faults.hang_s)
     mesh = lay_out(run.parallel, world.size)
     engine = build_engine(run, mesh, world, stored=None, training=True)
     data = open_data(run)

@@ -98,13 +98,15 @@ class Faults:
     max_failures: int = 3
     """Worker failures after which the run gives up; 0: the first one ends it."""
     hang_s: float = 300.0
-    """Seconds after which a collective that got no answer is a failure."""
+    """Seconds after which a collective that got no answer, or a rank that took no step, is a failure."""
+    grace_s: float = 120.0
+    """Seconds after SIGTERM in which a checkpoint must be written; then the process is ended (exit code 143)."""
     inject: Injection | None = None
     """A failure to bring about; none: none."""
 
     def __post_init__(self) -> None:
-        if self.max_failures < 0 or not self.hang_s > 0:
-            raise ConfigError("faults: max_failures must be at least 0 and hang_s positive")
+        if self.max_failures < 0 or not self.hang_s > 0 or not self.grace_s > 0:
+            raise ConfigError("faults: max_failures must be at least 0, hang_s and grace_s positive")
 
 
 @dataclass(frozen=True, kw_only=True)

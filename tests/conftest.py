@@ -1,10 +1,14 @@
 """The environment that every test runs in, and what tests of several folders share."""
 
+import faulthandler
 import os
 import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -20,6 +24,27 @@ for name, value in {
     "RAY_USAGE_STATS_ENABLED": "0",
 }.items():
     os.environ.setdefault(name, value)
+
+SESSION_S = float(os.environ.get("RTRAIN_TESTS_S", "4500"))
+"""Seconds after which a session that still runs is stuck: `.ci/run` has 90 minutes, and must say where."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End a stuck session with every thread's stack, and what it started; pytest's own time-outs are per test."""
+    stderr = os.fdopen(os.dup(sys.__stderr__.fileno()), "w")  # before pytest captures it
+
+    def end() -> None:
+        stderr.write(f"\nthe test session was not done after {SESSION_S:g} s\n")
+        stderr.flush()
+        faulthandler.dump_traceback(file=stderr)
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(3)
+
+    timer = threading.Timer(SESSION_S, end)
+    timer.daemon = True
+    timer.start()
+    config.add_cleanup(timer.cancel)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,9 @@ from rtrain.checkpoint.format import Collected, collect, write_collected
 from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.parallel.chunks import Chunk
 
+SAVING = "rtrain-save"
+"""Name of the thread that writes a checkpoint."""
+
 
 class Saver:
     """Writes a run's checkpoints; one on each rank, all called alike. Made by a collective."""
@@ -60,9 +63,7 @@ class Saver:
         if waits:
             self._write(step, collected, meta, committed)
         else:
-            work = threading.Thread(
-                target=self._run, args=(step, collected, meta, committed), name="rtrain-save", daemon=True
-            )
+            work = threading.Thread(target=self._run, args=(step, collected, meta, committed), name=SAVING, daemon=True)
             self._thread = work
             work.start()
         if not now:
@@ -82,6 +83,8 @@ class Saver:
     def settle(self, timeout_s: float | None = None) -> None:
         """Wait until nothing is in flight, or `timeout_s` (a rank that failed must not wait for its peers for ever).
 
+        What is still in flight then stays in flight: no other may be begun.
+
         Raises:
             CheckpointError: as `save`; every rank was told, so each one raises it here.
         """
@@ -90,6 +93,8 @@ class Saver:
         began = time.perf_counter()
         self._thread.join(timeout_s)
         self.stalled_s += time.perf_counter() - began
+        if self._thread.is_alive():
+            return  # its peers may be gone: it ends with its group's time-out
         self._thread = None
         error, self._error = self._error, None
         if error is not None:

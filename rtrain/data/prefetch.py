@@ -1,6 +1,7 @@
 """A thread that keeps the next items of an iterator ready."""
 
 import threading
+import warnings
 import weakref
 from collections import deque
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ T = TypeVar("T")
 
 NAME = "rtrain-prefetch"
 """Name of the threads."""
+CLOSE_S = 30.0
+"""Seconds that a thread gets to end; it stops after the item that it is at."""
 
 
 class _Shelf(Generic[T]):
@@ -55,7 +58,7 @@ class Prefetch(Iterator[T]):
             del error  # else it would hold this frame, and this frame it
 
     def close(self) -> None:
-        """End the thread; returns when it has ended. Items that were not consumed are dropped."""
+        """End the thread; returns when it has ended, or after `CLOSE_S` with a warning. The rest is dropped."""
         self._stop()
 
 
@@ -96,4 +99,6 @@ def _stop(shelf: _Shelf[T], thread: threading.Thread) -> None:
     # made itself: were it to wait for one that waits for it, neither would end.
     here = threading.current_thread()
     if here.name != NAME or here is shelf.made_by:
-        thread.join()
+        thread.join(CLOSE_S)
+        if thread.is_alive():
+            warnings.warn(f"a reader is stuck: it has not ended {CLOSE_S:g} s after it was told to", stacklevel=2)

@@ -6,9 +6,8 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from rtrain.doctor.finding import Finding
+from rtrain.parallel.extension import stale_locks
 
 
 def extension_dirs() -> list[Path]:
@@ -46,30 +45,12 @@ def check_build_tools() -> list[Finding]:
     return findings
 
 
-def stale_locks(folder: Path) -> list[Path]:
-    """Lock files of extension builds that no living process holds open.
-
-    A build killed half-way leaves its `lock`, and every later build waits on it for ever. torch holds
-    the file open while it builds, so a lock that nobody has open is nobody's.
-    """
-    locks = {p.resolve() for p in folder.glob("**/lock") if p.is_file()} if folder.is_dir() else set()
-    if not locks:
-        return []
-    held = set()
-    for process in psutil.process_iter():
-        try:
-            held |= {Path(f.path) for f in process.open_files()}
-        except psutil.Error:
-            continue
-    return sorted(locks - held)
-
-
 def check_extension_locks() -> list[Finding]:
     """Locks left behind by a worker that was killed while it compiled."""
     findings = []
     for folder in extension_dirs():
         for lock in stale_locks(folder):
             age = max(0.0, time.time() - lock.stat().st_mtime) / 60
-            found = f"{lock} left by a killed build {age:.0f} min ago: every run would wait on it for ever"
+            found = f"{lock} left by a killed build {age:.0f} min ago: torch waits on it for ever (rtrain removes it)"
             findings.append(Finding("torch extensions", "fail", found, f"rm {lock}"))
     return findings or [Finding("torch extensions", "ok", "no lock left behind")]

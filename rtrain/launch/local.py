@@ -32,7 +32,7 @@ def train_under_torchrun(run: Run) -> Outcome | None:
 def _train(run: Run) -> Outcome:
     world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
     try:
-        with Notice() as notice:
+        with Notice(run.faults.grace_s) as notice:
             return run_job(run, world, [Bar(run)] if world.leads else [], notice)
     finally:
         leave()

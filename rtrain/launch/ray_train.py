@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +29,7 @@ from rtrain.errors import (
 from rtrain.run import Run
 from rtrain.training.events import Callback, State
 from rtrain.training.job import Outcome, run_job
+from rtrain.training.watchdog import silent_ranks
 from rtrain.training.world import join
 
 REFUSED = "refused.json"
@@ -72,6 +73,7 @@ def train_on_ray(run: Run, *, callbacks: list[Callable[..., Any]] | None = None)
             callbacks=callbacks,
         ),
     )
+    silent_before = set(silent_ranks(Folder(run.folder)))
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -80,7 +82,8 @@ def train_on_ray(run: Run, *, callbacks: list[Callable[..., Any]] | None = None)
         # Ray answers Ctrl-C by aborting the workers and then leaving the process; here it stays an interrupt.
         raise KeyboardInterrupt from None
     except WorkerGroupError as error:
-        raise root_cause(error) from None
+        silent = [text for text in silent_ranks(Folder(run.folder)) if text not in silent_before]
+        raise root_cause(error, silent) from None
     except RayActorError as error:
         raise RunFailed(
             f"run {run.name!r}: Ray Train's controller died ({one_line(error)}). "
@@ -99,14 +102,19 @@ def train_on_ray(run: Run, *, callbacks: list[Callable[..., Any]] | None = None)
     return said
 
 
-def root_cause(error: WorkerGroupError) -> RtrainError:
-    """The error that came first, as its worker told it; what its peers felt of it is left out."""
+def root_cause(error: WorkerGroupError, silent: Sequence[str] = ()) -> RtrainError:
+    """The error that came first, as its worker told it; what its peers felt of it is left out.
+
+    `silent`: what ranks that ended themselves said of it, the one that was waited for first.
+    """
     told = {rank: getattr(e, "_base_exc", e) for rank, e in error.worker_failures.items()}
     mine = [e for e in told.values() if isinstance(e, RtrainError)]
     first = [e for e in mine if not any(word in str(e).lower() for word in COLLATERAL)]
     foreign = [(rank, e) for rank, e in told.items() if not isinstance(e, RtrainError)]
     if first:
         return first[0]
+    if silent:
+        return RunFailed(silent[0])
     if foreign:
         rank, lost = foreign[0]
         return RunFailed(f"rank {rank}: {one_line(lost)}. Start the run again by its name to resume")

@@ -1,4 +1,4 @@
-"""The dense tower under DeepSpeed ZeRO. The only file of rtrain that imports deepspeed.
+"""The dense tower under DeepSpeed ZeRO. With `extension` the only file of rtrain that imports deepspeed.
 
 DeepSpeed owns the partitioning, rtrain owns the layout and the checkpoint: state leaves and enters
 as whole logical tensors through DeepSpeed's `safe_get/set_full_*` calls, so any stage reads any other.
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rtrain.optim import AdamW
+from rtrain.parallel import extension
 from rtrain.parallel.chunks import Chunk, Place, ReadChunk
 from rtrain.parallel.clip import clip_global_norm
 from rtrain.parallel.groups import Groups
@@ -115,6 +116,7 @@ class ZeroTower:
         for name, parameter in self.bare.named_parameters():
             if places[name].sizes != places[name].shape:
                 parameter.model_parallel = parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
+        extension.load()
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=_Box(self.bare) if groups.mesh.pipeline > 1 else self.bare,
             optimizer=optim.build(self.bare.parameters()),

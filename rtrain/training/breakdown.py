@@ -8,7 +8,7 @@ phase in which a collective was under way, which is then booked as communication
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -22,8 +22,17 @@ MARK = "rtrain:"
 class Stopwatch:
     """Sums the time of the phases, and samples the communication inside them."""
 
-    def __init__(self, device: torch.device, *, sample_from: int = 10, sample_steps: int = 5):
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        sample_from: int = 10,
+        sample_steps: int = 5,
+        entered: Callable[[str], object] = lambda phase: None,
+    ):
         self.device = device
+        self.entered = entered
+        """Told of each phase as it begins: the watchdog's."""
         self._totals: dict[str, float] = defaultdict(float)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._steps = 0
@@ -45,6 +54,7 @@ class Stopwatch:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """The time of the block belongs to phase `name`; a sampled step's only counts for the shares."""
+        self.entered(name)
         if self._profile is not None:
             with record_function(MARK + name):
                 yield

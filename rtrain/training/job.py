@@ -8,7 +8,7 @@ import gc
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,6 +25,7 @@ from rtrain.checkpoint.patience import Patience
 from rtrain.checkpoint.saver import Saver
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
+from rtrain.data.split import Split
 from rtrain.data.tokens import TokenDataset
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
@@ -37,11 +38,12 @@ from rtrain.training.history import History
 from rtrain.training.injection import Inject
 from rtrain.training.ledger import Ledger
 from rtrain.training.loop import fit
-from rtrain.training.preemption import Notice
+from rtrain.training.preemption import Notice, Preempted
 from rtrain.training.records import TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import measure, scan
 from rtrain.training.trackers import open_trackers
+from rtrain.training.watchdog import Watchdog
 from rtrain.training.world import World
 from rtrain.version import VERSION
 
@@ -115,11 +117,21 @@ class _Job:
         self.in_flight: State | None = None
 
     def finish(self, callbacks: Sequence[Callback]) -> Outcome:
-        """Train, then judge the best checkpoint."""
-        watch = Stopwatch(self.world.device)
+        """Train, then judge the best checkpoint; a rank that falls silent meanwhile ends its process."""
+        state = self.state
+        with Watchdog(
+            self.folder,
+            who=f"rank {self.world.rank} on {self.world.node}",
+            name=f"attempt-{state.attempt}-rank-{self.world.rank:05d}",
+            silent_s=self.run.faults.hang_s,
+        ) as self.watchdog:
+            return self._finish(callbacks)
+
+    def _finish(self, callbacks: Sequence[Callback]) -> Outcome:
+        state = self.state
+        watch = Stopwatch(self.world.device, entered=self._goes_on)
         wall_s, trained = self._train(callbacks, watch)
         gc.collect()  # the trained replica holds itself in cycles; another one is built next, of the same size
-        state = self.state
         breakdown = watch.breakdown() | {"checkpoint": self.saver.stalled_s}
         breakdown["other"] = max(0.0, wall_s - sum(breakdown.values()))
         best_step = state.best_step if state.best_step is not None else state.step
@@ -180,7 +192,7 @@ class _Job:
                 batches,
                 callbacks,
                 ledger=self.ledger,
-                evaluate=lambda: measure(engine, scan(run, self.data, "valid", self.mesh, world), run.metrics),
+                evaluate=lambda: measure(engine, self._scan("valid"), run.metrics),
                 save=partial(self._save, engine),
                 watch=watch,
                 notice=self.notice,
@@ -201,10 +213,25 @@ class _Job:
             callback.close()
         return time.perf_counter() - began, state.rows_seen - before
 
+    def _goes_on(self, phase: str) -> None:
+        self.watchdog.beat(phase, self.state.step)
+
+    def _scan(self, split: Split) -> Iterator[Any]:
+        """This rank's share of a split to score; each batch shows that the rank goes on."""
+        for batch in scan(self.run, self.data, split, self.mesh, self.world):
+            self._goes_on(f"evaluation of {split}")
+            if split == "test" and self.notice.given:
+                raise Preempted(
+                    "told to stop (SIGTERM) while its best checkpoint was judged; training is done and committed. "
+                    "The same command goes on from there"
+                )
+            yield batch
+
     def _judge(self, best: Stored) -> dict[str, float]:
         """Test metrics of a checkpoint, and the predictions that a server is held against."""
+        self._goes_on("best checkpoint")
         engine = build_engine(self.run, self.mesh, self.world, stored=best, training=False)
-        test = measure(engine, scan(self.run, self.data, "test", self.mesh, self.world), self.run.metrics)
+        test = measure(engine, self._scan("test"), self.run.metrics)
         if isinstance(engine, Replica) and isinstance(self.data, Dataset):
             write_predictions(self.run, self.data, engine, self.folder)
         return test

@@ -64,12 +64,14 @@ def fit(
         point = None
         if state.step % run.log_every_steps == 0 or state.done:
             point = window.close(run, state, engine)
+        watch.entered("callbacks")
         for callback in callbacks:
             callback.step_end(state, point)
 
         improved = False
         every = run.evaluation.every_steps
         if state.done or (epoch_ended if every is None else state.step % every == 0):
+            watch.entered("evaluation")
             values = evaluate()
             improved = judge(run, state, values)
             for callback in callbacks:
@@ -77,6 +79,7 @@ def fit(
             window.restart()  # the rate is of training, not of scoring
         due = improved or state.step % run.checkpoint.every_steps == 0
         if due or state.done or window.save_due or window.told_to_stop:
+            watch.entered("checkpoint")
             for callback in callbacks:
                 callback.saving(state)
             window.keep(state)

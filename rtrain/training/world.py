@@ -2,12 +2,16 @@
 
 import os
 import socket
+import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
 import psutil
 import torch
 import torch.distributed as dist
+from torch.distributed import constants, distributed_c10d
+
+from rtrain.checkpoint.saver import SAVING
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,10 @@ class World:
 def join(*, gpu: bool, timeout_s: float) -> World:
     """Join the process group that the launcher's environment describes (torchrun's and Ray's names).
 
-    Without such an environment this is a world of one. A group that exists already is used.
+    Without such an environment this is a world of one. A group that exists already is used. Every group
+    that is made from now on has the same time-out: the axes', the saver's, TorchRec's and DeepSpeed's.
     """
+    _default_timeout(timedelta(seconds=timeout_s))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -66,5 +72,13 @@ def join(*, gpu: bool, timeout_s: float) -> World:
 
 def leave() -> None:
     """Leave the process group, if there is one."""
-    if dist.is_initialized():
+    _default_timeout(constants.default_pg_timeout)
+    # A thread that still writes a checkpoint of a failed attempt uses its group: pulled from under it, gloo aborts.
+    if dist.is_initialized() and not any(thread.name == SAVING for thread in threading.enumerate()):
         dist.destroy_process_group()
+
+
+def _default_timeout(timeout: timedelta) -> None:
+    """Of groups that are made without one. torch takes 30 minutes (10 for NCCL) then, whatever the world's has."""
+    distributed_c10d.default_pg_timeout = timeout
+    distributed_c10d.default_pg_nccl_timeout = timeout

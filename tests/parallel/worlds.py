@@ -3,13 +3,8 @@
 Shape legend: B rows of a rank's share.
 """
 
-import json
-import os
-import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +21,7 @@ from rtrain.parallel.chunks import whole_places
 from rtrain.parallel.embeddings import ShardedTables, plan_tables
 from rtrain.parallel.groups import make_groups
 from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Label, Schema
+from rtrain.training import processes
 
 SCHEMA = Schema(
     features=(
@@ -39,6 +35,7 @@ SCHEMA = Schema(
 TWO_LABELS = replace(SCHEMA, more_labels=(Label(name="second", optional=True),))
 ROWS = 33  # odd, so that the shares of two ranks differ by one and padding is needed
 STEPS = 20
+DEADLINE_S = 600.0
 TINY = DLRM(dim=8, bottom=(8,), top=(16,))
 DENSE_OPTIM = AdamW(lr=3e-2, clip_norm=0.5)
 
@@ -161,26 +158,5 @@ def _train_cases(cases: list[Case]) -> dict[str, list[float]]:
 
 
 def in_world(size: int, work: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What `work(*arguments)` gives on each rank of a spawned gloo world, as JSON; floats come back bit for bit."""
-    with tempfile.TemporaryDirectory() as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        torch.multiprocessing.spawn(_rank, (size, port, folder, work, arguments), nprocs=size)
-        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
-
-
-def _rank(rank: int, size: int, port: int, folder: str, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        RANK=str(rank),
-        WORLD_SIZE=str(size),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(size),
-    )
-    dist.init_process_group("gloo", rank=rank, world_size=size)
-    found = work(*arguments)
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    """As rtrain's own, with a deadline that only keeps a world that hangs from hanging the tests."""
+    return processes.in_world(size, work, *arguments, deadline_s=DEADLINE_S)

@@ -1,0 +1,102 @@
+"""DeepSpeed's compiled CPU communication: built once an environment, and loaded without a lock from then on.
+
+torch's own lock is a file that a killed build leaves behind, and that every later start would wait on
+for ever. So ranks queue at a lock of the kernel's (flock), which ends with its holder, and whoever has
+it first removes torch's where no living process holds it.
+"""
+
+import fcntl
+import importlib.util
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from rtrain.errors import ClusterError
+
+BUILD_S = 600.0
+"""Seconds that a build by another process is waited for; it takes about 30 s on one core."""
+
+
+def load() -> None:
+    """Have the extension in this process, where DeepSpeed looks for it; build it where it is not built.
+
+    Raises:
+        ClusterError: another process has been building it for longer than `BUILD_S`.
+        RuntimeError: it cannot be compiled (torch's words).
+    """
+    from deepspeed.accelerator import get_accelerator
+
+    if get_accelerator().device_name() != "cpu":
+        return  # DeepSpeed needs it for the CPU alone
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / builder.name
+    if builder.name in type(builder)._loaded_ops or _load_built(builder, folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        for lock in stale_locks(folder):
+            lock.unlink(missing_ok=True)
+        builder.load(verbose=False)
+
+
+def stale_locks(folder: Path) -> list[Path]:
+    """Lock files of extension builds that no living process holds open.
+
+    A build killed half-way leaves its `lock`, and every later build waits on it for ever. torch holds
+    the file open while it builds, so a lock that nobody has open is nobody's.
+    """
+    locks = {p.resolve() for p in folder.glob("**/lock") if p.is_file()} if folder.is_dir() else set()
+    if not locks:
+        return []
+    held = set()
+    for process in psutil.process_iter():
+        try:
+            held |= {Path(f.path) for f in process.open_files()}
+        except psutil.Error:
+            continue
+    return sorted(locks - held)
+
+
+def _load_built(builder: Any, folder: Path) -> bool:
+    """Load what is built already; not while it is being built, nor when torch or its sources are newer than it."""
+    import torch
+
+    built = folder / f"{builder.name}.so"
+    if not built.is_file() or (folder / "lock").exists():
+        return False
+    sources = [torch.version.__file__, *(builder.deepspeed_src_path(source) for source in builder.sources())]
+    if built.stat().st_mtime < max(os.stat(str(source)).st_mtime for source in sources):
+        return False
+    spec = importlib.util.spec_from_file_location(builder.name, built)
+    assert spec is not None and spec.loader is not None
+    try:
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except ImportError:
+        return False  # a linker was killed, or it is for another torch: built again
+    type(builder)._loaded_ops[builder.name] = module
+    return True
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """No other process of this machine is in here at the same time."""
+    path, ends = folder / "queue", time.monotonic() + BUILD_S
+    with open(path, "w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= ends:
+                    raise ClusterError(
+                        f"{folder}: another process has been building DeepSpeed's extension for {BUILD_S:g} s. "
+                        "Look what it waits for, or end it, and start again"
+                    ) from None
+                time.sleep(0.1)
+        yield

@@ -1,0 +1,128 @@
+"""A world of gloo processes on this machine, with a deadline: nothing of it outlives the call."""
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch.multiprocessing import ProcessRaisedException
+
+from rtrain.errors import RunFailed
+from rtrain.training.world import join, leave
+
+GRACE_S = 5.0
+"""Seconds for the other ranks to end after one has failed, and for a stuck one to write its stack."""
+
+
+def in_world(size: int, work: Callable[..., Any], *arguments: Any, deadline_s: float) -> list[Any]:
+    """What `work(*arguments)` gives on each rank of a spawned world, as JSON; floats come back bit for bit.
+
+    Raises:
+        RunFailed: the world was not done after `deadline_s`; with the stack of each rank that still ran.
+        ProcessRaisedException: a rank raised; the error that came first.
+        torch.multiprocessing.ProcessExitedException: a rank died, or ended itself.
+    """
+    with tempfile.TemporaryDirectory(prefix="rtrain-world-") as folder:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = torch.multiprocessing.start_processes(
+            _rank, (size, port, folder, deadline_s, work, arguments), nprocs=size, join=False, daemon=True
+        )
+        assert context is not None
+        ends = time.monotonic() + deadline_s
+        try:
+            while not context.join(timeout=max(0.0, min(1.0, ends - time.monotonic())), grace_period=GRACE_S):
+                if time.monotonic() >= ends:
+                    raise RunFailed(
+                        f"a world of {size} processes was not done after {deadline_s:g} s. Where its ranks were:\n"
+                        + _stacks(context.processes, Path(folder))
+                    )
+        except ProcessRaisedException as error:
+            first = min(Path(folder).glob("*.error"), key=lambda path: path.stat().st_mtime_ns, default=None)
+            if first is None:
+                raise
+            raise ProcessRaisedException(first.read_text(), error.error_index, error.error_pid) from None
+        finally:
+            _end(context.processes)
+        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def _rank(
+    rank: int,
+    size: int,
+    port: int,
+    folder: str,
+    deadline_s: float,
+    work: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    with open(_stack_file(Path(folder), rank), "w") as stacks:
+        faulthandler.register(signal.SIGUSR1, file=stacks)
+        torch.set_num_threads(1)
+        os.environ.update(
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+            RANK=str(rank),
+            WORLD_SIZE=str(size),
+            LOCAL_RANK=str(rank),
+            LOCAL_WORLD_SIZE=str(size),
+        )
+        # Beyond the deadline, which says who is stuck: a collective that gave up first would say only that one is.
+        join(gpu=False, timeout_s=deadline_s + 60)
+        try:
+            found = work(*arguments)
+            (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+        except Exception:
+            # Before the connections close: what its peers then raise of that is not the cause.
+            (Path(folder) / f"{rank}.error").write_text(f"rank {rank}: {traceback.format_exc()}")
+            raise
+        leave()
+
+
+def _stack_file(folder: Path, rank: int) -> Path:
+    return folder / f"stack-{rank}.txt"
+
+
+def _stacks(processes: Sequence[BaseProcess], folder: Path) -> str:
+    """What each process that still runs is at; its own threads write it, so one stopped from outside stays silent."""
+    alive = {rank: process for rank, process in enumerate(processes) if process.is_alive()}
+    for rank, process in alive.items():
+        if _stack_file(folder, rank).exists() and process.pid:  # else it is still starting, and the signal would end it
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGUSR1)
+    ends = time.monotonic() + GRACE_S
+    said: dict[int, str] = {}
+    while len(said) < len(alive) and time.monotonic() < ends:
+        time.sleep(0.1)
+        for rank in alive:
+            path = _stack_file(folder, rank)
+            if path.exists() and (text := path.read_text()):
+                said[rank] = text
+    return "\n".join(f"rank {rank}: {said.get(rank, 'it did not answer').strip()}" for rank in alive)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End the processes that still run, and all that they started."""
+    running: list[psutil.Process] = []
+    for process in processes:
+        with suppress(psutil.Error):
+            if process.pid and process.is_alive():
+                this = psutil.Process(process.pid)
+                running += [*this.children(recursive=True), this]
+    for one in running:
+        with suppress(psutil.Error):
+            one.kill()
+    for process in processes:
+        process.join(GRACE_S)

@@ -1,0 +1,35 @@
+"""DeepSpeed's extension loads past a lock that a killed build left, and without any where it is built."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+LOAD = """
+import rtrain.parallel.zero
+from rtrain.parallel import extension
+extension.load()
+from deepspeed.accelerator import get_accelerator
+builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
+print("loaded", builder._loaded_ops["deepspeed_shm_comm"].__file__)
+"""
+
+
+def load(folder: Path) -> str:
+    env = os.environ | {"TORCH_EXTENSIONS_DIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", LOAD], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_lock_that_a_killed_build_left(tmp_path: Path) -> None:
+    built = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_extensions")
+    shutil.copytree(built / "deepspeed_shm_comm", tmp_path / "deepspeed_shm_comm")
+    (tmp_path / "deepspeed_shm_comm" / "lock").touch()  # nobody has it open
+    assert "loaded" in load(tmp_path)
+    assert not (tmp_path / "deepspeed_shm_comm" / "lock").exists()
+    # Built, it needs no compiler, no ninja and no lock: a folder in which nothing can be written will do.
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "deepspeed_shm_comm").iterdir()}
+    assert str(tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so") in load(tmp_path)
+    assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "deepspeed_shm_comm").iterdir()} == before
