@@ -98,7 +98,7 @@ if [ "$prebuild" = 1 ] && [ "$fbgemm" = cpu ] && command -v g++ >/dev/null; then
     "$python" -c '
 import sys
 from pathlib import Path
-from rtrain.doctor.toolchain import stale_locks
+from rtrain.parallel.extension import stale_locks
 for lock in stale_locks(Path(sys.argv[1])):
     lock.unlink()' "$TORCH_EXTENSIONS_DIR"
     PATH=$prefix/bin:$PATH DS_ACCELERATOR=cpu timeout 540 "$python" -c '

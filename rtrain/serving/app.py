@@ -17,19 +17,69 @@ from typing import Any
 
 import httpx
 import torch
-from fastapi import Body, FastAPI, HTTPException
-from pydantic import TypeAdapter, ValidationError
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ray import serve as ray_serve
 from ray.serve.schema import LoggingConfig
 
 from rtrain.errors import ClusterError, DataError
 from rtrain.export.artifact import Prediction, Predictor
 from rtrain.export.request import json_schema
+from rtrain.serving.limits import BodyLimits
+from rtrain.version import VERSION
 
 MAX_ROWS = 10_000
-"""Rows that one request may carry."""
+"""Rows that one request may carry, and that are scored in one forward pass."""
+MAX_BYTES = 32 << 20
+"""Bytes of one request's body: 3 KB for each of so many rows."""
+BODY_S = 30.0
+"""Seconds in which a client must have sent its body."""
+REQUEST_S = 60.0
+"""Seconds after which the proxy gives a request up."""
 
-api = FastAPI(title="rtrain")
+
+class Rows(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+    rows: list[dict[str, Any]] = Field(description="feature -> value of each row; GET /schema says which")
+
+
+class Predictions(BaseModel):
+    """The answer, in the order of the rows."""
+
+    predictions: list[float] | list[list[float]] = Field(description="of label 1; of several labels a list each")
+
+
+class Refusal(BaseModel):
+    """Why a request was refused."""
+
+    detail: str
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Refusal, "description": "The body is not JSON"},
+    408: {"model": Refusal, "description": "The body was too slow"},
+    413: {"model": Refusal, "description": "Too many rows or bytes"},
+    422: {"model": Refusal, "description": "Rows or keys that do not fit"},
+}
+
+api = FastAPI(title="rtrain", version=VERSION)
+api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S)
+
+
+@api.exception_handler(RequestValidationError)
+async def _refused(request: Request, error: RequestValidationError) -> JSONResponse:
+    """In one line, as every other refusal."""
+    said = [f"{'.'.join(map(str, e['loc'][1:])) or 'the body'}: {e['msg']}" for e in error.errors()[:5]]
+    return JSONResponse({"detail": "; ".join(said)}, 422)
+
+
+def _rows_of(requests: list[list[dict[str, Any]]]) -> int:
+    """What bounds a batch: its rows. Counted by requests, 64 of them could bring 640,000."""
+    return sum(len(rows) for rows in requests)
 
 
 @ray_serve.deployment(name="Ranker")
@@ -42,16 +92,14 @@ class Ranker:
         self.predictor = Predictor(export)
         self.rows: TypeAdapter[Any] = TypeAdapter(list[self.predictor.rows])  # type: ignore[name-defined]
 
-    @api.post("/predict")
-    async def predict(self, body: dict[str, Any] = Body(...)) -> dict[str, Any]:  # noqa: B008 - FastAPI's way
+    @api.post("/predict", response_model=Predictions, responses=REFUSALS)
+    async def predict(self, body: Rows) -> dict[str, Any]:
         """Probability of label 1 for each row; 422 names the row and key that do not fit."""
-        if set(body) != {"rows"}:
-            raise HTTPException(422, f"the body must have the one key 'rows', got {sorted(body)}")
-        if isinstance(body["rows"], list) and len(body["rows"]) > MAX_ROWS:
-            raise HTTPException(413, f"{len(body['rows'])} rows in one request; at most {MAX_ROWS}")
+        if len(body.rows) > MAX_ROWS:
+            raise HTTPException(413, f"{len(body.rows)} rows in one request; at most {MAX_ROWS}")
         try:
-            rows = [row.model_dump() for row in self.rows.validate_python(body["rows"])]
-            predictions = await self.score(rows)
+            rows = [row.model_dump() for row in self.rows.validate_python(body.rows)]
+            predictions = await self.score(rows) if rows else []
         except ValidationError as error:
             said = "; ".join(
                 f"rows.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]
@@ -61,7 +109,7 @@ class Ranker:
             raise HTTPException(422, str(error)) from None
         return {"predictions": predictions}
 
-    @ray_serve.batch(max_batch_size=64, batch_wait_timeout_s=0.005)
+    @ray_serve.batch(max_batch_size=MAX_ROWS, batch_wait_timeout_s=0.005, batch_size_fn=_rows_of)
     async def score(self, requests: list[list[dict[str, Any]]]) -> list[list[Prediction]]:
         """Score the rows of several requests at once."""
         joined = [row for rows in requests for row in rows]
@@ -133,7 +181,10 @@ def deploy(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     Predictor(export)  # here, where the error is one line, before any replica starts
     check_port(host, port)
-    ray_serve.start(http_options={"host": host, "port": port}, logging_config=LoggingConfig(enable_access_log=False))
+    ray_serve.start(
+        http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
     app = Ranker.options(  # type: ignore[attr-defined]
         num_replicas=replicas, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256
     ).bind(export)

@@ -1,0 +1,66 @@
+"""What one client may cost: bytes of a body, and the time in which it must send them."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class BodyLimits:
+    """ASGI middleware: the whole body is here, within both limits, before anything is parsed.
+
+    413 when it is longer than `most_bytes`, by its Content-Length or by what comes; 408 when it is not
+    complete after `most_s`. Both close the connection, since the rest of the body may still be under way.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]], *, most_bytes: int, most_s: float):
+        self.app, self.most_bytes, self.most_s = app, most_bytes, most_s
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        said = dict(scope["headers"]).get(b"content-length", b"")
+        if said.isdigit() and int(said) > self.most_bytes:
+            return await self._refuse(send, 413, f"a body of {int(said)} bytes; at most {self.most_bytes}")
+        try:
+            body = await asyncio.wait_for(self._read(receive), self.most_s)
+        except TimeoutError:
+            return await self._refuse(send, 408, f"the body was not complete after {self.most_s:g} s")
+        if body is None:
+            return None  # the client has gone
+        if len(body) > self.most_bytes:
+            return await self._refuse(send, 413, f"a body of more than {self.most_bytes} bytes")
+        given = False
+
+        async def whole() -> Message:
+            nonlocal given
+            if given:
+                return await receive()  # that the client has gone
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        return await self.app(scope, whole, send)
+
+    async def _read(self, receive: Receive) -> bytes | None:
+        """The body, or as much of it as is more than enough."""
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None
+            body += message.get("body", b"")
+            if len(body) > self.most_bytes or not message.get("more_body", False):
+                return bytes(body)
+
+    @staticmethod
+    async def _refuse(send: Send, status: int, why: str) -> None:
+        body = json.dumps({"detail": why}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,71 @@
+"""The served application holds to its own OpenAPI, whatever schemathesis sends it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+
+import rtrain
+from recipes.dlrm_movielens import debug
+from rtrain.errors import DataError
+from rtrain.serving.app import MAX_BYTES, MAX_ROWS
+from tests.cluster.conftest import free_port
+
+
+@pytest.fixture(scope="module")
+def served(joined_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    storage = str(tmp_path_factory.mktemp("served"))
+    changes = {"storage": storage, "max_steps": 5, "handoff.serve_check": "false", "tracking.to": ()}
+    result = rtrain.train(rtrain.override(debug(), changes), launcher="inline", quiet=True)
+    assert result is not None
+    serving = rtrain.serve(result, port=free_port())
+    yield serving
+    serving.stop()
+
+
+@pytest.fixture(scope="module")
+def openapi(served: Any) -> Any:
+    return schemathesis.openapi.from_url(f"{served.url}/openapi.json")
+
+
+schema = schemathesis.pytest.from_fixture("openapi")
+
+
+@schema.parametrize()
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_it_answers_as_its_openapi_says(case: Any) -> None:
+    case.call_and_validate(timeout=60)
+
+
+def test_limits_of_a_request(served: Any) -> None:
+    rows = httpx.get(f"{served.url}/schema").json()
+    assert rows["properties"]
+    assert served.predict([]) == []
+    with pytest.raises(DataError, match=f"{MAX_ROWS + 1} rows in one request; at most {MAX_ROWS}"):
+        served.predict([{}] * (MAX_ROWS + 1))
+    long = httpx.post(f"{served.url}/predict", content=b" " * (MAX_BYTES + 1), timeout=60)
+    assert (long.status_code, "at most" in long.json()["detail"]) == (413, True)
+    for body, said in (({"rows": [], "more": 1}, "more: Extra inputs"), ({"rows": 3}, "rows: Input should be")):
+        refused = httpx.post(f"{served.url}/predict", json=body)
+        assert refused.status_code == 422 and refused.json()["detail"].startswith(said), refused.text
+
+
+def test_concurrent_requests_are_answered_each_with_its_own(served: Any, tmp_path: Path) -> None:
+    """Many rows at once, more than one batch may have: each answer is as long as its request."""
+    properties = httpx.get(f"{served.url}/schema").json()
+    row = {n: example(p) for n, p in properties["properties"].items() if n in properties.get("required", ())}
+    (alone,) = served.predict(row)
+    sizes = [4000, 1, 4000, 9999, 2, 3000]
+    answers = served.predict_concurrently([[row] * size for size in sizes])
+    assert [len(answer) for answer in answers] == sizes
+    # Another batch size sums in another order: float32 rounding of a logit, some 1e-7.
+    assert all(abs(p - alone) < 1e-6 for answer in answers for p in answer)
+
+
+def example(of: dict[str, Any]) -> Any:
+    """A value that a feature takes."""
+    return {"integer": 0, "number": 0.5, "array": [], "string": ""}[of["type"]]

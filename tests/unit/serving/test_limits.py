@@ -1,0 +1,67 @@
+"""Bodies that are too long or too slow, sent over a real socket to a real uvicorn."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from rtrain.serving.limits import BodyLimits
+
+app = FastAPI()
+app.add_middleware(BodyLimits, most_bytes=1000, most_s=1.0)
+parsed: list[int] = []
+
+
+@app.post("/")
+async def size(body: dict[str, Any]) -> int:
+    parsed.append(len(body["x"]))
+    return len(body["x"])
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
+        thread.start()
+        yield int(listening.getsockname()[1])
+        server.should_exit = True
+        thread.join(30)
+
+
+def test_within_the_limits(port: int) -> None:
+    answer = httpx.post(f"http://127.0.0.1:{port}/", json={"x": "a" * 900}, trust_env=False)
+    assert (answer.status_code, answer.json()) == (200, 900)
+
+
+def test_a_long_body_is_refused_before_it_is_parsed(port: int) -> None:
+    before = len(parsed)
+    whole = httpx.post(f"http://127.0.0.1:{port}/", json={"x": "a" * 2000}, trust_env=False)
+    assert (whole.status_code, whole.json()) == (413, {"detail": "a body of 2008 bytes; at most 1000"})
+
+    def chunks() -> Iterator[bytes]:
+        yield b'{"x": "'
+        for _ in range(20):
+            yield b"a" * 100
+        yield b'"}'
+
+    chunked = httpx.post(f"http://127.0.0.1:{port}/", content=chunks(), trust_env=False)  # it names no length
+    assert (chunked.status_code, chunked.json()) == (413, {"detail": "a body of more than 1000 bytes"})
+    assert len(parsed) == before
+
+
+def test_a_slow_body_is_given_up(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as slow:
+        slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{")
+        answer = b""
+        while more := slow.recv(4096):  # ends when the server closes the connection
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"not complete after 1 s" in answer
