@@ -1,8 +1,8 @@
 """Two attempts of one run never both write: every start and every commit is an entry of one numbered log.
 
-    {run}/checkpoints/commits/00000001.json   {"kind": "begin", "attempt": 1, "token": ...}
-                              00000002.json   {"kind": "commit", "attempt": 1, "step": 200, "sha256": ...}
-                              00000003.json   {"kind": "begin", "attempt": 2, ...}
+    {run}/checkpoints/commits/00000001.json                {"kind": "begin", "attempt": 1, "token": "5f1c...", ...}
+                              00000002-5f1c09aa31be.json   {"kind": "commit", "attempt": 1, "step": 200, ...}
+                              00000003-5f1c09aa31be.json   {"kind": "begin", "attempt": 2, "token": "b07d...", ...}
 
 An entry is created only if no file of its name is there: by link(2) on a local or NFS disk, by a
 conditional put on S3, GCS and Azure. A writer knows the last entry that it wrote; it commits by
@@ -10,6 +10,9 @@ creating the next one, which fails as soon as anyone else has begun or committed
 is a compare-and-set, and creating the entry is the commit itself: all files and the manifest are
 there before it, the marker only shows it to readers. A new attempt that finds a commit without its
 marker sets the marker, so that nothing that the old one may still do changes what the new one sees.
+
+The names after the first carry its token (`log.Chain`): a run that is started anew (--fresh) begins
+another chain, so that an entry which an old attempt adds there late has a name that no one looks for.
 
 On a file system without a conditional create the entry is written when nothing is there and read
 back: two writers within the same instant could then both believe that they won, and only the next
@@ -19,17 +22,17 @@ commit of the loser finds out. `Folder.create` says which it is.
 import hashlib
 import json
 import os
-import re
 import socket
 import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
 
+from rtrain.checkpoint import log
+from rtrain.checkpoint.log import TOKEN, Chain
 from rtrain.checkpoint.store import MANIFEST, MARKER, CheckpointFolders
 from rtrain.errors import CheckpointError
 
-ENTRY = re.compile(r"(\d{8})\.json")
 KEPT = 256
 """Entries that stay: a writer that slept through more commits than these finds its own last one gone, and stops."""
 
@@ -45,13 +48,13 @@ class Attempt:
     folders: CheckpointFolders
     number: int
     token: str
-    last: int
-    """The newest entry of the log that this attempt wrote."""
+    chain: Chain
+    """The run's entries; its `last` is the newest one that this attempt wrote."""
 
     @property
     def names_suffix(self) -> str:
         """Makes the names of the next checkpoint's files this attempt's own: nobody else ever writes them."""
-        return f"-e{self.last + 1:08d}"
+        return f"-e{self.chain.last + 1:08d}-{self.token[:TOKEN]}"
 
     def check(self) -> None:
         """One look at the log.
@@ -59,23 +62,19 @@ class Attempt:
         Raises:
             Fenced: another attempt has begun since, or the run was started anew.
         """
-        log = self.folders.log
-        names = log.names()
-        while _name(self.last + 1) in names and self._is_mine(self.last + 1):
-            self.last += 1  # a commit of ours that we were told had failed
-        if _name(self.last + 1) in names:
+        names = self.folders.log.names()
+        while self.chain.following in names and self._is_mine(self.chain.following):
+            self.chain = self.chain.longer()  # a commit of ours that we were told had failed
+        if self.chain.following in names:
             raise self._lost()
-        if _name(self.last) not in names or not self._is_mine(self.last):
-            raise Fenced(
-                f"run {self.folders.root.uri}: it was started anew (--fresh) while attempt {self.number} was still "
-                f"running on {socket.gethostname()}; this attempt stops and has written nothing there"
-            )
+        if self.chain.newest not in names or not self._is_mine(self.chain.newest):
+            raise self._anew()
 
     @property
     def overtaken(self) -> bool:
         """Whether another attempt has begun since: nothing in the run's folder is this one's to write any more."""
-        following = self.last + 1  # a thread may be committing: its entry is no one else's
-        return self.folders.log.exists(_name(following)) and not self._is_mine(following)
+        following = self.chain.following  # a thread may be committing: its entry is no one else's
+        return self.folders.log.exists(following) and not self._is_mine(following)
 
     def commit(self, step: int, manifest: str, sha256: str) -> None:
         """Make a checkpoint whose files and manifest are in place the run's; rank 0's to call.
@@ -85,28 +84,46 @@ class Attempt:
         """
         self.check()
         entry = self._entry("commit") | {"step": step, "manifest": manifest, "sha256": sha256}
-        if not self.folders.log.create(_name(self.last + 1), _bytes(entry)):
+        if not self.folders.log.create(self.chain.following, _bytes(entry)):
             raise self._lost()
-        self.last += 1
-        for name in self.folders.log.names():
-            if (found := ENTRY.fullmatch(name)) and int(found[1]) <= self.last - KEPT:
-                self.folders.log.discard(name)
+        self.chain = self.chain.longer()
+        self.confirm()
+        for name in log.before(self.folders.log, self.chain, self.chain.last - KEPT):
+            self.folders.log.discard(name)
 
-    def _is_mine(self, number: int) -> bool:
-        return bool(self.folders.log.read_json(_name(number))["token"] == self.token)
+    def confirm(self) -> None:
+        """After something was added to the run: that it was not added to one that took its place meanwhile.
+
+        Raises:
+            Fenced: the run was started anew.
+        """
+        if not log.is_there(self.folders.log, self.chain):
+            if self.chain.last > self.chain.first:  # else the name is a plain one, and by now another's
+                self.folders.log.discard(self.chain.newest)
+            raise self._anew()
+
+    def _is_mine(self, name: str) -> bool:
+        return bool(self.folders.log.read_json(name)["token"] == self.token)
 
     def _entry(self, kind: str) -> dict[str, Any]:
         return {
             "kind": kind,
             "attempt": self.number,
             "token": self.token,
+            "chained": True,
             "node": socket.gethostname(),
             "pid": os.getpid(),
             "at": time.time(),
         }
 
+    def _anew(self) -> Fenced:
+        return Fenced(
+            f"run {self.folders.root.uri}: it was started anew (--fresh) while attempt {self.number} was still "
+            f"running on {socket.gethostname()}; this attempt stops and has committed nothing there"
+        )
+
     def _lost(self) -> Fenced:
-        winner = self.folders.log.read_json(_name(self.last + 1))
+        winner = self.folders.log.read_json(self.chain.following)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(winner["at"]))
         return Fenced(
             f"run {self.folders.root.uri}: attempt {winner['attempt']} (process {winner['pid']} on {winner['node']}, "
@@ -122,13 +139,12 @@ def begin(folders: CheckpointFolders, *, at_least: int = 1) -> Attempt:
     """
     token = uuid.uuid4().hex
     while True:
-        entries = [int(found[1]) for found in map(ENTRY.fullmatch, folders.log.names()) if found]
-        last = max(entries, default=0)
-        before = folders.log.read_json(_name(last)) if last else None
+        chain, before = log.look(folders.log, token)
         number = max(at_least, before["attempt"] + 1 if before else 1)
-        attempt = Attempt(folders, number, token, last + 1)
-        if folders.log.create(_name(last + 1), _bytes(attempt._entry("begin"))):
+        attempt = Attempt(folders, number, token, chain.longer())
+        if folders.log.create(chain.following, _bytes(attempt._entry("begin"))):
             break  # else another one begins in this very moment: after it, then
+    attempt.confirm()
     if before and before["kind"] == "commit":
         _show(folders, before)
     return attempt
@@ -136,8 +152,7 @@ def begin(folders: CheckpointFolders, *, at_least: int = 1) -> Attempt:
 
 def beginnings(folders: CheckpointFolders) -> list[float]:
     """When attempts of the run began, in seconds since the epoch, as far back as the log is kept."""
-    entries = [folders.log.read_json(n) for n in sorted(folders.log.names()) if ENTRY.fullmatch(n)]
-    return [entry["at"] for entry in entries if entry["kind"] == "begin"]
+    return [entry["at"] for entry in log.entries(folders.log) if entry["kind"] == "begin"]
 
 
 def _show(folders: CheckpointFolders, commit: dict[str, Any]) -> None:
@@ -154,10 +169,6 @@ def _show(folders: CheckpointFolders, commit: dict[str, Any]) -> None:
 def marker_of(sha256: str, manifest: str) -> bytes:
     """The content of a commit marker: the manifest's hash, and its name unless it is the plain one."""
     return (sha256 if manifest == MANIFEST else f"{sha256} {manifest}").encode()
-
-
-def _name(number: int) -> str:
-    return f"{number:08d}.json"
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:

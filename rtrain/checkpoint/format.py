@@ -109,8 +109,7 @@ def write_collected(
             folder.remove()
             return ""
         attempt.check()
-        # Plain names are the first attempt's own, as long as they are in no committed checkpoint.
-        return "" if attempt.number == 1 and not folder.exists(MARKER) else attempt.names_suffix
+        return attempt.names_suffix
 
     suffix = everywhere(lambda: prepare() if rank == 0 else "")[0]
     name = f"rank-{rank:05d}{suffix}.safetensors"
@@ -210,9 +209,20 @@ def _commit(
     manifest = json.dumps({**head, "files": files, "tensors": tensors}).encode()
     folder.write(name, manifest)
     sha256 = hashlib.sha256(manifest).hexdigest()
-    if attempt is not None:
+    marker = marker_of(sha256, name)
+    if attempt is None:
+        folder.write(MARKER, marker)
+    else:
         attempt.commit(head["step"], name, sha256)
-    folder.write(MARKER, marker_of(sha256, name))
+        if not folder.create(MARKER, marker):  # of the checkpoint that this one replaces, if the run is still ours
+            attempt.check()
+            folder.write(MARKER, marker)
+        try:
+            attempt.confirm()
+        except Fenced:
+            if folder.exists(MARKER) and folder.read(MARKER) == marker:
+                folder.discard(MARKER)
+            raise
     with suppress(Exception):  # it is committed: what is left over takes space and nothing else
         sweep(folder)
 

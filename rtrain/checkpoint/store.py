@@ -1,12 +1,13 @@
 """Where checkpoints live: one folder a step under any fsspec URI, committed by a marker written last.
 
-    {run}/checkpoints/step-00000200/rank-00000.safetensors ...   every rank's share
-                                    manifest.json                what is in them
-                                    COMMITTED                    sha256 and name of the manifest; written last
-                      commits/00000002.json                      who committed what (`checkpoint.fence`)
+    {run}/checkpoints/step-00000200/rank-00000-e00000002-5f1c09aa31be.safetensors ...   every rank's share
+                                    manifest-e00000002-5f1c09aa31be.json                what is in them
+                                    COMMITTED              sha256 and name of the manifest; written last
+                      commits/00000002-5f1c09aa31be.json   who committed what (`checkpoint.fence`)
 
-A folder without its marker does not exist for a reader, whatever happened to its writer. Files of a
-later attempt carry the number of its commit in their names, so that no two attempts ever write one file.
+A folder without its marker does not exist for a reader, whatever happened to its writer. All other
+names carry the number of the commit and a random token of the attempt, so that no two attempts, of a
+run that was started anew either, ever write one file.
 """
 
 import hashlib
@@ -29,8 +30,9 @@ from rtrain.errors import CheckpointError
 T = TypeVar("T")
 
 STEP = re.compile(r"step-(\d{8})")
-SHARD = re.compile(r"rank-\d{5}(-e\d{8})?\.safetensors")
-MANIFESTS = re.compile(r"manifest(-e\d{8})?\.json")
+# Without a token: of an older rtrain, or of a writer that has the folder for itself.
+SHARD = re.compile(r"rank-\d{5}(-e\d{8}(-[0-9a-f]{12})?)?\.safetensors")
+MANIFESTS = re.compile(r"manifest(-e\d{8}(-[0-9a-f]{12})?)?\.json")
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 DAMAGED = "DAMAGED"
