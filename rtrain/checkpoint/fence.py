@@ -30,7 +30,7 @@ from typing import Any
 
 from rtrain.checkpoint import log
 from rtrain.checkpoint.log import TOKEN, Chain
-from rtrain.checkpoint.store import MANIFEST, MARKER, CheckpointFolders
+from rtrain.checkpoint.store import MANIFEST, MARKER, Check, CheckpointFolders
 from rtrain.errors import CheckpointError
 
 KEPT = 256
@@ -73,8 +73,10 @@ class Attempt:
     @property
     def overtaken(self) -> bool:
         """Whether another attempt has begun since: nothing in the run's folder is this one's to write any more."""
-        following = self.chain.following  # a thread may be committing: its entry is no one else's
-        return self.folders.log.exists(following) and not self._is_mine(following)
+        chain, names = self.chain, self.folders.log.names()
+        if chain.following in names:  # a thread may be committing: its entry is no one else's
+            return not self._is_mine(chain.following)
+        return chain.newest not in names or not self._is_mine(chain.newest)
 
     def commit(self, step: int, manifest: str, sha256: str) -> None:
         """Make a checkpoint whose files and manifest are in place the run's; rank 0's to call.
@@ -103,7 +105,10 @@ class Attempt:
             raise self._anew()
 
     def _is_mine(self, name: str) -> bool:
-        return bool(self.folders.log.read_json(name)["token"] == self.token)
+        try:
+            return bool(self.folders.log.read_json(name)["token"] == self.token)
+        except FileNotFoundError:  # moved away since it was listed
+            return False
 
     def _entry(self, kind: str) -> dict[str, Any]:
         return {
@@ -148,6 +153,11 @@ def begin(folders: CheckpointFolders, *, at_least: int = 1) -> Attempt:
     if before and before["kind"] == "commit":
         _show(folders, before)
     return attempt
+
+
+def check_of(attempt: Attempt | None) -> Check:
+    """What is asked before something is deleted; without an attempt nobody else may write the run."""
+    return attempt.check if attempt else lambda: None
 
 
 def beginnings(folders: CheckpointFolders) -> list[float]:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rtrain.checkpoint import shards
-from rtrain.checkpoint.fence import Attempt, Fenced, marker_of
+from rtrain.checkpoint.fence import Attempt, Fenced, check_of, marker_of
 from rtrain.checkpoint.store import (
     DAMAGED,
     MANIFEST,
@@ -28,6 +28,7 @@ from rtrain.checkpoint.store import (
     SHARD,
     CheckpointFolders,
     Folder,
+    clear,
     sha256_of,
     sweep,
 )
@@ -121,18 +122,18 @@ def write_collected(
 
 def _give_up(folder: Folder, attempt: Attempt | None) -> str:
     """Free the space of a checkpoint that failed; why not, when the folder is another attempt's by now."""
+    check = check_of(attempt)
     try:
-        if attempt is not None:
-            attempt.check()
+        check()
+        # Half of it would only take the space that is missing.
+        if folder.exists(MARKER):
+            sweep(folder, check)
+        else:
+            clear(folder, check)
     except Fenced as error:
         return str(error)
     except Exception:
         return ""  # the storage is gone: nothing can be freed
-    with suppress(Exception):  # half of it would only take the space that is missing
-        if folder.exists(MARKER):
-            sweep(folder)
-        else:
-            folder.remove()
     return ""
 
 
@@ -224,7 +225,7 @@ def _commit(
                 folder.discard(MARKER)
             raise
     with suppress(Exception):  # it is committed: what is left over takes space and nothing else
-        sweep(folder)
+        sweep(folder, check_of(attempt))
 
 
 class Stored:

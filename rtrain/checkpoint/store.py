@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +28,8 @@ from rtrain.checkpoint.patience import Patience
 from rtrain.errors import CheckpointError
 
 T = TypeVar("T")
+Check = Callable[[], None]
+"""Raises where the run is another's by now."""
 
 STEP = re.compile(r"step-(\d{8})")
 # Without a token: of an older rtrain, or of a writer that has the folder for itself.
@@ -206,6 +208,19 @@ class Folder:
 
         self._patiently(gone, f"delete {name}")
 
+    def delete(self, names: Collection[str]) -> None:
+        """Delete these files (locally folders too), and the folder where nothing else is in it."""
+
+        def gone() -> None:
+            there = [f"{self.path}/{name}" for name in self.names() if name in names]
+            if there:
+                with suppress(FileNotFoundError):  # another try of ours, or someone else
+                    self.fs.rm(there, recursive=self.is_local)
+
+        self._patiently(gone, "delete")
+        with suppress(OSError, NotImplementedError):  # not empty; object storage has no folders to delete
+            self.fs.rmdir(self.path)
+
     def remove(self) -> None:
         """Delete the folder and all in it; nothing happens when it is not there."""
 
@@ -239,15 +254,35 @@ def _sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def sweep(folder: Folder) -> None:
-    """Delete what a checkpoint's committed manifest does not name: left by a writer that died, or replaced."""
+def _nobody_else() -> None:
+    """What a writer that has the run for itself checks before it deletes."""
+
+
+def sweep(folder: Folder, check: Check = _nobody_else) -> None:
+    """Delete what a checkpoint's committed manifest does not name: left by a writer that died, or replaced.
+
+    Raises:
+        Fenced: `check` says that the run is another's by now.
+    """
+    there = folder.names()  # before the check: who takes the run over after it writes other names
     name = folder.read(MARKER).decode().partition(" ")[2] or MANIFEST
-    wanted = {MARKER, name, *json.loads(folder.read(name))["files"]}
-    for other in set(folder.names()) - wanted:
-        if other.startswith(".writing-"):
-            folder.child(other).remove()
-        else:
-            folder.discard(other)
+    left_over = set(there) - {MARKER, name, *json.loads(folder.read(name))["files"]}
+    if left_over:
+        check()
+        folder.delete(left_over)
+
+
+def clear(folder: Folder, check: Check = _nobody_else) -> None:
+    """Delete a checkpoint, its marker first, so that a reader never sees a committed folder with files missing.
+
+    Raises:
+        Fenced: `check` says that the run is another's by now.
+    """
+    there = folder.names()  # before the check, as in `sweep`
+    check()
+    if MARKER in there:
+        folder.discard(MARKER)
+    folder.delete(there)
 
 
 def check_writable(uri: str) -> None:
@@ -318,27 +353,28 @@ class CheckpointFolders:
         """Manifest and shards of a step that looked intact, with their sizes."""
         return self._known[step, self.of(step).read(MARKER)]
 
-    def prune(self, keep: int, spare: set[int], *, under_way: bool = False) -> list[int]:
+    def prune(self, keep: int, spare: set[int], *, under_way: bool = False, check: Check = _nobody_else) -> list[int]:
         """Delete all but the newest `keep` intact steps (`looks_intact`) and those in `spare`.
 
         Half-written ones go too; damaged ones that are newer than the oldest that stays are left to
         be looked at, and count for nothing. `under_way`: someone else may be writing the run now, so a
-        half-written one that is newer than all others stays too. The marker goes first, so that a reader never sees a
-        committed folder with files missing.
+        half-written one that is newer than all others stays too. `check` is asked before each delete; what
+        an attempt has begun to write after it said yes has other names and stays.
+
+        Raises:
+            Fenced: `check` says that the run is another's by now.
         """
         steps = self.steps()
         intact = [s for s in steps if self.looks_intact(s)]
         kept = set(intact[-keep:])
         for step in [] if under_way else intact:
             if step in kept | spare and len(self.of(step).names()) > 1 + len(self._files_of(step)):
-                sweep(self.of(step))
+                sweep(self.of(step), check)
         oldest = min(kept, default=0)
         half = [s for s in steps if not self.of(s).exists(MARKER)]
         if under_way:
             half = [s for s in half if s < max(intact, default=0)]
         gone = [s for s in steps if s not in kept | spare and (s in half or (s < oldest and self.of(s).exists(MARKER)))]
         for step in gone:
-            folder = self.of(step)
-            folder.discard(MARKER)
-            folder.remove()
+            clear(self.of(step), check)
         return gone

@@ -162,7 +162,7 @@ class _Job:
         )
         state.rows = self.data.rows("train")
         state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
-        write_placement(self.folder, self.mesh, engine)
+        write_placement(self.folder, self.mesh, engine, self.attempt)
         attempt = self.attempt
         history = History(self.folder, resume_step=state.step, overtaken=lambda: attempt.overtaken) if attempt else None
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
@@ -205,7 +205,7 @@ class _Job:
         engine = build_engine(self.run, self.mesh, self.world, stored=best, training=False)
         test = measure(engine, scan(self.run, self.data, "test", self.mesh, self.world), self.run.metrics)
         if isinstance(engine, Replica) and isinstance(self.data, Dataset):
-            write_predictions(self.run, self.data, engine, self.folder)
+            write_predictions(self.run, self.data, engine, self.folder, self.attempt)
         return test
 
     def _save(self, engine: Engine, now: bool) -> list[State]:
@@ -231,7 +231,7 @@ class _Job:
             state.step,
             chain(engine.chunks(), ledger.chunks()),
             meta,
-            committed=partial(folders.prune, self.run.checkpoint.keep, best),
+            committed=partial(folders.prune, self.run.checkpoint.keep, best, check=fence.check_of(self.attempt)),
             now=now,
         )
         snapshot = replace(state, best=dict(state.best))

@@ -211,3 +211,63 @@ def test_a_log_of_an_older_rtrain_goes_on_and_its_writers_are_fenced(uri: str) -
     assert value_of(uri) == (2, 2.0)
     assert fence.beginnings(folders)[:2] == [1.0, 3.0]
     assert len(fence.beginnings(folders)) == 4
+
+
+def prune(attempt: Attempt, keep: int = 1) -> None:
+    attempt.folders.prune(keep, set(), check=attempt.check)
+
+
+def test_an_attempt_that_was_overtaken_deletes_nothing(uri: str) -> None:
+    old = start(uri)
+    for step in (1, 2):
+        write(old, step, float(step))
+    new = start(uri)
+    half = new.folders.of(3)
+    half.write(f"rank-00000{new.names_suffix}.safetensors", b"half")
+    with pytest.raises(Fenced):
+        prune(old)
+    assert new.folders.steps() == [1, 2, 3]
+    write(new, 3, 3.0)
+    prune(new)
+    assert new.folders.steps() == [3]
+    assert value_of(uri) == (3, 3.0)
+
+
+@pytest.mark.parametrize("moment", ["check", "delete"])
+def test_taken_over_before_the_check_or_the_delete_of_the_very_same_step(
+    uri: str, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old attempt deletes a half-written step 3; the new one is writing it, and has its shard there by then."""
+    old = start(uri)
+    write(old, 2, 2.0)
+    old.folders.of(3).write("rank-00000-e00000009-0123456789ab.safetensors", b"left by one that died")
+    kept = Folder.delete
+    begun: list[Attempt] = []
+
+    def other() -> None:
+        begun.append(start(uri))
+        begun[0].folders.of(3).write(f"rank-00000{begun[0].names_suffix}.safetensors", b"half")
+
+    if moment == "delete":
+
+        def delete(self: Folder, names: list[str]) -> None:
+            if not begun and self.uri.endswith("step-00000003"):
+                other()
+            kept(self, names)
+
+        monkeypatch.setattr(Folder, "delete", delete)
+        prune(old)
+    else:
+        # Listed, and overtaken before the check: nothing is deleted at all.
+        check = old.check
+
+        def late() -> None:
+            if not begun:
+                other()
+            check()
+
+        with pytest.raises(Fenced):
+            old.folders.prune(1, set(), check=late)
+    assert f"rank-00000{begun[0].names_suffix}.safetensors" in begun[0].folders.of(3).names()
+    write(begun[0], 3, 3.0)
+    assert value_of(uri) == (3, 3.0)

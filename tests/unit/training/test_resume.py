@@ -1,6 +1,7 @@
 """A job that dies anywhere goes on as if nothing had happened; what it cannot go on from, it says."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,8 @@ def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(
     winner: list[object] = []
 
     def overtake() -> None:
+        while 7 not in CheckpointFolders(tiny.folder).committed():
+            time.sleep(0.01)  # a thread is writing it
         fence.begin(CheckpointFolders(tiny.folder))
         winner.append(lines(tiny, "train")[-1]["step"])
 
