@@ -90,6 +90,9 @@ class Attempt:
             raise self._lost()
         self.chain = self.chain.longer()
         self.confirm()
+
+    def shorten_log(self) -> None:
+        """Delete all entries but the newest `KEPT`, and the first, which gives the others their names."""
         for name in log.before(self.folders.log, self.chain, self.chain.last - KEPT):
             self.folders.log.discard(name)
 

@@ -226,6 +226,8 @@ def _commit(
             raise
     with suppress(Exception):  # it is committed: what is left over takes space and nothing else
         sweep(folder, check_of(attempt))
+        if attempt is not None:
+            attempt.shorten_log()
 
 
 class Stored:

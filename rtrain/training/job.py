@@ -180,7 +180,7 @@ class _Job:
                 callbacks,
                 ledger=self.ledger,
                 evaluate=lambda: measure(engine, scan(run, self.data, "valid", self.mesh, world), run.metrics),
-                save=partial(self._save, engine),
+                save=partial(self._save, engine, history),
                 watch=watch,
                 notice=self.notice,
             )
@@ -208,10 +208,11 @@ class _Job:
             write_predictions(self.run, self.data, engine, self.folder, self.attempt)
         return test
 
-    def _save(self, engine: Engine, now: bool) -> list[State]:
+    def _save(self, engine: Engine, history: History | None, now: bool) -> list[State]:
         """Begin a checkpoint, or write it now; the states whose commit was seen, the one in flight before first."""
         state, ledger, folders = self.state, self.ledger, self.folders
         self.saver.settle()
+        self._tell_problems(history)
         seen = [self.in_flight] if self.in_flight else []
         self.in_flight = None
         ledger.gather()
@@ -234,11 +235,19 @@ class _Job:
             committed=partial(folders.prune, self.run.checkpoint.keep, best, check=fence.check_of(self.attempt)),
             now=now,
         )
+        if now or not self.saver.background:
+            self._tell_problems(history)
         snapshot = replace(state, best=dict(state.best))
         if now or not self.saver.background:
             return [*seen, snapshot]
         self.in_flight = snapshot
         return seen
+
+    def _tell_problems(self, history: History | None) -> None:
+        """Old checkpoints that could not be deleted fail no run: the next save tries again."""
+        while history and self.saver.problems:
+            text = f"old checkpoints could not be deleted, {self.saver.problems.pop(0)}. The next save tries again"
+            history.event(self.state.step, text)
 
     def _recorders(self, history: History, problems: list[str]) -> list[Callback]:
         """What rank 0 writes while it trains."""
