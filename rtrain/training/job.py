@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from rtrain import config
 from rtrain.checkpoint import fence
-from rtrain.checkpoint.fence import Attempt
+from rtrain.checkpoint.fence import Attempt, Fenced
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.patience import Patience
 from rtrain.checkpoint.saver import Saver
@@ -74,15 +74,19 @@ class Outcome:
     """URI of the best checkpoint."""
 
 
-def run_job(run: Run, world: World, callbacks: Sequence[Callback] = (), notice: Notice | None = None) -> Outcome:
-    """Train `run` to its end on this rank; a collective over all ranks. `notice`: that the machine goes soon.
+def run_job(
+    run: Run, world: World, callbacks: Sequence[Callback] = (), notice: Notice | None = None, driver: str = ""
+) -> Outcome:
+    """Train `run` to its end on this rank; a collective over all ranks.
+
+    `notice`: that the machine goes soon. `driver`: token of the driver that took the run (`fence.take`).
 
     Raises:
         RtrainError: with rank, node and step in front, on the rank where it happened.
     """
     state = State(total_steps=0, rows=1)
     try:
-        return _Job(run, world, state, notice or Notice()).finish(callbacks)
+        return _Job(run, world, state, notice or Notice(), driver).finish(callbacks)
     except RtrainError as error:
         raise type(error)(f"rank {world.rank} on {world.node}, step {state.step}: {error}") from error
     except Exception as error:
@@ -98,7 +102,7 @@ def run_job(run: Run, world: World, callbacks: Sequence[Callback] = (), notice: 
 class _Job:
     """What the steps of a job share."""
 
-    def __init__(self, run: Run, world: World, state: State, notice: Notice):
+    def __init__(self, run: Run, world: World, state: State, notice: Notice, driver: str):
         self.run, self.world, self.state, self.notice = run, world, state, notice
         patience = Patience(budget_s=run.checkpoint.retry_s)
         self.folder, self.folders = Folder(run.folder, patience), CheckpointFolders(run.folder, patience)
@@ -109,7 +113,7 @@ class _Job:
         # Ranks of one model replica are fed the same rows: the first of them counts.
         where = self.mesh.coordinates(world.rank)
         self.ledger = Ledger(counts=where["tensor"] == 0 and where["pipeline"] == 0)
-        state.attempt = self._begin_attempt()
+        state.attempt = self._begin_attempt(driver)
         self.saver = Saver(self.folders, self.attempt, background=run.checkpoint.background)
         self.in_flight: State | None = None
 
@@ -263,16 +267,21 @@ class _Job:
         )
         return [history, TrackerCalls(trackers)]
 
-    def _begin_attempt(self) -> int:
+    def _begin_attempt(self, driver: str) -> int:
         """Take the run over; the number of this attempt of it, the same on every rank."""
-        number = [0]
+        said: list[Any] = [0, ""]
         if self.world.leads:
             before = self.folder.read_json(ATTEMPT)["attempt"] if self.folder.exists(ATTEMPT) else 0
-            self.attempt = fence.begin(self.folders, at_least=before + 1)
-            number = [self.attempt.number]
-            self.folder.write_json(ATTEMPT, {"attempt": number[0]})
-        dist.broadcast_object_list(number, src=0)
-        return number[0]
+            try:
+                self.attempt = fence.begin(self.folders, at_least=before + 1, driver=driver)
+                said = [self.attempt.number, ""]
+                self.folder.write_json(ATTEMPT, {"attempt": self.attempt.number})
+            except Fenced as error:
+                said = [0, str(error)]
+        dist.broadcast_object_list(said, src=0)
+        if said[1]:
+            raise Fenced(said[1])  # on every rank: nobody is left waiting
+        return int(said[0])
 
     def _newest_checkpoint(self) -> tuple[Stored | None, list[str]]:
         """Rank 0 finds the newest intact checkpoint, all ranks open that one; what was wrong with newer ones."""

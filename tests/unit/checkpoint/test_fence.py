@@ -271,3 +271,50 @@ def test_taken_over_before_the_check_or_the_delete_of_the_very_same_step(
     assert f"rank-00000{begun[0].names_suffix}.safetensors" in begun[0].folders.of(3).names()
     write(begun[0], 3, 3.0)
     assert value_of(uri) == (3, 3.0)
+
+
+def test_a_worker_of_an_overtaken_driver_begins_no_attempt(uri: str) -> None:
+    folders = CheckpointFolders(uri)
+    old = fence.take(folders)
+    first = fence.begin(folders, driver=old.token)
+    write(first, 1, 1.0)
+    again = fence.begin(folders, driver=old.token)  # its worker died and was restarted
+    assert (first.number, again.number) == (1, 2)
+    new = fence.take(CheckpointFolders(uri))
+    with pytest.raises(Fenced, match=r"a newer start \(process \d+ on \S+, .* UTC\) has taken it over from attempt 2"):
+        write(again, 2, -1.0)
+    with pytest.raises(Fenced, match=r"a newer start"):
+        fence.begin(folders, driver=old.token)
+    third = fence.begin(folders, driver=new.token)
+    assert third.number == 3
+    with pytest.raises(Fenced, match=r"attempt 3 \(process"):
+        fence.begin(folders, driver=old.token)
+    with pytest.raises(Fenced, match=r"attempt 3 \(process"):
+        old.check()
+    write(third, 2, 2.0)
+    new.check()
+    assert value_of(uri) == (2, 2.0)
+
+
+def test_a_driver_shows_the_last_commit_and_fences_in_the_middle_of_a_save(
+    uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = CheckpointFolders(uri)
+    old = fence.begin(folders, driver=fence.take(folders).token)
+    at(monkeypatch, "create", lambda n: n == MARKER, lambda: fence.take(CheckpointFolders(uri)))
+    write(old, 1, 1.0)
+    assert value_of(uri) == (1, 1.0)
+    with pytest.raises(Fenced):
+        write(old, 2, -1.0)
+
+
+def test_a_driver_of_a_run_that_was_started_anew_is_told(tmp_path: Path) -> None:
+    uri = str(tmp_path / "run")
+    old = fence.take(CheckpointFolders(uri))
+    (tmp_path / "run").rename(tmp_path / "run~1")
+    for _ in range(2):
+        with pytest.raises(Fenced, match="started anew"):
+            old.check()
+        with pytest.raises(Fenced):
+            fence.begin(CheckpointFolders(uri), driver=old.token)
+        fence.begin(CheckpointFolders(uri), driver=fence.take(CheckpointFolders(uri)).token)
