@@ -122,19 +122,19 @@ def train(
                 check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
             from rtrain.launch.ray_train import train_on_ray
 
-            driver = _claim(run, fresh=fresh, say=say)
+            driver = _claim(run, stack, fresh=fresh, say=say)
             with Watch(run):
                 outcome = train_on_ray(run, driver=driver.token)
         elif launcher == "inline":
             from rtrain.launch.local import train_inline
 
-            driver = _claim(run, fresh=fresh, say=say)
+            driver = _claim(run, stack, fresh=fresh, say=say)
             outcome = train_inline(run, driver.token)
         else:
             from rtrain.launch.local import train_under_torchrun
 
             # The other ranks wait for the first one when they join the process group.
-            mine = _claim(run, fresh=fresh, say=say) if leads else None
+            mine = _claim(run, stack, fresh=fresh, say=say) if leads else None
             finished = train_under_torchrun(run, mine.token if mine else "")
             if finished is None or mine is None:
                 return None
@@ -166,7 +166,7 @@ def _finished(run: Run) -> Mapping[str, Any] | None:
     return stored
 
 
-def _claim(run: Run, *, fresh: bool, say: Callable[[str], None]) -> Driver:
+def _claim(run: Run, stack: ExitStack, *, fresh: bool, say: Callable[[str], None]) -> Driver:
     """Make the run's folder this run's, and this its driver: nothing is written before all else has been checked.
 
     Raises:
@@ -190,6 +190,7 @@ def _claim(run: Run, *, fresh: bool, say: Callable[[str], None]) -> Driver:
         if steps:
             say(f"resumes from step {steps[-1]}")
     driver = fence.take(CheckpointFolders(run.folder))
+    stack.callback(driver.release)
     # In this order: whoever sees a result beside a config sees the config that it belongs to.
     folder.discard("result.json")
     driver.check()

@@ -18,9 +18,9 @@ marker sets the marker, so that nothing that the old one may still do changes wh
 The names after the first carry its token (`log.Chain`): a run that is started anew (--fresh) begins
 another chain, so that an entry which an old attempt adds there late has a name that no one looks for.
 
-On a file system without a conditional create the entry is written when nothing is there and read
-back: two writers within the same instant could then both believe that they won, and only the next
-commit of the loser finds out. `Folder.create` says which it is.
+On a storage without a conditional create (`Folder.creates_once` tries it out) the entry is written
+when nothing is there and read back: two writers within the same instant could then both believe that
+they won, and only the next commit of the loser finds out. There a lease keeps all others out (`lease`).
 """
 
 import hashlib
@@ -29,10 +29,11 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rtrain.checkpoint import log
+from rtrain.checkpoint import lease, log
 from rtrain.checkpoint.log import TOKEN, Chain
 from rtrain.checkpoint.store import MANIFEST, MARKER, Check, CheckpointFolders
 from rtrain.errors import CheckpointError
@@ -119,11 +120,17 @@ class Driver(Writer):
         Raises:
             Fenced: another driver has taken the run since, or the run was started anew.
         """
+        lease.renew(self.folders.log, self.driver)
         _, last = log.look(self.folders.log, self.token)
         if last is None or not log.is_there(self.folders.log, self.chain):
             raise self.anew()
         if last.get("driver") != self.driver:
             raise self.lost_to(last)
+
+    def release(self) -> None:
+        """The run is over, or has failed: where there is a lease, the next driver need not wait for its end."""
+        with suppress(Exception):  # storage that is gone must not hide why the run failed
+            lease.release(self.folders.log, self.driver)
 
 
 class Attempt(Writer):
@@ -140,6 +147,7 @@ class Attempt(Writer):
         Raises:
             Fenced: another attempt has begun since, another driver has taken the run, or it was started anew.
         """
+        lease.renew(self.folders.log, self.driver)
         names = self.folders.log.names()
         while self.chain.following in names and self._is_mine(self.chain.following):
             self.chain = self.chain.longer()  # a commit of ours that we were told had failed
@@ -151,6 +159,7 @@ class Attempt(Writer):
     @property
     def overtaken(self) -> bool:
         """Whether `check` would raise: nothing in the run's folder is this one's to write any more."""
+        lease.renew(self.folders.log, self.driver)
         chain, names = self.chain, self.folders.log.names()
         if chain.following in names:  # a thread may be committing: its entry is no one else's
             return not self._is_mine(chain.following)
@@ -179,8 +188,13 @@ class Attempt(Writer):
 
 
 def take(folders: CheckpointFolders) -> Driver:
-    """Become the run's driver: attempts that belong to another one can neither commit nor begin any more."""
+    """Become the run's driver: attempts that belong to another one can neither commit nor begin any more.
+
+    Raises:
+        CheckpointError: on a storage without a conditional create, when another one holds the run.
+    """
     token = uuid.uuid4().hex
+    lease.take(folders.log, token)
     while True:
         chain, before = log.look(folders.log, token)
         driver = Driver(folders, before["attempt"] if before else 0, token, token, chain)
@@ -198,6 +212,7 @@ def begin(folders: CheckpointFolders, *, at_least: int = 1, driver: str = "") ->
 
     Raises:
         Fenced: another driver has taken the run since this one did, or the run was started anew.
+        CheckpointError: as `take`.
     """
     token = uuid.uuid4().hex
     while True:
@@ -208,6 +223,7 @@ def begin(folders: CheckpointFolders, *, at_least: int = 1, driver: str = "") ->
             raise attempt.anew()
         if driver and before and before.get("driver") != driver:
             raise attempt.lost_to(before)
+        lease.take(folders.log, attempt.driver)
         if attempt.add("begin"):
             break
     _show_last(folders, before)

@@ -10,6 +10,7 @@ names carry the number of the commit and a random token of the attempt, so that 
 run that was started anew either, ever write one file.
 """
 
+import errno
 import hashlib
 import inspect
 import json
@@ -17,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+import uuid
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from rtrain.checkpoint.patience import Patience
-from rtrain.errors import CheckpointError
+from rtrain.errors import CheckpointError, one_line
 
 T = TypeVar("T")
 Check = Callable[[], None]
@@ -39,8 +41,12 @@ MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 DAMAGED = "DAMAGED"
 """Left by a reader that found the checkpoint damaged, with what it found: so it need not be read again."""
-CONDITIONAL = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
-"""Protocols whose fsspec client can create a file on the condition that there is none."""
+_CREATES_ONCE: dict[object, bool] = {}
+"""What was found of each storage: a local disk's device number, or protocols and bucket."""
+
+
+class Unable(Exception):
+    """A storage that has no conditional create."""
 
 
 def sha256_of(path: str | Path) -> str:
@@ -118,35 +124,65 @@ class Folder:
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of that name; whether it is now this one.
 
-        One operation of the file system on local disks and those of `CONDITIONAL`, so that of two
-        writers exactly one gets true. Elsewhere it is looked for, written and read back, which two
-        writers within the same instant can both pass.
+        One operation of the storage where it has such a one (`creates_once`), so that of two writers
+        exactly one gets true. Elsewhere it is looked for, written and read back, which two writers
+        within the same instant can both pass.
         """
+        if self.creates_once():
+            return self._patiently(lambda: self._create(name, data), f"create {name}")
 
         def attempt() -> bool:
-            try:
-                if self.is_local:
-                    self._write_local(name, data, os.link)
-                elif self.protocols & CONDITIONAL and "mode" in _parameters(self.fs):
-                    self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
-                elif self.fs.exists(f"{self.path}/{name}"):
-                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
-                else:
-                    self.fs.pipe_file(f"{self.path}/{name}", data)
-                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
-            except Exception as error:
-                if not _is_conflict(error):
-                    raise
-                self.fs.invalidate_cache()  # else s3fs believes the listing that it made before
-                try:
-                    # A try whose answer was lost may have been the one that wrote it.
-                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
-                except FileNotFoundError:
-                    # S3 answers so while another request for the same key is under way (409): ask again.
-                    raise TimeoutError(f"{name} is neither there nor may it be created ({error})") from error
-            return True
+            if not self.fs.exists(f"{self.path}/{name}"):
+                self.write(name, data)
+            return self.read(name) == data
 
         return self._patiently(attempt, f"create {name}")
+
+    def creates_once(self) -> bool:
+        """Whether the storage can create a file on the condition that there is none of its name.
+
+        Tried out once per process and storage: of two files of one name the second must be refused.
+        """
+        if self.is_local:
+            make_folder(self.path)
+        storage = os.stat(self.path).st_dev if self.is_local else (*sorted(self.protocols), self.path.split("/")[0])
+        if storage not in _CREATES_ONCE:
+            name = f".probe-{uuid.uuid4().hex}"
+            try:
+                first, second = (
+                    self._patiently(lambda c=content: self._create(name, c), "try a conditional create")  # type: ignore[misc]
+                    for content in (b"first", b"second")
+                )
+                _CREATES_ONCE[storage] = first and not second
+            except Exception as error:
+                if not _is_unable(error):
+                    raise
+                _CREATES_ONCE[storage] = False
+            finally:
+                self.discard(name)
+        return _CREATES_ONCE[storage]
+
+    def _create(self, name: str, data: bytes) -> bool:
+        try:
+            if self.is_local:
+                self._write_local(name, data, os.link)
+            elif "mode" in _parameters(self.fs):
+                self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
+            else:
+                raise NotImplementedError(f"{type(self.fs).__name__} knows no conditional create")
+        except Exception as error:
+            if _status(error) == 501:
+                raise Unable(one_line(error)) from error  # no failure that passes
+            if not _is_conflict(error):
+                raise
+            self.fs.invalidate_cache()  # else s3fs believes the listing that it made before
+            try:
+                # A try whose answer was lost may have been the one that wrote it.
+                return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
+            except FileNotFoundError:
+                # S3 answers so while another request for the same key is under way (409): ask again.
+                raise TimeoutError(f"{name} is neither there nor may it be created ({error})") from error
+        return True
 
     def _write_local(self, name: str, data: bytes, place: Callable[[str, str], None]) -> None:
         os.makedirs(self.path, exist_ok=True)
@@ -238,11 +274,25 @@ def _parameters(fs: Any) -> set[str]:
 
 def _is_conflict(error: Exception) -> bool:
     """Whether a conditional create says that there is such a file already."""
-    if isinstance(error, FileExistsError):
+    return isinstance(error, FileExistsError) or _status(error) in (409, 412) or "recondition" in str(error)
+
+
+def _is_unable(error: Exception) -> bool:
+    """Whether it says that there is no such operation: some mounts have no link(2), some servers answer 501."""
+    if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP):
         return True
+    return isinstance(error, Unable | NotImplementedError)
+
+
+def _status(error: Exception) -> int | None:
+    """HTTP status of an answer of S3."""
     answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
-    return status in (409, 412) or "recondition" in str(error)
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+
+
+def make_folder(path: str) -> None:
+    """Make a local folder and those above it."""
+    os.makedirs(path, exist_ok=True)
 
 
 def _sync_folder(path: str) -> None:

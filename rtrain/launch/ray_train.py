@@ -14,8 +14,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Fenced
-from rtrain.checkpoint.store import Folder
+from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import (
     CheckpointError,
     ClusterError,
@@ -41,12 +42,13 @@ COLLATERAL = ("connection closed by peer", "connection reset", "broken pipe", "g
 def train_on_ray(run: Run, *, driver: str = "", callbacks: list[Callable[..., Any]] | None = None) -> Outcome:
     """Train on the Ray that is joined; workers that fail are restarted `faults.max_failures` times.
 
-    `driver`: token of the driver that took the run (`fence.take`); once another one has, no worker begins any more.
+    `driver`: token of the driver that took the run (none: it is taken here); once another one has, no worker begins.
     `callbacks`: Ray Train's own `UserCallback`s (Tune's reporter).
 
     Raises:
         RtrainError: the root cause of a run that could not be finished; peers' errors are left out.
     """
+    driver = driver or fence.take(CheckpointFolders(run.folder)).token
     Folder(run.folder).discard(REFUSED)
     path, filesystem = ray_storage(run.folder)
     trainer = TorchTrainer(
