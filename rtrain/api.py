@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtrain import config
+from rtrain.checkpoint import fence
+from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.store import CheckpointFolders, Folder, check_writable
 from rtrain.errors import ConfigError, UserError
 from rtrain.planning import Plan, check, plan
@@ -120,26 +122,27 @@ def train(
                 check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
             from rtrain.launch.ray_train import train_on_ray
 
-            _claim(run, fresh=fresh, say=say)
+            driver = _claim(run, stack, fresh=fresh, say=say)
             with Watch(run):
-                outcome = train_on_ray(run)
+                outcome = train_on_ray(run, driver=driver.token)
         elif launcher == "inline":
             from rtrain.launch.local import train_inline
 
-            _claim(run, fresh=fresh, say=say)
-            outcome = train_inline(run)
+            driver = _claim(run, stack, fresh=fresh, say=say)
+            outcome = train_inline(run, driver.token)
         else:
             from rtrain.launch.local import train_under_torchrun
 
-            if leads:  # the other ranks wait for this one when they join the process group
-                _claim(run, fresh=fresh, say=say)
-            finished = train_under_torchrun(run)
-            if finished is None:
+            # The other ranks wait for the first one when they join the process group.
+            mine = _claim(run, stack, fresh=fresh, say=say) if leads else None
+            finished = train_under_torchrun(run, mine.token if mine else "")
+            if finished is None or mine is None:
                 return None
+            driver = mine
             outcome = finished
         from rtrain.launch.finish import finish
 
-        return Result(run, finish(run, outcome, command=command, began=began, say=say))
+        return Result(run, finish(run, outcome, driver=driver, command=command, began=began, say=say))
 
 
 def absolute(run: Run) -> Run:
@@ -163,10 +166,11 @@ def _finished(run: Run) -> Mapping[str, Any] | None:
     return stored
 
 
-def _claim(run: Run, *, fresh: bool, say: Callable[[str], None]) -> None:
-    """Make the run's folder this run's: nothing is written before all else has been checked.
+def _claim(run: Run, stack: ExitStack, *, fresh: bool, say: Callable[[str], None]) -> Driver:
+    """Make the run's folder this run's, and this its driver: nothing is written before all else has been checked.
 
     Raises:
+        Fenced: another driver has taken the run in this very moment.
         ConfigError: the folder holds checkpoints of another run under the same name.
     """
     folder = Folder(run.folder)
@@ -185,9 +189,13 @@ def _claim(run: Run, *, fresh: bool, say: Callable[[str], None]) -> None:
             say(f"changed since the last start: {'; '.join(changes)}")
         if steps:
             say(f"resumes from step {steps[-1]}")
+    driver = fence.take(CheckpointFolders(run.folder))
+    stack.callback(driver.release)
     # In this order: whoever sees a result beside a config sees the config that it belongs to.
     folder.discard("result.json")
+    driver.check()
     folder.write_json("run.json", config.to_dict(run))
+    return driver
 
 
 def _move_aside(run: Run) -> str:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rtrain.checkpoint import shards
-from rtrain.checkpoint.fence import Attempt, Fenced, marker_of
+from rtrain.checkpoint.fence import Attempt, Fenced, check_of, marker_of
 from rtrain.checkpoint.store import (
     DAMAGED,
     MANIFEST,
@@ -28,6 +28,7 @@ from rtrain.checkpoint.store import (
     SHARD,
     CheckpointFolders,
     Folder,
+    clear,
     sha256_of,
     sweep,
 )
@@ -109,8 +110,7 @@ def write_collected(
             folder.remove()
             return ""
         attempt.check()
-        # Plain names are the first attempt's own, as long as they are in no committed checkpoint.
-        return "" if attempt.number == 1 and not folder.exists(MARKER) else attempt.names_suffix
+        return attempt.names_suffix
 
     suffix = everywhere(lambda: prepare() if rank == 0 else "")[0]
     name = f"rank-{rank:05d}{suffix}.safetensors"
@@ -122,18 +122,18 @@ def write_collected(
 
 def _give_up(folder: Folder, attempt: Attempt | None) -> str:
     """Free the space of a checkpoint that failed; why not, when the folder is another attempt's by now."""
+    check = check_of(attempt)
     try:
-        if attempt is not None:
-            attempt.check()
+        check()
+        # Half of it would only take the space that is missing.
+        if folder.exists(MARKER):
+            sweep(folder, check)
+        else:
+            clear(folder, check)
     except Fenced as error:
         return str(error)
     except Exception:
         return ""  # the storage is gone: nothing can be freed
-    with suppress(Exception):  # half of it would only take the space that is missing
-        if folder.exists(MARKER):
-            sweep(folder)
-        else:
-            folder.remove()
     return ""
 
 
@@ -210,11 +210,24 @@ def _commit(
     manifest = json.dumps({**head, "files": files, "tensors": tensors}).encode()
     folder.write(name, manifest)
     sha256 = hashlib.sha256(manifest).hexdigest()
-    if attempt is not None:
+    marker = marker_of(sha256, name)
+    if attempt is None:
+        folder.write(MARKER, marker)
+    else:
         attempt.commit(head["step"], name, sha256)
-    folder.write(MARKER, marker_of(sha256, name))
+        if not folder.create(MARKER, marker):  # of the checkpoint that this one replaces, if the run is still ours
+            attempt.check()
+            folder.write(MARKER, marker)
+        try:
+            attempt.confirm()
+        except Fenced:
+            if folder.exists(MARKER) and folder.read(MARKER) == marker:
+                folder.discard(MARKER)
+            raise
     with suppress(Exception):  # it is committed: what is left over takes space and nothing else
-        sweep(folder)
+        sweep(folder, check_of(attempt))
+        if attempt is not None:
+            attempt.shorten_log()
 
 
 class Stored:

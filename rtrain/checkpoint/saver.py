@@ -20,6 +20,7 @@ from torch import Tensor
 from rtrain.checkpoint.fence import Attempt
 from rtrain.checkpoint.format import Collected, collect, write_collected
 from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.errors import one_line
 from rtrain.parallel.chunks import Chunk
 
 SAVING = "rtrain-save"
@@ -34,6 +35,8 @@ class Saver:
         self.group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
         self.stalled_s = 0.0
         """Seconds that training has waited for checkpoints; what is written `now`, after training, apart."""
+        self.problems: list[str] = []
+        """What went wrong on rank 0 after a commit, for who keeps the run's history to take out."""
         self._memory: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -49,7 +52,8 @@ class Saver:
     ) -> None:
         """Write a checkpoint; a collective. None may be in flight: `settle` first.
 
-        `committed` is called on rank 0 after the commit, in the thread (pruning). `now`: training does
+        `committed` is called on rank 0 after the commit, in the thread (pruning); what it raises goes to
+        `problems`, for the checkpoint is there, and the other ranks go on. `now`: training does
         not go on, so nothing is copied and this returns when it is committed.
 
         Raises:
@@ -72,7 +76,10 @@ class Saver:
     def _write(self, step: int, collected: Collected, meta: Mapping[str, Any], committed: Callable[[], object]) -> None:
         write_collected(self.folders, step, collected, meta, attempt=self.attempt, group=self.group)
         if dist.get_rank(self.group) == 0:
-            committed()
+            try:
+                committed()
+            except Exception as error:
+                self.problems.append(f"after the commit of step {step}: {one_line(error)}")
 
     def _run(self, *work: Any) -> None:
         try:

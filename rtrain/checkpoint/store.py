@@ -1,14 +1,16 @@
 """Where checkpoints live: one folder a step under any fsspec URI, committed by a marker written last.
 
-    {run}/checkpoints/step-00000200/rank-00000.safetensors ...   every rank's share
-                                    manifest.json                what is in them
-                                    COMMITTED                    sha256 and name of the manifest; written last
-                      commits/00000002.json                      who committed what (`checkpoint.fence`)
+    {run}/checkpoints/step-00000200/rank-00000-e00000002-5f1c09aa31be.safetensors ...   every rank's share
+                                    manifest-e00000002-5f1c09aa31be.json                what is in them
+                                    COMMITTED              sha256 and name of the manifest; written last
+                      commits/00000002-5f1c09aa31be.json   who committed what (`checkpoint.fence`)
 
-A folder without its marker does not exist for a reader, whatever happened to its writer. Files of a
-later attempt carry the number of its commit in their names, so that no two attempts ever write one file.
+A folder without its marker does not exist for a reader, whatever happened to its writer. All other
+names carry the number of the commit and a random token of the attempt, so that no two attempts, of a
+run that was started anew either, ever write one file.
 """
 
+import errno
 import hashlib
 import inspect
 import json
@@ -16,7 +18,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,19 +27,26 @@ from typing import Any, TypeVar
 import fsspec
 
 from rtrain.checkpoint.patience import Patience
-from rtrain.errors import CheckpointError
+from rtrain.errors import CheckpointError, one_line
 
 T = TypeVar("T")
+Check = Callable[[], None]
+"""Raises where the run is another's by now."""
 
 STEP = re.compile(r"step-(\d{8})")
-SHARD = re.compile(r"rank-\d{5}(-e\d{8})?\.safetensors")
-MANIFESTS = re.compile(r"manifest(-e\d{8})?\.json")
+# Without a token: of an older rtrain, or of a writer that has the folder for itself.
+SHARD = re.compile(r"rank-\d{5}(-e\d{8}(-[0-9a-f]{12})?)?\.safetensors")
+MANIFESTS = re.compile(r"manifest(-e\d{8}(-[0-9a-f]{12})?)?\.json")
 MANIFEST = "manifest.json"
 MARKER = "COMMITTED"
 DAMAGED = "DAMAGED"
 """Left by a reader that found the checkpoint damaged, with what it found: so it need not be read again."""
-CONDITIONAL = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
-"""Protocols whose fsspec client can create a file on the condition that there is none."""
+_CREATES_ONCE: dict[object, bool] = {}
+"""What was found of each storage: a local disk's device number, or protocols and bucket."""
+
+
+class Unable(Exception):
+    """A storage that has no conditional create."""
 
 
 def sha256_of(path: str | Path) -> str:
@@ -114,35 +124,65 @@ class Folder:
     def create(self, name: str, data: bytes) -> bool:
         """Write a file if there is none of that name; whether it is now this one.
 
-        One operation of the file system on local disks and those of `CONDITIONAL`, so that of two
-        writers exactly one gets true. Elsewhere it is looked for, written and read back, which two
-        writers within the same instant can both pass.
+        One operation of the storage where it has such a one (`creates_once`), so that of two writers
+        exactly one gets true. Elsewhere it is looked for, written and read back, which two writers
+        within the same instant can both pass.
         """
+        if self.creates_once():
+            return self._patiently(lambda: self._create(name, data), f"create {name}")
 
         def attempt() -> bool:
-            try:
-                if self.is_local:
-                    self._write_local(name, data, os.link)
-                elif self.protocols & CONDITIONAL and "mode" in _parameters(self.fs):
-                    self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
-                elif self.fs.exists(f"{self.path}/{name}"):
-                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
-                else:
-                    self.fs.pipe_file(f"{self.path}/{name}", data)
-                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
-            except Exception as error:
-                if not _is_conflict(error):
-                    raise
-                self.fs.invalidate_cache()  # else s3fs believes the listing that it made before
-                try:
-                    # A try whose answer was lost may have been the one that wrote it.
-                    return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
-                except FileNotFoundError:
-                    # S3 answers so while another request for the same key is under way (409): ask again.
-                    raise TimeoutError(f"{name} is neither there nor may it be created ({error})") from error
-            return True
+            if not self.fs.exists(f"{self.path}/{name}"):
+                self.write(name, data)
+            return self.read(name) == data
 
         return self._patiently(attempt, f"create {name}")
+
+    def creates_once(self) -> bool:
+        """Whether the storage can create a file on the condition that there is none of its name.
+
+        Tried out once per process and storage: of two files of one name the second must be refused.
+        """
+        if self.is_local:
+            make_folder(self.path)
+        storage = os.stat(self.path).st_dev if self.is_local else (*sorted(self.protocols), self.path.split("/")[0])
+        if storage not in _CREATES_ONCE:
+            name = f".probe-{uuid.uuid4().hex}"
+            try:
+                first, second = (
+                    self._patiently(lambda c=content: self._create(name, c), "try a conditional create")  # type: ignore[misc]
+                    for content in (b"first", b"second")
+                )
+                _CREATES_ONCE[storage] = first and not second
+            except Exception as error:
+                if not _is_unable(error):
+                    raise
+                _CREATES_ONCE[storage] = False
+            finally:
+                self.discard(name)
+        return _CREATES_ONCE[storage]
+
+    def _create(self, name: str, data: bytes) -> bool:
+        try:
+            if self.is_local:
+                self._write_local(name, data, os.link)
+            elif "mode" in _parameters(self.fs):
+                self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
+            else:
+                raise NotImplementedError(f"{type(self.fs).__name__} knows no conditional create")
+        except Exception as error:
+            if _status(error) == 501:
+                raise Unable(one_line(error)) from error  # no failure that passes
+            if not _is_conflict(error):
+                raise
+            self.fs.invalidate_cache()  # else s3fs believes the listing that it made before
+            try:
+                # A try whose answer was lost may have been the one that wrote it.
+                return bool(self.fs.cat_file(f"{self.path}/{name}") == data)
+            except FileNotFoundError:
+                # S3 answers so while another request for the same key is under way (409): ask again.
+                raise TimeoutError(f"{name} is neither there nor may it be created ({error})") from error
+        return True
 
     def _write_local(self, name: str, data: bytes, place: Callable[[str, str], None]) -> None:
         os.makedirs(self.path, exist_ok=True)
@@ -204,6 +244,19 @@ class Folder:
 
         self._patiently(gone, f"delete {name}")
 
+    def delete(self, names: Collection[str]) -> None:
+        """Delete these files (locally folders too), and the folder where nothing else is in it."""
+
+        def gone() -> None:
+            there = [f"{self.path}/{name}" for name in self.names() if name in names]
+            if there:
+                with suppress(FileNotFoundError):  # another try of ours, or someone else
+                    self.fs.rm(there, recursive=self.is_local)
+
+        self._patiently(gone, "delete")
+        with suppress(OSError, NotImplementedError):  # not empty; object storage has no folders to delete
+            self.fs.rmdir(self.path)
+
     def remove(self) -> None:
         """Delete the folder and all in it; nothing happens when it is not there."""
 
@@ -221,11 +274,25 @@ def _parameters(fs: Any) -> set[str]:
 
 def _is_conflict(error: Exception) -> bool:
     """Whether a conditional create says that there is such a file already."""
-    if isinstance(error, FileExistsError):
+    return isinstance(error, FileExistsError) or _status(error) in (409, 412) or "recondition" in str(error)
+
+
+def _is_unable(error: Exception) -> bool:
+    """Whether it says that there is no such operation: some mounts have no link(2), some servers answer 501."""
+    if isinstance(error, OSError) and error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EOPNOTSUPP):
         return True
+    return isinstance(error, Unable | NotImplementedError)
+
+
+def _status(error: Exception) -> int | None:
+    """HTTP status of an answer of S3."""
     answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
-    return status in (409, 412) or "recondition" in str(error)
+    return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+
+
+def make_folder(path: str) -> None:
+    """Make a local folder and those above it."""
+    os.makedirs(path, exist_ok=True)
 
 
 def _sync_folder(path: str) -> None:
@@ -237,15 +304,35 @@ def _sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def sweep(folder: Folder) -> None:
-    """Delete what a checkpoint's committed manifest does not name: left by a writer that died, or replaced."""
+def _nobody_else() -> None:
+    """What a writer that has the run for itself checks before it deletes."""
+
+
+def sweep(folder: Folder, check: Check = _nobody_else) -> None:
+    """Delete what a checkpoint's committed manifest does not name: left by a writer that died, or replaced.
+
+    Raises:
+        Fenced: `check` says that the run is another's by now.
+    """
+    there = folder.names()  # before the check: who takes the run over after it writes other names
     name = folder.read(MARKER).decode().partition(" ")[2] or MANIFEST
-    wanted = {MARKER, name, *json.loads(folder.read(name))["files"]}
-    for other in set(folder.names()) - wanted:
-        if other.startswith(".writing-"):
-            folder.child(other).remove()
-        else:
-            folder.discard(other)
+    left_over = set(there) - {MARKER, name, *json.loads(folder.read(name))["files"]}
+    if left_over:
+        check()
+        folder.delete(left_over)
+
+
+def clear(folder: Folder, check: Check = _nobody_else) -> None:
+    """Delete a checkpoint, its marker first, so that a reader never sees a committed folder with files missing.
+
+    Raises:
+        Fenced: `check` says that the run is another's by now.
+    """
+    there = folder.names()  # before the check, as in `sweep`
+    check()
+    if MARKER in there:
+        folder.discard(MARKER)
+    folder.delete(there)
 
 
 def check_writable(uri: str) -> None:
@@ -316,27 +403,28 @@ class CheckpointFolders:
         """Manifest and shards of a step that looked intact, with their sizes."""
         return self._known[step, self.of(step).read(MARKER)]
 
-    def prune(self, keep: int, spare: set[int], *, under_way: bool = False) -> list[int]:
+    def prune(self, keep: int, spare: set[int], *, under_way: bool = False, check: Check = _nobody_else) -> list[int]:
         """Delete all but the newest `keep` intact steps (`looks_intact`) and those in `spare`.
 
         Half-written ones go too; damaged ones that are newer than the oldest that stays are left to
         be looked at, and count for nothing. `under_way`: someone else may be writing the run now, so a
-        half-written one that is newer than all others stays too. The marker goes first, so that a reader never sees a
-        committed folder with files missing.
+        half-written one that is newer than all others stays too. `check` is asked before each delete; what
+        an attempt has begun to write after it said yes has other names and stays.
+
+        Raises:
+            Fenced: `check` says that the run is another's by now.
         """
         steps = self.steps()
         intact = [s for s in steps if self.looks_intact(s)]
         kept = set(intact[-keep:])
         for step in [] if under_way else intact:
             if step in kept | spare and len(self.of(step).names()) > 1 + len(self._files_of(step)):
-                sweep(self.of(step))
+                sweep(self.of(step), check)
         oldest = min(kept, default=0)
         half = [s for s in steps if not self.of(s).exists(MARKER)]
         if under_way:
             half = [s for s in half if s < max(intact, default=0)]
         gone = [s for s in steps if s not in kept | spare and (s in half or (s < oldest and self.of(s).exists(MARKER)))]
         for step in gone:
-            folder = self.of(step)
-            folder.discard(MARKER)
-            folder.remove()
+            clear(self.of(step), check)
         return gone

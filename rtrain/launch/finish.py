@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
@@ -34,10 +35,13 @@ BASELINE_ROWS = 5_000_000
 """Training rows beyond which the bias baseline, computed in the driver's memory, is left out."""
 
 
-def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Callable[[str], None]) -> dict[str, Any]:
+def finish(
+    run: Run, outcome: Outcome, *, driver: Driver, command: str, began: float, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Hand the best checkpoint on, write result.json and report.html; returns the result.
 
     Raises:
+        Fenced: another driver has taken the run; what lies in its folder is that one's to write.
         RunFailed: the served answers differ from the trainer's.
     """
     folder = Folder(run.folder)
@@ -49,6 +53,7 @@ def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Calla
         say(f"exporting step {outcome.best_step}")
         stored = Stored(CheckpointFolders(run.folder).of(outcome.best_step), outcome.best_step)
         target = f"{folder.uri}/export"
+        driver.check()
         if isinstance(run.model, Decoder):
             assert isinstance(run.data, Tokens), "Run refuses another pair"
             exported = export_decoder(run.model, stored, target, context=run.data.context)
@@ -85,6 +90,7 @@ def finish(run: Run, outcome: Outcome, *, command: str, began: float, say: Calla
         "command": mask_command(command),
         "seconds": round(time.time() - began, 1),
     }
+    driver.check()
     folder.write_json(RESULT, result)
     write_report(folder.uri)
     if served is False:

@@ -14,8 +14,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Fenced
-from rtrain.checkpoint.store import Folder
+from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import (
     CheckpointError,
     ClusterError,
@@ -39,19 +40,21 @@ USER_ERRORS = (UserError, ConfigError, DataError, CheckpointError, ClusterError)
 COLLATERAL = ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "peer", "timed out")
 
 
-def train_on_ray(run: Run, *, callbacks: list[Callable[..., Any]] | None = None) -> Outcome:
+def train_on_ray(run: Run, *, driver: str = "", callbacks: list[Callable[..., Any]] | None = None) -> Outcome:
     """Train on the Ray that is joined; workers that fail are restarted `faults.max_failures` times.
 
+    `driver`: token of the driver that took the run (none: it is taken here); once another one has, no worker begins.
     `callbacks`: Ray Train's own `UserCallback`s (Tune's reporter).
 
     Raises:
         RtrainError: the root cause of a run that could not be finished; peers' errors are left out.
     """
+    driver = driver or fence.take(CheckpointFolders(run.folder)).token
     Folder(run.folder).discard(REFUSED)
     path, filesystem = ray_storage(run.folder)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"run": run},
+        train_loop_config={"run": run, "driver": driver},
         torch_config=TorchConfig(
             backend="nccl" if run.cluster.gpus_per_worker else "gloo",
             timeout_s=int(run.faults.hang_s),
@@ -134,7 +137,7 @@ def _worker(config: dict[str, Any]) -> Outcome | RtrainError | None:
         return next(kind for kind in USER_ERRORS if kind.__name__ == note["kind"])(note["text"])
     world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
     try:
-        outcome = run_job(run, world, [ReportCheckpoints(world.leads)])
+        outcome = run_job(run, world, [ReportCheckpoints(world.leads)], driver=config["driver"])
     except Fenced as error:
         # The run is another driver's now: no note that would stop its workers, and no restart of ours.
         return error

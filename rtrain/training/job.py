@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from rtrain import config
 from rtrain.checkpoint import fence
-from rtrain.checkpoint.fence import Attempt
+from rtrain.checkpoint.fence import Attempt, Fenced
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.patience import Patience
 from rtrain.checkpoint.saver import Saver
@@ -76,15 +76,19 @@ class Outcome:
     """URI of the best checkpoint."""
 
 
-def run_job(run: Run, world: World, callbacks: Sequence[Callback] = (), notice: Notice | None = None) -> Outcome:
-    """Train `run` to its end on this rank; a collective over all ranks. `notice`: that the machine goes soon.
+def run_job(
+    run: Run, world: World, callbacks: Sequence[Callback] = (), notice: Notice | None = None, driver: str = ""
+) -> Outcome:
+    """Train `run` to its end on this rank; a collective over all ranks.
+
+    `notice`: that the machine goes soon. `driver`: token of the driver that took the run (`fence.take`).
 
     Raises:
         RtrainError: with rank, node and step in front, on the rank where it happened.
     """
     state = State(total_steps=0, rows=1)
     try:
-        return _Job(run, world, state, notice or Notice()).finish(callbacks)
+        return _Job(run, world, state, notice or Notice(), driver).finish(callbacks)
     except RtrainError as error:
         raise type(error)(f"rank {world.rank} on {world.node}, step {state.step}: {error}") from error
     except Exception as error:
@@ -100,7 +104,7 @@ def run_job(run: Run, world: World, callbacks: Sequence[Callback] = (), notice: 
 class _Job:
     """What the steps of a job share."""
 
-    def __init__(self, run: Run, world: World, state: State, notice: Notice):
+    def __init__(self, run: Run, world: World, state: State, notice: Notice, driver: str):
         self.run, self.world, self.state, self.notice = run, world, state, notice
         patience = Patience(budget_s=run.checkpoint.retry_s)
         self.folder, self.folders = Folder(run.folder, patience), CheckpointFolders(run.folder, patience)
@@ -112,7 +116,7 @@ class _Job:
         # Ranks of one model replica are fed the same rows: the first of them counts.
         where = self.mesh.coordinates(world.rank)
         self.ledger = Ledger(counts=where["tensor"] == 0 and where["pipeline"] == 0)
-        state.attempt = self._begin_attempt()
+        state.attempt = self._begin_attempt(driver)
         self.saver = Saver(self.folders, self.attempt, background=run.checkpoint.background)
         self.in_flight: State | None = None
 
@@ -175,7 +179,7 @@ class _Job:
         )
         state.rows = self.data.rows("train")
         state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
-        write_placement(self.folder, self.mesh, engine)
+        write_placement(self.folder, self.mesh, engine, self.attempt)
         attempt = self.attempt
         history = History(self.folder, resume_step=state.step, overtaken=lambda: attempt.overtaken) if attempt else None
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
@@ -193,7 +197,7 @@ class _Job:
                 callbacks,
                 ledger=self.ledger,
                 evaluate=lambda: measure(engine, self._scan("valid"), run.metrics),
-                save=partial(self._save, engine),
+                save=partial(self._save, engine, history),
                 watch=watch,
                 notice=self.notice,
             )
@@ -233,13 +237,14 @@ class _Job:
         engine = build_engine(self.run, self.mesh, self.world, stored=best, training=False)
         test = measure(engine, self._scan("test"), self.run.metrics)
         if isinstance(engine, Replica) and isinstance(self.data, Dataset):
-            write_predictions(self.run, self.data, engine, self.folder)
+            write_predictions(self.run, self.data, engine, self.folder, self.attempt)
         return test
 
-    def _save(self, engine: Engine, now: bool) -> list[State]:
+    def _save(self, engine: Engine, history: History | None, now: bool) -> list[State]:
         """Begin a checkpoint, or write it now; the states whose commit was seen, the one in flight before first."""
         state, ledger, folders = self.state, self.ledger, self.folders
         self.saver.settle()
+        self._tell_problems(history)
         seen = [self.in_flight] if self.in_flight else []
         self.in_flight = None
         ledger.gather()
@@ -259,14 +264,22 @@ class _Job:
             state.step,
             chain(engine.chunks(), ledger.chunks()),
             meta,
-            committed=partial(folders.prune, self.run.checkpoint.keep, best),
+            committed=partial(folders.prune, self.run.checkpoint.keep, best, check=fence.check_of(self.attempt)),
             now=now,
         )
+        if now or not self.saver.background:
+            self._tell_problems(history)
         snapshot = replace(state, best=dict(state.best))
         if now or not self.saver.background:
             return [*seen, snapshot]
         self.in_flight = snapshot
         return seen
+
+    def _tell_problems(self, history: History | None) -> None:
+        """Old checkpoints that could not be deleted fail no run: the next save tries again."""
+        while history and self.saver.problems:
+            text = f"old checkpoints could not be deleted, {self.saver.problems.pop(0)}. The next save tries again"
+            history.event(self.state.step, text)
 
     def _recorders(self, history: History, problems: list[str]) -> list[Callback]:
         """What rank 0 writes while it trains."""
@@ -282,16 +295,21 @@ class _Job:
         )
         return [history, TrackerCalls(trackers)]
 
-    def _begin_attempt(self) -> int:
+    def _begin_attempt(self, driver: str) -> int:
         """Take the run over; the number of this attempt of it, the same on every rank."""
-        number = [0]
+        said: list[Any] = [0, ""]
         if self.world.leads:
             before = self.folder.read_json(ATTEMPT)["attempt"] if self.folder.exists(ATTEMPT) else 0
-            self.attempt = fence.begin(self.folders, at_least=before + 1)
-            number = [self.attempt.number]
-            self.folder.write_json(ATTEMPT, {"attempt": number[0]})
-        dist.broadcast_object_list(number, src=0)
-        return number[0]
+            try:
+                self.attempt = fence.begin(self.folders, at_least=before + 1, driver=driver)
+                said = [self.attempt.number, ""]
+                self.folder.write_json(ATTEMPT, {"attempt": self.attempt.number})
+            except Fenced as error:
+                said = [0, str(error)]
+        dist.broadcast_object_list(said, src=0)
+        if said[1]:
+            raise Fenced(said[1])  # on every rank: nobody is left waiting
+        return int(said[0])
 
     def _newest_checkpoint(self) -> tuple[Stored | None, list[str]]:
         """Rank 0 finds the newest intact checkpoint, all ranks open that one; what was wrong with newer ones."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from rtrain.checkpoint.fence import Attempt
 from rtrain.checkpoint.store import Folder
 from rtrain.data.interactions import Dataset
 from rtrain.mesh import Mesh
@@ -61,8 +62,11 @@ class TrackerCalls(Callback):
             tracker.log(step, values)
 
 
-def write_placement(folder: Folder, mesh: Mesh, engine: Engine) -> None:
-    """placement.json: who sits where, which table lies where. A collective over all ranks."""
+def write_placement(folder: Folder, mesh: Mesh, engine: Engine, attempt: Attempt | None) -> None:
+    """placement.json: who sits where, which table lies where. A collective over all ranks.
+
+    `attempt`, on rank 0: one that was overtaken leaves the file alone; the next save tells all ranks.
+    """
     world = engine.world
     me = {
         "rank": world.rank,
@@ -73,7 +77,7 @@ def write_placement(folder: Folder, mesh: Mesh, engine: Engine) -> None:
     }
     ranks: list[Any] = [None] * world.size
     dist.all_gather_object(ranks, me)
-    if world.leads:
+    if attempt and not attempt.overtaken:
         folder.write_json(
             PLACEMENT,
             {
@@ -86,10 +90,10 @@ def write_placement(folder: Folder, mesh: Mesh, engine: Engine) -> None:
         )
 
 
-def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Folder) -> None:
+def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Folder, attempt: Attempt | None) -> None:
     """predictions.json: the trainer's own probabilities of the first test rows (of several labels, a list a row).
 
-    A collective over all ranks.
+    A collective over all ranks. `attempt` as in `write_placement`.
     """
     rows = min(run.handoff.rows, dataset.rows("test"))
     mine: dict[int, float | list[float]] = {}
@@ -102,7 +106,7 @@ def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Fold
             break
     parts: list[dict[int, float | list[float]]] = [{}] * replica.world.size
     dist.all_gather_object(parts, mine)
-    if replica.world.leads:
+    if attempt and not attempt.overtaken:
         everything = {row: p for part in parts for row, p in part.items()}
         first = sorted(everything)[:rows]
         said = {"rows": first, "predictions": [everything[r] for r in first]}

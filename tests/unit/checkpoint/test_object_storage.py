@@ -35,6 +35,7 @@ class Weather:
         """Shares of the requests that get a 503, are cut off, or are done and their answer is lost."""
         self.slow_s = 0.0
         self.down = False
+        self.forgets_conditions = False
         self.bad = 0
 
 
@@ -56,6 +57,8 @@ class Way(BaseHTTPRequestHandler):
         if luck < weather.fails + weather.cuts:
             weather.bad += 1
             return self.cut()
+        if weather.forgets_conditions:
+            del self.headers["If-None-Match"]
         behind = HTTPConnection(*self.server.behind, timeout=30)
         kept = {n: v for n, v in self.headers.items() if n.lower() not in ("transfer-encoding", "expect", "connection")}
         behind.request(self.command, self.path, body=body, headers=kept | {"Content-Length": str(len(body))})
@@ -171,6 +174,17 @@ def test_two_attempts_on_object_storage(run: str) -> None:
     assert not log.create("x", b"theirs")
     assert log.create("x", b"mine"), "a try whose answer was lost is not one that failed"
     assert log.read("x") == b"mine"
+
+
+def test_a_server_that_does_not_keep_conditions_is_found_out(way: Any, run: str) -> None:
+    way.weather.forgets_conditions = True
+    folders = CheckpointFolders(run, QUICK)
+    driver = fence.take(folders)
+    assert not folders.log.creates_once()
+    write(folders, fence.begin(folders, driver=driver.token), 1)
+    with pytest.raises(CheckpointError, match="holds it for another"):
+        fence.take(CheckpointFolders(run, QUICK))
+    assert folders.committed() == [1]
 
 
 def test_a_storage_that_stays_away_is_told_when_the_budget_is_used_up(way: Any, run: str) -> None:

@@ -164,13 +164,24 @@ def test_deleting_takes_the_marker_first(tmp_path: Path, monkeypatch: pytest.Mon
     for step in (1, 2):
         commit(folders, step)
 
-    def dies(self: Folder) -> None:
+    def dies(self: Folder, names: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Folder, "remove", dies)
+    monkeypatch.setattr(Folder, "delete", dies)
     with pytest.raises(KeyboardInterrupt):
         folders.prune(1, set())
     monkeypatch.undo()
     assert folders.committed() == [2]
     assert folders.of(1).names() == [MANIFEST, "rank-00000.safetensors"]
     assert folders.prune(1, set()) == [1]
+
+
+def test_deleting_some_files_leaves_the_others_and_an_empty_folder_goes(folder: Folder) -> None:
+    inside = folder.child("inside")
+    for name in ("a", "b"):
+        inside.write(name, b"")
+    inside.delete(["a", "c"])
+    assert inside.names() == ["b"]
+    inside.delete(["b"])
+    assert folder.names() == []
+    inside.delete(["b"])

@@ -92,7 +92,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Run) -> None:
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tiny: Run) -> None:
     train(rtrain.override(tiny, {"max_steps": 14}))
     newest = CheckpointFolders(tiny.folder).of(14)
-    shard = Path(newest.path) / "rank-00000.safetensors"
+    shard = next(Path(newest.path).glob("rank-00000*"))
     shard.write_bytes(shard.read_bytes()[:-1])
     straight = rtrain.override(tiny, {"name": "straight", "max_steps": 20})
     train(straight)

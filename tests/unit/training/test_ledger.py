@@ -190,8 +190,9 @@ def _forget_ledger(run: Run, step: int) -> None:
     import hashlib
 
     folder = Path(CheckpointFolders(run.folder).of(step).path)
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest_file = next(folder.glob("manifest*.json"))
+    manifest = json.loads(manifest_file.read_text())
     del manifest["ledger"]
     content = json.dumps(manifest).encode()
-    (folder / "manifest.json").write_bytes(content)
-    (folder / "COMMITTED").write_text(hashlib.sha256(content).hexdigest())
+    manifest_file.write_bytes(content)
+    (folder / "COMMITTED").write_text(f"{hashlib.sha256(content).hexdigest()} {manifest_file.name}")

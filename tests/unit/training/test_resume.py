@@ -1,7 +1,9 @@
 """A job that dies anywhere goes on as if nothing had happened; what it cannot go on from, it says."""
 
 import shutil
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.errors import CheckpointError, RunFailed
+from rtrain.launch import local
 from rtrain.run import Run
-from tests.unit.training.jobs import At, job, lines, losses
+from rtrain.training import job as training_job
+from rtrain.training.job import Outcome
+from tests.unit.training.jobs import At, job, lines, losses, train
 
 
 def named(run: Run, name: str, **changes: object) -> Run:
@@ -143,6 +148,8 @@ def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(
     winner: list[object] = []
 
     def overtake() -> None:
+        while 7 not in CheckpointFolders(tiny.folder).committed():
+            time.sleep(0.01)  # a thread is writing it
         fence.begin(CheckpointFolders(tiny.folder))
         winner.append(lines(tiny, "train")[-1]["step"])
 
@@ -153,6 +160,46 @@ def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(
     assert lines(tiny, "train")[-1]["step"] == winner[0]
     assert max(CheckpointFolders(tiny.folder).committed()) == 7
     assert job(tiny).attempts == 3
+
+
+def test_an_attempt_that_is_overtaken_while_it_starts_leaves_the_placement_alone(
+    tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = training_job.build_engine
+
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        fence.take(CheckpointFolders(tiny.folder))
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(training_job, "build_engine", overtaken)
+    with pytest.raises(Fenced, match="a newer start"):
+        job(tiny)
+    assert not (Path(tiny.folder) / "placement.json").exists()
+    assert not (Path(tiny.folder) / "history.jsonl").exists()
+
+
+def test_a_driver_that_was_overtaken_hands_nothing_on(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    inline = local.train_inline
+
+    def overtaken(run: Run, driver: str) -> Outcome:
+        outcome = inline(run, driver)
+        fence.take(CheckpointFolders(run.folder))
+        return outcome
+
+    monkeypatch.setattr(local, "train_inline", overtaken)
+    with pytest.raises(Fenced, match="a newer start"):
+        train(tiny)
+    left = {path.name for path in Path(tiny.folder).iterdir()}
+    assert "run.json" in left
+    assert not left & {"result.json", "export", "report.html"}
+
+
+def test_a_worker_that_an_overtaken_driver_restarts_is_refused(tiny: Run) -> None:
+    folders = CheckpointFolders(tiny.folder)
+    old, new = fence.take(folders), fence.take(folders)
+    with pytest.raises(Fenced, match=r"rank 0 on \S+, step 0: run .* a newer start .* has taken it over"):
+        local.train_inline(tiny, old.token)
+    assert local.train_inline(tiny, new.token).attempts == 1
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_tensors_that_differ(tiny: Run) -> None:

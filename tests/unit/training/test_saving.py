@@ -3,11 +3,12 @@
 import os
 import signal
 import threading
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.launch.local import train_inline
 from rtrain.run import Run
@@ -15,7 +16,7 @@ from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.job import run_job
 from rtrain.training.preemption import Notice, Preempted
 from rtrain.training.world import join, leave
-from tests.unit.training.jobs import At, job, losses
+from tests.unit.training.jobs import At, job, lines, losses
 from tests.unit.training.test_resume import named
 
 
@@ -74,6 +75,31 @@ def test_a_write_that_fails_behind_training_fails_the_run(tiny: Run) -> None:
     job(run)
     job(named(tiny, "undisturbed"))
     assert losses(run) == losses(named(tiny, "undisturbed"))
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_prune_that_fails_is_told_and_tried_again(
+    tiny: Run, background: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = named(tiny, "full", checkpoint__background=background, checkpoint__keep=2)
+    failed, delete = list[str](), Folder.delete
+
+    def refuse(self: Folder, names: Collection[str]) -> None:
+        if len(failed) < 3:
+            failed.append(self.uri)
+            raise PermissionError(13, "Permission denied", self.path)
+        delete(self, names)
+
+    monkeypatch.setattr(Folder, "delete", refuse)
+    outcome = job(run)
+    assert len(failed) == 3
+    told = [x["text"] for x in lines(run, "event")]
+    assert len(told) == 3, told
+    assert all("old checkpoints could not be deleted, after the commit of step" in x for x in told)
+    assert "PermissionError" in told[0] and told[0].endswith("The next save tries again")
+    assert set(CheckpointFolders(run.folder).steps()) <= {outcome.best_step, outcome.steps - 2, outcome.steps}
+    folders = CheckpointFolders(run.folder)
+    assert folders.steps() == folders.committed()
 
 
 def test_seconds_between_checkpoints(tiny: Run) -> None:
