@@ -335,6 +335,8 @@ def clear(folder: Folder, check: Check = _nobody_else) -> None:
     """
     there = folder.names()  # before the check, as in `sweep`
     check()
+    if folder.is_local and os.path.isfile(folder.path):
+        return folder.remove()  # something that is no checkpoint is in its place
     if MARKER in there:
         folder.discard(MARKER)
     folder.delete(there)
