@@ -29,6 +29,7 @@ from rtrain.checkpoint.store import (
     CheckpointFolders,
     Folder,
     clear,
+    make_folder,
     sha256_of,
     sweep,
 )
@@ -195,7 +196,7 @@ def _scratch(folder: Folder) -> str | None:
     """Beside the target on local storage, so that the file is moved by a rename."""
     if not folder.is_local:
         return None
-    Path(folder.path).mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path)
     return str(folder.path)
 
 

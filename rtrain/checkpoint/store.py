@@ -185,7 +185,7 @@ class Folder:
         return True
 
     def _write_local(self, name: str, data: bytes, place: Callable[[str, str], None]) -> None:
-        os.makedirs(self.path, exist_ok=True)
+        make_folder(self.path)
         handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -209,7 +209,7 @@ class Folder:
     def adopt(self, source: Path, name: str) -> None:
         """Move a finished local file, synced to disk if that matters, into the folder."""
         if self.is_local:
-            os.makedirs(self.path, exist_ok=True)
+            make_folder(self.path)
             if os.stat(source).st_dev != os.stat(self.path).st_dev:
                 shutil.copy(source, f"{self.path}/.{name}")
                 with open(f"{self.path}/.{name}", "rb") as file:
@@ -291,8 +291,13 @@ def _status(error: Exception) -> int | None:
 
 
 def make_folder(path: str) -> None:
-    """Make a local folder and those above it."""
-    os.makedirs(path, exist_ok=True)
+    """Make a local folder and those above it that are not there, each name durable: see `_sync_folder`."""
+    above = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(path):
+        make_folder(above)
+        with suppress(FileExistsError):  # another rank was quicker; it syncs too, but perhaps later than this one
+            os.mkdir(path)
+        _sync_folder(above)
 
 
 def _sync_folder(path: str) -> None:
@@ -330,6 +335,8 @@ def clear(folder: Folder, check: Check = _nobody_else) -> None:
     """
     there = folder.names()  # before the check, as in `sweep`
     check()
+    if folder.is_local and os.path.isfile(folder.path):
+        return folder.remove()  # something that is no checkpoint is in its place
     if MARKER in there:
         folder.discard(MARKER)
     folder.delete(there)
@@ -344,7 +351,7 @@ def check_writable(uri: str) -> None:
     try:
         folder = Folder(uri, Patience(budget_s=5.0))  # a wrong address is to be told now
         if folder.is_local:
-            os.makedirs(folder.path, exist_ok=True)
+            make_folder(folder.path)
         probe = f".probe-{os.getpid()}"
         folder.write(probe, b"rtrain")
         folder.fs.rm_file(f"{folder.path}/{probe}")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -185,3 +186,26 @@ def test_deleting_some_files_leaves_the_others_and_an_empty_folder_goes(folder: 
     inside.delete(["b"])
     assert folder.names() == []
     inside.delete(["b"])
+
+
+def test_a_new_folder_is_made_durable_in_the_one_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a power cut would find it: every name that was made is synced before the marker says that all is there."""
+    synced, fsync = list[str](), os.fsync
+
+    def seen(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    source = tmp_path / "made-here"
+    source.write_bytes(b"content")
+    folder = CheckpointFolders(str(tmp_path / "runs" / "one")).of(1)
+    folder.adopt(source, "rank-00000.safetensors")
+    assert synced == [str(tmp_path / p) for p in ("", "runs", "runs/one", "runs/one/checkpoints")] + [folder.path]
+    synced.clear()
+    folder.write(MARKER, b"")
+    assert synced[-1] == folder.path and len(synced) == 2
+    other = CheckpointFolders(str(tmp_path / "runs" / "one")).of(2)
+    synced.clear()
+    other.write(MANIFEST, b"{}")
+    assert synced[0] == str(tmp_path / "runs/one/checkpoints")
