@@ -28,6 +28,7 @@ async def size(body: dict[str, Any]) -> int:
 def port() -> Iterator[int]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
+        listening.listen(16)  # who comes before the server is up waits for it
         server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
         thread.start()

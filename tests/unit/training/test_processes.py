@@ -42,9 +42,13 @@ def timeouts() -> list[float]:
     return [g._get_backend(torch.device("cpu")).options._timeout.total_seconds() for g in groups]
 
 
-def children() -> list[psutil.Process]:
+def children() -> set[int]:
     """Of this process, but for the one in which multiprocessing counts its semaphores until the end."""
-    return [p for p in psutil.Process().children(recursive=True) if "resource_tracker" not in " ".join(p.cmdline())]
+    return {
+        p.pid
+        for p in psutil.Process().children(recursive=True)
+        if p.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(p.cmdline())
+    }
 
 
 def runs(pid: int) -> bool:
@@ -65,17 +69,19 @@ def test_every_group_has_the_worlds_timeout() -> None:
 
 
 def test_a_stuck_rank_is_ended_with_its_stack(tmp_path: Path) -> None:
+    before = children()  # the Ray of other tests
     with pytest.raises(RunFailed) as failed:
         in_world(2, one_sticks, str(tmp_path), deadline_s=15)
     text = str(failed.value)
     assert "a world of 2 processes was not done after 15 s" in text
     stuck = text[text.index("rank 1:") :]
     assert "in one_sticks" in stuck and "test_processes.py" in stuck
-    assert not children()
+    assert not children() - before
     assert not runs(int((tmp_path / "child").read_text()))
 
 
 def test_a_rank_that_raises_ends_the_others() -> None:
+    before = children()
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="this very one"):
         in_world(2, one_raises, deadline_s=120)
-    assert not children()
+    assert not children() - before
