@@ -11,12 +11,13 @@ from typing import Any, get_args
 
 from rtrain.api import Launcher, train
 from rtrain.checkpoint import fence
+from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.run import FailureKind, Handoff, Injection, Run
 from rtrain.training import history
 from rtrain.training.injection import NOTE
-from rtrain.training.proof import account
+from rtrain.training.proof import account, lost_beside
 from rtrain.training.trackers import Tracking
 
 KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
@@ -121,6 +122,10 @@ def chaos(
                 f"chaos: {run.name!r} has {steps} steps and its first checkpoint at step {earliest - 1}, so no failure "
                 "can come between. Lower checkpoint.every_steps"
             )
+        if not account(calm.folder, verify=True).holds:
+            raise RunFailed(
+                f"chaos: {calm.name!r}, though undisturbed, lost or repeated samples: nothing can be held to it"
+            )
         losses = _losses(calm)
         failures = []
         draw = random.Random(seed)
@@ -128,11 +133,13 @@ def chaos(
             injection = Injection(kind=kind, step=draw.randrange(earliest, steps), rank=draw.randrange(64))
             injection = replace(injection, rank=injection.rank % run.cluster.workers)
             say(f"{kind} at step {injection.step}, rank {injection.rank}")
-            failures.append(_one(run, injection, losses, metrics))
+            failures.append(_one(run, calm, injection, losses, metrics))
     return Chaos(run.name, steps, seed, tuple(failures))
 
 
-def _one(run: Run, injection: Injection, losses: Mapping[int, float], metrics: Mapping[str, float]) -> Failure:
+def _one(
+    run: Run, twin: Run, injection: Injection, losses: Mapping[int, float], metrics: Mapping[str, float]
+) -> Failure:
     hang_s = min(HANG_S, run.faults.hang_s) if injection.kind == "hang" else run.faults.hang_s
     faults = replace(run.faults, inject=injection, hang_s=hang_s)
     run = replace(run, name=f"{run.name}-chaos-{injection.kind}", faults=faults)
@@ -165,10 +172,12 @@ def _one(run: Run, injection: Injection, losses: Mapping[int, float], metrics: M
         return failure
     mine = _losses(run)
     said = account(run.folder, verify=True).to_json()
+    # Of an epoch that is still open only the twin knows which samples belong to it.
+    lost = lost_beside(_last(run), _last(twin))
     loss = max(abs(mine.get(step, nan) - value) for step, value in losses.items())
     metric = max(abs(result.metrics[name] - value) for name, value in metrics.items())
     came_back = (result.values["attempts"] == 1) == (injection.kind in HARMLESS)
-    lost, twice = said["samples_lost"], said["samples_repeated"]
+    twice = said["samples_repeated"]
     same = mine.keys() == losses.keys() and not (loss or metric or lost or twice) and said["holds"]
     verdict = "same" if same else "differs"
     return replace(
@@ -192,6 +201,13 @@ def _recovery(run: Run, note: Mapping[str, Any]) -> tuple[float | None, float | 
     if again is None:
         return detected, None, 0
     return detected, again["at"] - note["at"], note["step"] - again["step"]
+
+
+def _last(run: Run) -> Stored:
+    """The checkpoint of a finished run's last step."""
+    folders = CheckpointFolders(run.folder)
+    step = max(folders.committed())
+    return Stored(folders.of(step), step)
 
 
 def _losses(run: Run) -> dict[int, float]:

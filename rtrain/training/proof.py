@@ -105,6 +105,24 @@ def prove(stored: Stored, data: range) -> list[EpochProof]:
     return proofs
 
 
+def lost_beside(stored: Stored, twin: Stored) -> int:
+    """Samples that an undisturbed twin consumed by the same step and this run did not.
+
+    An epoch that is still open can only be held against the cursor by number; the twin says which
+    samples they must be.
+    """
+    mine, theirs = _by_epoch(stored), _by_epoch(twin)
+    return sum(len(mine.get(epoch, Samples()).lacks(samples)) for epoch, samples in theirs.items())
+
+
+def _by_epoch(stored: Stored) -> dict[int, Samples]:
+    found: dict[int, Samples] = {}
+    for epochs in read(stored)[0].values():
+        for epoch, samples in epochs.items():
+            found.setdefault(epoch, Samples()).merge(samples)
+    return found
+
+
 @dataclass(frozen=True)
 class Account:
     """A run's ledger at its newest intact checkpoint."""

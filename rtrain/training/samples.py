@@ -82,6 +82,10 @@ class Samples:
         """Samples that came and are none of `expected`."""
         return self._set() - _bitmap(expected)
 
+    def lacks(self, other: "Samples") -> BitMap64:
+        """Samples that `other` has and these do not."""
+        return other._set() - self._set()
+
     def recomputed_digest(self) -> int:
         """The hash of what the bitmaps say; equal to `digest` unless one of them is wrong."""
         total = 0

@@ -21,7 +21,7 @@ from rtrain.data.columns import Columns
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.run import Run
 from rtrain.training.ledger import Ledger
-from rtrain.training.proof import account, prove
+from rtrain.training.proof import account, lost_beside, prove
 from rtrain.training.samples import Samples, digest_of_range
 from rtrain.training.world import join, leave
 from tests.unit.training.jobs import At, job, train
@@ -114,6 +114,19 @@ def test_in_the_middle_of_an_epoch_it_is_held_against_the_cursor(tiny: Run) -> N
         True, False, "under way: none twice, as many as the cursor says",
     )  # fmt: skip
     assert second.consumed == Stored(CheckpointFolders(tiny.folder).of(13), 13).meta["state"]["cursor"]["sample"]
+
+
+def test_other_samples_in_an_open_epoch_are_seen_beside_the_twin(tiny: Run) -> None:
+    """As many as the cursor says, none twice: the ledger alone finds nothing wrong with them."""
+    runs = [rtrain.override(tiny, {"name": f"seed-{seed}", "seed": seed, "max_steps": 13}) for seed in (0, 1)]
+    for run in runs:
+        train(run)
+    one, other = (Stored(CheckpointFolders(run.folder).of(13), 13) for run in runs)
+    assert all(account(run.folder, verify=True).holds for run in runs)
+    assert lost_beside(one, one) == 0
+    lost = lost_beside(other, one)
+    assert 0 < lost <= one.meta["state"]["cursor"]["sample"]
+    assert lost == lost_beside(one, other), "both have as many"
 
 
 def twice(select: Callable[..., Columns]) -> Callable[..., Columns]:
