@@ -98,11 +98,16 @@ class Faults:
     max_failures: int = 3
     """Worker failures after which the run gives up; 0: the first one ends it."""
     hang_s: float = 300.0
-    """Seconds after which a collective that got no answer, or a rank that took no step, is a failure."""
+    """Seconds without a sign of life after which a rank ends itself; collectives give up 15 s later."""
     grace_s: float = 120.0
     """Seconds after SIGTERM in which a checkpoint must be written; then the process is ended (exit code 143)."""
     inject: Injection | None = None
     """A failure to bring about; none: none."""
+
+    @property
+    def collective_s(self) -> float:
+        """Time-out of process groups: after the watchdogs, which name the silent rank; it ends what they cannot."""
+        return self.hang_s + 15.0
 
     def __post_init__(self) -> None:
         if self.max_failures < 0 or not self.hang_s > 0 or not self.grace_s > 0:

@@ -33,7 +33,7 @@ def train_under_torchrun(run: Run, driver: str = "") -> Outcome | None:
 
 
 def _train(run: Run, driver: str) -> Outcome:
-    world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
+    world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.collective_s)
     try:
         with Notice(run.faults.grace_s) as notice:
             return run_job(run, world, [Bar(run)] if world.leads else [], notice, driver)

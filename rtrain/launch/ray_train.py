@@ -57,7 +57,7 @@ def train_on_ray(run: Run, *, driver: str = "", callbacks: list[Callable[..., An
         train_loop_config={"run": run, "driver": driver},
         torch_config=TorchConfig(
             backend="nccl" if run.cluster.gpus_per_worker else "gloo",
-            timeout_s=int(run.faults.hang_s),
+            timeout_s=int(run.faults.collective_s),
         ),
         scaling_config=ScalingConfig(
             num_workers=run.cluster.workers,
@@ -135,7 +135,7 @@ def _worker(config: dict[str, Any]) -> Outcome | RtrainError | None:
     if folder.exists(REFUSED):
         note = folder.read_json(REFUSED)
         return next(kind for kind in USER_ERRORS if kind.__name__ == note["kind"])(note["text"])
-    world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
+    world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.collective_s)
     try:
         outcome = run_job(run, world, [ReportCheckpoints(world.leads)], driver=config["driver"])
     except Fenced as error:
