@@ -163,7 +163,7 @@ def _last_line(words: list[str], env: dict[str, str]) -> tuple[dict[str, Any], f
         for one in [*started.children(recursive=True), started]:
             with suppress(psutil.Error):
                 one.kill()
-        process.communicate()
+        process.communicate(timeout=60)
         raise
     if process.returncode:
         raise SystemExit(f"bench: {' '.join(words)} failed:\n{out[-2000:]}\n{errors[-4000:]}")

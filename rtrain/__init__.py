@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
-    from rtrain.training.trackers import Tracking
+    from rtrain.tracking import Tracking
     from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
 
 _HOMES = {
@@ -99,7 +99,7 @@ _HOMES = {
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
-    "rtrain.training.trackers": ("Tracking",),
+    "rtrain.tracking": ("Tracking",),
     "rtrain.tuning": ("Tuned", "choice", "loguniform", "tune", "uniform"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -15,10 +15,10 @@ from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.run import FailureKind, Handoff, Injection, Run
+from rtrain.tracking import Tracking
 from rtrain.training import history
 from rtrain.training.injection import NOTE
 from rtrain.training.proof import account, lost_beside
-from rtrain.training.trackers import Tracking
 
 KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 HARMLESS = ("slow-rank",)

@@ -22,6 +22,8 @@ from rtrain.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 TYPE_KEY = "$type"
+MOVED = {"rtrain.training.trackers": "rtrain.tracking"}
+"""Packages that have had another name: configs stored by an older version name their classes by it."""
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -264,6 +266,9 @@ def from_dict(tree: Any) -> Any:
 
 def _resolve(path: object) -> Any:
     module, _, name = str(path).partition(":")
+    for before, now in MOVED.items():
+        if module == before or module.startswith(f"{before}."):
+            module = now + module.removeprefix(before)
     if module == "rtrain" or module.startswith("rtrain."):
         try:
             import_module(module)

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rtrain.config import flatten, validate
 from rtrain.data.interactions import Interactions
@@ -14,10 +14,7 @@ from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.models.decoder import Decoder
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
-from rtrain.training.trackers import Tracking, has_secret
-
-if TYPE_CHECKING:
-    from rtrain.planning import Plan
+from rtrain.tracking import Tracking, has_secret
 
 LanguageMetric = TokenLoss | Perplexity
 Metric = ScoredMetric | LanguageMetric
@@ -274,12 +271,6 @@ class Run:
     def monitored(self) -> Metric:
         """The metric that `evaluation.monitor` names, of whichever label."""
         return dict(self._named_metrics())[self.evaluation.monitor]
-
-    def plan(self) -> "Plan":
-        """Check the run and lay it out: ranks, table placement, bytes per rank; starts nothing."""
-        from rtrain.planning import plan
-
-        return plan(self)
 
     @property
     def folder(self) -> str:

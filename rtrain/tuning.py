@@ -11,7 +11,7 @@ from rtrain.checkpoint.store import CheckpointFolders, check_writable
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.planning import plan
 from rtrain.run import Handoff, Run
-from rtrain.training.trackers import Tracking
+from rtrain.tracking import Tracking
 
 TRIAL_BYTES = 400 * 1024**2
 """Memory that a trial's own process, which only waits, reserves."""

@@ -187,7 +187,7 @@ def _on_host(data: Tensor, key: str, keep: dict[str, Tensor] | None) -> Tensor:
 def _write_share(folder: Folder, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=_scratch(folder), prefix=".writing-") as scratch:
         local = Path(scratch) / name
-        file = shards.write(local, tensors)
+        file = shards.write(local, tensors, folder.patience.went_on)
         folder.adopt(local, name)
     return file
 
@@ -363,6 +363,7 @@ class Stored:
             with safe_open(self._file(piece["file"]), framework="pt") as file:
                 part = file.get_slice(piece["key"])[there] if there else file.get_tensor(piece["key"])
                 out[here] = part
+            self.folder.patience.went_on()
             covered += part.numel()
         if covered != out.numel():
             raise CheckpointError(

@@ -40,6 +40,8 @@ class Patience:
     """Seconds after the first failure of an operation in which it may be tried again."""
     first_s: float = 0.1
     most_s: float = 8.0
+    went_on: Callable[[], None] = lambda: None
+    """Called after each operation, and each part of a long one: a storage that is slow is not one that hangs."""
 
     def run(self, work: Callable[[], T], *, what: str, remote: bool) -> T:
         """What `work` gives; it must do no harm when it is done twice.
@@ -52,7 +54,9 @@ class Patience:
         while True:
             tries += 1
             try:
-                return work()
+                done = work()
+                self.went_on()
+                return done
             except Exception as error:
                 if not may_pass(error, remote=remote):
                     raise

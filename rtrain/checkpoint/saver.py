@@ -23,8 +23,12 @@ from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.errors import one_line
 from rtrain.parallel.chunks import Chunk
 
-SAVING = "rtrain-save"
-"""Name of the thread that writes a checkpoint."""
+_writing = set[threading.Thread]()
+
+
+def still_writing() -> bool:
+    """Whether a checkpoint of this process is still in flight, in a group whose end would abort it."""
+    return any(thread.is_alive() for thread in _writing)
 
 
 class Saver:
@@ -67,8 +71,11 @@ class Saver:
         if waits:
             self._write(step, collected, meta, committed)
         else:
-            work = threading.Thread(target=self._run, args=(step, collected, meta, committed), name=SAVING, daemon=True)
+            work = threading.Thread(
+                target=self._run, args=(step, collected, meta, committed), name="rtrain-save", daemon=True
+            )
             self._thread = work
+            _writing.add(work)
             work.start()
         if not now:
             self.stalled_s += time.perf_counter() - began
@@ -102,6 +109,7 @@ class Saver:
         self.stalled_s += time.perf_counter() - began
         if self._thread.is_alive():
             return  # its peers may be gone: it ends with its group's time-out
+        _writing.discard(self._thread)
         self._thread = None
         error, self._error = self._error, None
         if error is not None:

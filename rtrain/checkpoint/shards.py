@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,10 @@ BLOCK = 8 << 20
 """Bytes that are written and hashed at a time."""
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def write(path: Path, tensors: Mapping[str, Tensor], went_on: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Write CPU tensors to a new file, synced to disk; returns its `bytes` and `sha256`.
+
+    `went_on` is called after each block.
 
     Raises:
         OSError: it cannot be written.
@@ -52,6 +54,7 @@ def write(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         try:
             for block in hashing.blocks():
                 _write_all(file.fileno(), block)
+                went_on()
         finally:
             digest = hashing.end()
         os.fsync(file.fileno())
@@ -77,7 +80,7 @@ class _Hashing:
             self._sha.update(block)
 
     def end(self) -> str:
-        self._thread.join()
+        self._thread.join()  # without a limit: it only computes, of memory that is there
         return self._sha.hexdigest()
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+import fsspec.callbacks
 
 from rtrain.checkpoint.patience import Patience
 from rtrain.errors import CheckpointError, one_line
@@ -71,6 +72,10 @@ class Folder:
 
     def _patiently(self, work: Callable[[], T], what: str) -> T:
         return self.patience.run(work, what=f"{self.uri}: {what}", remote=not self.is_local)
+
+    def _each_part(self) -> Any:
+        """What fsspec calls for each part of a file that it sends or fetches."""
+        return fsspec.callbacks.Callback(hooks={"went_on": lambda *_, **__: self.patience.went_on()})
 
     def sizes(self) -> dict[str, int]:
         """Names directly inside, sorted, with the bytes of files; empty when the folder is not there."""
@@ -220,7 +225,10 @@ class Folder:
                 os.replace(source, f"{self.path}/{name}")
             _sync_folder(self.path)
         else:
-            self._patiently(lambda: self.fs.put_file(str(source), f"{self.path}/{name}"), f"write {name}")
+            self._patiently(
+                lambda: self.fs.put_file(str(source), f"{self.path}/{name}", callback=self._each_part()),
+                f"write {name}",
+            )
             source.unlink()
 
     def fetch(self, name: str, into: Path) -> Path:
@@ -230,7 +238,10 @@ class Folder:
         target = into / name
         if not target.exists():
             beside = into / f".{name}"
-            self._patiently(lambda: self.fs.get_file(f"{self.path}/{name}", str(beside)), f"read {name}")
+            self._patiently(
+                lambda: self.fs.get_file(f"{self.path}/{name}", str(beside), callback=self._each_part()),
+                f"read {name}",
+            )
             beside.replace(target)
         return target
 

@@ -142,7 +142,8 @@ def _devices(facts: list[dict[str, object]]) -> list[Finding]:
         if not seen["nccl"]:
             return [Finding("gpus", "fail", f"{len(gpus)} GPUs, but torch has no NCCL", REINSTALL)]
         return [Finding("gpus", "ok", f"{len(gpus)} x {gpus[0]}, NCCL {seen['nccl']}")]
-    if shutil.which("nvidia-smi") and subprocess.run(["nvidia-smi", "-L"], capture_output=True).returncode == 0:
+    smi = shutil.which("nvidia-smi")
+    if smi and subprocess.run([smi, "-L"], capture_output=True, timeout=60).returncode == 0:
         fix = "install the CUDA build of torch and fbgemm-gpu (cluster/install.sh --fbgemm cuda), or run on CPU"
         return [Finding("gpus", "warn", "nvidia-smi lists GPUs, but torch sees none", fix)]
     if not seen["gloo"]:

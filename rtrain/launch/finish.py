@@ -22,9 +22,9 @@ from rtrain.models.decoder import Decoder
 from rtrain.report import write_report
 from rtrain.run import Run
 from rtrain.schema import Id
+from rtrain.tracking import mask_command
 from rtrain.training.job import Outcome
 from rtrain.training.records import PREDICTIONS
-from rtrain.training.trackers import mask_command
 
 RESULT = "result.json"
 SAME = 1e-5

@@ -7,7 +7,7 @@ from typing import Any
 from rtrain.checkpoint.store import Folder
 from rtrain.errors import UserError, one_line
 from rtrain.report.words import number
-from rtrain.training.trackers import mask
+from rtrain.tracking import mask
 
 FILES = ("run.json", "history.jsonl", "placement.json", "result.json")
 

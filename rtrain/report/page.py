@@ -14,7 +14,7 @@ from rtrain.errors import one_line
 from rtrain.report import sections
 from rtrain.report.facts import Facts, read_facts
 from rtrain.report.words import spell_time
-from rtrain.training.trackers import mask_text
+from rtrain.tracking import mask_text
 from rtrain.version import VERSION
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from rtrain.report.words import (
     spell_share,
     spell_time,
 )
-from rtrain.training.trackers import mask_command
+from rtrain.tracking import mask_command
 
 PHASES = {
     "data": "waiting for the next batch and moving it to the device",

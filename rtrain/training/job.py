@@ -30,6 +30,7 @@ from rtrain.data.tokens import TokenDataset
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
 from rtrain.run import Run
+from rtrain.tracking import open_trackers
 from rtrain.training.agreement import open_data, refuse, refuse_shares
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import Engine, build_engine
@@ -42,7 +43,6 @@ from rtrain.training.preemption import Notice, Preempted
 from rtrain.training.records import TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import measure, scan
-from rtrain.training.trackers import open_trackers
 from rtrain.training.watchdog import Watchdog
 from rtrain.training.world import World
 from rtrain.version import VERSION
@@ -106,7 +106,11 @@ class _Job:
 
     def __init__(self, run: Run, world: World, state: State, notice: Notice, driver: str):
         self.run, self.world, self.state, self.notice = run, world, state, notice
-        patience = Patience(budget_s=run.checkpoint.retry_s)
+        # With a patience of its own: what it writes about a silent rank is no sign of life.
+        self.watchdog = Watchdog(
+            Folder(run.folder), who=f"rank {world.rank} on {world.node}", silent_s=run.faults.hang_s
+        )
+        patience = Patience(budget_s=run.checkpoint.retry_s, went_on=self.watchdog.alive)
         self.folder, self.folders = Folder(run.folder, patience), CheckpointFolders(run.folder, patience)
         self.attempt: Attempt | None = None
         self.mesh: Mesh = lay_out(run.parallel, world.size)
@@ -122,13 +126,8 @@ class _Job:
 
     def finish(self, callbacks: Sequence[Callback]) -> Outcome:
         """Train, then judge the best checkpoint; a rank that falls silent meanwhile ends its process."""
-        state = self.state
-        with Watchdog(
-            self.folder,
-            who=f"rank {self.world.rank} on {self.world.node}",
-            name=f"attempt-{state.attempt}-rank-{self.world.rank:05d}",
-            silent_s=self.run.faults.hang_s,
-        ) as self.watchdog:
+        self.watchdog.name = f"attempt-{self.state.attempt}-rank-{self.world.rank:05d}"
+        with self.watchdog:
             return self._finish(callbacks)
 
     def _finish(self, callbacks: Sequence[Callback]) -> Outcome:

@@ -13,11 +13,11 @@ from rtrain.checkpoint.store import Folder
 from rtrain.data.interactions import Dataset
 from rtrain.mesh import Mesh
 from rtrain.run import Run
+from rtrain.tracking import Tracker
 from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import scan
-from rtrain.training.trackers import Tracker
 
 PREDICTIONS = "predictions.json"
 PLACEMENT = "placement.json"

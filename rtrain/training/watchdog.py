@@ -33,8 +33,10 @@ WRITE_S = 10.0
 class Watchdog:
     """Watches this rank; a context manager. `silent_s`: seconds without a beat after which the process ends."""
 
-    def __init__(self, folder: Folder, *, who: str, name: str, silent_s: float):
-        self.folder, self.who, self.name, self.silent_s = folder, who, name, silent_s
+    def __init__(self, folder: Folder, *, who: str, silent_s: float):
+        self.folder, self.who, self.silent_s = folder, who, silent_s
+        self.name = who.replace(" ", "-")
+        """Of the file with its stacks."""
         self.phase, self.step, self.at = FIRST, 0, time.monotonic()
         self.beats = 0
         """All ranks go through the same phases: the one with the fewest is the one that the others wait for."""
@@ -47,6 +49,10 @@ class Watchdog:
         self.beats += 1
         if step is not None:
             self.step = step
+
+    def alive(self) -> None:
+        """What this rank is at goes on: one of many parts, of a number that other ranks need not have."""
+        self.at = time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         self.at = time.monotonic()

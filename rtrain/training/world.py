@@ -2,7 +2,6 @@
 
 import os
 import socket
-import threading
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import constants, distributed_c10d
 
-from rtrain.checkpoint.saver import SAVING
+from rtrain.checkpoint.saver import still_writing
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def leave() -> None:
     """Leave the process group, if there is one."""
     _default_timeout(constants.default_pg_timeout)
     # A thread that still writes a checkpoint of a failed attempt uses its group: pulled from under it, gloo aborts.
-    if dist.is_initialized() and not any(thread.name == SAVING for thread in threading.enumerate()):
+    if dist.is_initialized() and not still_writing():
         dist.destroy_process_group()
 
 

@@ -32,16 +32,22 @@ def head(ray_temp_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     ]  # fmt: skip
     log = (tmp_path_factory.mktemp("head") / "log").open("w")
     process = subprocess.Popen(list(map(str, start)), env=env, stdout=log, stderr=log, cwd=ROOT)
+    try:
+        _wait_until_up(port, env)
+        yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
+    finally:
+        for started in [*psutil.Process(process.pid).children(recursive=True), process]:
+            started.kill()
+        process.wait(30)
+
+
+def _wait_until_up(port: int, env: dict[str, str]) -> None:
     wait = [str(BIN / "ray"), "health-check", f"--address=127.0.0.1:{port}"]
     for _ in range(60):
-        if subprocess.run(wait, env=env, capture_output=True).returncode == 0:
+        if subprocess.run(wait, env=env, capture_output=True, timeout=60).returncode == 0:
             break
     else:
         raise AssertionError("ray start --head did not come up")
-    yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
-    for started in [*psutil.Process(process.pid).children(recursive=True), process]:
-        started.kill()
-    process.wait(30)
 
 
 def test_job_submit_to_its_end(head: dict[str, str], tmp_path: Path) -> None:

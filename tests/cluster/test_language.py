@@ -43,7 +43,7 @@ def test_a_killed_rank_of_a_tensor_parallel_run(joined_ray: None, tmp_path: Path
     placement = json.loads((folder / "placement.json").read_text())
     assert [r["coordinates"] for r in placement["ranks"]] == [{"pipeline": 0, "data": 0, "tensor": t} for t in (0, 1)]
     os.kill(placement["ranks"][victim]["pid"], signal.SIGKILL)
-    thread.join()
+    thread.join(240)
     (result,) = outcome
     assert result.values["attempts"] == 2
     assert [line["step"] for line in history_of(str(folder)) if line["kind"] == "start"][1] > 0

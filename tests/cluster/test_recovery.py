@@ -50,7 +50,7 @@ def test_rank_killed_at_a_random_step(small_run: Any, undisturbed: dict[str, Any
     wait_for(lambda: committed_step(folder) >= step, f"step {step}")
     placement = json.loads((folder / "placement.json").read_text())
     os.kill(placement["ranks"][victim]["pid"], signal.SIGKILL)
-    thread.join()
+    thread.join(240)
     (result,) = outcome
     assert result.values["attempts"] == 2
     starts = [line["step"] for line in history_of(str(folder)) if line["kind"] == "start"]
@@ -77,10 +77,13 @@ def test_interrupted_and_resumed_by_name(tmp_path: Path, ray_temp_dir: str, undi
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    wait_for(lambda: committed_step(folder) >= 20, "step 20")
-    workers = [r["pid"] for r in json.loads((folder / "placement.json").read_text())["ranks"]]
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    try:
+        wait_for(lambda: committed_step(folder) >= 20, "step 20")
+        workers = [r["pid"] for r in json.loads((folder / "placement.json").read_text())["ranks"]]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()  # its Ray ends with it, and is swept by the next
     assert process.returncode == 130, err
     assert last_json(out) == {"error": "interrupted", "exit_code": 130}
     assert "Traceback" not in err

@@ -24,7 +24,16 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    wait_for(up, "moto's server")
+    try:
+        wait_for(up, "moto's server")
+        _environment(monkeypatch, port)
+        yield "s3://runs"
+    finally:
+        server.kill()
+        server.wait(30)
+
+
+def _environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     for name, value in {
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
@@ -33,9 +42,6 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     }.items():
         monkeypatch.setenv(name, value)
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir("runs")
-    yield "s3://runs"
-    server.kill()
-    server.wait()
 
 
 def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) -> None:

@@ -12,7 +12,7 @@ def test_trackers_in_a_worker_that_is_killed(joined_ray, tmp_path):
     @ray.remote(num_cpus=0.1, max_restarts=0)
     class Worker:
         def open(self, attempt, resume_step):
-            from rtrain.training.trackers import Tracking, open_trackers
+            from rtrain.tracking import Tracking, open_trackers
 
             self.trackers = open_trackers(
                 Tracking(to=TO), run_name="r", folder=str(tmp_path), config={"lr": 1.0},

@@ -199,7 +199,7 @@ def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.Mo
 def test_a_mistake_leaves_no_traceback_in_a_real_process() -> None:
     words = [sys.executable, RECIPE, "plan", "--json", "--optim.lrr", "1"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(words, capture_output=True, text=True, env=environment)
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
     message = "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"
     assert ended.returncode == 2
     assert ended.stderr == f"error: {message}\n"

@@ -32,7 +32,7 @@ def test_runs_that_cannot_be() -> None:
 
 
 def test_plan_counts_every_byte() -> None:
-    planned = run().plan()
+    planned = rtrain.plan(run())
     weights = sum(t.rows * t.dim * 4 for t in planned.tables)
     assert sum(r["tables"] for r in planned.bytes_per_rank) == weights
     assert sum(r["tables_optimizer"] for r in planned.bytes_per_rank) >= sum(t.rows * 4 for t in planned.tables)

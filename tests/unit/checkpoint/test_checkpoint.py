@@ -14,7 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rtrain.checkpoint import shards
 from rtrain.checkpoint.format import FORMAT, Stored, newest, save
+from rtrain.checkpoint.patience import Patience
 from rtrain.checkpoint.store import MANIFEST, MARKER, CheckpointFolders, Folder, check_writable
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import Chunk, whole
@@ -207,7 +209,11 @@ except CheckpointError as error:
 
 def test_a_file_that_cannot_be_written_commits_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tmp_path)], capture_output=True, text=True, cwd=Path(__file__).parents[3]
+        [sys.executable, "-c", CHILD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        timeout=120,
     )
     assert done.stdout.startswith("checkpoint step 5: rank 0: "), done.stderr
     assert "Nothing was committed" in done.stdout
@@ -232,3 +238,16 @@ def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
         check_writable(str(tmp_path / "file" / "inside"))
     with pytest.raises(CheckpointError, match=r"storage: 'nosuch://x' cannot be written"):
         check_writable("nosuch://x")
+
+
+def test_slow_work_shows_that_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block that is written and each piece that is read: so a long checkpoint is not taken for a hang."""
+    monkeypatch.setattr(shards, "BLOCK", 1000)
+    beats: list[None] = []
+    folders = CheckpointFolders(str(tmp_path), Patience(went_on=lambda: beats.append(None)))
+    save(folders, 1, [whole("model.w", torch.zeros(5000))], {})
+    assert len(beats) >= 20
+    stored = Stored(folders.of(1), 1)
+    beats.clear()
+    stored.tensor("model.w")
+    assert len(beats) == 1

@@ -140,7 +140,7 @@ def test_of_many_that_begin_at_once_each_gets_a_number_and_one_may_write(uri: st
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert sorted(a.number for a in found) == [1, 2, 3, 4, 5, 6]
     winners = []
     for attempt in found:

@@ -220,7 +220,7 @@ def test_what_no_patience_can_mend_is_raised_at_once() -> None:
 
 
 def test_the_budget_is_of_each_operation_and_the_pauses_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock, pauses = [0.0], list[float]()
+    clock, pauses = [100.0], list[float]()  # a real clock is never at 0
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(time, "sleep", lambda s: (pauses.append(s), clock.__setitem__(0, clock[0] + s)))
     patience = Patience(budget_s=60.0, first_s=1.0, most_s=8.0)
@@ -242,3 +242,15 @@ def test_a_fetch_that_broke_off_is_not_taken_for_the_file(way: Any, run: str, tm
     way.weather.loses = 0.5
     (tmp_path / "in").mkdir()
     assert folder.fetch("big", tmp_path / "in").read_bytes() == bytes(300_000)
+
+
+def test_each_part_of_a_long_transfer_shows_that_it_goes_on(run: str, tmp_path: Any) -> None:
+    beats: list[None] = []
+    folder = Folder(run, Patience(went_on=lambda: beats.append(None)))
+    local = tmp_path / "f"
+    local.write_bytes(bytes(120 << 20))  # s3fs sends parts of 50 MiB
+    folder.adopt(local, "f")
+    assert len(beats) >= 3
+    beats.clear()
+    assert folder.fetch("f", tmp_path).stat().st_size == 120 << 20
+    assert len(beats) >= 3

@@ -73,7 +73,7 @@ def test_a_reader_never_sees_half_of_a_file(tmp_path: Path) -> None:
     writer.start()
     while not done.is_set():
         assert folder.read("f") in contents
-    writer.join()
+    writer.join(60)
     assert folder.names() == ["f"]
 
 
@@ -93,7 +93,12 @@ except OSError as error:
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", TOO_LARGE, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-c", TOO_LARGE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        timeout=120,
     )
     assert done.stdout == "OSError ['f'] b'old'\n"
 

@@ -70,7 +70,7 @@ def test_storage_that_never_answers_fails_in_time():
         protocol = "silent"
 
         def pipe_file(self, path, value, mode="overwrite", **kwargs):
-            release.wait()
+            release.wait(60)
 
     fsspec.register_implementation("silent", Silent, clobber=True)
     finding = check_storage("silent://x", timeout_s=0.2)

@@ -63,12 +63,12 @@ def test_another_ninja_than_the_environments_own_warns(extensions, tmp_path, mon
     assert check_build_tools()[1].status == "ok"
 
 
-def test_a_lock_that_nobody_holds_fails_with_the_command_that_removes_it(extensions):
+def test_a_lock_that_nobody_holds_is_told_with_the_command_that_removes_it(extensions):
     lock = extensions / "deepspeed_shm_comm" / "lock"
     lock.parent.mkdir()
     lock.touch()
     (finding,) = check_extension_locks()
-    assert finding.status == "fail"
+    assert finding.status == "warn"  # rtrain's next run removes it
     assert finding.fix == f"rm {lock}"
     lock.unlink()
     (finding,) = check_extension_locks()
@@ -86,7 +86,7 @@ def test_a_lock_is_stale_only_once_its_builder_is_dead(extensions):
         assert stale_locks(extensions) == []
     finally:
         builder.kill()
-        builder.communicate()
+        builder.communicate(timeout=60)
     assert stale_locks(extensions) == [lock.resolve()]
 
 

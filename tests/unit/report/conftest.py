@@ -88,7 +88,7 @@ RUN = {
     "global_batch": 512,
     "epochs": 5,
     "evaluation": {"$type": "rtrain.run:Evaluation", "monitor": "auc", "patience": 3},
-    "tracking": {"$type": "rtrain.training.trackers.protocol:Tracking", "to": ["tensorboard"]},
+    "tracking": {"$type": "rtrain.tracking.protocol:Tracking", "to": ["tensorboard"]},
     "storage": "s3://AKIA:hunter2@bucket/runs",
 }
 

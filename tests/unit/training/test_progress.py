@@ -107,7 +107,7 @@ def on_terminal(script, columns):
             break
         out += chunk
     os.close(leader)
-    assert child.wait() == 0
+    assert child.wait(60) == 0
     return out.decode()
 
 

@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
+from rtrain.checkpoint.saver import still_writing
 from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.launch.local import train_inline
@@ -67,6 +69,8 @@ def test_a_write_that_fails_behind_training_fails_the_run(tiny: Run) -> None:
     checkpoints = CheckpointFolders(run.folder)
 
     def block() -> None:
+        while still_writing():  # the commit of step 10, whose pruning would take the file away again
+            time.sleep(0.01)
         (Path(run.folder) / "checkpoints" / "step-00000014").write_text("a file where a folder must be")
 
     with pytest.raises(CheckpointError, match=r"step 15: checkpoint step 14: rank 0: .*Nothing was committed"):

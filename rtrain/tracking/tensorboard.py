@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from torch.utils.tensorboard import SummaryWriter
 
 from rtrain.errors import ClusterError
-from rtrain.training.trackers.protocol import Opening
-from rtrain.training.trackers.workspace import Workspace
+from rtrain.tracking.protocol import Opening
+from rtrain.tracking.workspace import Workspace
 
 
 class TensorBoard:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 
 from rtrain.checkpoint.store import Folder
 from rtrain.errors import ConfigError
-from rtrain.training.trackers.protocol import Opening, Tracker, Tracking
-from rtrain.training.trackers.secrets import mask
+from rtrain.tracking.protocol import Opening, Tracker, Tracking
+from rtrain.tracking.secrets import mask
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow-skinny sqlalchemy alembic"}
 
@@ -52,15 +52,15 @@ def _opener(name: str) -> Callable[[Opening], Tracker]:
     # Imported here, so that a run loads only the packages of the trackers that it uses.
     try:
         if name == "tensorboard":
-            from rtrain.training.trackers.tensorboard import TensorBoard
+            from rtrain.tracking.tensorboard import TensorBoard
 
             return TensorBoard
         if name == "wandb":
-            from rtrain.training.trackers.wandb import Wandb
+            from rtrain.tracking.wandb import Wandb
 
             return Wandb
         if name == "mlflow":
-            from rtrain.training.trackers.mlflow import MLflow
+            from rtrain.tracking.mlflow import MLflow
 
             return MLflow
     except ImportError as error:
@@ -68,6 +68,6 @@ def _opener(name: str) -> Callable[[Opening], Tracker]:
             f"tracking.to: {name!r} cannot be imported ({error}). Install it (pip install {PACKAGES[name]}), "
             "or take it out of tracking.to"
         ) from error
-    from rtrain.training.trackers.jsonl import JsonLines
+    from rtrain.tracking.jsonl import JsonLines
 
     return JsonLines

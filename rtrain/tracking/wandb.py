@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import wandb
 
 from rtrain.errors import ClusterError, one_line
-from rtrain.training.trackers.protocol import Opening
-from rtrain.training.trackers.workspace import Workspace
+from rtrain.tracking.protocol import Opening
+from rtrain.tracking.workspace import Workspace
 
 
 class Wandb:

@@ -8,7 +8,7 @@ import rtrain
 from recipes.dlrm_movielens import run
 from rtrain import config
 from rtrain.errors import ConfigError
-from rtrain.training.trackers import has_secret, mask, mask_command, mask_text
+from rtrain.tracking import has_secret, mask, mask_command, mask_text
 
 SECRET = "hunter2"
 CARRIERS = {
@@ -19,6 +19,9 @@ CARRIERS = {
     "password with an at sign": f"postgresql://me:pa@ss/{SECRET}@db/x",
     "password with a question mark": f"postgresql://me:pa?{SECRET}@db/x",
     "password with a hash": f"postgresql://me:pa#{SECRET}@db/x",
+    "password with a question mark after a number": f"postgresql://me:12?{SECRET}@db/x",
+    "password with a hash after a number": f"postgresql://me:12#{SECRET}@db/x",
+    "password with a slash and a question mark": f"postgresql://me:pa/a?{SECRET}@db/x",
     "password with a space": f"s3://me:pa {SECRET}@bucket/x",
     "password with brackets": f"s3://me:[{SECRET}@bucket/x",
     "token for a user": f"https://{SECRET}@host/repo",
@@ -36,7 +39,7 @@ CARRIERS = {
 }
 INNOCENT = (
     "s3://bucket/runs", "file:///C:/a@b", "abfs://container@account.dfs.core.windows.net/x@y", "sftp://me@host/x",
-    "hdfs://me@name-node:8020/x", "http://[::1]:5000/x", "http://host:5000/a?to=a@b.c", "hf://datasets/o/n@main",
+    "hdfs://me@name-node:8020/x", "http://[::1]:5000/x", "http://host:5000/a?to=a@b.c", "http://host:5000?to=a@b.c", "hf://datasets/o/n@main",
     "https://host/pkg@1.2", "https://host/?design=3&tokenizer=b&monkey=c&sig=", "https://user:@host/", "a:b@c",
 )  # fmt: skip
 

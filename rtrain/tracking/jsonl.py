@@ -5,8 +5,8 @@ import math
 import os
 from collections.abc import Mapping
 
-from rtrain.training.trackers.protocol import Opening
-from rtrain.training.trackers.workspace import Workspace
+from rtrain.tracking.protocol import Opening
+from rtrain.tracking.workspace import Workspace
 
 
 class JsonLines:

@@ -72,7 +72,9 @@ def _end_of_userinfo(uri: str, after: int, netloc_end: int) -> int:
     port = netloc.rpartition("@")[2].rpartition(":")[2]
     if ":" in netloc and not netloc.startswith("[") and "@" in path:
         return netloc_end + path.rindex("@")
-    if ":" in netloc and "@" not in netloc and "@" in rest and not port.isdecimal():
+    # A port is followed by a path; `me:12?x@host` with nothing between is a password that begins with digits.
+    no_port = not port.isdecimal() or (not path and "=" not in rest.partition("@")[0])
+    if ":" in netloc and "@" not in netloc and "@" in rest and no_port:
         return netloc_end + rest.rindex("@")
     return after + netloc.rindex("@") if "@" in netloc else after
 

@@ -15,9 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from rtrain.errors import ClusterError, one_line
-from rtrain.training.trackers.protocol import Opening
-from rtrain.training.trackers.uris import mask_text
-from rtrain.training.trackers.workspace import Workspace
+from rtrain.tracking.protocol import Opening
+from rtrain.tracking.uris import mask_text
+from rtrain.tracking.workspace import Workspace
 
 EVERY_S = 2.0
 MOST = 500

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 
 from rtrain.checkpoint.store import Folder
 from rtrain.errors import ConfigError
-from rtrain.training.trackers.uris import mask_uris
+from rtrain.tracking.uris import mask_uris
 
 MLFLOW_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 IDS = "trackers.json"

@@ -14,7 +14,7 @@ import pytest
 
 from rtrain import config
 from rtrain.errors import ClusterError, ConfigError
-from rtrain.training.trackers import Tracking, mask, mask_command, open_trackers
+from rtrain.tracking import Tracking, mask, mask_command, open_trackers
 
 CONFIG = {
     "$type": "Run",
@@ -80,11 +80,13 @@ def test_config_says_what_it_cannot_do():
 def test_no_tracker_loads_no_tracker_package(tmp_path):
     script = f"""
         import sys
-        from rtrain.training.trackers import Tracking, open_trackers
+        from rtrain.tracking import Tracking, open_trackers
         open_trackers(Tracking(to=("jsonl",)), run_name="r", folder={str(tmp_path)!r}, config={{}}, attempt=1)
         print(sorted({{"wandb", "mlflow", "tensorboard", "matplotlib", "ray"}} & set(sys.modules)))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -213,7 +215,7 @@ def test_wandb_online_without_a_key_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_tracker_package_that_is_missing_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.delitem(sys.modules, "rtrain.training.trackers.wandb", raising=False)
+    monkeypatch.delitem(sys.modules, "rtrain.tracking.wandb", raising=False)
     with pytest.raises(ConfigError, match=r"'wandb' cannot be imported .*pip install wandb\), or take it out"):
         start(Tracking(to=("wandb",)), tmp_path)
 
@@ -289,7 +291,7 @@ def test_s3(kind, tmp_path):
         host, port = server.get_host_and_port()
         script = f"""
             import fsspec
-            from rtrain.training.trackers import Tracking, open_trackers
+            from rtrain.tracking import Tracking, open_trackers
             fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)
             (tracker,) = open_trackers(
                 Tracking(to=({kind!r},)), run_name="r", folder="s3://bucket/runs/r", config={{}}, attempt=1)
@@ -303,7 +305,7 @@ def test_s3(kind, tmp_path):
                 "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x",
                 "AWS_DEFAULT_REGION": "us-east-1", "TMPDIR": str(tmp_path),
             },
-            capture_output=True, text=True,
+            capture_output=True, text=True, timeout=120,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         expected = "bucket/runs/r/metrics.jsonl" if kind == "jsonl" else "bucket/runs/r/tensorboard/events.out.tfevents"
