@@ -5,6 +5,7 @@ import socket
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -63,12 +64,17 @@ def test_every_port_refuses_strangers(joined_ray: None) -> None:
     import ray
 
     gcs = ray.get_runtime_context().gcs_address
-    for token in (None, "f" * 64):
-        read = stranger(GCS_READ.format(gcs), token)
-        assert "READ" not in read and "InvalidAuthToken" in read, read[-2000:]
-        task = stranger(TASK.format(gcs), token)
-        assert "RAN" not in task and "ConnectionError" in task, task[-2000:]
-    assert "READ" in stranger(GCS_READ.format(gcs), Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text())
+    right = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
+    read, task = GCS_READ.format(gcs), TASK.format(gcs)
+    # Side by side: a task waits 20 s for a connection that it does not get.
+    asked = [(read, None), (read, "f" * 64), (task, None), (task, "f" * 64), (read, right)]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        *refused, answered = pool.map(lambda one: stranger(*one), asked)
+    for text in refused[:2]:
+        assert "READ" not in text and "InvalidAuthToken" in text, text[-2000:]
+    for text in refused[2:]:
+        assert "RAN" not in text and "ConnectionError" in text, text[-2000:]
+    assert "READ" in answered, answered[-2000:]
 
 
 def test_token_file_is_the_users_alone(joined_ray: None) -> None:
