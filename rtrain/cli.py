@@ -432,6 +432,8 @@ def _checkpoints(options: argparse.Namespace) -> int:
 
 def _checkpoint_line(row: Any) -> str:
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in row.metrics.items())
+    if row.metrics_step is not None:
+        metrics += f"  (of step {row.metrics_step})"
     who = f"attempt {row.attempt}, {row.world_size} ranks" if row.attempt is not None else ""
     best = "best" if row.best else ""
     return (

@@ -1,7 +1,7 @@
 """What a person wants to know of a run's checkpoints: which there are, whether they are whole, how two differ."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ class Listed:
     saved_at: float | None
     """Seconds since 1970."""
     metrics: dict[str, float]
-    """The validation metrics that were the best when it was written."""
+    """Validation metrics of the last evaluation before it was written; empty where there was none."""
+    metrics_step: int | None
+    """The step of that evaluation, where it is not this one."""
     uri: str
 
     def to_json(self) -> dict[str, Any]:
@@ -60,11 +62,21 @@ def listing(folders: CheckpointFolders) -> list[Listed]:
                 attempt=meta.get("attempt"),
                 world_size=meta.get("world_size"),
                 saved_at=meta.get("saved_at"),
-                metrics=meta.get("state", {}).get("best", {}),
+                **_evaluation(meta, step),
                 uri=folder.uri,
             )
         )
     return [Listed(**{**asdict(row), "best": row.step == best}) for row in found]
+
+
+def _evaluation(meta: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """The metrics that a checkpoint has of its own, and of which step they are where it is another one."""
+    state = meta.get("state", {})
+    # Older checkpoints hold those of the best step alone.
+    values, at = state.get("latest", {}), state.get("latest_step")
+    if not values and state.get("best_step") == step:
+        values, at = state.get("best", {}), step
+    return {"metrics": values, "metrics_step": at if values and at != step else None}
 
 
 def verify(folders: CheckpointFolders, steps: Sequence[int]) -> dict[int, str]:
@@ -111,7 +123,7 @@ def compare(a: Stored, b: Stored) -> dict[str, Any]:
         "other_shape": shapes,
         "other_values": values,
         "equal_tensors": same,
-        "metrics": [x.meta.get("state", {}).get("best", {}) for x in (a, b)],
+        "metrics": [_evaluation(x.meta, x.step) for x in (a, b)],
     }
 
 

@@ -51,6 +51,9 @@ class State:
     best: dict[str, float] = field(default_factory=dict)
     """Validation metrics at the best step."""
     best_step: int | None = None
+    latest: dict[str, float] = field(default_factory=dict)
+    """Validation metrics of the last evaluation."""
+    latest_step: int | None = None
     stale: int = 0
     """Evaluations since the best one."""
     stop: str = ""
@@ -85,6 +88,8 @@ class State:
             "cursor": self.cursor.to_dict(),
             "best": self.best,
             "best_step": self.best_step,
+            "latest": self.latest,
+            "latest_step": self.latest_step,
             "stale": self.stale,
             "stop": self.stop,
             "window_loss": self.window_loss,
@@ -96,6 +101,7 @@ class State:
         """Take over what `to_json` gave."""
         self.step, self.cursor = stored["step"], Cursor.from_dict(stored["cursor"])
         self.best, self.best_step = dict(stored["best"]), stored["best_step"]
+        self.latest, self.latest_step = dict(stored.get("latest", {})), stored.get("latest_step")
         self.stale, self.elapsed_s = stored["stale"], stored["elapsed_s"]
         self.stop = stored["stop"]
         self.window_loss, self.window_units = stored["window_loss"], stored["window_units"]

@@ -73,6 +73,7 @@ def fit(
         if state.done or (epoch_ended if every is None else state.step % every == 0):
             watch.entered("evaluation")
             values = evaluate()
+            state.latest, state.latest_step = dict(values), state.step
             improved = judge(run, state, values)
             for callback in callbacks:
                 callback.evaluated(state, values)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from rtrain import cli
+from rtrain.checkpoint import examine
 from rtrain.checkpoint.format import Stored, save
 from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.errors import CheckpointError
@@ -59,6 +60,20 @@ def test_list_says_which_are_whole(checkpoints: Any) -> None:
     ]  # fmt: skip
     code, text = checkpoints(as_json=False)
     assert " ".join(text.splitlines()[0].split()) == "step 1 intact 0.0 MiB best attempt 1, 1 ranks auc 0.7500"
+
+
+def test_each_step_shows_metrics_of_its_own(tmp_path: Path) -> None:
+    folders = CheckpointFolders(str(tmp_path))
+    best = {"best_step": 2, "best": {"auc": 0.9}}
+    for step, at, auc in [(1, None, None), (2, 2, 0.9), (3, 2, 0.9), (4, 4, 0.8)]:
+        latest = {"latest_step": at, "latest": {} if auc is None else {"auc": auc}}
+        save(folders, step, [whole("model.b", torch.ones(2))], {"state": (best if step > 1 else {}) | latest})
+    rows = [(row.step, row.metrics.get("auc"), row.metrics_step) for row in examine.listing(folders)]
+    assert rows == [(1, None, None), (2, 0.9, None), (3, 0.9, 2), (4, 0.8, None)]
+    shown = cli._checkpoint_line(examine.listing(folders)[2])
+    assert shown.endswith("auc 0.9000  (of step 2)")
+    said = examine.compare(examine.at(folders, 2), examine.at(folders, 4))
+    assert said["metrics"] == [{"metrics": {"auc": a}, "metrics_step": None} for a in (0.9, 0.8)]
 
 
 def test_verify_reads_every_byte(checkpoints: Any, run: str) -> None:
