@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,13 @@ def test_a_drawn_failure_leaves_no_trace(joined_ray: None, tmp_path: Path) -> No
     damaged = kind in ("corrupt-checkpoint", "truncate-checkpoint")
     assert failure.steps_repeated > since_newest if damaged else failure.steps_repeated <= since_newest
     assert max(CheckpointFolders(str(folder)).committed()) == found.steps
+
+
+@pytest.mark.timeout(300)
+def test_the_verb_answers_with_one_line(recipe: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = recipe("chaos", "--debug", "--json", "--checkpoint.every_steps", "5", "--failures", "kill-rank")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # Ray prints of a worker that died, too
+    said = json.loads(line)
+    assert (said["epochs"], [f["verdict"] for f in said["failures"]]) == (1, ["same"])
+    assert f"every rehearsal trains on the last {said['rows']} (data.train_rows)" in done.stderr
