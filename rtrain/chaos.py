@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-from rtrain.api import Launcher, train
+from rtrain.api import Launcher, Result, absolute, train
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import CheckpointFolders, Folder
@@ -17,8 +17,10 @@ from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.run import FailureKind, Handoff, Injection, Run
 from rtrain.tracking import Tracking
 from rtrain.training import history
+from rtrain.training.agreement import open_data
 from rtrain.training.injection import NOTE
 from rtrain.training.proof import account, lost_beside
+from rtrain.training.rehearsal import ending_an_epoch, refuse_foreign, replace_earlier
 
 KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 HARMLESS = ("slow-rank",)
@@ -55,6 +57,10 @@ class Chaos:
 
     run: str
     steps: int
+    rows: int
+    """Rows of an epoch; fewer than the run's own where its steps would have ended none."""
+    epochs: int
+    """Epochs that ended, by the twin's ledger: of these the data itself says that no sample is missing."""
     seed: int
     failures: tuple[Failure, ...]
 
@@ -72,11 +78,12 @@ class Chaos:
             f"{'failure':<20} {'step':>5} {'rank':>4} {'detected':>9} {'recovered':>9} {'repeated':>8} "
             f"{'lost':>5} {'twice':>5} {'loss diff':>9} {'test diff':>9}  verdict"
         )
-        lines = [
-            f"{self.run}: {self.steps} steps, each failure beside an undisturbed twin (seed {self.seed})",
-            "",
-            head,
-        ]
+        lines = [f"{self.run}: {self.steps} steps, each failure beside an undisturbed twin (seed {self.seed})"]
+        if self.epochs:
+            lines.append(f"epochs that ended: {self.epochs}, of {self.rows} rows, each held against the data")
+        else:
+            lines.append(f"NO epoch of {self.rows} rows ended: samples are held against the twin's alone")
+        lines += ["", head]
         for f in self.failures:
             detected, recovered = ("-" if s is None else f"{s:.1f} s" for s in (f.detected_s, f.recovered_s))
             lines.append(
@@ -97,10 +104,12 @@ def chaos(
 ) -> Chaos:
     """Train `run` undisturbed and once with each failure, at a step and on a rank that `seed` draws.
 
-    The runs are named NAME-chaos-KIND; what such a name held is moved aside.
+    The runs are named NAME-chaos-KIND and replace those of an earlier rehearsal. Where the run's steps
+    end no epoch, they are trained on the last rows alone, so that one does.
 
     Raises:
-        ConfigError: a run that cannot come back by itself, or is too short to be disturbed.
+        ConfigError: a run that cannot come back by itself, or is too short to be disturbed; or such a name
+            holds a run that is no rehearsal.
         RtrainError: the undisturbed run could not be finished.
     """
     if launcher != "ray":
@@ -108,21 +117,26 @@ def chaos(
     if run.faults.max_failures < 1:
         raise ConfigError("chaos: faults.max_failures is 0, so the first failure ends the run. Set it to 1 or more")
     run = replace(run, log_every_steps=1, tracking=Tracking(to=()), handoff=Handoff(export=False, serve_check=False))
+    for kind in ("none", *kinds):
+        refuse_foreign(_named(run, kind))
+    run = _on_enough_rows(absolute(run), say)
     from rtrain.launch.session import ray_session
 
     with ray_session(run.cluster):
         say("the undisturbed twin")
-        calm = replace(run, name=f"{run.name}-chaos-none")
-        result = train(calm, fresh=True, quiet=True, command="")
+        calm = _named(run, "none")
+        result = _train(calm)
         assert result is not None, "only other ranks of torchrun get none"
         steps, metrics = int(result.values["steps"]), result.metrics
-        earliest = CheckpointFolders(calm.folder).committed()[0] + 1
+        # The first ones may have been pruned by now, and an evaluation may have written one before its time.
+        earliest = min(run.checkpoint.every_steps, CheckpointFolders(calm.folder).committed()[0]) + 1
         if earliest >= steps:
             raise ConfigError(
                 f"chaos: {run.name!r} has {steps} steps and its first checkpoint at step {earliest - 1}, so no failure "
                 "can come between. Lower checkpoint.every_steps"
             )
-        if not account(calm.folder, verify=True).holds:
+        proved = account(calm.folder, verify=True)
+        if not proved.holds:
             raise RunFailed(
                 f"chaos: {calm.name!r}, though undisturbed, lost or repeated samples: nothing can be held to it"
             )
@@ -134,7 +148,28 @@ def chaos(
             injection = replace(injection, rank=injection.rank % run.cluster.workers)
             say(f"{kind} at step {injection.step}, rank {injection.rank}")
             failures.append(_one(run, calm, injection, losses, metrics))
-    return Chaos(run.name, steps, seed, tuple(failures))
+    rows, ended = open_data(run).rows("train"), sum(epoch.complete for epoch in proved.epochs)
+    return Chaos(run.name, steps, rows, ended, seed, tuple(failures))
+
+
+def _on_enough_rows(run: Run, say: Callable[[str], None]) -> Run:
+    rows = open_data(run).rows("train")
+    cut = ending_an_epoch(run, rows)
+    if cut != run:
+        say(
+            f"{run.max_steps} steps end no epoch of {rows} rows, so every rehearsal trains on the last "
+            f"{cut.data.train_rows} (data.train_rows)"
+        )
+    return cut
+
+
+def _named(run: Run, kind: str) -> Run:
+    return replace(run, name=f"{run.name}-chaos-{kind}")
+
+
+def _train(run: Run) -> Result | None:
+    replace_earlier(run)
+    return train(run, quiet=True)
 
 
 def _one(
@@ -142,11 +177,11 @@ def _one(
 ) -> Failure:
     hang_s = min(HANG_S, run.faults.hang_s) if injection.kind == "hang" else run.faults.hang_s
     faults = replace(run.faults, inject=injection, hang_s=hang_s)
-    run = replace(run, name=f"{run.name}-chaos-{injection.kind}", faults=faults)
+    run = replace(_named(run, injection.kind), faults=faults)
     problem = ""
     result = None
     try:
-        result = train(run, fresh=True, quiet=True, command="")
+        result = _train(run)
     except RtrainError as error:
         problem = one_line(error)
     folder = Folder(run.folder)

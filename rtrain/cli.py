@@ -11,8 +11,9 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rtrain.errors import ConfigError, RtrainError, UserError, did_you_mean, one_line
 
@@ -121,7 +122,8 @@ def _recipe(
         from rtrain.tuning import tune
 
         base = shlex.join(["python", recipe, "train", *_without_verb(given, verb)])
-        tuned = tune(chosen, space, trials=options.trials, command=base)
+        with _stdout_kept():
+            tuned = tune(chosen, space, trials=options.trials, command=base)
         print(json.dumps(tuned.to_json()) if options.json else tuned)
     elif verb == "parity":
         return _parity(chosen, every=options.layouts == "all", ranks=options.ranks, as_json=options.json)
@@ -132,7 +134,8 @@ def _recipe(
     else:
         from rtrain.api import train
 
-        result = train(chosen, launcher=options.launcher, fresh=options.fresh, command=command)
+        with _stdout_kept():
+            result = train(chosen, launcher=options.launcher, fresh=options.fresh, command=command)
         if result is not None:
             print(json.dumps(dict(result.values)) if options.json else _summary(result.values), flush=True)
     return 0
@@ -162,9 +165,15 @@ def _chaos(run: "Run", options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"chaos: {text}", file=sys.stderr, flush=True)
 
-    found = chaos(run, kinds=kinds, seed=options.draw, launcher=options.launcher, say=say)
+    with _stdout_kept():
+        found = chaos(run, kinds=kinds, seed=options.draw, launcher=options.launcher, say=say)
     print(json.dumps(found.to_json()) if options.json else found)
     return 0 if found.holds else 1
+
+
+def _stdout_kept() -> redirect_stdout[TextIO]:
+    """For the verb's answer: what is printed meanwhile, as Ray does of a worker that died, goes to standard error."""
+    return redirect_stdout(sys.stderr)
 
 
 def _tell(text: str) -> None:

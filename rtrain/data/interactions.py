@@ -17,7 +17,7 @@ from rtrain.data.encode import check_columns, encode
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.reader import Reader, batches
-from rtrain.data.split import ByTime, Ranges, Split
+from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.schema import Batch, Schema
 
@@ -158,6 +158,8 @@ class Interactions:
     """The features, label and time column."""
     split: ByTime = ByTime()
     """How rows are parted into train, valid and test."""
+    train_rows: int | None = None
+    """Rows to train on, the last before validation; none, or more than there are: all."""
     window_rows: int = 1_000_000
     """Rows that are held in memory and shuffled together; a split that fits is shuffled fully and read once."""
     prefetch: int = 2
@@ -166,6 +168,7 @@ class Interactions:
     def __post_init__(self) -> None:
         if self.window_rows < 1:
             raise ConfigError(f"data.window_rows: must be at least 1, got {self.window_rows}")
+        check_train_rows(self.train_rows)
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
 
@@ -182,6 +185,7 @@ class Interactions:
             near = did_you_mean(self.schema.time, rows.schema.names)
             raise DataError(f"{rows.uri}: the time column {self.schema.time!r} (schema.time) is missing{near}")
         ranges = self.split.ranges(rows, self.schema.time)
+        ranges["train"] = trained_on(ranges["train"], self.train_rows)
         return Dataset(rows, self.schema, ranges, window_rows=self.window_rows, prefetch=self.prefetch)
 
 

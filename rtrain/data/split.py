@@ -16,6 +16,18 @@ Ranges = dict[Split, tuple[int, int]]
 """Split -> rows [start, stop) of the data set."""
 
 
+def check_train_rows(rows: int | None) -> None:
+    """Refuse a `data.train_rows` that leaves nothing to train on."""
+    if rows is not None and rows < 1:
+        raise ConfigError(f"data.train_rows: must be at least 1, or none, got {rows}")
+
+
+def trained_on(train: tuple[int, int], rows: int | None) -> tuple[int, int]:
+    """The last `rows` of the training range, those nearest to validation; none: all of it."""
+    start, stop = train
+    return (start if rows is None else max(start, stop - rows), stop)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ByTime:
     """The last rows are the test set, those before them validation, the rest is trained on.

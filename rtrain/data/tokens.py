@@ -28,7 +28,7 @@ from rtrain.data import stdlib
 from rtrain.data.cursor import Cursor, check_batches
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.reader import Reader, batches
-from rtrain.data.split import Split
+from rtrain.data.split import Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
 
 FORMAT = 1
@@ -159,7 +159,7 @@ class Shards:
 class TokenDataset:
     """Token shards that are open for reading: split by position, numbered, in a seeded order."""
 
-    def __init__(self, shards: Shards, valid: float, test: float, prefetch: int):
+    def __init__(self, shards: Shards, valid: float, test: float, prefetch: int, train_rows: int | None = None):
         self.shards = shards
         self.vocab = shards.vocab
         count = shards.samples
@@ -171,7 +171,7 @@ class TokenDataset:
                 "Give more text, or a shorter data.context"
             )
         self.ranges: dict[Split, Block] = {
-            "train": (0, first_valid),
+            "train": trained_on((0, first_valid), train_rows),
             "valid": (first_valid, first_test),
             "test": (first_test, count),
         }
@@ -238,6 +238,8 @@ class Tokens:
     """Fraction of the samples that validate: those before the last."""
     test: float = 0.05
     """Fraction of the samples that test: the last."""
+    train_rows: int | None = None
+    """Samples to train on, the last before validation; none, or more than there are: all."""
     prefetch: int = 2
     """Batches that a thread keeps ready; 0: no thread."""
 
@@ -248,6 +250,7 @@ class Tokens:
             raise ConfigError(
                 f"data: valid and test must be above 0 and their sum below 1, got {self.valid}, {self.test}"
             )
+        check_train_rows(self.train_rows)
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
 
@@ -261,7 +264,7 @@ class Tokens:
             folder = stdlib.shards(partial(write_shards, vocab=256, tokenizer="bytes"))
         else:
             folder = Path(self.source)
-        return TokenDataset(Shards(folder, self.context), self.valid, self.test, self.prefetch)
+        return TokenDataset(Shards(folder, self.context), self.valid, self.test, self.prefetch, self.train_rows)
 
 
 def write_shards(

@@ -4,8 +4,10 @@ import json
 import math
 from datetime import UTC, datetime
 
+from rtrain.metrics import Calibration
+from rtrain.metrics.names import metric_of
+
 DASH = "–"  # noqa: RUF001 - a dash for what is not there, as typesetters set it
-LOWER_IS_BETTER = ("loss", "error", "mse", "mae", "perplexity")
 
 
 def spell_metric(value: float | None) -> str:
@@ -57,10 +59,14 @@ def spell_name(metric: str) -> str:
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
-    """Whether `value` beats `other`; calibration is best at 1."""
-    if metric == "calibration":
+    """Whether `value` beats `other`, as the metric's own class says; calibration is best at 1.
+
+    Of a metric that only another rtrain knows, higher counts as better.
+    """
+    known = metric_of(metric)
+    if isinstance(known, Calibration):
         return abs(value - 1) < abs(other - 1)
-    return value < other if any(w in metric for w in LOWER_IS_BETTER) else value > other
+    return value < other if known and not known.higher_is_better else value > other
 
 
 def number(value: object) -> float | None:

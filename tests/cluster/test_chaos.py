@@ -2,6 +2,8 @@
 
 import json
 import random
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain.chaos import KINDS, chaos
 from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.training.proof import account
 
 SEED = random.randrange(1000)
 """Another failure each time, told by the test's output."""
@@ -22,8 +25,15 @@ def test_a_drawn_failure_leaves_no_trace(joined_ray: None, tmp_path: Path) -> No
     run: Any = rtrain.override(debug(), changes)
     kind = random.Random(SEED).choice([k for k in KINDS if k not in ("slow-rank", "hang")])
     print(f"seed {SEED}: {kind}")
+    twin = chaos(run, kinds=[])
     found = chaos(run, kinds=[kind], seed=SEED)
     (failure,) = found.failures
+    names = [f"{run.name}-chaos-{kind}", f"{run.name}-chaos-none"]
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == sorted(names), "the second replaces the first"
+    assert twin.epochs == found.epochs == 1, "so that a missing sample is one by the data alone"
+    for name in names:
+        proved = account(str(tmp_path / "runs" / name), verify=True)
+        assert [(e.complete, e.consumed) for e in proved.epochs] == [(True, found.rows), (False, 7 * found.rows // 13)]
     assert (failure.kind, failure.verdict, found.holds) == (kind, "same", True), str(found)
     assert (failure.samples_lost, failure.samples_repeated) == (0, 0)
     assert (failure.max_loss_diff, failure.final_metric_diff) == (0.0, 0.0)
@@ -36,3 +46,13 @@ def test_a_drawn_failure_leaves_no_trace(joined_ray: None, tmp_path: Path) -> No
     damaged = kind in ("corrupt-checkpoint", "truncate-checkpoint")
     assert failure.steps_repeated > since_newest if damaged else failure.steps_repeated <= since_newest
     assert max(CheckpointFolders(str(folder)).committed()) == found.steps
+
+
+@pytest.mark.timeout(300)
+def test_the_verb_answers_with_one_line(recipe: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = recipe("chaos", "--debug", "--json", "--checkpoint.every_steps", "5", "--failures", "kill-rank")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # Ray prints of a worker that died, too
+    said = json.loads(line)
+    assert (said["epochs"], [f["verdict"] for f in said["failures"]]) == (1, ["same"])
+    assert f"every rehearsal trains on the last {said['rows']} (data.train_rows)" in done.stderr

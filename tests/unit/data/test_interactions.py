@@ -118,7 +118,17 @@ def test_what_cannot_be_opened_is_refused(write: Write, schema: Schema, change: 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("field", ["window_rows", "prefetch"])
+def test_training_on_the_last_rows_leaves_the_other_splits_as_they_are(write: Write, schema: Schema) -> None:
+    plain = Interactions(source=write(1000), schema=schema)
+    whole, cut = plain.open(), replace(plain, train_rows=30).open()
+    first, stop = whole.ranges["train"]
+    assert cut.ranges == {**whole.ranges, "train": (stop - 30, stop)}
+    assert cut.numbers("train") == range(stop - 30, stop)
+    assert cut.fingerprint != whole.fingerprint, "a cursor of the one counts other rows in the other"
+    assert replace(plain, train_rows=stop - first + 1).open().ranges == whole.ranges
+
+
+@pytest.mark.parametrize("field", ["window_rows", "prefetch", "train_rows"])
 def test_settings_below_their_least_are_refused(schema: Schema, field: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.{field}: must be at least"):
         Interactions(source="x", schema=schema, **{field: -1})  # type: ignore[arg-type]

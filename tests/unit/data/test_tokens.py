@@ -1,6 +1,7 @@
 """Token shards: what is written is read, every token is predicted once an epoch, damage is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,15 @@ def test_too_little_text_and_no_text(folder: Path, tmp_path: Path) -> None:
         tokens(tmp_path / "nowhere").open()
     with pytest.raises(ConfigError, match=r"data.context: must be at least 1, got 0"):
         tokens(folder, context=0)
+
+
+def test_training_on_the_last_samples_leaves_the_other_splits_as_they_are(folder: Path) -> None:
+    cut = replace(tokens(folder), train_rows=5).open()
+    assert cut.ranges == {"train": (14, 19), "valid": (19, 21), "test": (21, 23)}
+    assert cut.fingerprint != tokens(folder).open().fingerprint
+    assert replace(tokens(folder), train_rows=20).open().ranges == tokens(folder).open().ranges
+    with pytest.raises(ConfigError, match=r"data.train_rows: must be at least 1, or none, got 0"):
+        replace(tokens(folder), train_rows=0)
 
 
 def test_bytes_of_files_are_their_tokens(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ import json
 import re
 import uuid
 from html.parser import HTMLParser
+from typing import get_args
 
 import fsspec
 import pytest
 
 from rtrain.errors import UserError
+from rtrain.metrics import ScoredMetric
+from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.report import curve, write_report
 from rtrain.report.figures import POINTS, smooth, thin
 from rtrain.report.words import is_better, number, spell_bytes, spell_name, spell_seconds
@@ -278,6 +281,19 @@ def test_long_curves_are_thinned_and_smoothing_does_not_drag():
     assert smooth(np.array([5.0, 1.0]))[0] == 5.0
 
 
+METRICS = {m.name: m for m in (cls() for cls in (*get_args(ScoredMetric), TokenLoss, Perplexity))}
+
+
+@pytest.mark.parametrize("label", ["", "like_", "error_", "win_loss_"])
+@pytest.mark.parametrize("name", [*METRICS, "ndcg@100", "recall>=0.3"])
+def test_better_is_what_the_metrics_class_says_of_any_label(name, label):
+    up = METRICS[name].higher_is_better if name in METRICS else True
+    low, high = (1.2, 0.99) if name == "calibration" else (0.4, 0.6) if up else (0.6, 0.4)
+    assert is_better(label + name, high, low)
+    assert not is_better(label + name, low, high)
+    assert not is_better(label + name, low, low)
+
+
 def test_words():
     assert [spell_bytes(n) for n in (192, 107_712, None, 3 * 1024**4)] == ["192 B", "105.2 KiB", "–", "3.0 TiB"]  # noqa: RUF001
     assert [spell_seconds(s) for s in (0.42, 1.04, 42.2, 71, 7800)] == [
@@ -288,5 +304,4 @@ def test_words():
         "2 h 10 min",
     ]
     assert [spell_name(n) for n in ("auc", "ndcg@10", "log_loss")] == ["AUC", "NDCG@10", "log loss"]
-    assert is_better("auc", 0.8, 0.7) and is_better("log_loss", 0.5, 0.6) and is_better("calibration", 0.99, 1.2)
     assert [number(x) for x in (True, "1", float("nan"), None, 2)] == [None, None, None, None, 2.0]

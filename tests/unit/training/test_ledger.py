@@ -129,6 +129,38 @@ def test_other_samples_in_an_open_epoch_are_seen_beside_the_twin(tiny: Run) -> N
     assert lost == lost_beside(one, other), "both have as many"
 
 
+@pytest.mark.parametrize(("step", "epoch"), [(2, 0), (12, 1)], ids=["complete", "open"])
+def test_a_row_that_never_came_is_missing_in_an_epoch_that_ended_and_in_an_open_one(
+    tiny: Run, monkeypatch: pytest.MonkeyPatch, step: int, epoch: int
+) -> None:
+    run, twin = (
+        rtrain.override(tiny, {"name": name, "max_steps": 13, "data.prefetch": 0, "evaluation.every_steps": 50})
+        for name in ("mine", "twin")
+    )
+    job(twin)
+    monkeypatch.setattr(Columns, "select", without_a_row(Columns.select, step))
+    job(run)
+    mine, theirs = (Stored(CheckpointFolders(r.folder).of(13), 13) for r in (run, twin))
+    proofs = prove(mine, tiny.data.open().numbers("train"))
+    assert [e.holds for e in proofs] == [e.epoch != epoch for e in proofs]
+    found = proofs[epoch]
+    assert (found.consumed, found.repeated, found.foreign) == (found.expected - 1, 0, 0)
+    assert found.missing == (1 if found.complete else 0), "which rows an open epoch lacks, only the twin knows"
+    assert (lost_beside(mine, theirs), lost_beside(theirs, mine)) == (1, 0)
+
+
+def without_a_row(select: Callable[..., Columns], call: int) -> Callable[..., Columns]:
+    """One batch lacks its first row."""
+    calls = 0
+
+    def selected(self: Columns, order: Any) -> Columns:
+        nonlocal calls
+        calls += 1
+        return select(self, order[1:] if calls == call else order)
+
+    return selected
+
+
 def twice(select: Callable[..., Columns]) -> Callable[..., Columns]:
     """The second batch of each attempt has its first row twice, and its second row not at all."""
     calls = 0
