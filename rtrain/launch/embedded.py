@@ -49,6 +49,7 @@ def embedded_ray(num_cpus: int) -> Iterator[None]:
     base.mkdir(parents=True, exist_ok=True)
     sweep(base)
     scratch.sweep()
+    temporary = scratch.Scratch("ray")  # what torch, wandb and others put there goes with it; workers run no clean-up
     folder = Path(tempfile.mkdtemp(prefix=f"rt-{os.getpid()}-", dir=base))  # mode 700
     before = {name: os.environ.pop(name, None) for name in AUTH}
     _OURS.append(folder)
@@ -58,14 +59,15 @@ def embedded_ray(num_cpus: int) -> Iterator[None]:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     _reread_auth()
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users; the one around it stays closed
-        )
+        with _environ("TMPDIR", str(temporary.path)):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users; the one around it stays closed
+            )
         yield
     finally:
         ours = processes_in(folder)
@@ -79,7 +81,19 @@ def embedded_ray(num_cpus: int) -> Iterator[None]:
                 os.environ[name] = value
         _reread_auth()
         shutil.rmtree(folder, ignore_errors=True)
-        scratch.sweep()  # Ray ends workers in a way that runs no clean-up
+        temporary.remove()
+
+
+@contextmanager
+def _environ(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def logs() -> Path | None:

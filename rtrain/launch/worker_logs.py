@@ -1,4 +1,4 @@
-"""What workers wrote to stdout and stderr: kept in the run's folder when the run fails, before the embedded Ray goes."""
+"""What workers wrote to stdout and stderr: kept in the run's folder where the run fails, since Ray's folder goes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
