@@ -56,6 +56,8 @@ def in_world(size: int, work: Callable[..., Any], *arguments: Any, deadline_s: f
             raise ProcessRaisedException(first.read_text(), error.error_index, error.error_pid) from None
         finally:
             _end(context.processes)
+            for file in context.error_files:  # torch leaves those of ranks that raised
+                Path(file).unlink(missing_ok=True)
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 

@@ -110,7 +110,8 @@ def test_a_run_that_ends_well_and_the_verbs_that_look_at_it(place: Place) -> Non
     assert last_json(out)["steps"] == 20
     place.expect_nothing()
 
-    run, rtrain = str(place.work / "runs" / "leaks"), (sys.executable, "-c", "from rtrain.cli import console; console()")
+    run = str(place.work / "runs" / "leaks")
+    rtrain = (sys.executable, "-c", "from rtrain.cli import console; console()")
     verbs = [
         (*PYTHON, "plan"), (*PYTHON, "config"), (*rtrain, "ledger", run, "--verify"), (*rtrain, "report", run),
         (*rtrain, "checkpoints", run, "verify"), (*rtrain, "checkpoints", run, "export", "--to", f"{run}/model"),
