@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rtrain.checkpoint.fence import Driver, Fenced
 from rtrain.checkpoint.store import Folder
-from rtrain.errors import RtrainError
+from rtrain.errors import RunFailed
 from rtrain.launch import embedded
 from rtrain.training.trackers import mask_text
 
@@ -28,7 +28,7 @@ def kept_on_failure(run_folder: str, driver: Driver) -> Iterator[None]:
         yield
     except Fenced:
         raise  # the folder is another driver's now
-    except RtrainError as error:
+    except RunFailed as error:  # what the user must mend says all by itself
         target = ""
         with suppress(Exception):  # storage that is full or gone must not hide why the run failed
             target = _keep(run_folder, driver)
