@@ -120,10 +120,11 @@ def train(
                 from rtrain.serving.app import check_port
 
                 check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
+            from rtrain.launch import worker_logs
             from rtrain.launch.ray_train import train_on_ray
 
             driver = _claim(run, stack, fresh=fresh, say=say)
-            with Watch(run):
+            with worker_logs.kept_on_failure(run.folder, driver), Watch(run):
                 outcome = train_on_ray(run, driver=driver.token)
         elif launcher == "inline":
             from rtrain.launch.local import train_inline

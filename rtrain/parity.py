@@ -5,7 +5,6 @@ Every layout trains a few steps from the same weights on the same batches, in pr
 """
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
@@ -19,6 +18,7 @@ from rtrain.mesh import Parallel, lay_out
 from rtrain.models.decoder import Decoder
 from rtrain.planning import check
 from rtrain.run import Run
+from rtrain.scratch import Scratch
 from rtrain.training.agreement import open_data, refuse
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.engine import build_engine
@@ -209,16 +209,16 @@ def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> "l
     found: list[Trace | str] = []
     while len(found) < len(layouts):
         left = tuple(layouts[len(found) :])
-        with tempfile.TemporaryDirectory(prefix="rtrain-parity-") as folder:
+        with Scratch("parity") as folder:
             problem = ""
             try:
-                in_world(world, _train_all, folder, run, left, steps, deadline_s=run.faults.hang_s * len(left))
+                in_world(world, _train_all, str(folder), run, left, steps, deadline_s=run.faults.hang_s * len(left))
             except RunFailed as error:  # it hangs
                 problem = str(error)
             except Exception as error:  # a rank raised, or died
                 problem = str(error).strip().splitlines()[-1]
             for index in range(len(left)):
-                path = Path(folder) / f"{index}.json"
+                path = folder / f"{index}.json"
                 if not path.is_file():
                     found.append(problem or "no answer")
                     break  # the others get new processes

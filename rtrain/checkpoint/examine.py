@@ -1,9 +1,7 @@
 """What a person wants to know of a run's checkpoints: which there are, whether they are whole, how two differ."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +10,7 @@ from rtrain.checkpoint import shards
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import MARKER, CheckpointFolders, Folder
 from rtrain.errors import CheckpointError
+from rtrain.scratch import Scratch
 
 
 @dataclass(frozen=True)
@@ -138,8 +137,8 @@ def export(stored: Stored, to: str) -> dict[str, Any]:
     stored.verify()
     tensors = {name.removeprefix("model."): stored.tensor(name) for name in sorted(stored.names("model."))}
     target = Folder(to)
-    with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
-        local = Path(scratch) / "model.safetensors"
+    with Scratch("export") as scratch:
+        local = scratch / "model.safetensors"
         said = shards.write(local, tensors)
         target.adopt(local, local.name)
     return {"uri": f"{target.uri}/model.safetensors", "tensors": len(tensors), **said}

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ from rtrain.checkpoint.store import (
 )
 from rtrain.errors import CheckpointError, one_line
 from rtrain.parallel.chunks import Chunk
+from rtrain.scratch import Scratch
 
 FORMAT = 1
 T = TypeVar("T")
@@ -185,19 +186,19 @@ def _on_host(data: Tensor, key: str, keep: dict[str, Tensor] | None) -> Tensor:
 
 
 def _write_share(folder: Folder, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory(dir=_scratch(folder), prefix=".writing-") as scratch:
+    with _scratch(folder) as scratch:
         local = Path(scratch) / name
         file = shards.write(local, tensors, folder.patience.went_on)
         folder.adopt(local, name)
     return file
 
 
-def _scratch(folder: Folder) -> str | None:
+def _scratch(folder: Folder) -> AbstractContextManager[str | Path]:
     """Beside the target on local storage, so that the file is moved by a rename."""
     if not folder.is_local:
-        return None
+        return Scratch("checkpoint")
     make_folder(folder.path)
-    return str(folder.path)
+    return tempfile.TemporaryDirectory(dir=folder.path, prefix=".writing-")
 
 
 def _commit(
@@ -262,13 +263,18 @@ class Stored:
         for name in self.meta["files"]:
             if not SHARD.fullmatch(name):
                 raise CheckpointError(f"{here}: the manifest names a file {name!r} that no checkpoint has")
-        self._scratch = tempfile.TemporaryDirectory(prefix="rtrain-checkpoint-")
+        self._scratch: Scratch | None = None
         self._local: dict[str, Path] = {}
 
     @property
     def uri(self) -> str:
         """Where it lies."""
         return self.folder.uri
+
+    def close(self) -> None:
+        """Delete what was fetched of remote storage; done too when the object goes."""
+        if self._scratch:
+            self._scratch.remove()
 
     def verify(self) -> None:
         """Read every file back and compare it with the manifest.
@@ -288,7 +294,7 @@ class Stored:
             size = self.folder.size(name)
             if size != said["bytes"]:
                 raise CheckpointError(f"checkpoint step {self.step}: {name} has {size} bytes, not {said['bytes']}")
-            if sha256_of(self.folder.fetch(name, Path(self._scratch.name))) != said["sha256"]:
+            if sha256_of(self._fetch(name)) != said["sha256"]:
                 raise CheckpointError(f"checkpoint step {self.step}: {name} was altered (its sha256 differs)")
 
     def check_model(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -376,8 +382,14 @@ class Stored:
         if name not in self.meta["files"]:
             raise CheckpointError(f"checkpoint step {self.step}: a tensor is said to lie in {name!r}, no file of it")
         if name not in self._local:
-            self._local[name] = self.folder.fetch(name, Path(self._scratch.name))
+            self._local[name] = self._fetch(name)
         return self._local[name]
+
+    def _fetch(self, name: str) -> Path:
+        if self.folder.is_local:
+            return self.folder.fetch(name, Path())
+        self._scratch = self._scratch or Scratch("checkpoint")
+        return self.folder.fetch(name, self._scratch.path)
 
 
 def newest(folders: CheckpointFolders, *, note: bool = False) -> tuple[Stored | None, list[str]]:

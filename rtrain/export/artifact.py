@@ -7,7 +7,6 @@
 A folder without export.json is not an export. Nothing is pickled.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from rtrain.errors import CheckpointError, DataError
 from rtrain.export.request import json_schema, row_model
 from rtrain.models.ranking import RankingConfig, probabilities
 from rtrain.schema import Schema
+from rtrain.scratch import Scratch
 from rtrain.version import VERSION
 
 FORMAT = 1
@@ -49,8 +49,8 @@ def export(
     files: dict[str, str] = {}
     for index, tensors in enumerate(_packs(stored)):
         name = f"model-{index:05d}.safetensors"
-        with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
-            local = Path(scratch) / name
+        with Scratch("export") as scratch:
+            local = scratch / name
             save_file(tensors, local)
             files[name] = sha256_of(local)
             folder.adopt(local, name)
@@ -104,11 +104,11 @@ class Predictor:
         model_config: RankingConfig = config.from_dict(head["model"])
         self.model = model_config.build(self.schema, seed=0)
         weights: dict[str, Tensor] = {}
-        with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
+        with Scratch("export") as scratch:
             for name, digest in head["files"].items():
                 if Path(name).name != name:
                     raise CheckpointError(f"export {uri!r}: it names a file outside its folder: {name!r}")
-                local = folder.fetch(name, Path(scratch))
+                local = folder.fetch(name, scratch)
                 if not local.exists() or sha256_of(local) != digest:
                     raise CheckpointError(f"export {uri!r}: {name} is missing or was altered. Export the run again")
                 weights |= load_file(local)

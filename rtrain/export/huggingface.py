@@ -7,9 +7,7 @@
 
 import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
@@ -19,6 +17,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.store import Folder
 from rtrain.errors import DataError, did_you_mean
 from rtrain.models.decoder import Decoder
+from rtrain.scratch import Scratch
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -133,9 +132,9 @@ def write_decoder(config: Decoder, weights: Mapping[str, Tensor], uri: str, *, c
         file = f"model-{number:05d}-of-{len(packs):05d}.safetensors"
         tensors = {their_name(n): weights[n].detach().contiguous() for n in names}
         total += sum(t.nbytes for t in tensors.values())
-        with tempfile.TemporaryDirectory(prefix="rtrain-export-") as scratch:
-            save_file(tensors, Path(scratch) / file, metadata={"format": "pt"})
-            folder.adopt(Path(scratch) / file, file)
+        with Scratch("export") as scratch:
+            save_file(tensors, scratch / file, metadata={"format": "pt"})
+            folder.adopt(scratch / file, file)
         index |= dict.fromkeys(tensors, file)
     folder.write(INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1).encode())
     return folder.uri

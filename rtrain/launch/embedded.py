@@ -10,13 +10,17 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
 import ray
+
+from rtrain import scratch
 
 TEMP_DIR = "RTRAIN_RAY_TEMP_DIR"
 """Environment variable: where the folder of an embedded Ray is made; a short path, since it holds sockets."""
@@ -25,6 +29,8 @@ GONE_S = 15.0
 """Seconds that Ray's processes get to end by themselves after its shutdown; they took under 1 s when measured."""
 CLOCKS_S = 5.0
 """Seconds by which the start of a process, which the kernel counts from a boot time in whole seconds, may be off."""
+_OURS: list[Path] = []
+"""The folder of this process's embedded Ray while it runs."""
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -37,37 +43,73 @@ def embedded_ray(num_cpus: int) -> Iterator[None]:
     Raises:
         ConnectionError, RuntimeError, OSError, ValueError, TimeoutError: as `ray.init`.
     """
+    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
+        _say_token_is_asked_for()
     base = Path(os.environ.get(TEMP_DIR) or "/tmp")  # not TMPDIR: Ray's sockets need a path under 107 characters
     base.mkdir(parents=True, exist_ok=True)
     sweep(base)
+    scratch.sweep()
+    temporary = scratch.Scratch("ray")  # what torch, wandb and others put there goes with it; workers run no clean-up
     folder = Path(tempfile.mkdtemp(prefix=f"rt-{os.getpid()}-", dir=base))  # mode 700
     before = {name: os.environ.pop(name, None) for name in AUTH}
+    _OURS.append(folder)
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32))
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     _reread_auth()
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users; the one around it stays closed
-        )
+        with _environ("TMPDIR", str(temporary.path)):
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users; the one around it stays closed
+            )
         yield
     finally:
-        ours = _processes(folder)
+        ours = processes_in(folder)
         with suppress(Exception):  # a Ray that broke must not hide why
             ray.shutdown()
-        _end(ours)
+        end(ours)
+        _OURS.remove(folder)
         for name, value in before.items():
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
         _reread_auth()
         shutil.rmtree(folder, ignore_errors=True)
+        temporary.remove()
+
+
+@contextmanager
+def _environ(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def logs() -> Path | None:
+    """Where the workers of this process's embedded Ray write; none without one."""
+    return _OURS[-1] / "r" / "session_latest" / "logs" if _OURS else None
+
+
+@cache
+def _say_token_is_asked_for() -> None:
+    """Once a process."""
+    print(
+        "rtrain: RAY_AUTH_MODE=disabled is not taken over by the embedded Ray: whoever reaches this machine's ports "
+        "could run commands on it. For a Ray without a token start one, and set RAY_ADDRESS to it",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def sweep(base: Path) -> None:
@@ -82,11 +124,11 @@ def sweep(base: Path) -> None:
                 # A process that is younger than the folder has only been given the same number.
                 if psutil.Process(int(found[1])).create_time() <= status.st_mtime + CLOCKS_S:
                     continue
-            _end(_processes(folder))
+            end(processes_in(folder))
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _processes(folder: Path) -> list[psutil.Process]:
+def processes_in(folder: Path) -> list[psutil.Process]:
     """Ray's processes that work in `folder`, and all that they started."""
     found: dict[int, psutil.Process] = {}
     for process in psutil.process_iter():
@@ -104,7 +146,7 @@ def _works_in(process: psutil.Process, folder: str) -> bool:
     return any(folder in word for word in words)
 
 
-def _end(processes: list[psutil.Process]) -> None:
+def end(processes: list[psutil.Process]) -> None:
     """Wait until they have ended; kill those that do not."""
     _, alive = psutil.wait_procs(processes, timeout=GONE_S)
     for process in alive:

@@ -3,8 +3,6 @@
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow.fs
@@ -28,6 +26,7 @@ from rtrain.errors import (
     one_line,
 )
 from rtrain.run import Run
+from rtrain.scratch import Scratch
 from rtrain.training.events import Callback, State
 from rtrain.training.job import Outcome, run_job
 from rtrain.training.watchdog import silent_ranks
@@ -159,9 +158,9 @@ class ReportCheckpoints(Callback):
         if not self.leads:
             ray.train.report(metrics)
             return
-        with TemporaryDirectory(prefix="rtrain-pointer-") as folder:
-            (Path(folder) / "step.txt").write_text(f"{state.step}\n")
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        with Scratch("pointer") as folder:
+            (folder / "step.txt").write_text(f"{state.step}\n")
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(str(folder)))
 
 
 def ray_storage(folder: str) -> tuple[str, pyarrow.fs.FileSystem | None]:

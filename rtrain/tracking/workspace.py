@@ -5,14 +5,13 @@ writing the whole file again at each flush, in the thread that trains; wandb, SQ
 lines cannot do it at all. So all of them write locally and are copied now and then, and at the end.
 """
 
-import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from rtrain.checkpoint.store import Folder
+from rtrain.scratch import Scratch
 
 EVERY_S = 60.0
 
@@ -22,8 +21,8 @@ class Workspace:
 
     def __init__(self, folder: Folder, name: str, *, every_s: float = EVERY_S):
         self.folder, self.name, self.every_s = folder, name, every_s
-        self.scratch = None if folder.is_local else Path(tempfile.mkdtemp(prefix=f"rtrain-{name}-"))
-        self.path = (self.scratch or Path(folder.path)) / name
+        self.scratch = None if folder.is_local else Scratch(name)
+        self.path = (self.scratch.path if self.scratch else Path(folder.path)) / name
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._copied: dict[Path, tuple[int, int]] = {}
         self._last = time.monotonic()
@@ -31,7 +30,7 @@ class Workspace:
     def fetch(self) -> None:
         """Bring the file that an earlier attempt left in a remote folder."""
         if self.scratch and self.folder.exists(self.name):
-            self.folder.fetch(self.name, self.scratch)
+            self.folder.fetch(self.name, self.scratch.path)
 
     def copy_if_due(self, flush: Callable[[], None]) -> None:
         """Copy what changed, at most every `every_s`; `flush` brings it to the local disk first."""
@@ -49,10 +48,11 @@ class Workspace:
         try:
             self._copy()
         except Exception as error:  # the training is done and its checkpoints are safe: not worth failing for
+            self.path = self.scratch.keep() / self.name
             text = f"tracking: {self.path} could not be copied to {self.folder.uri} ({error}); it is kept there"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
         else:
-            shutil.rmtree(self.scratch, ignore_errors=True)
+            self.scratch.remove()
 
     def _copy(self) -> None:
         files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))

@@ -123,12 +123,18 @@ class _Job:
         state.attempt = self._begin_attempt(driver)
         self.saver = Saver(self.folders, self.attempt, background=run.checkpoint.background)
         self.in_flight: State | None = None
+        self.opened: list[Stored] = []
 
     def finish(self, callbacks: Sequence[Callback]) -> Outcome:
         """Train, then judge the best checkpoint; a rank that falls silent meanwhile ends its process."""
         self.watchdog.name = f"attempt-{self.state.attempt}-rank-{self.world.rank:05d}"
         with self.watchdog:
-            return self._finish(callbacks)
+            try:
+                return self._finish(callbacks)
+            finally:
+                # Here, since whoever restarts workers ends this process in a way that runs no clean-up.
+                for stored in self.opened:
+                    stored.close()
 
     def _finish(self, callbacks: Sequence[Callback]) -> Outcome:
         state = self.state
@@ -138,7 +144,7 @@ class _Job:
         breakdown = watch.breakdown() | {"checkpoint": self.saver.stalled_s}
         breakdown["other"] = max(0.0, wall_s - sum(breakdown.values()))
         best_step = state.best_step if state.best_step is not None else state.step
-        best = Stored(self.folders.of(best_step), best_step)
+        best = self._open(best_step)
         test = self._judge(best)
         peaks: list[int] = [0] * self.world.size
         dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -239,6 +245,11 @@ class _Job:
             write_predictions(self.run, self.data, engine, self.folder, self.attempt)
         return test
 
+    def _open(self, step: int) -> Stored:
+        stored = Stored(self.folders.of(step), step)
+        self.opened.append(stored)
+        return stored
+
     def _save(self, engine: Engine, history: History | None, now: bool) -> list[State]:
         """Begin a checkpoint, or write it now; the states whose commit was seen, the one in flight before first."""
         state, ledger, folders = self.state, self.ledger, self.folders
@@ -334,7 +345,7 @@ class _Job:
             )
         if step is None:
             return None, problems
-        stored = Stored(self.folders.of(step), step)
+        stored = self._open(step)
         if lost:
             stored.meta["state"] |= {"best": {}, "best_step": None, "stale": 0}
         if stored.meta["data_fingerprint"] != self.data.fingerprint:

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import torch
 from torch.multiprocessing import ProcessRaisedException
 
 from rtrain.errors import RunFailed
+from rtrain.scratch import Scratch
 from rtrain.training.world import join, leave
 
 GRACE_S = 5.0
@@ -33,12 +33,12 @@ def in_world(size: int, work: Callable[..., Any], *arguments: Any, deadline_s: f
         ProcessRaisedException: a rank raised; the error that came first.
         torch.multiprocessing.ProcessExitedException: a rank died, or ended itself.
     """
-    with tempfile.TemporaryDirectory(prefix="rtrain-world-") as folder:
+    with Scratch("world") as folder:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         context = torch.multiprocessing.start_processes(
-            _rank, (size, port, folder, deadline_s, work, arguments), nprocs=size, join=False, daemon=True
+            _rank, (size, port, str(folder), deadline_s, work, arguments), nprocs=size, join=False, daemon=True
         )
         assert context is not None
         ends = time.monotonic() + deadline_s
@@ -47,16 +47,18 @@ def in_world(size: int, work: Callable[..., Any], *arguments: Any, deadline_s: f
                 if time.monotonic() >= ends:
                     raise RunFailed(
                         f"a world of {size} processes was not done after {deadline_s:g} s. Where its ranks were:\n"
-                        + _stacks(context.processes, Path(folder))
+                        + _stacks(context.processes, folder)
                     )
         except ProcessRaisedException as error:
-            first = min(Path(folder).glob("*.error"), key=lambda path: path.stat().st_mtime_ns, default=None)
+            first = min(folder.glob("*.error"), key=lambda path: path.stat().st_mtime_ns, default=None)
             if first is None:
                 raise
             raise ProcessRaisedException(first.read_text(), error.error_index, error.error_pid) from None
         finally:
             _end(context.processes)
-        return [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(size)]
+            for file in context.error_files:  # torch leaves those of ranks that raised
+                Path(file).unlink(missing_ok=True)
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
 
 
 def _rank(

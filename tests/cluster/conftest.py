@@ -26,8 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def ray_temp_dir() -> Iterator[str]:
     # Ray's socket paths must stay under 107 characters, so pytest's own long folders will not do.
+    from rtrain.launch.embedded import end, processes_in
+
     with tempfile.TemporaryDirectory(prefix="rt-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         yield folder
+        # A recipe that a test killed leaves processes, which would go on writing into it.
+        end(processes_in(Path(folder)))
 
 
 @pytest.fixture(scope="session")

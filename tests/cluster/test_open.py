@@ -130,6 +130,7 @@ def test_nothing_stays_of_an_embedded_ray(ray_temp_dir: str, tmp_path: Path) -> 
     base = Path(ray_temp_dir) / "leak"
     command = [sys.executable, "-c", OPEN, str(base), "ours"]
     env = {k: v for k, v in environment(ray_temp_dir).items() if not k.startswith("RAY_AUTH")}
+    env["RAY_AUTH_MODE"] = "disabled"  # is not taken over, and that is said once a process
 
     def started() -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -153,3 +154,4 @@ def test_nothing_stays_of_an_embedded_ray(ray_temp_dir: str, tmp_path: Path) -> 
         assert said == "left\n", (tmp_path / "errors").read_text()
         assert not [p for p in [*children, *ours] if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert not list(base.iterdir())
+    assert (tmp_path / "errors").read_text().count("RAY_AUTH_MODE=disabled is not taken over") == 2

@@ -265,7 +265,8 @@ def test_a_remote_folder_is_kept_up_to_date_while_the_run_goes_on(remote):
         tracker.close()
 
 
-def test_storage_that_fails_costs_no_run_and_the_files_stay(remote, monkeypatch):
+def test_storage_that_fails_costs_no_run_and_the_files_stay(remote, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tracker,) = start(Tracking(to=("jsonl",)), remote)
     tracker.place.every_s = 0.0
 

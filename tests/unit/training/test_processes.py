@@ -80,8 +80,10 @@ def test_a_stuck_rank_is_ended_with_its_stack(tmp_path: Path) -> None:
     assert not runs(int((tmp_path / "child").read_text()))
 
 
-def test_a_rank_that_raises_ends_the_others() -> None:
+def test_a_rank_that_raises_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = children()
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="this very one"):
         in_world(2, one_raises, deadline_s=120)
     assert not children() - before
+    assert not list(tmp_path.iterdir())
