@@ -47,6 +47,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(timer.cancel)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests (`make test`): a file's stay together, and all that use the one Ray."""
+    for item in items:
+        file = item.path.relative_to(item.config.rootpath)
+        item.add_marker(pytest.mark.xdist_group("ray" if file.parts[1] == "cluster" else str(file)))
+
+
 @pytest.fixture(scope="module")
 def world_of_one() -> Iterator[None]:
     """A process group of this process alone: what saves a checkpoint needs one."""
