@@ -3,8 +3,10 @@
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -52,8 +54,15 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
         elif not ray.is_initialized():
             _join(os.environ["RAY_ADDRESS"])
             session.callback(ray.shutdown)
+        _keep_signals()
         _wait_for_room(cluster, needed)
         yield
+
+
+def _keep_signals() -> None:
+    """SIGTERM as it was before Ray came, whose own answer is a stack of C++ on stderr."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def _start(cluster: Cluster, workers: int, session: ExitStack) -> None:

@@ -116,7 +116,7 @@ def under_way(place: Place) -> Iterator[subprocess.Popen[str]]:
         wait_for(
             lambda: committed_step(place.work / "runs" / "leaks") >= 10 or process.poll() is not None, "the first steps"
         )
-        assert process.poll() is None, process.communicate()[1]
+        assert process.poll() is None, process.communicate(timeout=60)[1]
         assert len(place.processes()) >= 5, "driver, GCS, raylet and two workers: this test looks at the wrong ones"
         assert place.files()
         yield process
