@@ -97,10 +97,9 @@ def train(
     if leads:
         check_writable(run.storage)
         refuse_shares(run, open_data(run), mesh)  # gets and checks the data before any worker starts
-    # As it was asked for: that a launcher needs another number of workers gives a finished run nothing to do.
-    done = None if fresh else finished(asked, say)
+    done = None if fresh else finished(run, asked, say)
     if done is not None:
-        return Result(asked, done) if leads else None
+        return Result(run, done) if leads else None
     if leads and not fresh:
         refuse_another(run)
     with ExitStack() as stack:

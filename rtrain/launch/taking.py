@@ -25,13 +25,17 @@ RESULT, REPORT = "result.json", "report.html"
 Say = Callable[[str], None]
 
 
-def finished(run: Run, say: Say) -> Mapping[str, Any] | None:
-    """The stored result of a run that has ended, where nothing that was asked for since gives it more to do."""
+def finished(run: Run, asked: Run, say: Say) -> Mapping[str, Any] | None:
+    """The stored result of a run that has ended, where nothing that was asked for since gives it more to do.
+
+    `asked`: as the user has it, before the launcher set its own number of workers: that gives nothing to do.
+    """
     folder = Folder(run.folder)
     if not (folder.exists(RESULT) and folder.exists("run.json")):
         return None
     stored: Mapping[str, Any] = folder.read_json(RESULT)
-    changed = config.diff(config.from_dict(folder.read_json("run.json")), run)
+    before = config.from_dict(folder.read_json("run.json"))
+    changed = min((config.diff(before, now) for now in (run, asked)), key=len)
     if any(not c.startswith(MAY_CHANGE) or c.startswith(GIVES_WORK) for c in changed):
         return None
     if any(c.startswith(LENGTH) for c in changed) and _total_steps(run) > stored["steps"] and not stored["stop"]:
