@@ -171,7 +171,8 @@ def test_a_further_labels_metric_decides() -> None:
     [
         (
             {"evaluation.monitor": "click_auc"},
-            "evaluation.monitor: 'click_auc' is not among the metrics: auc, log_loss, like_auc, like_log_loss",
+            "evaluation.monitor: 'click_auc' is not among the metrics: auc, log_loss, like_auc, like_log_loss; "
+            "did you mean 'like_auc'?",
         ),
         (
             {"metrics": (AUC(), Calibration()), "evaluation.monitor": "like_calibration"},
