@@ -3,17 +3,16 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtrain import config
-from rtrain.checkpoint import fence
-from rtrain.checkpoint.fence import Driver
-from rtrain.checkpoint.store import CheckpointFolders, Folder, check_writable
-from rtrain.errors import ConfigError, UserError
+from rtrain.checkpoint.store import Folder, check_writable
+from rtrain.errors import UserError
+from rtrain.launch.taking import finished, refuse_another, take
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.training import history
@@ -25,12 +24,6 @@ if TYPE_CHECKING:
     from rtrain.serving.app import Served
 
 Launcher = Literal["ray", "inline", "torchrun"]
-
-# A resumed run may differ in these; anything else would make it another run.
-MAY_CHANGE = (
-    "storage", "parallel", "cluster", "checkpoint", "evaluation", "faults", "tracking", "handoff",
-    "metrics", "log_every_steps", "epochs", "max_steps", "data.prefetch",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +83,7 @@ def train(
         if leads and not quiet:
             print(f"{run.name}: {text}", file=sys.stderr, flush=True)
 
+    asked = run
     if launcher != "ray":
         run = replace(run, cluster=replace(run.cluster, workers=int(os.environ.get("WORLD_SIZE", "1"))))
         if run.handoff.serve_check:
@@ -103,10 +97,11 @@ def train(
     if leads:
         check_writable(run.storage)
         refuse_shares(run, open_data(run), mesh)  # gets and checks the data before any worker starts
-    done = None if fresh else _finished(run)
+    done = None if fresh else finished(run, asked, say)
     if done is not None:
-        say("finished already; this is its stored result (--fresh trains it anew)")
         return Result(run, done) if leads else None
+    if leads and not fresh:
+        refuse_another(run)
     with ExitStack() as stack:
         if launcher == "ray":
             from rtrain.launch.bar import Watch
@@ -123,24 +118,23 @@ def train(
             from rtrain.launch import worker_logs
             from rtrain.launch.ray_train import train_on_ray
 
-            driver = _claim(run, stack, fresh=fresh, say=say)
-            with worker_logs.kept_on_failure(run.folder, driver), Watch(run):
+            driver = take(run, stack, fresh=fresh, say=say)
+            with worker_logs.kept_on_failure(run.folder, driver), Watch(run, say):
                 outcome = train_on_ray(run, driver=driver.token)
         elif launcher == "inline":
             from rtrain.launch.local import train_inline
 
-            driver = _claim(run, stack, fresh=fresh, say=say)
+            driver = take(run, stack, fresh=fresh, say=say)
             outcome = train_inline(run, driver.token)
         else:
             from rtrain.launch.local import train_under_torchrun
 
             # The other ranks wait for the first one when they join the process group.
-            mine = _claim(run, stack, fresh=fresh, say=say) if leads else None
-            finished = train_under_torchrun(run, mine.token if mine else "")
-            if finished is None or mine is None:
+            mine = take(run, stack, fresh=fresh, say=say) if leads else None
+            told = train_under_torchrun(run, mine.token if mine else "")
+            if told is None or mine is None:
                 return None
-            driver = mine
-            outcome = finished
+            driver, outcome = mine, told
         from rtrain.launch.finish import finish
 
         return Result(run, finish(run, outcome, driver=driver, command=command, began=began, say=say))
@@ -154,58 +148,6 @@ def absolute(run: Run) -> Run:
     if "://" not in run.data.source and os.path.exists(run.data.source):
         changes["data.source"] = os.path.abspath(run.data.source)
     return config.override(run, changes)
-
-
-def _finished(run: Run) -> Mapping[str, Any] | None:
-    """The stored result of a run that ended with this very config."""
-    folder = Folder(run.folder)
-    if not (folder.exists("result.json") and folder.exists("run.json")):
-        return None
-    if config.diff(config.from_dict(folder.read_json("run.json")), run):
-        return None
-    stored: Mapping[str, Any] = folder.read_json("result.json")
-    return stored
-
-
-def _claim(run: Run, stack: ExitStack, *, fresh: bool, say: Callable[[str], None]) -> Driver:
-    """Make the run's folder this run's, and this its driver: nothing is written before all else has been checked.
-
-    Raises:
-        Fenced: another driver has taken the run in this very moment.
-        ConfigError: the folder holds checkpoints of another run under the same name.
-    """
-    folder = Folder(run.folder)
-    if fresh and folder.names():
-        say(f"the earlier run was moved to {_move_aside(run)}")
-    if folder.exists("run.json"):
-        changes = config.diff(config.from_dict(folder.read_json("run.json")), run)
-        steps = CheckpointFolders(run.folder).committed()
-        other = [c for c in changes if not c.startswith(MAY_CHANGE)]
-        if other and steps:
-            raise ConfigError(
-                f"run {run.name!r} exists with another config: {'; '.join(other[:5])}. "
-                "Use another name, go back to the stored values, or start anew with --fresh"
-            )
-        if changes:
-            say(f"changed since the last start: {'; '.join(changes)}")
-        if steps:
-            say(f"resumes from step {steps[-1]}")
-    driver = fence.take(CheckpointFolders(run.folder))
-    stack.callback(driver.release)
-    # In this order: whoever sees a result beside a config sees the config that it belongs to.
-    folder.discard("result.json")
-    driver.check()
-    folder.write_json("run.json", config.to_dict(run))
-    return driver
-
-
-def _move_aside(run: Run) -> str:
-    number = 1
-    while Folder(f"{run.folder}~{number}").names():
-        number += 1
-    folder = Folder(run.folder)
-    folder.fs.mv(folder.path, Folder(f"{run.folder}~{number}").path, recursive=True)
-    return f"{run.folder}~{number}"
 
 
 def serve(target: "Result | str", *, replicas: int = 1, port: int = 8000) -> "Served":

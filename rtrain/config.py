@@ -6,6 +6,7 @@ notebook. Nothing is registered anywhere: a field that the dataclass does not ha
 """
 
 import dataclasses
+import difflib
 import json
 import sys
 import types
@@ -50,8 +51,28 @@ def override(config: T, changes: Mapping[str, object]) -> T:
         ConfigError: unknown key (with the closest known one) or a value of the wrong type.
     """
     for key, value in changes.items():
+        head = key.partition(".")[0]
+        if is_config(config) and head not in _fields(config):
+            raise ConfigError(f"{head}: {type(config).__name__} has no field {head!r}{_nearest(config, key)}")
         config = _set(config, type(config), key.split("."), value, key)
     return config
+
+
+def _nearest(config: object, key: str) -> str:
+    """The closest dotted key, also of a field that lies deeper: `lr` may mean `optim.lr`."""
+    if "." in key:
+        return did_you_mean(key.partition(".")[0], _fields(config)) or f". Its fields: {', '.join(_fields(config))}"
+    keys = [known for known in flatten(config) if known and not known.endswith(TYPE_KEY)]
+    last = key.rpartition(".")[2]
+    same = [known for known in keys if known.rpartition(".")[2] == last]
+    if same:
+        return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
+    near = did_you_mean(key, _fields(config))
+    if near:
+        return near
+    leaves = {known.rpartition(".")[2]: known for known in reversed(keys)}
+    close = difflib.get_close_matches(last, leaves, n=1, cutoff=0.75)
+    return f"; did you mean {leaves[close[0]]!r}?" if close else f". Its fields: {', '.join(_fields(config))}"
 
 
 def _set(node: Any, declared: Any, path: list[str], value: object, key: str) -> Any:

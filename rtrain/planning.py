@@ -99,8 +99,10 @@ def plan(run: Run) -> Plan:
 
     Raises:
         ConfigError: what `check` refuses, and tables that do not fit.
+        DataError: a local source that is not there.
     """
     mesh = check(run)
+    run.data.check_source()
     memory, source = _memory(run)
     placed: tuple[TablePlacement, ...] = ()
     if isinstance(run.model, Decoder):

@@ -7,7 +7,7 @@ from typing import Literal
 from rtrain.config import flatten, validate
 from rtrain.data.interactions import Interactions
 from rtrain.data.tokens import Tokens
-from rtrain.errors import ConfigError
+from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Parallel
 from rtrain.metrics import AUC, Calibration, GroupMetric, LogLoss, ScoredMetric
 from rtrain.metrics.language import Perplexity, TokenLoss
@@ -219,6 +219,7 @@ class Run:
         if self.evaluation.monitor not in names:
             raise ConfigError(
                 f"evaluation.monitor: {self.evaluation.monitor!r} is not among the metrics: {', '.join(names)}"
+                f"{did_you_mean(self.evaluation.monitor, names)}"
             )
         if isinstance(self.monitored, Calibration):
             raise ConfigError(

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
@@ -171,6 +172,17 @@ class Interactions:
         check_train_rows(self.train_rows)
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
+
+    def check_source(self) -> None:
+        """Look whether a local source is there; nothing is fetched.
+
+        Raises:
+            DataError: it is not.
+        """
+        if self.source not in sources.NAMES and "://" not in self.source:
+            source = _locate(self.source)
+            if not Path(source).exists():
+                raise DataError(f"{source}: no such file or folder. Check data.source")
 
     def open(self) -> Dataset:
         """The data set, its columns, order and split checked; a named one is downloaded if it is not in the cache.

@@ -254,6 +254,15 @@ class Tokens:
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
 
+    def check_source(self) -> None:
+        """Look whether a local source is there; nothing is made.
+
+        Raises:
+            DataError: it is not.
+        """
+        if self.source != stdlib.NAME and not Path(self.source).exists():
+            raise DataError(f"{self.source}: no such folder of token shards. Check data.source")
+
     def open(self) -> TokenDataset:
         """The shards, checked.
 

@@ -123,8 +123,11 @@ def _memory(free: int) -> Finding:
 
 
 def check_niceness(environ: Mapping[str, str], cores: int, nice: int) -> Finding:
-    """Ray's workers run at nice 15 unless told otherwise, so on few cores anything else starves them."""
-    workers = environ.get("RAY_worker_niceness", "15")
+    """Ray's workers run at nice 15 unless told otherwise, so on few cores anything else starves them.
+
+    A Ray that rtrain starts is told so; a cluster is not.
+    """
+    workers = environ.get("RAY_worker_niceness", "15" if environ.get("RAY_ADDRESS") else "0")
     text = f"this process {nice}, Ray's workers {workers}"
     if nice > 0:
         return Finding("niceness", "warn", text, "start rtrain without `nice`")

@@ -1,14 +1,18 @@
 """The one progress bar of a run: fed by the loop itself, or by the history that a remote rank 0 writes."""
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from rtrain.checkpoint.store import Folder
+from rtrain.checkpoint import fence
+from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.run import Run
 from rtrain.training import history
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.progress import Progress
+from rtrain.training.records import PLACEMENT
 
 
 class Bar(Callback):
@@ -68,14 +72,20 @@ class Bar(Callback):
             self.progress.update(line["step"], examples_per_s=line["examples_per_s"], loss=line["loss"], best=best)
 
 
+TOLD_EVERY_S = 15.0
+"""Seconds of waiting for the first step after which it is said, again and again, for what."""
+
+
 class Watch:
     """Follows history.jsonl from the driver while the workers train; a context manager."""
 
-    def __init__(self, run: Run, *, every_s: float = 1.0):
-        self.run, self.every_s = run, every_s
+    def __init__(self, run: Run, say: Callable[[str], None], *, every_s: float = 1.0):
+        self.run, self.say, self.every_s = run, say, every_s
         self.folder = Folder(run.folder)
         self.bar = Bar(run)
         self.seen = {self._key(line) for line in history.read(self.folder)}
+        self.placed = self._placement()
+        self.beginnings = len(fence.beginnings(CheckpointFolders(run.folder)))
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True, name="rtrain-watch")
 
@@ -89,9 +99,26 @@ class Watch:
         self.bar.close()
 
     def _follow(self) -> None:
+        began = told = time.monotonic()
         while not self.ended.wait(self.every_s):
             self._draw_new()
+            if self.bar.progress is None and time.monotonic() - told > TOLD_EVERY_S:
+                told = time.monotonic()
+                self.say(f"no step yet after {told - began:.0f} s: {self._waits_for()}")
         self._draw_new()
+
+    def _waits_for(self) -> str:
+        """What the workers are at before the first step."""
+        with suppress(OSError, ValueError):
+            beginnings = len(fence.beginnings(CheckpointFolders(self.run.folder)))
+            if self.placed != self._placement():
+                return "the model is laid out, and the first batch is read"
+            if beginnings > self.beginnings:
+                return "the workers have met; they make the tables, or read the checkpoint"
+        return f"{self.run.cluster.workers} workers start and import torch, which takes longest where they share cores"
+
+    def _placement(self) -> bytes:
+        return self.folder.read(PLACEMENT) if self.folder.exists(PLACEMENT) else b""
 
     def _draw_new(self) -> None:
         try:

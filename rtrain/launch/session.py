@@ -3,11 +3,14 @@
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import ray
 
@@ -46,14 +49,22 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
     for name, value in {**DEFAULTS, **(EMBEDDED if embedded else {})}.items():
         os.environ.setdefault(name, value)
     needed = workers or cluster.workers
+    before = signal.getsignal(signal.SIGTERM)
     with ExitStack() as session:
         if embedded:
             _start(cluster, needed, session)
         elif not ray.is_initialized():
             _join(os.environ["RAY_ADDRESS"])
             session.callback(ray.shutdown)
+        _restore(before)
         _wait_for_room(cluster, needed)
         yield
+
+
+def _restore(handler: Any) -> None:
+    """SIGTERM as it was before Ray came, whose own answer is a stack of C++ on stderr and exit code 15."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
 
 
 def _start(cluster: Cluster, workers: int, session: ExitStack) -> None:

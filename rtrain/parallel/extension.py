@@ -8,6 +8,7 @@ it first removes torch's where no living process holds it.
 import fcntl
 import importlib.util
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ def load() -> None:
     if builder.name in type(builder)._loaded_ops or _load_built(builder, folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
+    # This environment's ninja, also where it is not activated: versions do not read each other's logs, and so
+    # compile again what another one compiled.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with _alone(folder):
         for lock in stale_locks(folder):
             lock.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
-from rtrain.cli import golden
+from rtrain.cli.recipe import golden
 from rtrain.run import Run
 
 FOLDER = Path(__file__).parent

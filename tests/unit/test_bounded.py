@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ENDLESS = {
-    ("rtrain/cli.py", "wait"),  # `rtrain serve` serves until it is interrupted
+    ("rtrain/cli/recipe.py", "wait"),  # `rtrain serve` serves until it is interrupted
     ("rtrain/checkpoint/shards.py", "join"),  # of a thread that only computes
 }
 

@@ -12,6 +12,8 @@ import pytest
 
 from recipes.dlrm_movielens import debug, run
 from rtrain import cli, config
+from rtrain.cli.recipe import VERBS, golden
+from rtrain.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 RECIPE = str(ROOT / "recipes" / "dlrm_movielens.py")
@@ -51,6 +53,18 @@ def rtrain_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monke
 
 REFUSED = [
     (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
+    (["plan", "--lr", "1"], "lr: Run has no field 'lr'; did you mean 'optim.lr' or 'sparse_optim.lr'?"),
+    (["plan", "--workers", "1"], "workers: Run has no field 'workers'; did you mean 'cluster.workers'?"),
+    (["plan", "--globl_batch", "1"], "globl_batch: Run has no field 'globl_batch'; did you mean 'global_batch'?"),
+    (["plan", "--worker", "1"], "worker: Run has no field 'worker'; did you mean 'cluster.workers'?"),
+    (["plan", "--zzz", "1"], "zzz: Run has no field 'zzz'. Its fields: name, model, data, "),
+    (
+        ["plan", "--evaluation.monitor", "ndcg"],
+        "evaluation.monitor: 'ndcg' is not among the metrics: auc, log_loss, ndcg@10; did you mean 'ndcg@10'?",
+    ),
+    (["plan", "--checkpoint.no_keep"], "checkpoint.no_keep: no value given"),
+    (["plan", "--fresh"], "--fresh: plan does not take it; it is of train"),
+    (["train", "--trials", "3"], "--trials: train does not take it; it is of tune"),
     (["zzzz"], "unknown verb 'zzzz'. Verbs: train, plan, parity, chaos, tune, serve, config"),
     (["plan", "--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["plan", "--optim.lrr=1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
@@ -71,8 +85,10 @@ REFUSED = [
     (["plan", "--cluster.workers", "3", "--parallel.tensor", "2"], "parallel: tensor(2) * pipeline(1) = 2 does not"),
     (["plan", "--parallel.tensor", "2"], "parallel.tensor: 2, but DLRM has no tensor-parallel plan"),
     (["chaos", "--failures", "kill-rnk"], "--failures: unknown 'kill-rnk'; did you mean 'kill-rank'?"),
+    (["train", "--launcher", "inlin"], "command line: argument --launcher: invalid choice: 'inlin' (choose from"),
     (["chaos", "--launcher", "inline"], "chaos: launcher 'inline' restarts no worker. Use Ray"),
     (["chaos", "--faults.max_failures", "0"], "chaos: faults.max_failures is 0, so the first failure ends the run"),
+    (["plan", "--data.source", "/nope.parquet"], "/nope.parquet: no such file or folder. Check data.source"),
     (["train", "--name", "a/b"], "name: 'a/b' must be letters, digits"),
 ]
 
@@ -157,9 +173,37 @@ def test_plan_as_text_names_each_table_and_each_rank(recipe: Any) -> None:
 def test_config_prints_the_resolved_config(recipe: Any) -> None:
     changes = {"optim.lr": "3e-4", "max_steps": "none", "model.top": "8,4"}
     words = [word for key, value in changes.items() for word in (f"--{key}", value)]
-    assert recipe("config", *words) == (0, cli.golden(config.override(run(), changes)), "")
-    assert recipe("config") == (0, cli.golden(run()), "")
-    assert recipe("config", "--debug") == (0, cli.golden(debug()), "")
+    assert recipe("config", *words) == (0, golden(config.override(run(), changes)), "")
+    assert recipe("config") == (0, golden(run()), "")
+    assert recipe("config", "--debug") == (0, golden(debug()), "")
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("--model.bottom 64 32", "model.bottom", [64, 32]),
+        ("--model.bottom 64, 32", "model.bottom", [64, 32]),
+        ("--model.bottom 64,32", "model.bottom", [64, 32]),
+        ("--model.bottom=64,32", "model.bottom", [64, 32]),
+        ("--model.bottom [64,32]", "model.bottom", [64, 32]),
+        ("--model.bottom 7", "model.bottom", [7]),
+        ("--tracking.to jsonl wandb", "tracking.to", ["jsonl", "wandb"]),
+        ("--checkpoint.no_background", "checkpoint.background", False),
+        ("--checkpoint.no-background", "checkpoint.background", False),
+        ("--checkpoint.background", "checkpoint.background", True),
+        ("--checkpoint.background false", "checkpoint.background", False),
+        ("--checkpoint.background=false", "checkpoint.background", False),
+        ("--metrics.2.k 20", "metrics.2.k", 20),
+        ("--data.schema.features.0.rows=2000", "data.schema.features.0.rows", 2000),
+        ("--optim.lr 3e-4", "optim.lr", 3e-4),
+        ("--max_steps none", "max_steps", None),
+    ],
+)
+def test_a_value_in_every_form_that_help_shows(recipe: Any, words: str, key: str, value: Any) -> None:
+    for more in (["--seed", "7"], []):
+        ended = recipe("config", *words.split(), *more)
+        assert (ended.code, ended.err) == (0, "")
+        assert f"\n{key} = {json.dumps(value)}\n" in ended.out
 
 
 def test_config_as_json_is_the_stored_form(recipe: Any) -> None:
@@ -178,7 +222,7 @@ def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.Mo
     ended = recipe("--help")
     assert (ended.code, ended.err) == (0, "")
     text = " ".join(ended.out.replace("│", " ").split())
-    for verb, what in cli.VERBS.items():
+    for verb, what in VERBS.items():
         assert f"{verb} {what}" in text
     for flag in ("--json", "--debug", "--fresh", "--launcher", "--trials", "--replicas", "-h, --help"):
         assert f" {flag} " in text
@@ -186,6 +230,7 @@ def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.Mo
     leaves = [key for key, value in config.flatten(run()).items() if not key.endswith("$type") and value != []]
     absent = [key for key in leaves if f"--{key} " not in text and f"--{key}, " not in text]
     assert absent == ["faults.inject"]  # a whole config or none: the verb `chaos` sets it
+    assert "faults.inject (in the recipe alone)" in text
     for doc in (
         "Learning rate after warm-up. (default: 0.002)",
         "Folder of the run under `storage`; starting a name again resumes it.",
@@ -209,7 +254,7 @@ def test_a_mistake_leaves_no_traceback_in_a_real_process() -> None:
 def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
     ended = rtrain_command()
     assert (ended.code, ended.err) == (0, "")
-    assert ended.out.startswith("usage: rtrain [-h] VERB ...")
+    assert ended.out.startswith("usage: rtrain [-h] [--version] VERB ...")
     for verb in ("doctor", "data", "serve", "report", "train", "plan", "tune", "config"):
         assert f"\n    {verb} " in ended.out
 
@@ -222,7 +267,11 @@ def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
         (["report", "/no/such/run"], "report: there is no run in '/no/such/run'"),
         (["report", "a", "b"], "rtrain report: it takes no b; see rtrain report --help"),
         (["serve", "/no/such/run"], "serve: there is no export in '/no/such/run'"),
-        (["plan"], "command line: the following arguments are required: recipe"),
+        (["trian", "x"], "command line: argument VERB: invalid choice: 'trian' (choose from 'doctor', "),
+        (["plan"], "rtrain plan: which recipe? Give the path of its Python file: rtrain plan RECIPE"),
+        (["plan", str(ROOT / "README.md")], f"rtrain plan: {ROOT}/README.md:"),
+        (["plan", str(ROOT / "rtrain" / "version.py")], f"rtrain plan: {ROOT}/rtrain/version.py ended without calling"),
+        (["data", "gett", "ml-100k"], "command line: argument ACTION: invalid choice: 'gett'"),
         (["plan", "gone.py"], "rtrain plan: there is no recipe 'gone.py'. Give the path of a Python file"),
         (["data", "get", "ml-1"], "there is no data set 'ml-1'"),
         (["data", "put", "ml-100k"], "command line: argument ACTION: invalid choice: 'put'"),
@@ -256,10 +305,60 @@ def test_rtrain_hands_a_recipe_its_own_words(rtrain_command: Any) -> None:
     ended = rtrain_command("config", RECIPE, "--optim.lr", "3e-4", "--debug", "--seed=7", "--max_steps", "none")
     assert (ended.code, ended.err) == (0, "")
     changes = {"optim.lr": 3e-4, "seed": 7, "max_steps": None}
-    assert ended.out == cli.golden(config.override(debug(), changes))
+    assert ended.out == golden(config.override(debug(), changes))
 
 
 def test_rtrain_plan_of_a_recipe_as_json(rtrain_command: Any) -> None:
     ended = rtrain_command("plan", RECIPE, "--json", "--cluster.workers", "3")
     assert (ended.code, ended.err) == (0, "")
     assert json.loads(ended.out)["world_size"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["trian", "x"], "train"),
+        (["checkpoint", "x"], "checkpoints"),
+        (["checkpoints", "x", "verfy"], "verify"),
+        (["data", "tokenise", "x"], "tokenize"),
+    ],
+)
+def test_a_misspelt_verb_or_action_finds_the_near_one(rtrain_command: Any, words: list[str], near: str) -> None:
+    ended = rtrain_command(*words)
+    assert ended.code == 2
+    assert ended.err.endswith(f"; did you mean {near!r}?\n")
+
+
+def test_version(rtrain_command: Any) -> None:
+    assert rtrain_command("--version") == (0, f"rtrain {VERSION}\n", "")
+
+
+def test_help_of_a_recipes_verb_is_the_recipes(rtrain_command: Any) -> None:
+    ended = rtrain_command("train", RECIPE, "--help")
+    assert (ended.code, ended.err) == (0, "")
+    assert "--optim.lr FLOAT" in ended.out and "--metrics.2.k INT" in ended.out and "--fresh" in ended.out
+    assert rtrain_command("train", "--help").out.startswith("usage: rtrain train RECIPE [options]")
+
+
+def test_every_option_of_rtrain_has_its_help(rtrain_command: Any) -> None:
+    for verb in ("doctor", "serve", "report", "ledger", "checkpoints", "data get", "data tokenize"):
+        ended = rtrain_command(*verb.split(), "--help")
+        assert ended.code == 0
+        options = ended.out.partition("options:")[2].strip("\n").splitlines()
+        assert len(options) >= 2
+        for line, following in zip(options, [*options[1:], ""], strict=True):
+            if line.startswith("  -"):  # its meaning stands behind it, or on the next line
+                assert "  " in line.strip() or following.startswith("    "), line
+
+
+def test_the_search_goes_on_from_the_words_that_it_was_given(monkeypatch: pytest.MonkeyPatch, recipe: Any) -> None:
+    from rtrain import tuning
+
+    class Told:
+        def to_json(self) -> dict[str, Any]:
+            return {}
+
+    commands = []
+    monkeypatch.setattr(tuning, "tune", lambda run, space, trials, command: commands.append(command) or Told())
+    recipe("tune", "--trials=4", "--name", "tune", "--json", "--seed", "3")
+    assert commands[0].endswith("train --name tune --seed 3")

@@ -12,6 +12,7 @@ from rtrain import cli
 from rtrain.checkpoint import examine
 from rtrain.checkpoint.format import Stored, save
 from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.cli.checkpoints import line_of
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
 
@@ -70,7 +71,7 @@ def test_each_step_shows_metrics_of_its_own(tmp_path: Path) -> None:
         save(folders, step, [whole("model.b", torch.ones(2))], {"state": (best if step > 1 else {}) | latest})
     rows = [(row.step, row.metrics.get("auc"), row.metrics_step) for row in examine.listing(folders)]
     assert rows == [(1, None, None), (2, 0.9, None), (3, 0.9, 2), (4, 0.8, None)]
-    shown = cli._checkpoint_line(examine.listing(folders)[2])
+    shown = line_of(examine.listing(folders)[2])
     assert shown.endswith("auc 0.9000  (of step 2)")
     said = examine.compare(examine.at(folders, 2), examine.at(folders, 4))
     assert said["metrics"] == [{"metrics": {"auc": a}, "metrics_step": None} for a in (0.9, 0.8)]

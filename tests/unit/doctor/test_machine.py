@@ -108,9 +108,10 @@ def test_a_temp_dir_too_long_for_rays_sockets_fails(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("environ", "cores", "nice", "status"),
     [
-        ({}, 2, 0, "warn"),
+        ({}, 2, 0, "ok"),  # rtrain starts its own Ray with 0
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, 2, 0, "warn"),
         ({"RAY_worker_niceness": "0"}, 2, 0, "ok"),
-        ({}, 64, 0, "ok"),
+        ({"RAY_ADDRESS": "10.0.0.1:6379"}, 64, 0, "ok"),
         ({"RAY_worker_niceness": "0"}, 64, 10, "warn"),
     ],
 )

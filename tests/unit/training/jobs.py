@@ -14,7 +14,7 @@ from rtrain.training.world import join, leave
 
 def train(run: Run, **options: Any) -> dict[str, Any]:
     """The result of `rtrain.train`, without Ray."""
-    result = rtrain.train(run, launcher="inline", quiet=True, **options)
+    result = rtrain.train(run, **{"launcher": "inline", "quiet": True} | options)
     assert result is not None
     return dict(result.values)
 

@@ -65,9 +65,46 @@ def test_a_finished_run_gives_its_stored_result(tiny: Run) -> None:
     assert (Path(short.storage) / "tiny~1" / "result.json").exists(), "the earlier run was not kept"
 
 
+def test_a_finished_run_is_not_overwritten(tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """What leaves nothing to do gives its result; what does goes on, and the first result stays beside the new."""
+    short = rtrain.override(tiny, {"max_steps": 6})
+    first = train(short)
+    nothing = {"cluster.workers": 4, "parallel.zero_stage": 2, "checkpoint.every_steps": 50, "max_steps": 4}
+    assert train(rtrain.override(short, nothing), quiet=False) == first
+    said = capsys.readouterr().err
+    assert "finished already, at step 6" in said and "max_steps: 6 -> 4" in said
+    folder = Path(short.folder)
+    assert json.loads((folder / "result.json").read_text()) == first
+
+    longer = train(rtrain.override(short, {"max_steps": 9}), quiet=False)
+    assert longer["steps"] == 9
+    said = capsys.readouterr().err
+    assert "max_steps: 6 -> 9" in said and "resumes from step 6" in said and "stays as result~1.json" in said
+    assert json.loads((folder / "result~1.json").read_text()) == first
+    assert (folder / "report~1.html").exists()
+    assert train(rtrain.override(short, {"max_steps": 9, "metrics": (rtrain.AUC(),)}))["test"].keys() == {"auc"}
+    assert json.loads((folder / "result~2.json").read_text()) == longer
+
+
+def test_a_run_that_stopped_early_says_what_more_epochs_need(tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = rtrain.override(tiny, {"evaluation.every_steps": 1, "evaluation.patience": 1})
+    first = train(stopped)
+    assert first["stop"]
+    assert train(rtrain.override(stopped, {"epochs": 9}), quiet=False) == first
+    assert "evaluation.patience gives it more" in capsys.readouterr().err
+
+
+def test_another_run_of_a_name_is_refused_with_a_free_one(tiny: Run) -> None:
+    first = train(rtrain.override(tiny, {"max_steps": 3}))
+    (Path(tiny.storage) / "tiny-2").mkdir()
+    with pytest.raises(ConfigError, match=r"optim.lr: .* -> 0.5\. .*--name tiny-3\), .*--fresh"):
+        train(rtrain.override(tiny, {"optim.lr": 0.5}))
+    assert train(rtrain.override(tiny, {"max_steps": 3})) == first
+
+
 def test_what_cannot_be_continued_is_refused(tiny: Run) -> None:
     train(rtrain.override(tiny, {"max_steps": 3}))
-    with pytest.raises(ConfigError, match=r"exists with another config: model.dim: 16 -> 8\. Use another name"):
+    with pytest.raises(ConfigError, match=r"exists with another config: model.dim: 16 -> 8\. Train this one"):
         train(rtrain.override(tiny, {"model.dim": 8}))
     longer = rtrain.override(tiny, {"max_steps": 4, "cluster.workers": 3, "checkpoint.keep": 9})
     assert train(longer)["steps"] == 4, "a longer run on other workers is the same run"
@@ -134,7 +171,8 @@ def test_a_further_labels_metric_decides() -> None:
     [
         (
             {"evaluation.monitor": "click_auc"},
-            "evaluation.monitor: 'click_auc' is not among the metrics: auc, log_loss, like_auc, like_log_loss",
+            "evaluation.monitor: 'click_auc' is not among the metrics: auc, log_loss, like_auc, like_log_loss; "
+            "did you mean 'like_auc'?",
         ),
         (
             {"metrics": (AUC(), Calibration()), "evaluation.monitor": "like_calibration"},

@@ -1,0 +1,62 @@
+"""How a verb ends: its answer on stdout, a mistake on one line of stderr, an exit code."""
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from typing import NoReturn, TextIO
+
+from rtrain.errors import ConfigError, RtrainError, did_you_mean, one_line
+
+_told = False
+"""Whether it was SIGTERM that interrupted."""
+
+
+def guarded(work: Callable[[], int], *, as_json: bool) -> int:
+    """Run a verb; a user's mistake becomes one line, anything unforeseen keeps its traceback."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _told_to_stop)
+    try:
+        return work()
+    except RtrainError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        if as_json:
+            print(json.dumps({"error": one_line(error), "exit_code": error.exit_code}), flush=True)
+        return error.exit_code
+    except KeyboardInterrupt:
+        why, code = ("told to stop (SIGTERM)", 143) if _told else ("interrupted", 130)
+        print(f"{why}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        if as_json:
+            print(json.dumps({"error": why, "exit_code": code}), flush=True)
+        return code
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def stdout_kept() -> redirect_stdout[TextIO]:
+    """For the verb's answer: what is printed meanwhile, as Ray does of a worker that died, goes to standard error."""
+    return redirect_stdout(sys.stderr)
+
+
+def refuse(message: str) -> NoReturn:
+    """What argparse calls with a mistake.
+
+    Raises:
+        ConfigError: it, with the nearest of the choices that it names.
+    """
+    found = re.search(r"invalid choice: '(.+?)' \(choose from (.+)\)", message)
+    near = did_you_mean(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
+    raise ConfigError(f"command line: {message}{near}")
+
+
+def _told_to_stop(number: int, frame: object) -> None:
+    """As Ctrl-C, which every part of a run knows how to end by, but with its own exit code."""
+    global _told
+    _told = True
+    signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,215 @@
+"""The verbs of a recipe: `python RECIPE [VERB] [options] [--key value ...]`."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtrain.cli.answer import guarded, refuse, stdout_kept
+from rtrain.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from rtrain.run import Run
+    from rtrain.tuning import Domain
+
+VERBS = {
+    "train": "train to the end (resumes by name), test, export, report; the default",
+    "plan": "show ranks, table placement and bytes per rank; starts nothing",
+    "parity": "train some steps at this layout and in one process (CPU), and compare; --layouts all: every one",
+    "chaos": "bring failures about, each beside an undisturbed twin, and show what each cost",
+    "tune": "search the recipe's space, each trial a distributed run",
+    "serve": "serve the finished run's export until Ctrl-C",
+    "config": "print the resolved config",
+}
+RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
+"""Those that `rtrain VERB RECIPE` has too; its `serve` takes a run's folder."""
+LAUNCHERS = ("ray", "inline", "torchrun")
+DEFAULTS = {
+    "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "trials": 8, "replicas": 1, "layouts": "own",
+    "ranks": 4,
+}  # fmt: skip
+TAKEN_BY = {
+    "fresh": ("train",), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
+    "trials": ("tune",), "replicas": ("serve",), "layouts": ("parity",), "ranks": ("parity",),
+}  # fmt: skip
+"""Option -> the verbs that it means something to; given to another one it is refused, not ignored."""
+
+
+def main(
+    run: "Callable[[], Run]",
+    debug: "Callable[[], Run] | None" = None,
+    *,
+    space: "Mapping[str, Domain] | None" = None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """A recipe's command line; ends the process with the exit code.
+
+    `run` and `debug` give the full and the small config, `space` the fields that `tune` searches.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    recipe = _shown(sys.argv[0])
+    sys.exit(guarded(lambda: _recipe(run, debug, space or {}, given, recipe), as_json="--json" in given))
+
+
+def _recipe(
+    run: "Callable[[], Run]",
+    debug: "Callable[[], Run] | None",
+    space: "Mapping[str, Domain]",
+    given: list[str],
+    recipe: str,
+) -> int:
+    parser = _parser(recipe)
+    options, words = parser.parse_known_args(given)
+    verb = words.pop(0) if words and not words[0].startswith("-") else "train"
+    if verb not in VERBS:
+        raise ConfigError(f"unknown verb {verb!r}{did_you_mean(verb, VERBS) or '. Verbs: ' + ', '.join(VERBS)}")
+    for name, verbs in TAKEN_BY.items():
+        if name in options and verb not in verbs:
+            raise ConfigError(f"--{name}: {verb} does not take it; it is of {' and '.join(verbs)}")
+    options = argparse.Namespace(**DEFAULTS | vars(options))
+    if options.debug and debug is None:
+        raise ConfigError("--debug: this recipe has no debug()")
+    chosen = (debug if options.debug and debug else run)()
+
+    from rtrain import config
+    from rtrain.cli import fields
+
+    if options.help:
+        print(parser.format_help())
+        print(fields.help_text(chosen))
+        return 0
+    config.validate(chosen)
+    chosen = config.override(chosen, fields.changes(words, chosen))
+    if verb == "plan":
+        from rtrain.planning import plan
+
+        planned = plan(chosen)
+        print(json.dumps(planned.to_json()) if options.json else planned)
+    elif verb == "config":
+        print(json.dumps(config.to_dict(chosen)) if options.json else golden(chosen), end="\n" if options.json else "")
+    elif verb == "tune":
+        from rtrain.tuning import tune
+
+        base = shlex.join(["python", recipe, "train", *(["--debug"] if options.debug else []), *words])
+        with stdout_kept():
+            tuned = tune(chosen, space, trials=options.trials, command=base)
+        print(json.dumps(tuned.to_json()) if options.json else tuned)
+    elif verb == "parity":
+        return _parity(chosen, every=options.layouts == "all", ranks=options.ranks, as_json=options.json)
+    elif verb == "chaos":
+        return _chaos(chosen, options)
+    elif verb == "serve":
+        serve(f"{chosen.storage}/{chosen.name}", options.replicas, chosen.handoff.port, options.json)
+    else:
+        from rtrain.api import train
+
+        command = shlex.join(["python", recipe, *given])
+        with stdout_kept():
+            result = train(chosen, launcher=options.launcher, fresh=options.fresh, command=command)
+        if result is not None:
+            print(json.dumps(dict(result.values)) if options.json else _summary(result.values), flush=True)
+    return 0
+
+
+def _parity(run: "Run", *, every: bool, ranks: int, as_json: bool) -> int:
+    """Exit code 1 when a layout differs from one process."""
+    from rtrain.parity import all_layouts, parity
+
+    layouts = tuple(all_layouts(run, ranks)) if every else None
+    found = parity(run, layouts=layouts, say=lambda text: print(f"parity: {text}", file=sys.stderr, flush=True))
+    print(json.dumps(found.to_json()) if as_json else found)
+    return 0 if found.holds else 1
+
+
+def _chaos(run: "Run", options: argparse.Namespace) -> int:
+    """Exit code 1 when a failure left a trace."""
+    from rtrain.chaos import KINDS, chaos
+
+    kinds = options.failures.split(",") if options.failures != "all" else list(KINDS)
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(
+                f"--failures: unknown {kind!r}{did_you_mean(kind, KINDS) or '. Known: ' + ', '.join(KINDS)}"
+            )
+
+    def say(text: str) -> None:
+        print(f"chaos: {text}", file=sys.stderr, flush=True)
+
+    with stdout_kept():
+        found = chaos(run, kinds=kinds, seed=options.draw, launcher=options.launcher, say=say)
+    print(json.dumps(found.to_json()) if options.json else found)
+    return 0 if found.holds else 1
+
+
+def golden(run: "Run") -> str:
+    """The flattened config as text, one key a line; recipes keep theirs as golden files."""
+    from rtrain import config
+
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in config.flatten(run).items())
+
+
+def _parser(recipe: str) -> argparse.ArgumentParser:
+    verbs = "\n".join(f"  {name:<8} {what}" for name, what in VERBS.items())
+    parser = argparse.ArgumentParser(
+        prog=f"python {recipe}",
+        usage=f"python {recipe} [VERB] [options] [--key value ...]",
+        description=f"verbs:\n{verbs}\n\nAny field of the config is set by its dotted key, as --key VALUE or "
+        "--key=VALUE: --optim.lr 3e-4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,  # so that what was given can be told from what was not
+        add_help=False,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-h", "--help", action="store_true", default=False, help="show this and every field of the config")
+    add("--json", action="store_true", default=False, help="one line of JSON on stdout")
+    add("--debug", action="store_true", default=False, help="the recipe's small config: the same path in seconds")
+    add("--fresh", action="store_true", help="train: start anew; the earlier run is moved aside")
+    where = "train: on Ray (default), in this process, or as one of torchrun's ranks"
+    add("--launcher", choices=LAUNCHERS, help=where)
+    add("--failures", metavar="KIND,KIND", help="chaos: which, separated by commas (default: all)")
+    add("--draw", type=int, metavar="SEED", help="chaos: draws the steps and ranks (default: 0)")
+    add("--trials", type=int, metavar="N", help="tune: how many (default: 8)")
+    add("--replicas", type=int, metavar="N", help="serve: how many (default: 1)")
+    add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
+    add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser
+
+
+def _summary(values: Mapping[str, Any]) -> str:
+    """What a person wants to know of a finished run."""
+    lines = [f"{values['run']}: {values['steps']} steps on {values['world_size']} ranks, {values['seconds']} s"]
+    baseline = values["baseline"] or {}
+    for name, value in values["test"].items():
+        beside = f"   (user and item means alone: {baseline[name]:.4f})" if name in baseline else ""
+        lines.append(f"  test {name:<12} {value:.4f}{beside}")
+    if values["served"] is not None:
+        lines.append(f"  served           {values['served']} (difference {values['served_max_difference']:.1e})")
+    lines += [f"  {name:<16} {values[name]}" for name in ("checkpoint", "export", "report") if values[name]]
+    return "\n".join(lines)
+
+
+def serve(target: str, replicas: int, port: int, as_json: bool) -> None:
+    """Serve an export, or a finished run's, until it is interrupted."""
+    import threading
+
+    from rtrain.api import serve
+
+    served = serve(target, replicas=replicas, port=port)
+    print(json.dumps({"url": served.url}) if as_json else f"{served.url}/predict answers; Ctrl-C ends it", flush=True)
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        served.stop()
+
+
+def _shown(path: str) -> str:
+    """A script's path as the user would type it."""
+    try:
+        return str(Path(path).resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -1,0 +1,128 @@
+"""What a start finds under its name: a finished run, one to go on with, another one; and taking its folder."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from rtrain import config
+from rtrain.checkpoint import fence
+from rtrain.checkpoint.fence import Driver
+from rtrain.checkpoint.store import CheckpointFolders, Folder
+from rtrain.data.cursor import batches_per_epoch
+from rtrain.errors import ConfigError
+from rtrain.run import Run
+from rtrain.training.agreement import open_data
+
+# A resumed run may differ in these; anything else would make it another run.
+MAY_CHANGE = (
+    "storage", "parallel", "cluster", "checkpoint", "evaluation", "faults", "tracking", "handoff",
+    "metrics", "log_every_steps", "epochs", "max_steps", "data.prefetch",
+)  # fmt: skip
+# And of these, a finished run has something to do again.
+GIVES_WORK = ("evaluation", "metrics", "handoff")
+LENGTH = ("epochs", "max_steps")
+RESULT, REPORT = "result.json", "report.html"
+Say = Callable[[str], None]
+
+
+def finished(run: Run, asked: Run, say: Say) -> Mapping[str, Any] | None:
+    """The stored result of a run that has ended, where nothing that was asked for since gives it more to do.
+
+    `asked`: as the user has it, before the launcher set its own number of workers: that gives nothing to do.
+    """
+    folder = Folder(run.folder)
+    if not (folder.exists(RESULT) and folder.exists("run.json")):
+        return None
+    stored: Mapping[str, Any] = folder.read_json(RESULT)
+    before = config.from_dict(folder.read_json("run.json"))
+    changed = min((config.diff(before, now) for now in (run, asked)), key=len)
+    if any(not c.startswith(MAY_CHANGE) or c.startswith(GIVES_WORK) for c in changed):
+        return None
+    if any(c.startswith(LENGTH) for c in changed) and _total_steps(run) > stored["steps"] and not stored["stop"]:
+        return None
+    said = f"finished already, at step {stored['steps']}; this is its stored result (--fresh trains it anew)"
+    if changed:
+        why = f": {stored['stop']}; evaluation.patience gives it more" if stored["stop"] else ""
+        said += f". Nothing is left to train under what changed ({'; '.join(changed)}){why}"
+    say(said)
+    return stored
+
+
+def _total_steps(run: Run) -> int:
+    batches = batches_per_epoch(open_data(run).rows("train"), run.global_batch)
+    return min(run.epochs * batches, run.max_steps or 2**62)
+
+
+def refuse_another(run: Run) -> None:
+    """Refuse a name under which another run has checkpoints, before anything is started.
+
+    Raises:
+        ConfigError: what differs, and a name that is free.
+    """
+    folder = Folder(run.folder)
+    if not folder.exists("run.json"):
+        return
+    changes = config.diff(config.from_dict(folder.read_json("run.json")), run)
+    other = [c for c in changes if not c.startswith(MAY_CHANGE)]
+    if other and CheckpointFolders(run.folder).committed():
+        raise ConfigError(
+            f"run {run.name!r} exists with another config: {'; '.join(other[:5])}. Train this one under a name of its "
+            f"own (--name {free_name(run)}), go back to the stored values, or start anew with --fresh, which moves the "
+            "earlier run aside"
+        )
+
+
+def free_name(run: Run) -> str:
+    """The first of NAME-2, NAME-3, ... that nothing is stored under."""
+    taken = set(Folder(run.storage).names())
+    return next(name for n in range(2, len(taken) + 3) if (name := f"{run.name}-{n}") not in taken)
+
+
+def take(run: Run, stack: ExitStack, *, fresh: bool, say: Say) -> Driver:
+    """Make the run's folder this run's, and this its driver: nothing is written before all else has been checked.
+
+    A result that is there already stays beside the new one.
+
+    Raises:
+        Fenced: another driver has taken the run in this very moment.
+        ConfigError: the folder holds checkpoints of another run under the same name.
+    """
+    folder = Folder(run.folder)
+    if fresh and folder.names():
+        say(f"the earlier run was moved to {_move_aside(run)}")
+    refuse_another(run)
+    steps = CheckpointFolders(run.folder).committed()
+    if folder.exists("run.json"):
+        changes = config.diff(config.from_dict(folder.read_json("run.json")), run)
+        if changes:
+            say(f"changed since the last start: {'; '.join(changes)}")
+    if steps:
+        say(f"resumes from step {steps[-1]}")
+    driver = fence.take(CheckpointFolders(run.folder))
+    stack.callback(driver.release)
+    driver.check()
+    # In this order: whoever sees a result beside a config sees the config that it belongs to.
+    if folder.exists(RESULT):
+        say(f"the result so far stays as {_keep_result(folder)}")
+    folder.write_json("run.json", config.to_dict(run))
+    return driver
+
+
+def _keep_result(folder: Folder) -> str:
+    names = folder.names()
+    number = next(n for n in range(1, len(names) + 2) if f"result~{n}.json" not in names)
+    for name in (REPORT, RESULT):
+        if name in names:
+            stem, _, kind = name.partition(".")
+            folder.write(f"{stem}~{number}.{kind}", folder.read(name))
+            folder.discard(name)
+    return f"result~{number}.json"
+
+
+def _move_aside(run: Run) -> str:
+    number = 1
+    while Folder(f"{run.folder}~{number}").names():
+        number += 1
+    folder = Folder(run.folder)
+    folder.fs.mv(folder.path, Folder(f"{run.folder}~{number}").path, recursive=True)
+    return f"{run.folder}~{number}"
