@@ -1,0 +1,152 @@
+"""Loss curves and checkpoints of each recipe's `debug()` at each layout, kept as files: what no redesign may change.
+
+python -m tests.golden.traces     # writes them anew: a change of numerics is then a diff that a reader sees
+
+A layout trains `STEPS` steps, its state is saved after `SAVED` of them, and the later ones say how a run that is
+resumed from that file must go on. The text of the language model is the license of this repository, for the source of
+Python's own library changes with each version.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+import rtrain
+from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
+from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.data.tokens import Tokens, write_shards
+from rtrain.mesh import Parallel, lay_out
+from rtrain.parity import name_of
+from rtrain.run import Run
+from rtrain.training.agreement import open_data
+from rtrain.training.breakdown import Stopwatch
+from rtrain.training.engine import build_engine
+from rtrain.training.processes import in_world
+from rtrain.training.world import join
+
+FOLDER = Path(__file__).parent
+STEPS, SAVED = 12, 8
+DEADLINE_S = 600.0
+ZERO1, ZERO3 = Parallel(data=2, zero_stage=1), Parallel(data=2, zero_stage=3)
+ALONE = Parallel(data=1, dense="ddp")
+RANKING = (ALONE, Parallel(data=2, dense="ddp"), ZERO1, ZERO3)
+DENSE = (
+    *RANKING,
+    Parallel(data=1, tensor=2, zero_stage=1),
+    Parallel(data=1, pipeline=2, microbatches=2, zero_stage=1),
+)
+# Their checkpoints lie in the repository, so they are small.
+SMALL = {
+    "dlrm_movielens": (
+        Parallel(data=2, zero_stage=1, embeddings="row_wise"),
+        Parallel(data=2, zero_stage=3, embeddings="table_wise"),
+    ),
+    "gpt_stdlib": (ALONE, ZERO1, ZERO3, *DENSE[-2:]),
+}
+Case = tuple[str, Parallel]
+
+
+def runs(folder: Path) -> dict[str, Run]:
+    """Recipe -> its small config; `folder` is for the language model's text."""
+    text = (FOLDER.parents[1] / "LICENSE").read_bytes()
+    if not (folder / "text").exists():
+        write_shards(iter([np.frombuffer(text * 4, np.uint8)]), folder / "text", vocab=256, tokenizer="bytes")
+    small = {"tables": {"model.dim": 4, "model.bottom": (8,), "model.top": (8,)}, "dense": {"model.dim": 16}}
+    gpt = replace(gpt_stdlib.debug(), data=Tokens(source=str(folder / "text"), context=32, valid=0.05, test=0.05))
+    return {
+        "dlrm_movielens": dlrm_movielens.debug(),
+        "dlrm_synthetic": dlrm_synthetic.debug(),
+        "mmoe_movielens": mmoe_movielens.debug(),
+        "gpt_stdlib": gpt,
+        "small dlrm_movielens": rtrain.override(dlrm_movielens.debug(), small["tables"]),
+        "small gpt_stdlib": rtrain.override(gpt, small["dense"]),
+    }
+
+
+def cases(world: int) -> list[Case]:
+    """What a world of so many ranks trains."""
+    found = [(name, layout) for name in ("dlrm_movielens", "dlrm_synthetic", "mmoe_movielens") for layout in RANKING]
+    found += [("gpt_stdlib", layout) for layout in DENSE]
+    found += [(f"small {name}", layout) for name, layouts in SMALL.items() for layout in layouts]
+    return [c for c in found if (c[1].data or 1) * c[1].tensor * c[1].pipeline == world]
+
+
+def key(case: Case) -> str:
+    """Such as `gpt_stdlib dp2 zero1`."""
+    return f"{case[0]} {name_of(case[1])}"
+
+
+def folder_of(name: str) -> str:
+    """Of a small case's checkpoint."""
+    return str(FOLDER / "checkpoints" / name.removeprefix("small ").replace(" ", "-"))
+
+
+def train(case: Case, data: Path, *, stored: Stored | None = None, keep: bool = False) -> dict[str, list[float]]:
+    """Losses and gradient norms in the present world, from the beginning or from a checkpoint on."""
+    name, layout = case
+    run = replace(runs(data)[name], parallel=layout)
+    world = join(gpu=False, timeout_s=DEADLINE_S)
+    mesh = lay_out(layout, world.size)
+    engine = build_engine(run, mesh, world, stored=stored, training=True)
+    reader = open_data(run).reader(
+        "train",
+        global_batch=run.global_batch,
+        seed=run.seed,
+        rank=mesh.coordinates(world.rank)["data"],
+        world_size=mesh.data,
+    )
+    watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)
+    engine.restore_rng()
+    losses, norms = list[float](), list[float]()
+    for step in range(STEPS):
+        batch: Any = next(batches)[0]
+        if step < (stored.step if stored else 0):
+            continue
+        if keep and step == SAVED:
+            save(CheckpointFolders(folder_of(key(case))), SAVED, engine.chunks(), {"attempt": 1})
+        loss = engine.train_step(batch, step=step, total_steps=STEPS, watch=watch).double()
+        dist.all_reduce(loss)
+        losses.append(float(loss) / batch.loss_units)
+        if engine.grad_norm is not None:
+            norms.append(engine.grad_norm)
+    reader.close()
+    return {"losses": losses, "grad_norms": norms}
+
+
+def train_all(these: Sequence[Case], data: str, keep: bool) -> dict[str, Any]:
+    """What each rank of a world does."""
+    return {key(case): train(case, Path(data), keep=keep and case[0].startswith("small ")) for case in these}
+
+
+def resume_all(pairs: Sequence[tuple[str, Case]], data: str) -> dict[str, Any]:
+    """Each stored checkpoint, gone on with at another layout."""
+    found = {}
+    for name, case in pairs:
+        stored = Stored(CheckpointFolders(folder_of(name)).of(SAVED), SAVED)
+        stored.verify()
+        found[f"{name} -> {key(case)}"] = train(case, Path(data), stored=stored)
+    return found
+
+
+def write() -> None:
+    """All files anew."""
+    shutil.rmtree(FOLDER / "checkpoints", ignore_errors=True)
+    with tempfile.TemporaryDirectory() as data:
+        runs(Path(data))
+        found: dict[str, Any] = {}
+        for world in (1, 2):
+            found |= in_world(world, train_all, cases(world), data, True, deadline_s=DEADLINE_S)[0]
+    (FOLDER / "curves.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print(f"wrote {FOLDER / 'curves.json'} and {FOLDER / 'checkpoints'}")
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,70 @@
+"""Every recipe at every layout trains along its golden curve, and goes on from the golden checkpoint of any layout.
+
+On the machine that wrote them the curves are met bit for bit. Another processor sums in another order, which shows as
+1e-7 of a loss after some steps: hence the tolerance, far below what a wrong factor, shard or mask makes (1e-3).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.golden import traces
+from tests.golden.traces import DEADLINE_S, DENSE, FOLDER, SAVED, SMALL, in_world, key
+
+SAME = 1e-6
+RESUMED = 5e-6
+"""At another layout the sums of the steps after the checkpoint are taken in another order, and Adam carries them on."""
+GOLDEN: dict[str, dict[str, list[float]]] = json.loads((FOLDER / "curves.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("golden")
+    traces.runs(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def found(data: str) -> dict[str, Any]:
+    trained: dict[str, Any] = {}
+    for world in (1, 2):
+        trained |= in_world(world, traces.train_all, traces.cases(world), data, False, deadline_s=DEADLINE_S)[0]
+    return trained
+
+
+def apart(a: list[float], b: list[float]) -> float:
+    return max((abs(x - y) / max(1.0, abs(y)) for x, y in zip(a, b, strict=True)), default=0.0)
+
+
+def test_every_case_has_its_curve() -> None:
+    assert sorted(GOLDEN) == sorted(key(case) for world in (1, 2) for case in traces.cases(world))
+    assert all(len(curve["losses"]) == traces.STEPS for curve in GOLDEN.values())
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_a_layout_trains_along_its_golden_curve(found: dict[str, Any], name: str) -> None:
+    for what in ("losses", "grad_norms"):
+        assert apart(found[name][what], GOLDEN[name][what]) <= SAME, (what, found[name][what], GOLDEN[name][what])
+
+
+def test_golden_checkpoints_go_on_at_every_layout(data: str) -> None:
+    pairs = [
+        (key((f"small {name}", written)), (f"small {name}", read))
+        for name, layouts in SMALL.items()
+        for written in layouts
+        for read in (layouts if name != "gpt_stdlib" else DENSE[1:])
+    ]
+    pairs = [(name, case) for name, case in pairs if case in traces.cases(2)]
+    assert len(pairs) >= 20
+    resumed = in_world(2, traces.resume_all, pairs, data, deadline_s=DEADLINE_S)[0]
+    for name, case in pairs:
+        curve = resumed[f"{name} -> {key(case)}"]
+        assert apart(curve["losses"], GOLDEN[name]["losses"][SAVED:]) <= RESUMED, (name, case)
+
+
+def test_a_wrong_factor_would_be_seen() -> None:
+    curve = GOLDEN["gpt_stdlib dp2 zero1"]["losses"]
+    assert apart([x * (1 + 1e-5) for x in curve], curve) > SAME
+    assert Path(traces.folder_of("small gpt_stdlib dp2 zero1")).is_dir()
