@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.store import CheckpointFolders, Folder, check_writable
 from rtrain.errors import ConfigError, UserError
+from rtrain.launch.clock import WORKERS, Clock
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.training import history
@@ -82,7 +82,7 @@ def train(
         UserError: something in the config, the data, the machine or the storage has to be mended.
         RunFailed: the run did not finish; the same call resumes it.
     """
-    began = time.time()
+    clock = Clock()
     run = absolute(run)
     leads = os.environ.get("RANK", "0") == "0" or launcher != "torchrun"
 
@@ -124,26 +124,30 @@ def train(
             from rtrain.launch.ray_train import train_on_ray
 
             driver = _claim(run, stack, fresh=fresh, say=say)
+            clock.lap("start-up")
             with worker_logs.kept_on_failure(run.folder, driver), Watch(run):
                 outcome = train_on_ray(run, driver=driver.token)
         elif launcher == "inline":
             from rtrain.launch.local import train_inline
 
             driver = _claim(run, stack, fresh=fresh, say=say)
+            clock.lap("start-up")
             outcome = train_inline(run, driver.token)
         else:
             from rtrain.launch.local import train_under_torchrun
 
             # The other ranks wait for the first one when they join the process group.
             mine = _claim(run, stack, fresh=fresh, say=say) if leads else None
+            clock.lap("start-up")
             finished = train_under_torchrun(run, mine.token if mine else "")
             if finished is None or mine is None:
                 return None
             driver = mine
             outcome = finished
+        clock.lap(WORKERS)
         from rtrain.launch.finish import finish
 
-        return Result(run, finish(run, outcome, driver=driver, command=command, began=began, say=say))
+        return Result(run, finish(run, outcome, driver=driver, command=command, clock=clock, say=say))
 
 
 def absolute(run: Run) -> Run:
