@@ -88,12 +88,8 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
     notes = []
     if data:
         notes.append(f"The runs differ in their data ({', '.join(data[:5])}): their metrics may be of different rows.")
-    return {
-        "runs": runs,
-        "metrics": metrics,
-        "config": [{"key": k, "values": v} for k, v in config.items()],
-        "notes": notes,
-    }
+    rows = [{"key": key, "values": values} for key, values in config.items()]
+    return {"runs": runs, "metrics": metrics, "config": rows, "notes": notes}
 
 
 def _names(all_facts: Sequence[Facts]) -> list[str]:
@@ -132,7 +128,7 @@ def _metric_row(row: dict[str, Any]) -> dict[str, Any]:
     for i, (value, gap) in enumerate(zip(row["values"], row["differences"], strict=True)):
         cells.append({
             "value": spell_metric(value), "best": row["best"] == i,
-            "gap": f"{gap:+.4f}" if i and gap is not None else "",
+            "gap": "" if not i or gap is None else f"{gap:+.4f}" if gap else "equal",
         })  # fmt: skip
     return {"name": spell_name(row["name"]), "cells": cells}
 

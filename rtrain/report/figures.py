@@ -193,16 +193,20 @@ def draw_metric(
 def draw_over(
     ax: Axes, histories: Sequence[Sequence[Line]], kind: str, name: str, lines: Sequence[str], colours: Colours
 ) -> None:
-    """One curve of several runs, over each other; `lines`: what each is called. Training curves are smoothed."""
+    """One curve of several runs, over each other; `lines`: what each is called. Training curves are smoothed.
+
+    Each is thinner than the one under it, so that equal ones are seen to be there.
+    """
     drawn = []
     for i, (history, called) in enumerate(zip(histories, lines, strict=True)):
         steps, values = points(history, kind, name)
         drawn += values.tolist()
+        width = 3.2 / (i + 1) ** 0.7 + 0.3
         colour, style = SERIES[i % len(SERIES)], ("-", "--", ":")[i // len(SERIES) % 3]
         if kind == "train":
-            ax.plot(thin(steps), thin(smooth(values)), style, color=colour, linewidth=1.6, label=called)
+            ax.plot(thin(steps), thin(smooth(values)), style, color=colour, linewidth=width, label=called)
         else:
-            ax.plot(steps, values, style, color=colour, linewidth=1.6, label=called, **_dots(steps))
+            ax.plot(steps, values, style, color=colour, linewidth=width, label=called, **_dots(steps))
     _widen(ax, np.array(drawn))
     _frame(ax, colours)
 
