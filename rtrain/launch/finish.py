@@ -52,7 +52,8 @@ def finish(
     ranked = dataset if isinstance(dataset, Dataset) else None
     baseline = bias_baseline(run, ranked, "test") if ranked else None
     baseline_valid = bias_baseline(run, ranked, "valid") if ranked else None
-    clock.lap("baseline")
+    if baseline:
+        clock.lap("baseline")
     exported = None
     if run.handoff.export:
         say(f"exporting step {outcome.best_step}")
