@@ -10,7 +10,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 # Ray runs workers at nice 15 and kills by memory it sees on the whole machine: neither suits a small, shared one.
 small_machine := OMP_NUM_THREADS=1 RAY_worker_niceness=0 RAY_memory_monitor_refresh_ms=0
 
-.PHONY: help install demo test test-gpu check format bench constraints clean
+.PHONY: help install demo test test-all test-gpu check format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -27,8 +27,12 @@ install: ## make .venv and install everything from constraints.txt; a second run
 demo: install ## the main job end to end: data, training, test metrics, export, serving; ends with one line of JSON
 	@$(small_machine) $(bin)/python recipes/dlrm_movielens.py train --json $(ARGS)
 
-test: install ## all tests that need no GPU; e.g. make test ARGS="tests/unit -x"
-	@$(small_machine) $(bin)/python -m pytest -m "not gpu" $(ARGS)
+# Two processes at a time: the tests wait as much as they compute.
+test: install ## the tests that need no GPU, of the slow ones a third drawn by the day; e.g. make test ARGS="tests/unit -x"
+	@$(small_machine) $(bin)/python -m pytest -m "not gpu" -n 2 --dist loadscope --no-loadscope-reorder --slow-share 0.34 $(ARGS)
+
+test-all: install ## all tests that need no GPU
+	@$(small_machine) $(bin)/python -m pytest -m "not gpu" -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-gpu: install ## the tests that need a GPU; they skip without one
 	@$(small_machine) $(bin)/python -m pytest -m gpu $(ARGS)

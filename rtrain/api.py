@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rtrain import config
 from rtrain.checkpoint.store import Folder, check_writable
 from rtrain.errors import UserError
+from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.taking import finished, refuse_another, take
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
@@ -75,7 +75,7 @@ def train(
         UserError: something in the config, the data, the machine or the storage has to be mended.
         RunFailed: the run did not finish; the same call resumes it.
     """
-    began = time.time()
+    clock = Clock()
     run = absolute(run)
     leads = os.environ.get("RANK", "0") == "0" or launcher != "torchrun"
 
@@ -119,25 +119,30 @@ def train(
             from rtrain.launch.ray_train import train_on_ray
 
             driver = take(run, stack, fresh=fresh, say=say)
+            clock.lap("start-up")
+            say(f"starting {run.cluster.workers} workers")
             with worker_logs.kept_on_failure(run.folder, driver), Watch(run, say):
                 outcome = train_on_ray(run, driver=driver.token)
         elif launcher == "inline":
             from rtrain.launch.local import train_inline
 
             driver = take(run, stack, fresh=fresh, say=say)
+            clock.lap("start-up")
             outcome = train_inline(run, driver.token)
         else:
             from rtrain.launch.local import train_under_torchrun
 
             # The other ranks wait for the first one when they join the process group.
             mine = take(run, stack, fresh=fresh, say=say) if leads else None
+            clock.lap("start-up")
             told = train_under_torchrun(run, mine.token if mine else "")
             if told is None or mine is None:
                 return None
             driver, outcome = mine, told
+        clock.lap(WORKERS)
         from rtrain.launch.finish import finish
 
-        return Result(run, finish(run, outcome, driver=driver, command=command, began=began, say=say))
+        return Result(run, finish(run, outcome, driver=driver, command=command, clock=clock, say=say))
 
 
 def absolute(run: Run) -> Run:

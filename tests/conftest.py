@@ -2,11 +2,14 @@
 
 import faulthandler
 import os
+import random
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -29,6 +32,18 @@ SESSION_S = float(os.environ.get("RTRAIN_TESTS_S", "4500"))
 """Seconds after which a session that still runs is stuck: `.ci/run` has 90 minutes, and must say where."""
 
 
+SEED = os.environ.setdefault("RTRAIN_TESTS_SEED", str(datetime.now(UTC).toordinal()))
+"""Draws which of the slow tests run where not all do; another each day, and the same in every process of a session."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow-share", type=float, default=1.0, help="share of the slow tests that runs, drawn by a seed")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"slow tests: a share of {config.getoption('--slow-share'):g} (RTRAIN_TESTS_SEED={SEED})"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """End a stuck session with every thread's stack, and what it started; pytest's own time-outs are per test."""
     stderr = os.fdopen(os.dup(sys.__stderr__.fileno()), "w")  # before pytest captures it
@@ -47,12 +62,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(timer.cancel)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests (`make test`): a file's stay together, and all that use the one Ray."""
-    for item in items:
-        file = item.path.relative_to(item.config.rootpath)
-        item.add_marker(pytest.mark.xdist_group("ray" if file.parts[1] == "cluster" else str(file)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of the two processes of `make test` one has all tests that use the one Ray; those of a file stay together."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "ray" if file.startswith("tests/cluster/") else file
+
+    return ByRoom(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the slow tests a share stays, the same in every process."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    few = round(len(slow) * (1 - config.getoption("--slow-share")))
+    dropped = set(random.Random(SEED).sample(sorted(item.nodeid for item in slow), few))
+    config.hook.pytest_deselected(items=[item for item in slow if item.nodeid in dropped])
+    items[:] = [item for item in items if item.nodeid not in dropped]
 
 
 @pytest.fixture(scope="module")

@@ -37,8 +37,8 @@ class Saver:
     def __init__(self, folders: CheckpointFolders, attempt: Attempt | None, *, background: bool):
         self.folders, self.attempt, self.background = folders, attempt, background
         self.group = dist.new_group(backend="gloo") if dist.get_world_size() > 1 else None
-        self.stalled_s = 0.0
-        """Seconds that training has waited for checkpoints; what is written `now`, after training, apart."""
+        self.stalled_s = self.last_s = 0.0
+        """Seconds that training has waited for checkpoints; and those of what was written `now`, as training ended."""
         self.problems: list[str] = []
         """What went wrong on rank 0 after a commit, for who keeps the run's history to take out."""
         self._memory: dict[str, Tensor] = {}
@@ -77,7 +77,9 @@ class Saver:
             self._thread = work
             _writing.add(work)
             work.start()
-        if not now:
+        if now:
+            self.last_s += time.perf_counter() - began
+        else:
             self.stalled_s += time.perf_counter() - began
 
     def _write(self, step: int, collected: Collected, meta: Mapping[str, Any], committed: Callable[[], object]) -> None:

@@ -55,6 +55,9 @@ def _console(given: list[str]) -> int:
     served.add_argument("--port", type=int, default=8000, help="on localhost (default: 8000)")
     report = add("report", "write a run's report.html anew")
     report.add_argument("target", help="the run's folder")
+    compared = add("compare", "metrics, curves and config differences of runs side by side, as a page")
+    compared.add_argument("targets", nargs="+", metavar="RUN", help="the runs' folders, two or more")
+    compared.add_argument("--out", default="compare.html", help="the page (default: compare.html)")
     ledger = add("ledger", "say which samples a run's committed steps consumed, epoch by epoch")
     ledger.add_argument("target", help="the run's folder")
     ledger.add_argument("--verify", action="store_true", help="prove against the data: none lost, none repeated")
@@ -112,6 +115,11 @@ def _console(given: list[str]) -> int:
         from rtrain.cli.checkpoints import checkpoints
 
         return checkpoints(options)
+    elif options.verb == "compare":
+        from rtrain.report.compare import compare, write_compare
+
+        page = write_compare(options.targets, options.out)
+        print(json.dumps(compare(options.targets) | {"page": page}) if options.json else page)
     elif options.verb == "report":
         from rtrain.report import write_report
 

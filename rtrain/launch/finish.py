@@ -1,7 +1,6 @@
 """After training: baseline, export, the serving check, result.json and the report."""
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from rtrain.data.tokens import Tokens
 from rtrain.errors import RunFailed
 from rtrain.export.artifact import export
 from rtrain.export.huggingface import export_decoder
+from rtrain.launch.clock import WORKERS, Clock
 from rtrain.metrics.baseline import UserItemBias
 from rtrain.metrics.state import Metric, Scored, evaluate
 from rtrain.models.decoder import Decoder
@@ -25,6 +25,7 @@ from rtrain.schema import Id
 from rtrain.tracking import mask_command
 from rtrain.training.job import Outcome
 from rtrain.training.records import PREDICTIONS
+from rtrain.training.surroundings import commit_of
 
 RESULT = "result.json"
 SAME = 1e-5
@@ -36,9 +37,11 @@ BASELINE_ROWS = 5_000_000
 
 
 def finish(
-    run: Run, outcome: Outcome, *, driver: Driver, command: str, began: float, say: Callable[[str], None]
+    run: Run, outcome: Outcome, *, driver: Driver, command: str, clock: Clock, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """Hand the best checkpoint on, write result.json and report.html; returns the result.
+
+    `clock`: of the whole run, stopped just now for its workers.
 
     Raises:
         Fenced: another driver has taken the run; what lies in its folder is that one's to write.
@@ -48,6 +51,9 @@ def finish(
     dataset = run.data.open()
     ranked = dataset if isinstance(dataset, Dataset) else None
     baseline = bias_baseline(run, ranked, "test") if ranked else None
+    baseline_valid = bias_baseline(run, ranked, "valid") if ranked else None
+    if baseline:
+        clock.lap("baseline")
     exported = None
     if run.handoff.export:
         say(f"exporting step {outcome.best_step}")
@@ -60,11 +66,13 @@ def finish(
         else:
             assert ranked is not None
             exported = export(run.model, ranked.schema, stored, target, run=run.name, metrics=outcome.test)
+        clock.lap("export")
     served, difference = None, None
     if run.handoff.serve_check and exported and ranked:
         say(f"serving it on port {run.handoff.port} and comparing {run.handoff.rows} answers with the trainer's")
         difference = compare_served(run, exported, ranked)
         served = difference <= SAME
+        clock.lap("serving check")
     monitor = run.evaluation.monitor
     result: dict[str, Any] = {
         "run": run.name,
@@ -72,7 +80,7 @@ def finish(
         "valid": outcome.valid,
         "baseline_auc": baseline.get("auc") if baseline else None,
         "baseline": baseline,
-        "baseline_valid": bias_baseline(run, ranked, "valid") if ranked else None,
+        "baseline_valid": baseline_valid,
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "monitor": monitor,
@@ -84,11 +92,13 @@ def finish(
         "served": served,
         "served_max_difference": difference,
         "report": f"{folder.uri}/report.html",
+        "timeline": timeline(clock, outcome.timeline),
         "breakdown": outcome.breakdown,
         "examples_per_s": outcome.examples_per_s,
         "peak_bytes_per_rank": outcome.peak_bytes_per_rank,
         "command": mask_command(command),
-        "seconds": round(time.time() - began, 1),
+        "commit": commit_of(),
+        "seconds": round(clock.seconds, 1),
     }
     driver.check()
     folder.write_json(RESULT, result)
@@ -99,6 +109,21 @@ def finish(
             f"(allowed: {SAME:g}). The export in {exported} must not be used"
         )
     return result
+
+
+def timeline(clock: Clock, worker: Mapping[str, float]) -> dict[str, float]:
+    """Seconds from the start of the run to its result, in order; together they are all of them.
+
+    `worker`: what the workers' last attempt tells of its own. What it does not explain of the time in which there
+    were workers is theirs too: their start and end, and attempts that failed.
+    """
+    parts: dict[str, float] = {}
+    for name, seconds in clock.laps.items():
+        if name == WORKERS:
+            parts |= {name: max(0.0, seconds - sum(worker.values())), **worker}
+        else:
+            parts[name] = seconds
+    return parts
 
 
 def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] | None:

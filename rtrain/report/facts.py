@@ -1,6 +1,7 @@
 """What a run's folder holds, read so that a file which is missing or broken costs only its section."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,9 @@ class Facts:
     history: list[dict[str, Any]] = field(default_factory=list)
     placement: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+    """curves.json: label -> ROC, calibration and scores of the test split; empty of a language model's run."""
+    surroundings: dict[str, Any] = field(default_factory=dict)
     refused: str = ""
     """Why the workers would not go on; empty when they did not say so."""
     alive_at: float | None = None
@@ -53,6 +57,26 @@ class Facts:
         return str(self.result.get("monitor") or told or "auc")
 
 
+class Missing(Exception):
+    """Why a section has nothing to show."""
+
+
+def why(facts: Facts, name: str, otherwise: str) -> str:
+    """Why there is nothing of a file: what is wrong with it, else `otherwise`."""
+    problem = facts.problems.get(name)
+    if problem is None:
+        return otherwise
+    hint = " It is written when the run finishes." if name == "result.json" and "not there" in problem else ""
+    return f"{problem}.{hint}"
+
+
+def numbers(values: object) -> dict[str, float]:
+    """The finite numbers among some fields."""
+    if not isinstance(values, Mapping):
+        return {}
+    return {str(k): v for k, x in values.items() if (v := number(x)) is not None}
+
+
 def read_facts(uri: str) -> Facts:
     """Read a run's folder.
 
@@ -70,6 +94,9 @@ def read_facts(uri: str) -> Facts:
     facts.placement = _read_object(facts, "placement.json")
     facts.result = _read_object(facts, "result.json")
     _read_history(facts)
+    for name, attribute in (("curves.json", "curves"), ("surroundings.json", "surroundings")):
+        if name in names:  # older runs have none
+            setattr(facts, attribute, _read_object(facts, name))
     if "refused.json" in names:
         facts.refused = str(_read_object(facts, "refused.json").get("text", ""))
     return facts

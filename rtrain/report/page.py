@@ -7,12 +7,12 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from rtrain.checkpoint.store import Folder
 from rtrain.errors import one_line
-from rtrain.report import sections
-from rtrain.report.facts import Facts, read_facts
+from rtrain.report import panels, sections, timeline
+from rtrain.report.facts import Facts, Missing, read_facts
 from rtrain.report.words import spell_time
 from rtrain.tracking import mask_text
 from rtrain.version import VERSION
@@ -43,7 +43,7 @@ def write_report(folder: str) -> str:
 def curve(history: Sequence[Mapping[str, Any]], *, best_step: int | None = None) -> "Figure":
     """Training loss and each validation metric over the steps, as a figure that a notebook shows.
 
-    `history`: the lines of history.jsonl. `best_step`: the step to mark; none marks each metric's own best.
+    `history`: the lines of history.jsonl. Each metric's own best has a dot; `best_step`, the chosen one, a ring.
     """
     from rtrain.report.figures import curve as draw
 
@@ -54,22 +54,32 @@ def render(facts: Facts) -> str:
     """The whole page as HTML."""
     shown = {
         "headline": sections.headline(facts),
-        "curves": _section(sections.curves, facts),
+        "curves": _section(panels.curves, facts),
         "metrics": _section(sections.metrics, facts),
+        "scores": _section(panels.scores, facts),
         "placement": _section(sections.placement, facts),
-        "step_time": _section(sections.step_time, facts),
+        "step_time": _section(timeline.step_time, facts),
         "memory": _section(sections.memory, facts),
         "events": _section(sections.events, facts),
+        "surroundings": _section(sections.surroundings, facts),
         "repeat": _section(sections.repeat, facts),
         "config": _section(sections.config, facts),
     }
-    html: str = _template().render(
-        name=facts.name,
-        folder=mask_text(facts.folder.uri),
-        version=VERSION,
-        written=spell_time(time.time()),
-        css=_file("report.css"),
-        **shown,
+    return fill("report.html.j2", name=facts.name, folder=mask_text(facts.folder.uri), **shown)
+
+
+def fill(template: str, **shown: Any) -> str:
+    """A page of this room as HTML, with the style, the script, the version and the time that all of them have."""
+    html: str = (
+        _environment()
+        .get_template(template)
+        .render(
+            version=VERSION,
+            written=spell_time(time.time()),
+            css=_file("report.css"),
+            script=_file("report.js"),
+            **shown,
+        )
     )
     return html
 
@@ -78,7 +88,7 @@ def _section(build: Callable[[Facts], Mapping[str, Any]], facts: Facts) -> Mappi
     """A section; one whose facts are missing or of another shape says so instead of taking the page down."""
     try:
         return build(facts)
-    except sections.Missing as missing:
+    except Missing as missing:
         return {"missing": str(missing)}
     except KeyError as error:
         return {"missing": f"The run's files have no field {error} to show here."}
@@ -91,6 +101,7 @@ def _file(name: str) -> str:
 
 
 @cache
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(_file("report.html.j2"))
+def _environment() -> Environment:
+    return Environment(
+        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )

@@ -4,9 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from markupsafe import Markup
-
-from rtrain.report.facts import Facts
+from rtrain.report.facts import Facts, Missing, numbers, why
 from rtrain.report.words import (
     DASH,
     is_better,
@@ -17,35 +15,20 @@ from rtrain.report.words import (
     spell_metric,
     spell_name,
     spell_seconds,
-    spell_share,
     spell_time,
 )
 from rtrain.tracking import mask_command
 
-PHASES = {
-    "data": "waiting for the next batch and moving it to the device",
-    "forward": "table look-ups, the dense tower, the loss",
-    "backward": "gradients, and the fused update of the tables",
-    "pipeline": "forward and backward passes, and the bubble between them",
-    "communication": "collectives under way inside the other phases",
-    "optimizer": "the update of the dense parameters",
-    "checkpoint": "training waited for a checkpoint: the copy of its state, and the one before",
-    "other": "evaluation, the last checkpoint and everything else in the loop",
-}
 KINDS = ("tables", "tables_optimizer", "parameters", "gradients", "optimizer")
 COLOURED = 7
 """Tables with a colour of their own: the largest; more could not be told apart."""
 MOST_RANKS = 64
 
 
-class Missing(Exception):
-    """Why a section has nothing to show."""
-
-
 def headline(facts: Facts) -> dict[str, Any]:
     """Status, verdict and the figures that matter most."""
     result, name = facts.result, facts.monitor
-    test, baseline = _numbers(result.get("test")), _numbers(result.get("baseline"))
+    test, baseline = numbers(result.get("test")), numbers(result.get("baseline"))
     status, tone, told = _status(facts)
     sentences = [told] if told else []
     if name in test:
@@ -55,6 +38,11 @@ def headline(facts: Facts) -> dict[str, Any]:
             gap = spell_metric(abs(test[name] - baseline[name]))
             text += f", {gap} {'better' if better else 'worse'} than the user and item bias baseline"
         sentences.append(text + ".")
+    ahead = [n for n in test if n in baseline and is_better(n, baseline[n], test[n])]
+    if ahead:
+        pairs = [(spell_name(n), spell_metric(baseline[n]), spell_metric(test[n])) for n in ahead]
+        said = ", ".join(f"{metric} ({theirs} against {ours})" for metric, theirs, ours in pairs)
+        sentences.append(f"The baseline is better in {said}.")
     served, said = _served(result)
     if said:
         sentences.append(said)
@@ -124,55 +112,13 @@ def _status(facts: Facts) -> tuple[str, str, str]:
     return "not finished", "open", f"There is no result.json.{when} {again}"
 
 
-def curves(facts: Facts) -> dict[str, Any]:
-    """The pictures of what was learned, step by step."""
-    from rtrain.report import figures
-
-    if not facts.lines("train") and not facts.lines("valid"):
-        raise Missing(_why(facts, "history.jsonl", "No step has been logged yet."))
-    history, panels = facts.history, []
-
-    def add(name: str, title: str, note: str, draw: Any) -> None:
-        slug = "".join(c if c.isalnum() else "-" for c in name)
-        svg = figures.themed_svg(f"figure-{slug}", Markup.escape(f"{title} over the steps"), draw)
-        panels.append({"title": title, "note": note, "svg": Markup(svg)})
-
-    if facts.lines("train"):
-        note = "thin: as logged; bold: smoothed"
-        if any(line["step"] > 0 for line in facts.lines("start")):
-            note += "; dotted: resumed"
-        add("loss", "Training loss", note, lambda ax, c: figures.draw_loss(ax, history, c))
-    best = number(facts.result.get("best_step"))
-    baseline = _numbers(facts.result.get("baseline_valid"))
-    for name in figures.metric_names(history):
-        draw = _metric_drawer(facts, name, None if best is None else int(best), baseline.get(name))
-        note = "best step marked" if best is not None else "its best so far marked"
-        add(name, f"Validation {spell_name(name)}", note, draw)
-    if len(figures.points(history, "train", "examples_per_s")[0]):
-        add("rate", "Examples per second", "over all ranks", lambda ax, c: figures.draw_rate(ax, history, c))
-    if len(set(figures.points(history, "train", "lr")[1])) > 1:
-        add(
-            "lr",
-            "Learning rate",
-            "of the dense parameters",
-            lambda ax, c: figures.draw_rate_of_learning(ax, history, c),
-        )
-    return {"panels": panels, "problem": facts.problems.get("history.jsonl", "")}
-
-
-def _metric_drawer(facts: Facts, name: str, best: int | None, baseline: float | None) -> Any:
-    from rtrain.report.figures import draw_metric
-
-    return lambda ax, c: draw_metric(ax, facts.history, name, c, best_step=best, baseline=baseline)
-
-
 def metrics(facts: Facts) -> dict[str, Any]:
     """Test and validation against the baseline."""
     result = facts.result
-    test, valid = _numbers(result.get("test")), _numbers(result.get("valid"))
-    baseline, baseline_valid = _numbers(result.get("baseline")), _numbers(result.get("baseline_valid"))
+    test, valid = numbers(result.get("test")), numbers(result.get("valid"))
+    baseline, baseline_valid = numbers(result.get("baseline")), numbers(result.get("baseline_valid"))
     if not test and not valid:
-        raise Missing(_why(facts, "result.json", "It holds no test and no validation metrics."))
+        raise Missing(why(facts, "result.json", "It holds no test and no validation metrics."))
     rows = []
     for name in dict.fromkeys([*test, *valid, *baseline]):
         gap, tone = DASH, ""
@@ -199,7 +145,7 @@ def placement(facts: Facts) -> dict[str, Any]:
     """Which rank holds which part of which table."""
     where = facts.placement
     if not where:
-        raise Missing(_why(facts, "placement.json", ""))
+        raise Missing(why(facts, "placement.json", ""))
     tables = where["tables"]
     if not tables:
         raise Missing("The model has no embedding tables.")
@@ -267,28 +213,12 @@ def _ranks(shards: list[Mapping[str, Any]]) -> str:
     return ", ".join(str(r) for r in found[:12]) + (" ..." if len(found) > 12 else "")
 
 
-def step_time(facts: Facts) -> dict[str, Any]:
-    """Where the time of the loop went."""
-    seconds = _numbers(facts.result.get("breakdown"))
-    total = sum(seconds.values())
-    if total <= 0:
-        raise Missing(_why(facts, "result.json", "No step of this attempt was timed."))
-    parts: list[dict[str, Any]] = []
-    for name in [*(p for p in PHASES if p in seconds), *(p for p in seconds if p not in PHASES)]:
-        share = seconds[name] / total
-        parts.append({
-            "name": name, "percent": 100 * share, "share": spell_share(share), "seconds": spell_seconds(seconds[name]),
-            "about": PHASES.get(name, ""), "colour": "c0" if name == "other" else f"c{len(parts) % COLOURED + 1}",
-        })  # fmt: skip
-    return {"parts": parts, "total": spell_seconds(total)}
-
-
 def memory(facts: Facts) -> dict[str, Any]:
     """Bytes of each kind on each rank."""
     rows = facts.placement.get("bytes_per_rank") or []
     peaks = facts.result.get("peak_bytes_per_rank") or []
     if not rows and not peaks:
-        raise Missing(_why(facts, "placement.json", "It holds no bytes per rank."))
+        raise Missing(why(facts, "placement.json", "It holds no bytes per rank."))
     kinds = [k for k in KINDS if any(k in row for row in rows)]
     kinds += sorted({k for row in rows for k in row} - {*KINDS, "rank"})
     shown = []
@@ -305,7 +235,7 @@ def memory(facts: Facts) -> dict[str, Any]:
 def events(facts: Facts) -> dict[str, Any]:
     """What happened to the run besides its steps."""
     if not facts.history:
-        raise Missing(_why(facts, "history.jsonl", "Nothing has been logged yet."))
+        raise Missing(why(facts, "history.jsonl", "Nothing has been logged yet."))
     found = sorted(facts.lines("event"), key=lambda e: number(e.get("at")) or 0.0)
     rows = [
         {
@@ -318,13 +248,29 @@ def events(facts: Facts) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def surroundings(facts: Facts) -> dict[str, Any]:
+    """What the run was trained with; no rows of a run that an older rtrain trained."""
+    rows: list[tuple[str, str]] = []
+    commit = facts.result.get("commit")
+    if commit:
+        rows.append(("commit", str(commit)))
+    versions = facts.surroundings.get("versions") or {}
+    if versions:
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    for node, about in (facts.surroundings.get("nodes") or {}).items():
+        parts = [f"{about['cores']} cores of {about['cpu']}", f"{spell_bytes(number(about['memory_bytes']))} of memory"]
+        parts += [f"{about['gpus'].count(gpu)} x {gpu}" for gpu in dict.fromkeys(about["gpus"])]
+        rows.append((str(node), ", ".join(parts)))
+    return {"rows": rows}
+
+
 def repeat(facts: Facts) -> dict[str, Any]:
     """How to run it again."""
     command = str(facts.result.get("command") or "")
     if command:
         return {"command": mask_command(command), "shell": True}
     if not facts.run:
-        raise Missing(_why(facts, "run.json", "") + " Without it the run cannot be repeated.")
+        raise Missing(why(facts, "run.json", "") + " Without it the run cannot be repeated.")
     path = f"{facts.folder.uri}/run.json"
     lines = ("import json, fsspec, rtrain", "from rtrain import config", f"with fsspec.open({path!r}) as file:")
     return {
@@ -336,22 +282,8 @@ def repeat(facts: Facts) -> dict[str, Any]:
 def config(facts: Facts) -> dict[str, Any]:
     """The resolved config, a key a line."""
     if not facts.run:
-        raise Missing(_why(facts, "run.json", ""))
+        raise Missing(why(facts, "run.json", ""))
     return {"lines": [f"{key} = {plain(value)}" for key, value in facts.flat().items()]}
-
-
-def _why(facts: Facts, name: str, otherwise: str) -> str:
-    problem = facts.problems.get(name)
-    if problem is None:
-        return otherwise
-    hint = " It is written when the run finishes." if name == "result.json" and "not there" in problem else ""
-    return f"{problem}.{hint}"
-
-
-def _numbers(values: object) -> dict[str, float]:
-    if not isinstance(values, Mapping):
-        return {}
-    return {str(k): v for k, x in values.items() if (v := number(x)) is not None}
 
 
 def _spell_axes(axes: object) -> str:

@@ -1,9 +1,10 @@
-"""Where the step time goes: data, forward, backward, optimizer, and communication inside them.
+"""Where the time of the loop goes: data, forward, backward, optimizer, communication in them, and what lies between.
 
 A pipeline runs forward and backward passes side by side, so there both are one phase, `pipeline`.
 Every step's phases are timed (by CUDA events on a GPU, so that nothing waits). Communication runs
 inside the phases, so it is measured on a few sampled steps with torch's profiler: the share of each
-phase in which a collective was under way, which is then booked as communication instead.
+phase in which a collective was under way, which is then booked as communication instead. The sampled
+steps themselves are slowed down by the profiler, so they are a part of their own, `sampling`.
 """
 
 import time
@@ -15,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 PHASES = ("data", "forward", "backward", "pipeline", "optimizer")
+BETWEEN = ("evaluation", "records", "sampling")
 COLLECTIVE = ("gloo:", "nccl:")
 MARK = "rtrain:"
 
@@ -35,6 +37,8 @@ class Stopwatch:
         """Told of each phase as it begins: the watchdog's."""
         self._totals: dict[str, float] = defaultdict(float)
         self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._between: dict[str, float] = dict.fromkeys(BETWEEN, 0.0)
+        self._sampled_at = self._before_sample = 0.0
         self._steps = 0
         self._sample = range(sample_from, sample_from + sample_steps)
         self._profile: profile | None = None
@@ -45,6 +49,7 @@ class Stopwatch:
         """Call before each step: starts and ends the sampling when it is time."""
         self._steps += 1
         if self._steps == self._sample.start:
+            self._sampled_at, self._before_sample = time.perf_counter(), sum(self._between.values())
             on_gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
             self._profile = profile(activities=[ProfilerActivity.CPU, *on_gpu])
             self._profile.start()
@@ -70,6 +75,13 @@ class Stopwatch:
             began = time.perf_counter()
             yield
             self._totals[name] += time.perf_counter() - began
+
+    @contextmanager
+    def between(self, name: str) -> Iterator[None]:
+        """The time of the block, on this host's clock, is no part of a step: one of BETWEEN."""
+        began = time.perf_counter()
+        yield
+        self._between[name] += time.perf_counter() - began
 
     def close(self) -> None:
         """End a sample that is under way: a process that exits with its profiler running crashes."""
@@ -101,16 +113,19 @@ class Stopwatch:
             length = sum(end - begin for begin, end in spans)
             inside = sum(max(0.0, min(e, be) - max(b, bb)) for b, e in spans for bb, be in busy)
             self.shares[name] = inside / length if length else 0.0
+        # What lay between the sampled steps has been counted where it belongs.
+        counted = sum(self._between.values()) - self._before_sample
+        self._between["sampling"] += max(0.0, time.perf_counter() - self._sampled_at - counted)
 
     def breakdown(self) -> dict[str, float]:
-        """Seconds by data, forward, backward, optimizer and communication, over all unsampled steps."""
+        """Seconds by data, forward, backward, optimizer and communication, over all unsampled steps; and of BETWEEN."""
         self._end_sample()
         if self._pending:
             self._settle()
         seconds = {n: self._totals.get(n, 0.0) for n in PHASES if n != "pipeline" or n in self._totals}
         parts = {name: s * (1 - self.shares.get(name, 0.0)) for name, s in seconds.items()}
         parts["communication"] = sum(seconds.values()) - sum(parts.values())
-        return parts
+        return parts | self._between
 
 
 def _merge(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -40,9 +40,10 @@ from rtrain.training.injection import Inject
 from rtrain.training.ledger import Ledger
 from rtrain.training.loop import fit
 from rtrain.training.preemption import Notice, Preempted
-from rtrain.training.records import TrackerCalls, write_placement, write_predictions
+from rtrain.training.records import CURVES, TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
-from rtrain.training.scoring import measure, scan
+from rtrain.training.scoring import examine, measure, scan
+from rtrain.training.surroundings import write_surroundings
 from rtrain.training.watchdog import Watchdog
 from rtrain.training.world import World
 from rtrain.version import VERSION
@@ -66,6 +67,8 @@ class Outcome:
     """Metrics on the test split at the best step."""
     breakdown: dict[str, float]
     """Seconds of this attempt's loop on rank 0, by where they went; `checkpoint`: training waited for one."""
+    timeline: dict[str, float]
+    """Seconds of this attempt on rank 0: `build` before the loop, the `loop`, and `test` after it."""
     examples_per_s: float
     """Over the whole of this attempt's training, evaluation and checkpoints included."""
     peak_bytes_per_rank: list[int]
@@ -106,6 +109,7 @@ class _Job:
 
     def __init__(self, run: Run, world: World, state: State, notice: Notice, driver: str):
         self.run, self.world, self.state, self.notice = run, world, state, notice
+        self.began = time.perf_counter()
         # With a patience of its own: what it writes about a silent rank is no sign of life.
         self.watchdog = Watchdog(
             Folder(run.folder), who=f"rank {world.rank} on {world.node}", silent_s=run.faults.hang_s
@@ -141,11 +145,14 @@ class _Job:
         watch = Stopwatch(self.world.device, entered=self._goes_on)
         wall_s, trained = self._train(callbacks, watch)
         gc.collect()  # the trained replica holds itself in cycles; another one is built next, of the same size
-        breakdown = watch.breakdown() | {"checkpoint": self.saver.stalled_s}
+        timeline = {"build": time.perf_counter() - self.began - wall_s, "loop": wall_s}
+        breakdown = watch.breakdown() | {"checkpoint": self.saver.stalled_s, "last checkpoint": self.saver.last_s}
         breakdown["other"] = max(0.0, wall_s - sum(breakdown.values()))
         best_step = state.best_step if state.best_step is not None else state.step
         best = self._open(best_step)
+        began = time.perf_counter()
         test = self._judge(best)
+        timeline["test"] = time.perf_counter() - began
         peaks: list[int] = [0] * self.world.size
         dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
         return Outcome(
@@ -156,6 +163,7 @@ class _Job:
             valid=state.best,
             test=test,
             breakdown=breakdown,
+            timeline=timeline,
             examples_per_s=trained / wall_s,
             peak_bytes_per_rank=peaks,
             stop=state.stop,
@@ -185,6 +193,7 @@ class _Job:
         state.rows = self.data.rows("train")
         state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
         write_placement(self.folder, self.mesh, engine, self.attempt)
+        write_surroundings(self.folder, world, self.attempt)
         attempt = self.attempt
         history = History(self.folder, resume_step=state.step, overtaken=lambda: attempt.overtaken) if attempt else None
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
@@ -240,7 +249,9 @@ class _Job:
         """Test metrics of a checkpoint, and the predictions that a server is held against."""
         self._goes_on("best checkpoint")
         engine = build_engine(self.run, self.mesh, self.world, stored=best, training=False)
-        test = measure(engine, self._scan("test"), self.run.metrics)
+        test, curves = examine(engine, self._scan("test"), self.run.metrics)
+        if curves and self.attempt and not self.attempt.overtaken:
+            self.folder.write_json(CURVES, curves)
         if isinstance(engine, Replica) and isinstance(self.data, Dataset):
             write_predictions(self.run, self.data, engine, self.folder, self.attempt)
         return test

@@ -65,24 +65,28 @@ def fit(
         if state.step % run.log_every_steps == 0 or state.done:
             point = window.close(run, state, engine)
         watch.entered("callbacks")
-        for callback in callbacks:
-            callback.step_end(state, point)
+        with watch.between("records"):
+            for callback in callbacks:
+                callback.step_end(state, point)
 
         improved = False
         every = run.evaluation.every_steps
         if state.done or (epoch_ended if every is None else state.step % every == 0):
             watch.entered("evaluation")
-            values = evaluate()
+            with watch.between("evaluation"):
+                values = evaluate()
             state.latest, state.latest_step = dict(values), state.step
             improved = judge(run, state, values)
-            for callback in callbacks:
-                callback.evaluated(state, values)
+            with watch.between("records"):
+                for callback in callbacks:
+                    callback.evaluated(state, values)
             window.restart()  # the rate is of training, not of scoring
         due = improved or state.step % run.checkpoint.every_steps == 0
         if due or state.done or window.save_due or window.told_to_stop:
             watch.entered("checkpoint")
-            for callback in callbacks:
-                callback.saving(state)
+            with watch.between("records"):
+                for callback in callbacks:
+                    callback.saving(state)
             window.keep(state)
             for saved in save(state.done or window.told_to_stop):
                 for callback in callbacks:

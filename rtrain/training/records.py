@@ -21,6 +21,8 @@ from rtrain.training.scoring import scan
 
 PREDICTIONS = "predictions.json"
 PLACEMENT = "placement.json"
+CURVES = "curves.json"
+"""ROC, calibration and score distribution of the test split, by label: `rtrain.metrics.shape`."""
 
 
 class TrackerCalls(Callback):

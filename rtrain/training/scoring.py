@@ -1,6 +1,6 @@
 """Score a split over all ranks; every rank gets the same exact metric values."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -10,7 +10,8 @@ from rtrain.data.split import Split
 from rtrain.data.tokens import TokenDataset
 from rtrain.errors import RunFailed
 from rtrain.mesh import Mesh
-from rtrain.metrics.state import Metric, Partial, evaluate
+from rtrain.metrics.shape import curves_of, shape_of
+from rtrain.metrics.state import Metric, Partial, Scored, evaluate
 from rtrain.run import Run
 from rtrain.training.engine import Engine
 from rtrain.training.world import World
@@ -31,9 +32,30 @@ def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...])
         RunFailed: on every rank, when any rank has a row whose logit is not a finite number: an
             order of rows would still come out of it, and look like a metric.
     """
+    return _values(metrics, _gather(engine, batches, lambda of: [metric.partial(of) for metric in metrics]))
+
+
+def examine(
+    engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...]
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """As `measure`; and by label the curves of `rtrain.metrics.shape`, none of a language model's tokens."""
+
+    def partials(of: Any) -> list[Partial]:
+        return [*(metric.partial(of) for metric in metrics), *([shape_of(of)] if isinstance(of, Scored) else [])]
+
+    merged = _gather(engine, batches, partials)
+    shapes = {prefix: found[len(metrics)] for prefix, found in merged.items() if len(found) > len(metrics)}
+    curves = {prefix.removesuffix("_"): curves_of(shape) for prefix, shape in shapes.items()}
+    return _values(metrics, merged), curves
+
+
+def _gather(
+    engine: Engine, batches: Iterable[Any], partials: Callable[[Any], list[Partial]]
+) -> dict[str, list[Partial]]:
+    """Each label's states over all ranks."""
     mine, broken = engine.score(batches)
-    gathered: list[tuple[int, list[Partial]]] = [(0, [])] * engine.world.size
-    dist.all_gather_object(gathered, (broken, [metric.partial(of) for of in mine.values() for metric in metrics]))
+    gathered: list[tuple[int, list[list[Partial]]]] = [(0, [])] * engine.world.size
+    dist.all_gather_object(gathered, (broken, [] if broken else [partials(of) for of in mine.values()]))
     broken = sum(count for count, _ in gathered)
     if broken:
         raise RunFailed(
@@ -42,9 +64,12 @@ def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...])
         )
     merged = gathered[0][1]
     for _, other in gathered[1:]:
-        merged = [a + b for a, b in zip(merged, other, strict=True)]
+        merged = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(merged, other, strict=True)]
+    return dict(zip(mine, merged, strict=True))
+
+
+def _values(metrics: tuple[Metric, ...], merged: Mapping[str, list[Partial]]) -> dict[str, float]:
     values: dict[str, float] = {}
-    for number, prefix in enumerate(mine):
-        of_task = evaluate(metrics, merged[number * len(metrics) : (number + 1) * len(metrics)])
-        values |= {f"{prefix}{name}": value for name, value in of_task.items()}
+    for prefix, found in merged.items():
+        values |= {f"{prefix}{k}": v for k, v in evaluate(metrics, found[: len(metrics)]).items()}
     return values

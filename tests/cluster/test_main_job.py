@@ -28,7 +28,8 @@ def test_end_to_end(recipe: Recipe) -> None:
     assert result["world_size"] == 2
     assert all(Path(result[k]).exists() for k in ("checkpoint", "export", "report"))
     assert "step 40/40" in done.stderr, "the progress bar is not readable in a log"
-    phases = {"data", "forward", "backward", "optimizer", "communication", "checkpoint", "other"}
+    phases = {"data", "forward", "backward", "optimizer", "communication", "checkpoint", "last checkpoint", "other"}
+    phases |= {"evaluation", "records", "sampling"}
     assert set(result["breakdown"]) == phases
     assert result["breakdown"]["communication"] > 0
 

@@ -120,8 +120,30 @@ def result(lines):
         "examples_per_s": 22_840.0,
         "peak_bytes_per_rank": [912_345_678, 908_765_432],
         "command": "python recipes/dlrm_movielens.py train --optim.lr 1e-3 --data.token hunter2",
+        "timeline": {
+            "start-up": 9.0, "workers": 21.0, "build": 8.0, "loop": 18.06, "test": 2.0, "baseline": 1.0,
+            "export": 1.34, "serving check": 10.0,
+        },
+        "commit": "0123456789ab+changes",
         "seconds": 71.4,
     }  # fmt: skip
+
+
+def curves():
+    steps = [i / 50 for i in range(51)]
+    return {
+        "": {
+            "roc": {"false": steps, "true": [x**0.4 for x in steps]},
+            "calibration": {"predicted": [0.2, 0.5, 0.8], "observed": [0.25, 0.5, 0.75], "rows": [9.0, 9.0, 9.0]},
+            "scores": {"edges": [-2.0, -1.0, 0.0, 1.0], "without": [5.0, 5.0, 2.0], "with": [2.0, 5.0, 8.0]},
+        }
+    }
+
+
+SURROUNDINGS = {
+    "versions": {"rtrain": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
+    "nodes": {"127.0.0.1": {"cpu": "AMD EPYC", "cores": 2, "memory_bytes": 25_276_502_016, "gpus": ["H100", "H100"]}},
+}
 
 
 class Made:
@@ -135,11 +157,20 @@ class Made:
         self.put("history.jsonl", self.history)
         self.put("placement.json", placement())
         self.put("result.json", result(self.history))
+        self.put("curves.json", curves())
+        self.put("surroundings.json", SURROUNDINGS)
 
     def put(self, name, value):
         lines = isinstance(value, list)
         text = "".join(json.dumps(line) + "\n" for line in value) if lines else json.dumps(value, indent=1)
         (self.path / name).write_text(text)
+
+    def older(self):
+        """As an rtrain left it that told neither scores nor surroundings nor where the time went."""
+        for name in ("curves.json", "surroundings.json"):
+            (self.path / name).unlink()
+        tree = json.loads((self.path / "result.json").read_text())
+        self.put("result.json", {k: v for k, v in tree.items() if k not in ("timeline", "commit")})
 
     def change(self, name, **changes):
         tree = json.loads((self.path / name).read_text())

@@ -23,6 +23,20 @@ addEventListener("load", () => {
     wide: document.documentElement.scrollWidth > innerWidth || out.length > 0,
     ink: getComputedStyle(document.querySelector("figure svg path[style*=stroke]")).stroke,
   };
+  // The values of the best step, on pointing at it.
+  const figure = [...document.querySelectorAll("figure > svg")].find((e) => e.ariaLabel.startsWith("Validation AUC"));
+  const [x, y] = JSON.parse(figure.dataset.readings)[0].points.find((p) => p[2] === "600");
+  const at = new DOMPoint(x, y).matrixTransform(figure.getScreenCTM());
+  figure.dispatchEvent(new PointerEvent("pointermove", {clientX: at.x, clientY: at.y}));
+  told.read = figure.parentElement.querySelector("output").textContent;
+  const dot = figure.querySelector(".dot").getBoundingClientRect();
+  // matplotlib draws the dot of the best step as a path of its own, in the accent's colour.
+  const best = [...figure.querySelectorAll("use")].find((e) => e.getAttribute("style").includes("--c2"))
+    .getBoundingClientRect();
+  told.off = Math.round(Math.hypot(dot.x + dot.width / 2 - best.x - best.width / 2,
+                                   dot.y + dot.height / 2 - best.y - best.height / 2));
+  figure.dispatchEvent(new PointerEvent("pointerleave"));
+  told.after = figure.parentElement.querySelector("output").textContent;
   document.querySelector(".copy button").click();
   told.copied = getSelection().toString().startsWith("python recipes/dlrm_movielens.py train");
   document.body.setAttribute("data-probe", JSON.stringify(told));
@@ -67,9 +81,10 @@ def test_the_page_works(browser, made, tmp_path, width, scheme):
     told = re.search(r'data-probe="([^"]*)"', dom)
     assert told, "the page's scripts did not run to their end"
     probe = told[1].replace("&quot;", '"')
-    assert '"figures":8,"curves":6,"resources":0,"wide":false' in probe, probe
+    assert '"figures":13,"curves":10,"resources":0,"wide":false' in probe, probe
     assert '"copied":true' in probe
-    assert dom.count("<figcaption>") == 6
+    assert '"read":"step 600: AUC 0.7577","off":0,"after":""' in probe, probe
+    assert dom.count("<figcaption>") == 10
 
 
 def test_the_probe_sees_a_page_that_fetches_and_complains(browser, made, tmp_path):

@@ -55,6 +55,21 @@ def test_the_best_checkpoint_stays_and_is_the_one_that_is_tested(tiny: Run) -> N
         assert result["steps"] == result["best_step"] + 10
 
 
+def test_every_second_is_accounted_for_and_the_test_scores_are_drawn(tiny: Run) -> None:
+    result = train(rtrain.override(tiny, {"max_steps": 20, "evaluation.every_steps": 5}))
+    timeline, breakdown = result["timeline"], result["breakdown"]
+    assert list(timeline) == ["start-up", "workers", "build", "loop", "test", "baseline", "export"]
+    assert sum(timeline.values()) == pytest.approx(result["seconds"], abs=0.1)
+    assert sum(breakdown.values()) == pytest.approx(timeline["loop"], rel=1e-6)
+    assert min(timeline.values()) >= 0 and min(breakdown[k] for k in ("evaluation", "records", "sampling")) > 0
+    curves = json.loads((Path(tiny.folder) / "curves.json").read_text())[""]
+    false, true = curves["roc"]["false"], curves["roc"]["true"]
+    area = sum((b - a) * (u + v) / 2 for a, b, u, v in zip(false, false[1:], true, true[1:], strict=False))
+    assert area == pytest.approx(result["test"]["auc"], abs=0.01)
+    told = json.loads((Path(tiny.folder) / "surroundings.json").read_text())
+    assert set(told["versions"]) >= {"rtrain", "python", "torch"} and len(told["nodes"]) == 1
+
+
 def test_a_finished_run_gives_its_stored_result(tiny: Run) -> None:
     short = rtrain.override(tiny, {"max_steps": 3})
     first = train(short)

@@ -1,0 +1,82 @@
+"""What a run was trained with: versions and hardware, told by its workers; the commit, told by whoever starts it."""
+
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from rtrain.checkpoint.fence import Attempt
+from rtrain.checkpoint.store import Folder
+from rtrain.training.world import World
+from rtrain.version import VERSION
+
+SURROUNDINGS = "surroundings.json"
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "ray")
+
+
+def write_surroundings(folder: Folder, world: World, attempt: Attempt | None) -> None:
+    """surroundings.json: versions on rank 0, and the hardware of each node. A collective over all ranks.
+
+    `attempt` as in `write_placement`.
+    """
+    told: list[Any] = [None] * world.size
+    dist.all_gather_object(told, (world.node, hardware(world) if world.local_rank == 0 else None))
+    if attempt and not attempt.overtaken:
+        nodes = {node: about for node, about in told if about is not None}
+        folder.write_json(SURROUNDINGS, {"versions": versions(), "nodes": nodes})
+
+
+def versions() -> dict[str, str]:
+    """rtrain, Python and the packages that training rests on, of those installed."""
+    found = {"rtrain": VERSION, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(world: World) -> dict[str, Any]:
+    """Processor, cores, bytes of memory and GPUs of this machine."""
+    gpus = torch.cuda.device_count() if world.device.type == "cuda" else 0
+    return {
+        "cpu": _processor(),
+        "cores": psutil.cpu_count() or 0,
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def commit_of(script: str = "") -> str:
+    """The git commit that `script` (the running one, if empty) lies in, with `+changes` where files differ from it.
+
+    Empty without git, a repository or a script.
+    """
+    path = Path(script or sys.argv[0] or ".").resolve()
+    if not path.is_file():
+        return ""
+    git = ["git", "-C", str(path.parent)]
+    try:
+        commit, changes = (
+            subprocess.run([*git, *asked], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for asked in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit + ("+changes" if changes else "")
