@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtrain import config
-from rtrain.checkpoint.store import Folder, check_writable
 from rtrain.errors import UserError
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.taking import finished, refuse_another, take
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
+from rtrain.storage import Folder, check_writable
 from rtrain.training import history
 from rtrain.training.agreement import open_data, refuse_shares
 

@@ -11,10 +11,11 @@ from typing import Any, get_args
 
 from rtrain.api import Launcher, Result, absolute, train
 from rtrain.checkpoint import fence
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.run import FailureKind, Handoff, Injection, Run
+from rtrain.storage import Folder
 from rtrain.tracking import Tracking
 from rtrain.training import history
 from rtrain.training.agreement import open_data

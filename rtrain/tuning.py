@@ -7,10 +7,11 @@ from typing import Any, Literal
 
 from rtrain import config
 from rtrain.api import absolute
-from rtrain.checkpoint.store import CheckpointFolders, check_writable
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.planning import plan
 from rtrain.run import Handoff, Run
+from rtrain.storage import check_writable
 from rtrain.tracking import Tracking
 
 TRIAL_BYTES = 400 * 1024**2

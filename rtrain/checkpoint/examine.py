@@ -7,10 +7,12 @@ from typing import Any
 import torch
 
 from rtrain.checkpoint import shards
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import MARKER, CheckpointFolders, Folder
+from rtrain.checkpoint.marker import MARKER
 from rtrain.errors import CheckpointError
 from rtrain.scratch import Scratch
+from rtrain.storage import Folder
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ when nothing is there and read back: two writers within the same instant could t
 they won, and only the next commit of the loser finds out. There a lease keeps all others out (`lease`).
 """
 
-import hashlib
 import json
 import os
 import socket
@@ -34,8 +33,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtrain.checkpoint import lease, log
+from rtrain.checkpoint.folders import Check, CheckpointFolders
 from rtrain.checkpoint.log import TOKEN, Chain
-from rtrain.checkpoint.store import MANIFEST, MARKER, Check, CheckpointFolders
+from rtrain.checkpoint.marker import MARKER, Marker
 from rtrain.errors import CheckpointError
 
 KEPT = 256
@@ -245,14 +245,8 @@ def _show_last(folders: CheckpointFolders, commit: dict[str, Any] | None) -> Non
     if commit is None or commit["kind"] != "commit":
         return
     folder = folders.of(commit["step"])
-    names, manifest = folder.names(), commit["manifest"]
-    marker = marker_of(commit["sha256"], manifest)
-    if manifest not in names or (MARKER in names and folder.read(MARKER) == marker):
+    names, marker = folder.names(), Marker(commit["sha256"], commit["manifest"])
+    if marker.manifest not in names or marker.is_on(folder, names):
         return
-    if hashlib.sha256(folder.read(manifest)).hexdigest() == commit["sha256"]:
-        folder.write(MARKER, marker)
-
-
-def marker_of(sha256: str, manifest: str) -> bytes:
-    """The content of a commit marker: the manifest's hash, and its name unless it is the plain one."""
-    return (sha256 if manifest == MANIFEST else f"{sha256} {manifest}").encode()
+    if marker.manifest_in(folder) is not None:
+        folder.write(MARKER, marker.encode())

@@ -5,7 +5,6 @@ checkpoint. The manifest says where each rectangle of each logical tensor lies, 
 any size and layout can read just what it needs. Nothing is pickled.
 """
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,23 +18,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from rtrain.checkpoint import shards
-from rtrain.checkpoint.fence import Attempt, Fenced, check_of, marker_of
-from rtrain.checkpoint.store import (
-    DAMAGED,
-    MANIFEST,
-    MANIFESTS,
-    MARKER,
-    SHARD,
-    CheckpointFolders,
-    Folder,
-    clear,
-    make_folder,
-    sha256_of,
-    sweep,
-)
+from rtrain.checkpoint.fence import Attempt, Fenced, check_of
+from rtrain.checkpoint.folders import DAMAGED, SHARD, CheckpointFolders, clear, sweep
+from rtrain.checkpoint.marker import MANIFEST, MARKER, Marker
 from rtrain.errors import CheckpointError, one_line
 from rtrain.parallel.chunks import Chunk
 from rtrain.scratch import Scratch
+from rtrain.storage import Folder, make_folder, sha256_of
 
 FORMAT = 1
 T = TypeVar("T")
@@ -211,19 +200,20 @@ def _commit(
     files = {file: said for s in shares for file, said in s["files"].items()}
     manifest = json.dumps({**head, "files": files, "tensors": tensors}).encode()
     folder.write(name, manifest)
-    sha256 = hashlib.sha256(manifest).hexdigest()
-    marker = marker_of(sha256, name)
+    marker = Marker.of(manifest, name)
     if attempt is None:
-        folder.write(MARKER, marker)
+        folder.write(MARKER, marker.encode())
     else:
-        attempt.commit(head["step"], name, sha256)
-        if not folder.create(MARKER, marker):  # of the checkpoint that this one replaces, if the run is still ours
+        attempt.commit(head["step"], name, marker.sha256)
+        if not folder.create(
+            MARKER, marker.encode()
+        ):  # of the checkpoint that this one replaces, if the run is still ours
             attempt.check()
-            folder.write(MARKER, marker)
+            folder.write(MARKER, marker.encode())
         try:
             attempt.confirm()
         except Fenced:
-            if folder.exists(MARKER) and folder.read(MARKER) == marker:
+            if marker.is_on(folder, folder.names()):
                 folder.discard(MARKER)
             raise
     with suppress(Exception):  # it is committed: what is left over takes space and nothing else
@@ -247,13 +237,12 @@ class Stored:
         if MARKER not in names:
             foreign = _foreign(names)
             raise CheckpointError(f"{here}: not committed" if not foreign else f"{here}: {foreign}")
-        sha256, _, name = folder.read(MARKER).decode(errors="replace").strip().partition(" ")
-        name = name or MANIFEST
+        marker = Marker.read(folder)
         try:
-            manifest = folder.read(name) if MANIFESTS.fullmatch(name) else b""
+            manifest = marker.manifest_in(folder)
         except FileNotFoundError as error:
-            raise CheckpointError(f"{here}: {name} is missing ({error})") from error
-        if hashlib.sha256(manifest).hexdigest() != sha256:
+            raise CheckpointError(f"{here}: {marker.manifest} is missing ({error})") from error
+        if manifest is None:
             raise CheckpointError(f"{here}: {MANIFEST} or {MARKER} was altered or cut off after it was committed")
         self.meta: dict[str, Any] = json.loads(manifest)
         if not isinstance(self.meta, dict) or self.meta.get("tool", "rtrain") != "rtrain" or "format" not in self.meta:

@@ -10,8 +10,8 @@ import socket
 import sys
 import time
 
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import CheckpointError
+from rtrain.storage import Folder
 
 LEASE = "lease.json"
 LEASE_S = 300.0

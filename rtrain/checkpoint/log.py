@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rtrain.checkpoint.store import Folder
+from rtrain.storage import Folder
 
 TOKEN = 12
 """Hex digits of a token that stand in a name."""

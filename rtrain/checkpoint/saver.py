@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rtrain.checkpoint.fence import Attempt
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Collected, collect, write_collected
-from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.errors import one_line
 from rtrain.parallel.chunks import Chunk
 

@@ -10,7 +10,7 @@ from rtrain.errors import UserError
 def checkpoints(options: argparse.Namespace) -> int:
     """The verb `rtrain checkpoints`."""
     from rtrain.checkpoint import examine
-    from rtrain.checkpoint.store import CheckpointFolders
+    from rtrain.checkpoint.folders import CheckpointFolders
 
     folders, steps = CheckpointFolders(options.target), options.steps
     wanted = {"list": (0, 0), "show": (0, 1), "compare": (2, 2), "export": (0, 1), "prune": (0, 0)}

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from rtrain import config
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import Folder, sha256_of
 from rtrain.data.encode import encode
 from rtrain.errors import CheckpointError, DataError
 from rtrain.export.request import json_schema, row_model
 from rtrain.models.ranking import RankingConfig, probabilities
 from rtrain.schema import Schema
 from rtrain.scratch import Scratch
+from rtrain.storage import Folder, sha256_of
 from rtrain.version import VERSION
 
 FORMAT = 1

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import DataError, did_you_mean
 from rtrain.models.decoder import Decoder
 from rtrain.scratch import Scratch
+from rtrain.storage import Folder
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

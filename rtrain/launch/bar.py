@@ -7,8 +7,9 @@ from contextlib import suppress
 from typing import Any
 
 from rtrain.checkpoint import fence
-from rtrain.checkpoint.store import CheckpointFolders, Folder
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.training import history
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.progress import Progress

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from rtrain.checkpoint.fence import Driver
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
 from rtrain.data.split import Split
 from rtrain.data.tokens import Tokens
@@ -22,6 +22,7 @@ from rtrain.models.decoder import Decoder
 from rtrain.report import write_report
 from rtrain.run import Run
 from rtrain.schema import Id
+from rtrain.storage import Folder
 from rtrain.tracking import mask_command
 from rtrain.training.job import Outcome
 from rtrain.training.records import PREDICTIONS

@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Fenced
-from rtrain.checkpoint.store import CheckpointFolders, Folder
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import (
     CheckpointError,
     ClusterError,
@@ -27,6 +27,7 @@ from rtrain.errors import (
 )
 from rtrain.run import Run
 from rtrain.scratch import Scratch
+from rtrain.storage import Folder
 from rtrain.training.events import Callback, State
 from rtrain.training.job import Outcome, run_job
 from rtrain.training.watchdog import silent_ranks

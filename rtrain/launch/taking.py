@@ -7,10 +7,11 @@ from typing import Any
 from rtrain import config
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Driver
-from rtrain.checkpoint.store import CheckpointFolders, Folder
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.data.cursor import batches_per_epoch
 from rtrain.errors import ConfigError
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.training.agreement import open_data
 
 # A resumed run may differ in these; anything else would make it another run.

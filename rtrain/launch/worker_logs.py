@@ -5,9 +5,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rtrain.checkpoint.fence import Driver, Fenced
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import RunFailed
 from rtrain.launch import embedded
+from rtrain.storage import Folder
 from rtrain.tracking import mask_text
 
 FOLDER = "worker-logs"

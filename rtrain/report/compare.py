@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import UserError
 from rtrain.report.facts import Facts, numbers, read_facts
 from rtrain.report.page import fill
@@ -19,6 +18,7 @@ from rtrain.report.words import (
     spell_name,
     spell_seconds,
 )
+from rtrain.storage import Folder
 
 OF_EVERY_RUN = ("name",)
 """Keys in which two runs always differ."""

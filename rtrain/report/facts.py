@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import UserError, one_line
 from rtrain.report.words import number
+from rtrain.storage import Folder
 from rtrain.tracking import mask
 
 FILES = ("run.json", "history.jsonl", "placement.json", "result.json")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import one_line
 from rtrain.report import panels, sections, timeline
 from rtrain.report.facts import Facts, Missing, read_facts
 from rtrain.report.words import spell_time
+from rtrain.storage import Folder
 from rtrain.tracking import mask_text
 from rtrain.version import VERSION
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import ConfigError
+from rtrain.storage import Folder
 from rtrain.tracking.protocol import Opening, Tracker, Tracking
 from rtrain.tracking.secrets import mask
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import ConfigError
+from rtrain.storage import Folder
 from rtrain.tracking.uris import mask_uris
 
 MLFLOW_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from rtrain.checkpoint.store import Folder
 from rtrain.scratch import Scratch
+from rtrain.storage import Folder
 
 EVERY_S = 60.0
 

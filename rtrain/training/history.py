@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rtrain.checkpoint.store import Folder
+from rtrain.storage import Folder
 from rtrain.training.events import Callback, State, TrainPoint
 
 NAME = "history.jsonl"

@@ -4,8 +4,9 @@ import os
 import signal
 import time
 
-from rtrain.checkpoint.store import CheckpointFolders, Folder
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.run import Injection
+from rtrain.storage import Folder
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.world import World
 

@@ -20,16 +20,17 @@ import torch.distributed as dist
 from rtrain import config
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Attempt, Fenced
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
-from rtrain.checkpoint.patience import Patience
 from rtrain.checkpoint.saver import Saver
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Dataset
 from rtrain.data.split import Split
 from rtrain.data.tokens import TokenDataset
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
 from rtrain.run import Run
+from rtrain.storage import Folder
+from rtrain.storage.patience import Patience
 from rtrain.tracking import open_trackers
 from rtrain.training.agreement import open_data, refuse, refuse_shares
 from rtrain.training.breakdown import Stopwatch

@@ -6,10 +6,11 @@ from itertools import islice
 from typing import Any
 
 from rtrain import config
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import CheckpointError
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.training.ledger import KINDS, read
 from rtrain.training.samples import LIMIT, Samples, digest_of_range
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch.distributed as dist
 
 from rtrain.checkpoint.fence import Attempt
-from rtrain.checkpoint.store import Folder
 from rtrain.data.interactions import Dataset
 from rtrain.mesh import Mesh
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.tracking import Tracker
 from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint

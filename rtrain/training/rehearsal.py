@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from rtrain import config
-from rtrain.checkpoint.store import Folder, check_writable
 from rtrain.data.cursor import batches_per_epoch
 from rtrain.errors import ConfigError
 from rtrain.run import Run
+from rtrain.storage import Folder, check_writable
 
 MARK = "rehearsal.json"
 """In a rehearsal's folder, from before it is trained: its config. A folder without it is the user's."""

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from rtrain.checkpoint.fence import Attempt
-from rtrain.checkpoint.store import Folder
+from rtrain.storage import Folder
 from rtrain.training.world import World
 from rtrain.version import VERSION
 

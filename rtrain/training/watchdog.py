@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from rtrain.checkpoint.store import Folder
+from rtrain.storage import Folder
 
 STACKS = "stacks"
 """Folder of a run in which a rank that ends itself leaves the stacks of its threads."""

@@ -65,8 +65,8 @@ def test_a_full_disk(small_run: Any, joined_ray: None, tiny_disk: Path) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoint step \d+: rank \d: .*No space left on device.*free space"):
         rtrain.train(run, quiet=True)
     # What was committed before stays whole; what did not fit is not there for a reader.
+    from rtrain.checkpoint.folders import CheckpointFolders
     from rtrain.checkpoint.format import Stored
-    from rtrain.checkpoint.store import CheckpointFolders
 
     folders = CheckpointFolders(run.folder)
     for step in folders.committed():

@@ -12,7 +12,7 @@ import pytest
 import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain.chaos import KINDS, chaos
-from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.training.proof import account
 
 SEED = random.randrange(1000)

@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 import rtrain
 from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, save
-from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.data.tokens import Tokens, write_shards
 from rtrain.mesh import Parallel, lay_out
 from rtrain.parity import name_of

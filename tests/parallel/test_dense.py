@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, scaled_dot_product_attention, silu
 
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.data.cursor import Cursor
 from rtrain.data.tokens import Tokens, write_shards
 from rtrain.errors import RunFailed

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest, save
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.data.interactions import Interactions
 from rtrain.errors import RtrainError, RunFailed
 from rtrain.mesh import Parallel, lay_out
@@ -31,6 +31,7 @@ from rtrain.nn.tables import initial_rows
 from rtrain.optim import SGD, AdamW, RowWiseAdagrad, Schedule
 from rtrain.run import Checkpoint, Evaluation, Run
 from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Schema
+from rtrain.storage import Folder
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.job import run_job

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, save
-from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dlrm import DLRM
 from rtrain.models.ranking import RankingConfig

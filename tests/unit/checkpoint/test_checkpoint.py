@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rtrain.checkpoint import shards
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import FORMAT, Stored, newest, save
-from rtrain.checkpoint.patience import Patience
-from rtrain.checkpoint.store import MANIFEST, MARKER, CheckpointFolders, Folder, check_writable
+from rtrain.checkpoint.marker import MANIFEST, MARKER
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import Chunk, whole
+from rtrain.storage import Folder, check_writable
+from rtrain.storage.patience import Patience
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
 
@@ -193,7 +195,7 @@ def test_on_a_remote_store() -> None:
 CHILD = """
 import resource, sys, torch, torch.distributed as dist
 from rtrain.checkpoint.format import save
-from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
 import signal

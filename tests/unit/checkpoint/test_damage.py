@@ -10,10 +10,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest, save
-from rtrain.checkpoint.store import MANIFEST, MARKER, CheckpointFolders, Folder
+from rtrain.checkpoint.marker import MANIFEST, MARKER
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
+from rtrain.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
 

@@ -11,10 +11,12 @@ import torch
 
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Attempt, Fenced
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest, save
-from rtrain.checkpoint.store import MARKER, CheckpointFolders, Folder
+from rtrain.checkpoint.marker import MARKER
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
+from rtrain.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
 

@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtrain.checkpoint import fence, shards
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import newest, save
-from rtrain.checkpoint.store import CheckpointFolders, sha256_of
 from rtrain.parallel.chunks import Chunk, whole
+from rtrain.storage import sha256_of
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
 

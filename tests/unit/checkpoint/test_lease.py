@@ -11,10 +11,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from rtrain.checkpoint import fence, lease
 from rtrain.checkpoint.fence import Fenced
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import newest, save
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
+from rtrain.storage import Folder
 
 pytestmark = pytest.mark.usefixtures("world_of_one")
 

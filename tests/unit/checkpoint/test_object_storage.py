@@ -16,11 +16,12 @@ import torch
 
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Fenced
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest, save
-from rtrain.checkpoint.patience import Patience, StorageDown, may_pass
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
+from rtrain.storage import Folder
+from rtrain.storage.patience import Patience, StorageDown, may_pass
 
 moto_server = pytest.importorskip("moto.server")
 pytestmark = pytest.mark.usefixtures("world_of_one")

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rtrain.checkpoint.store import Folder
 from rtrain.errors import ConfigError, DataError
 from rtrain.export.huggingface import CONFIG, our_config, their_config, their_name, write_decoder
 from rtrain.mesh import Mesh, Parallel
@@ -15,6 +14,7 @@ from rtrain.models.decoder import Decoder
 from rtrain.models.plan import balance
 from rtrain.parallel.stage import Stage, build_stages, initialise, parameters_of_rank, stages_of_rank
 from rtrain.parallel.tensor import TensorRank
+from rtrain.storage import Folder
 
 LLAMA = Decoder(vocab=96, layers=3, dim=32, heads=4, kv_heads=2, hidden=40, rope_theta=5e4)
 QWEN = Decoder(vocab=96, layers=2, dim=32, heads=4, kv_heads=4, hidden=96, qkv_bias=True, norm_eps=1e-6, tied=True)

@@ -9,7 +9,7 @@ import pytest
 
 import rtrain
 from recipes.mmoe_movielens import run as mmoe_run
-from rtrain.checkpoint.store import CheckpointFolders
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import ConfigError, RunFailed
 from rtrain.mesh import lay_out
 from rtrain.metrics import AUC, Calibration, LogLoss

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import rtrain
 from rtrain import cli
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.data import reader
 from rtrain.data.columns import Columns
 from rtrain.errors import CheckpointError, RunFailed

@@ -11,10 +11,10 @@ import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain import config
 from rtrain.chaos import Chaos, chaos
-from rtrain.checkpoint.store import Folder
 from rtrain.data.cursor import batches_per_epoch, check_batches
 from rtrain.errors import ConfigError
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.training.rehearsal import MARK, ending_an_epoch, refuse_foreign, replace_earlier
 
 

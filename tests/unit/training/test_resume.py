@@ -11,8 +11,8 @@ import torch
 import rtrain
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Fenced
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.launch import local
 from rtrain.run import Run

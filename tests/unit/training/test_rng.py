@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, save
-from rtrain.checkpoint.store import CheckpointFolders
 from rtrain.training import rng
 
 pytestmark = pytest.mark.usefixtures("world_of_one")

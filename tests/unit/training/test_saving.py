@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.saver import still_writing
-from rtrain.checkpoint.store import CheckpointFolders, Folder
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.launch.local import train_inline
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.job import run_job
 from rtrain.training.preemption import Notice, Preempted

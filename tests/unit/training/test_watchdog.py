@@ -14,9 +14,9 @@ import torch
 
 import rtrain
 from recipes.gpt_stdlib import debug as language_run
-from rtrain.checkpoint.store import Folder
 from rtrain.launch.ray_train import root_cause
 from rtrain.run import Injection, Run
+from rtrain.storage import Folder
 from rtrain.training.job import run_job
 from rtrain.training.preemption import Notice, Preempted
 from rtrain.training.processes import in_world

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rtrain.checkpoint.store import DAMAGED, MANIFEST, MARKER, CheckpointFolders, Folder, check_writable, sha256_of
+from rtrain.checkpoint.folders import DAMAGED, CheckpointFolders
+from rtrain.checkpoint.marker import MANIFEST, MARKER
+from rtrain.storage import Folder, check_writable, sha256_of
 
 ROOT = Path(__file__).parents[3]
 
@@ -79,7 +81,7 @@ def test_a_reader_never_sees_half_of_a_file(tmp_path: Path) -> None:
 
 TOO_LARGE = """
 import resource, signal, sys
-from rtrain.checkpoint.store import Folder
+from rtrain.storage import Folder
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Folder(sys.argv[1])
 folder.write("f", b"old")

@@ -1,0 +1,6 @@
+"""Files on any fsspec file system: whole or absent, tried again while a storage is away."""
+
+from rtrain.storage.folder import Folder, check_writable, make_folder, sha256_of
+from rtrain.storage.patience import Patience, StorageDown
+
+__all__ = ["Folder", "Patience", "StorageDown", "check_writable", "make_folder", "sha256_of"]
