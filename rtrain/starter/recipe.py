@@ -53,9 +53,9 @@ def run() -> Run:
         # The oldest 80 % of the rows train; the next 10 % pick the best checkpoint; the newest 10 % test.
         data=Interactions(source=SOURCE, schema=SCHEMA, split=ByTime(valid=0.1, test=0.1)),
         optim=AdamW(lr=2e-3),  # of the dense layers
-        sparse_optim=RowWiseAdagrad(lr=2e-3),  # of the embedding tables
+        sparse_optim=RowWiseAdagrad(lr=2e-2),  # of the embedding tables
         global_batch={batch},  # rows of a step; an epoch is about {steps} steps
-        epochs=3,
+        epochs={epochs},  # more where an epoch is short: about a thousand steps in all
         # The validation rows are scored at the end of each epoch; the best AUC is kept.
         evaluation=Evaluation(monitor="auc"),
         # Two worker processes. On GPUs: Cluster(workers=<GPUs>, gpus_per_worker=1).
@@ -88,6 +88,7 @@ def recipe_text(recipe: Path, data: str, prepared: Prepared, columns: Sequence[C
     names |= {"Schema", "main", model, *metrics} | {c.kind for c in used}
     constants = _constants(used)
     batch = _batch(prepared.data.rows * 0.8)
+    steps = max(1, round(prepared.data.rows * 0.8 / batch))
     run = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(data).stem).strip("._-")[:80] or "first"
     return TEMPLATE.format(
         file=recipe.name,
@@ -116,7 +117,8 @@ def recipe_text(recipe: Path, data: str, prepared: Prepared, columns: Sequence[C
         model="DLRM(dim=16, bottom=(64,), top=(64, 32), dropout=0.1)" if dense else "DCNv2(dim=16, deep=(64, 32))",
         metrics=f"({', '.join(f'{m}(k=10)' if m == 'NDCG' else f'{m}()' for m in metrics)})",
         batch=batch,
-        steps=max(1, round(prepared.data.rows * 0.8 / batch)),
+        steps=steps,
+        epochs=min(10, max(3, round(1000 / steps))),
         log=10 if batch > 64 else 5,
     )
 
