@@ -1,5 +1,6 @@
 """Every command of the README runs as it stands there, one after the other; every file that it names is there."""
 
+import json
 import os
 import re
 import shlex
@@ -12,8 +13,9 @@ from runpy import run_path
 
 import pytest
 
-from rtrain import cli
+from rtrain import cli, config
 from rtrain.cli.recipe import LAUNCHERS, VERBS
+from rtrain.planning import check
 from tests.cluster.conftest import ROOT, environment
 
 README = (ROOT / "README.md").read_text()
@@ -54,7 +56,7 @@ def test_each_run_of_the_readme_has_a_name_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "recipes/" in c])
-def test_its_options_are_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_options_make_a_legal_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     ((recipe, words),) = recipes_of(command)
     functions = run_path(str(ROOT / recipe), run_name="recipe")
     verb, *options = words
@@ -64,8 +66,10 @@ def test_its_options_are_options(command: str, capsys: pytest.CaptureFixture[str
         assert options[at + 1] in LAUNCHERS
         del options[at : at + 2]
     with pytest.raises(SystemExit) as ended:
-        cli.main(functions["run"], functions["debug"], arguments=["config", *options])
-    assert ended.value.code == 0, capsys.readouterr().err
+        cli.main(functions["run"], functions["debug"], arguments=["config", "--json", *options])
+    said = capsys.readouterr()
+    assert ended.value.code == 0, said.err
+    check(config.from_dict(json.loads(said.out)))  # refuses what no machine would make legal
 
 
 def test_every_file_that_it_names_is_there() -> None:
