@@ -85,7 +85,7 @@ def test_demo_report_and_the_same_name_again(newcomer: Newcomer) -> None:
     first = newcomer.types(demo)
     result = last_json(first.stdout)
     assert result["served"] is True
-    page = Path(newcomer.types("rtrain report runs/dlrm-movielens").stdout.strip())
+    page = newcomer.folder / newcomer.types("rtrain report runs/dlrm-movielens").stdout.strip()
     assert page == newcomer.folder / "runs" / "dlrm-movielens" / "report.html"
     assert page.read_text().lower().startswith("<!doctype html>")
 
