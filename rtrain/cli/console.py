@@ -38,6 +38,11 @@ def _console(given: list[str]) -> int:
     doctor = add("doctor", "say what is wrong with this machine, and how to mend it")
     doctor.add_argument("--storage", default="runs", help="where runs are to be written (default: runs)")
     doctor.add_argument("--port", type=int, default=8000, help="port that Ray Serve is to use (default: 8000)")
+    first = add("init", "write a commented first recipe from a data file's own columns")
+    first.add_argument("data", help="CSV, TSV, JSON lines, Parquet, or a folder of Parquet files")
+    first.add_argument("--label", default="", help="column of 0 and 1, or a rule: 'rating>=4' (default: by its name)")
+    first.add_argument("--out", default="recipe.py", help="the recipe; never overwritten (default: recipe.py)")
+    first.add_argument("--data-out", default="", help="Parquet made of the data, if it has to be (default: beside it)")
     data = add("data", "get and prepare data sets")
     actions = data.add_subparsers(dest="action", metavar="ACTION", required=True)
     get = actions.add_parser("get", help="fetch a named data set into the cache")
@@ -93,7 +98,12 @@ def _console(given: list[str]) -> int:
         findings = examine(storage=options.storage, ports=(options.port,))
         print(to_json(findings) if options.json else render(findings))
         return 1 if any(f.status == "fail" for f in findings) else 0
-    if options.verb == "data":
+    if options.verb == "init":
+        from rtrain.starter import start
+
+        started = start(options.data, label=options.label, out=options.out, data_out=options.data_out)
+        print(json.dumps(started.to_json()) if options.json else started)
+    elif options.verb == "data":
         if options.action == "tokenize":
             from rtrain.data.tokenize import tokenize as write
 

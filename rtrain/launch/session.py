@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from rtrain.errors import ClusterError
+from rtrain.errors import ClusterError, RtrainError
 from rtrain.launch.embedded import embedded_ray
 from rtrain.run import Cluster
 
@@ -79,7 +79,9 @@ def _start(cluster: Cluster, workers: int, session: ExitStack) -> None:
         )
     try:
         session.enter_context(embedded_ray(max(cores, needed)))
-    except CANNOT as error:
+    except RtrainError:
+        raise
+    except Exception as error:  # a bare one is what Ray raises where its node is slow to start
         raise ClusterError(
             f"ray: the embedded Ray cannot be used ({' '.join(str(error).split())}). Run 'rtrain doctor'"
         ) from error

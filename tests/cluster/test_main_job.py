@@ -1,6 +1,5 @@
 """The main job as a person starts it, in each of its ways."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import RECIPE, ROOT, environment, free_port, last_json
+from tests.cluster.conftest import RECIPE, environment, free_port, last_json
 
 Recipe = Callable[..., subprocess.CompletedProcess[str]]
 KEYS = {
@@ -69,23 +68,3 @@ def test_without_ray_no_ray_is_imported(tmp_path: Path, ray_temp_dir: str) -> No
     )
     assert done.returncode == 0, done.stderr
     assert last_json(done.stdout)["world_size"] == 1
-
-
-def test_notebook(tmp_path: Path, ray_temp_dir: str) -> None:
-    source = ROOT / "notebooks" / "quickstart.ipynb"
-    target = tmp_path / "quickstart.ipynb"
-    target.write_text(source.read_text())
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--nbmake", "--nbmake-timeout=240", "-p", "no:cacheprovider", str(target)],
-        cwd=tmp_path,
-        env=environment(ray_temp_dir) | {"RTRAIN_PORT": str(free_port())},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
-
-
-def test_committed_notebook_has_no_outputs() -> None:
-    cells = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text())["cells"]
-    assert not any(cell.get("outputs") for cell in cells)

@@ -255,7 +255,7 @@ def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
     ended = rtrain_command()
     assert (ended.code, ended.err) == (0, "")
     assert ended.out.startswith("usage: rtrain [-h] [--version] VERB ...")
-    for verb in ("doctor", "data", "serve", "report", "train", "plan", "tune", "config"):
+    for verb in ("doctor", "init", "data", "serve", "report", "train", "plan", "tune", "config"):
         assert f"\n    {verb} " in ended.out
 
 
@@ -275,6 +275,7 @@ def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
         (["plan", "gone.py"], "rtrain plan: there is no recipe 'gone.py'. Give the path of a Python file"),
         (["data", "get", "ml-1"], "there is no data set 'ml-1'"),
         (["data", "put", "ml-100k"], "command line: argument ACTION: invalid choice: 'put'"),
+        (["init", "gone.csv"], "gone.csv: no such file"),
         (["doctor", "--prot", "1"], "rtrain doctor: it takes no --prot 1; see rtrain doctor --help"),
         (["config", RECIPE, "--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     ],
@@ -341,7 +342,7 @@ def test_help_of_a_recipes_verb_is_the_recipes(rtrain_command: Any) -> None:
 
 
 def test_every_option_of_rtrain_has_its_help(rtrain_command: Any) -> None:
-    for verb in ("doctor", "serve", "report", "ledger", "checkpoints", "data get", "data tokenize"):
+    for verb in ("doctor", "init", "serve", "report", "ledger", "checkpoints", "data get", "data tokenize"):
         ended = rtrain_command(*verb.split(), "--help")
         assert ended.code == 0
         options = ended.out.partition("options:")[2].strip("\n").splitlines()
