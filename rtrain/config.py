@@ -220,6 +220,20 @@ def validate(config: object, where: str = "") -> None:
                 validate(child, key if index is None else f"{key}.{index}")
 
 
+def explain(error: TypeError) -> None:
+    """Say which field is of the wrong type where that made a config's own checks trip, before `validate` could look.
+
+    Raises:
+        ConfigError: the field, its type and its value; nothing where the error has another cause.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        config = trace.tb_frame.f_locals.get("self")
+        if trace.tb_frame.f_code.co_name == "__post_init__" and is_config(config):
+            validate(config, type(config).__name__)
+        trace = trace.tb_next
+
+
 def flatten(config: object, where: str = "") -> dict[str, Any]:
     """Dotted key -> plain value, in field order; a child config adds its class as `key.$type`."""
     flat: dict[str, Any] = {}

@@ -72,10 +72,14 @@ def _recipe(
     options = argparse.Namespace(**DEFAULTS | vars(options))
     if options.debug and debug is None:
         raise ConfigError("--debug: this recipe has no debug()")
-    chosen = (debug if options.debug and debug else run)()
-
     from rtrain import config
     from rtrain.cli import fields
+
+    try:
+        chosen = (debug if options.debug and debug else run)()
+    except TypeError as error:
+        config.explain(error)
+        raise
 
     if options.help:
         print(parser.format_help())

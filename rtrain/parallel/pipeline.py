@@ -73,6 +73,7 @@ class Pipeline:
         self.schedule: Any = kind(
             stages[0] if schedule in ONE_STAGE else stages, microbatches, loss_fn=self._scaled, scale_grads=False
         )
+        self.forward_only = _forward_only(self.schedule) if schedule == "zbv_zero_bubble" else None
 
     def train(self, tokens_BT: Tensor, targets_BT: Tensor, scale: float) -> Tensor:
         """Gradients of `scale` times the batch's loss; returns the loss without `scale`, zero but on the last stage."""
@@ -83,7 +84,14 @@ class Pipeline:
     def score(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The batch's loss, zero but on the last stage."""
         self.scale = 1.0
-        return self._run(self.schedule.eval, tokens_BT, targets_BT, return_outputs=False)
+        if self.forward_only is None:
+            return self._run(self.schedule.eval, tokens_BT, targets_BT, return_outputs=False)
+        trains = self.schedule.pipeline_order_with_comms
+        self.schedule.pipeline_order_with_comms = self.forward_only
+        try:
+            return self._run(self.schedule.eval, tokens_BT, targets_BT, return_outputs=False)
+        finally:
+            self.schedule.pipeline_order_with_comms = trains
 
     def _run(self, work: Callable[..., Any], tokens_BT: Tensor, targets_BT: Tensor, **options: Any) -> Tensor:
         losses: list[Tensor] = []
@@ -96,3 +104,16 @@ class Pipeline:
 
     def _scaled(self, out: Tensor, targets: Tensor) -> Tensor:
         return self.loss(out, targets) * self.scale
+
+
+def _forward_only(schedule: Any) -> dict[int, Any]:
+    """A V schedule's order without its backward actions.
+
+    torch's `eval` runs the order of training and lets each backward action do nothing. Where two stages that follow
+    each other are on one rank, as at the foot of a V, it asks one of them for gradients all the same, and asserts
+    (torch 2.13, `get_local_bwd_output`).
+    """
+    return {
+        rank: [action for action in actions if action.computation_type.value in ("F", "SEND_F", "RECV_F")]
+        for rank, actions in schedule.pipeline_order_with_comms.items()
+    }

@@ -13,6 +13,7 @@ import pytest
 from recipes.dlrm_movielens import debug, run
 from rtrain import cli, config
 from rtrain.cli.recipe import VERBS, golden
+from rtrain.optim import AdamW
 from rtrain.version import VERSION
 
 ROOT = Path(__file__).parents[2]
@@ -121,6 +122,15 @@ def test_a_recipe_of_the_wrong_type_is_refused_by_its_key(capsys: pytest.Capture
         cli.main(lambda: replace(run(), seed="7"), arguments=["plan"])  # type: ignore[arg-type]
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: seed: expected int, got '7' (str)\n"
+
+
+def test_a_wrong_type_that_trips_a_configs_own_check_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(lambda: replace(run(), optim=AdamW(lr="fast")), arguments=["plan"])  # type: ignore[arg-type]
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: AdamW.lr: expected float, got 'fast' (str)\n"
+    with pytest.raises(TypeError, match="unsupported operand"):  # no field's type: a mistake in the recipe's own code
+        cli.main(lambda: replace(run(), seed=1 + "1"), arguments=["plan"])  # type: ignore[operator]
 
 
 def test_an_error_that_nobody_foresaw_keeps_its_traceback() -> None:
