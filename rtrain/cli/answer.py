@@ -44,6 +44,11 @@ def stdout_kept() -> redirect_stdout[TextIO]:
     return redirect_stdout(sys.stderr)
 
 
+def told_to_stop() -> bool:
+    """Whether it was SIGTERM that interrupted, and not Ctrl-C."""
+    return _told
+
+
 def refuse(message: str) -> NoReturn:
     """What argparse calls with a mistake.
 
@@ -59,4 +64,6 @@ def _told_to_stop(number: int, frame: object) -> None:
     """As Ctrl-C, which every part of a run knows how to end by, but with its own exit code."""
     global _told
     _told = True
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # a shell starts what is behind `&` so
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rtrain.cli.answer import guarded, refuse, stdout_kept
+from rtrain.cli.answer import guarded, refuse, stdout_kept, told_to_stop
 from rtrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -208,6 +208,9 @@ def serve(target: str, replicas: int, port: int, as_json: bool) -> None:
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
+        if told_to_stop():
+            raise  # Ctrl-C is how it is meant to end; this is another exit code
+    finally:
         served.stop()
 
 

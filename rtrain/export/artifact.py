@@ -7,7 +7,7 @@
 A folder without export.json is not an export. Nothing is pickled.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,22 @@ FILE_BYTES = 2 * 1024**3
 
 
 def export(
-    model: RankingConfig, schema: Schema, stored: Stored, uri: str, *, run: str, metrics: Mapping[str, float]
+    model: RankingConfig,
+    schema: Schema,
+    stored: Stored,
+    uri: str,
+    *,
+    run: str,
+    metrics: Mapping[str, float],
+    check: Callable[[], None] = lambda: None,
 ) -> str:
     """Write the model of a checkpoint, whatever layout it was trained at, as an export; returns its URI.
 
-    Tensors pass through memory in files of at most about 2 GiB.
+    Tensors pass through memory in files of at most about 2 GiB. `check` is called before each file goes to its
+    place, and raises where the folder is another's by now.
     """
     folder = Folder(uri)
+    check()
     folder.discard(HEAD)
     files: dict[str, str] = {}
     for index, tensors in enumerate(_packs(stored)):
@@ -53,7 +62,9 @@ def export(
             local = scratch / name
             save_file(tensors, local)
             files[name] = sha256_of(local)
+            check()
             folder.adopt(local, name)
+    check()
     folder.write_json("input.schema.json", json_schema(schema))
     folder.write_json(
         HEAD,

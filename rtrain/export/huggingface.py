@@ -7,7 +7,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from safetensors.torch import save_file
@@ -112,17 +112,22 @@ def our_config(theirs: dict[str, Any], where: str) -> Decoder:
     )
 
 
-def export_decoder(config: Decoder, stored: Stored, uri: str, *, context: int) -> str:
+def export_decoder(
+    config: Decoder, stored: Stored, uri: str, *, context: int, check: Callable[[], None] = lambda: None
+) -> str:
     """Write the model of a checkpoint, whatever layout it was trained at; returns its URI.
 
-    Tensors pass through memory in files of at most about 2 GiB.
+    Tensors pass through memory in files of at most about 2 GiB. `check`: as in `rtrain.export.artifact.export`.
     """
-    return write_decoder(config, _Stored(stored), uri, context=context)
+    return write_decoder(config, _Stored(stored), uri, context=context, check=check)
 
 
-def write_decoder(config: Decoder, weights: Mapping[str, Tensor], uri: str, *, context: int) -> str:
+def write_decoder(
+    config: Decoder, weights: Mapping[str, Tensor], uri: str, *, context: int, check: Callable[[], None] = lambda: None
+) -> str:
     """Write weights, by logical name, as a Hugging Face folder; returns its URI."""
     folder = Folder(uri)
+    check()
     folder.discard(INDEX)
     folder.write_json(CONFIG, their_config(config, context=context))
     packs = list(_packs(weights))
@@ -134,8 +139,10 @@ def write_decoder(config: Decoder, weights: Mapping[str, Tensor], uri: str, *, c
         total += sum(t.nbytes for t in tensors.values())
         with Scratch("export") as scratch:
             save_file(tensors, scratch / file, metadata={"format": "pt"})
+            check()
             folder.adopt(scratch / file, file)
         index |= dict.fromkeys(tensors, file)
+    check()
     folder.write(INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1).encode())
     return folder.uri
 

@@ -63,10 +63,12 @@ def finish(
         driver.check()
         if isinstance(run.model, Decoder):
             assert isinstance(run.data, Tokens), "Run refuses another pair"
-            exported = export_decoder(run.model, stored, target, context=run.data.context)
+            exported = export_decoder(run.model, stored, target, context=run.data.context, check=driver.check)
         else:
             assert ranked is not None
-            exported = export(run.model, ranked.schema, stored, target, run=run.name, metrics=outcome.test)
+            exported = export(
+                run.model, ranked.schema, stored, target, run=run.name, metrics=outcome.test, check=driver.check
+            )
         clock.lap("export")
     served, difference = None, None
     if run.handoff.serve_check and exported and ranked:

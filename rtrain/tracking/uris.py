@@ -7,7 +7,10 @@ from urllib.parse import unquote_plus, urlsplit
 MASK = "***"
 
 START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-WORDS = {"key", "token", "secret", "password", "passwd", "pass", "pwd", "auth", "sig", "signature", "sas", "credential"}
+WORDS = {
+    "key", "token", "secret", "password", "passwd", "pass", "pwd", "auth", "sig", "signature", "sas", "credential",
+    "jwt", "bearer", "session", "code",
+}  # fmt: skip
 """A query's key that has such a word, as `X-Amz-Signature` and `api_key` have, names a secret."""
 ENDS = ("token", "secret", "password", "passwd", "signature", "credential", "apikey", "accesskey", "accesskeyid")
 """As has one that ends so without a sign between its words, as `AWSAccessKeyId` and `accesstoken` do."""
@@ -53,8 +56,8 @@ def _secrets(uri: str) -> Iterator[tuple[int, int]]:
     if at > after:
         if colon and password:
             yield after + len(user) + 1, at
-        elif user and not colon and scheme.rpartition("+")[2] in ("http", "https"):
-            yield after, at  # a token; elsewhere a lone user is a name, or a container (abfs)
+        elif user and scheme.rpartition("+")[2] in ("http", "https"):
+            yield after, after + len(user)  # a token; elsewhere a lone user is a name, or a container (abfs)
     query = re.compile(r"[?#]").search(uri, at)
     for pair in re.compile(r"([^?&;#=]+)=([^&;#]+)").finditer(uri, query.end()) if query else ():
         if _names_a_secret(unquote_plus(pair[1])):

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.conftest import RECIPE, ROOT, environment, free_port, last_json
+from tests.cluster.conftest import RECIPE, ROOT, environment, free_port, last_json, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -34,11 +35,17 @@ def head(ray_temp_dir: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     process = subprocess.Popen(list(map(str, start)), env=env, stdout=log, stderr=log, cwd=ROOT)
     try:
         _wait_until_up(port, env)
+        wait_for(lambda: _answers(dashboard), "the dashboard, which comes up after the cluster")
         yield env | {"RAY_ADDRESS": f"127.0.0.1:{port}", "DASHBOARD": f"http://127.0.0.1:{dashboard}"}
     finally:
         for started in [*psutil.Process(process.pid).children(recursive=True), process]:
             started.kill()
         process.wait(30)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _wait_until_up(port: int, env: dict[str, str]) -> None:

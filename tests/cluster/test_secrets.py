@@ -25,7 +25,7 @@ def found_in(folder: Path) -> list[str]:
     return [str(path) for path in files if "planted" in path.name or b"planted" in path.read_bytes()]
 
 
-def test_nothing_planted_is_written_or_shown(tmp_path: Path, ray_temp_dir: str) -> None:
+def test_no_secret_is_written_or_shown(tmp_path: Path, ray_temp_dir: str) -> None:
     env = environment(ray_temp_dir) | SECRETS | {"WANDB_MODE": "offline"}
     (tmp_path / "net").write_text(f"machine api.wandb.ai login user password {SECRETS['WANDB_API_KEY']}\n")
     env["NETRC"] = str(tmp_path / "net")

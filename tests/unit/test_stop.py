@@ -26,11 +26,13 @@ sys.exit(guarded(work, as_json=True))
 """
 
 
+@pytest.mark.parametrize("behind", [False, True], ids=["", "started with &, so that SIGINT is ignored"])
 @pytest.mark.parametrize("where", ["alone", "ray"])
-def test_told_to_stop(where: str, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, where], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-    )
+def test_told_to_stop(where: str, behind: bool, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", SCRIPT, where]
+    if behind:
+        words = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *words]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     try:
         assert process.stdout and process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)

@@ -25,6 +25,9 @@ CARRIERS = {
     "password with a space": f"s3://me:pa {SECRET}@bucket/x",
     "password with brackets": f"s3://me:[{SECRET}@bucket/x",
     "token for a user": f"https://{SECRET}@host/repo",
+    "token for a user, without a password": f"https://{SECRET}:@host/repo",
+    "function key": f"https://a.azurewebsites.net/api/x?code={SECRET}",
+    "JSON web token": f"https://host/x?jwt={SECRET}",
     "chained": f"simplecache::https://{SECRET}@host/rows.parquet",
     "second of two": f"s3://bucket/a,https://me:{SECRET}@host/b",
     "signed for S3": f"https://b.s3.amazonaws.com/k?X-Amz-Expires=60&X-Amz-Signature={SECRET}",
@@ -40,7 +43,7 @@ CARRIERS = {
 INNOCENT = (
     "s3://bucket/runs", "file:///C:/a@b", "abfs://container@account.dfs.core.windows.net/x@y", "sftp://me@host/x",
     "hdfs://me@name-node:8020/x", "http://[::1]:5000/x", "http://host:5000/a?to=a@b.c", "http://host:5000?to=a@b.c", "hf://datasets/o/n@main",
-    "https://host/pkg@1.2", "https://host/?design=3&tokenizer=b&monkey=c&sig=", "https://user:@host/", "a:b@c",
+    "https://host/pkg@1.2", "https://host/?design=3&tokenizer=b&monkey=c&sig=", "a:b@c",
 )  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import CheckpointError, RunFailed
+from rtrain.export import artifact
 from rtrain.launch import local
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.training import job as training_job
 from rtrain.training.job import Outcome
 from tests.unit.training.jobs import At, job, lines, losses, train
@@ -176,6 +178,26 @@ def test_an_attempt_that_is_overtaken_while_it_starts_leaves_the_placement_alone
         job(tiny)
     assert not (Path(tiny.folder) / "placement.json").exists()
     assert not (Path(tiny.folder) / "history.jsonl").exists()
+
+
+def test_a_driver_that_is_overtaken_in_the_middle_of_its_export_leaves_the_others(
+    tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of an export have plain names, so each one asks whose the folder is."""
+    short = rtrain.override(tiny, {"max_steps": 3})
+    folder, packs = Folder(short.folder), artifact._packs
+
+    def overtaken(stored: Any) -> Any:
+        fence.take(CheckpointFolders(short.folder))
+        folder.child("export").write_json("export.json", {"of": "the other driver"})
+        yield from packs(stored)
+
+    monkeypatch.setattr(artifact, "_packs", overtaken)
+    with pytest.raises(Fenced):
+        train(short)
+    assert folder.child("export").read_json("export.json") == {"of": "the other driver"}
+    assert folder.child("export").names() == ["export.json"]
+    assert not folder.exists("result.json")
 
 
 def test_a_driver_that_was_overtaken_hands_nothing_on(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,9 @@ from rtrain.training.surroundings import commit_of
 
 def git(folder: Path, *words: str) -> str:
     who = ("-c", "user.name=t", "-c", "user.email=t@example.invalid")
-    done = subprocess.run(["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", "-C", str(folder), *who, *words], check=True, capture_output=True, text=True, timeout=60
+    )
     return done.stdout.strip()
 
 
