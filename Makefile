@@ -29,7 +29,7 @@ demo: install ## the main job end to end: data, training, test metrics, export, 
 
 # Two processes at a time: the tests wait as much as they compute.
 test: install ## the tests that need no GPU, of the slow ones a third drawn by the day; e.g. make test ARGS="tests/unit -x"
-	@$(small_machine) $(bin)/python -m pytest -m "not gpu" -n 2 --dist loadscope --no-loadscope-reorder --slow-share 0.34 $(ARGS)
+	@$(small_machine) $(bin)/python -m pytest -m "not gpu and not long" -n 2 --dist loadscope --no-loadscope-reorder --slow-share 0.34 $(ARGS)
 
 test-all: install ## all tests that need no GPU
 	@$(small_machine) $(bin)/python -m pytest -m "not gpu" -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)

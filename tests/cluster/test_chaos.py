@@ -48,6 +48,7 @@ def test_a_drawn_failure_leaves_no_trace(joined_ray: None, tmp_path: Path) -> No
     assert max(CheckpointFolders(str(folder)).committed()) == found.steps
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_verb_answers_with_one_line(recipe: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = recipe("chaos", "--debug", "--json", "--checkpoint.every_steps", "5", "--failures", "kill-rank")

@@ -27,6 +27,7 @@ SHORT = {
 }
 
 
+@pytest.mark.slow
 def test_a_killed_rank_of_a_tensor_parallel_run(joined_ray: None, tmp_path: Path) -> None:
     run = rtrain.override(debug(), {**SHORT, "storage": str(tmp_path / "runs")})
     calm = rtrain.train(rtrain.override(run, {"name": "calm"}), quiet=True)

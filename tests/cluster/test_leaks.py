@@ -158,6 +158,7 @@ def test_a_run_that_fails_keeps_its_workers_logs(place: Place) -> None:
     assert ":job_id:" not in text and all(path.stat().st_size for path in logs.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_told_to_end(place: Place, number: signal.Signals) -> None:
     with under_way(place) as process:

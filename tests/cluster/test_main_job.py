@@ -33,6 +33,7 @@ def test_end_to_end(recipe: Recipe) -> None:
     assert result["breakdown"]["communication"] > 0
 
 
+@pytest.mark.slow
 def test_inline_equals_torchrun(recipe: Recipe, ray_temp_dir: str) -> None:
     words = ["train", "--json", "--debug", "--log_every_steps", "1"]
     alone = recipe(*words, "--name", "alone", "--launcher", "inline")

@@ -86,7 +86,7 @@ def test_the_first_sentence_is_short() -> None:
     assert len(first.split()) <= 25
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1500)
 def test_every_command_runs_as_it_stands(tmp_path: Path, ray_temp_dir: str) -> None:
     checkout = tmp_path / "rtrain"

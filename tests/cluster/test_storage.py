@@ -44,6 +44,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     fsspec.filesystem("s3", skip_instance_cache=True).mkdir("runs")
 
 
+@pytest.mark.slow
 def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) -> None:
     """In a process of its own: the workers must have the bucket's address in their environment."""
     from tests.cluster.conftest import RECIPE, SHORT, environment, last_json

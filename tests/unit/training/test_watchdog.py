@@ -50,6 +50,7 @@ def test_a_world_of_one_that_is_stuck_outside_a_collective(tiny: Run) -> None:
     assert "in sleeps" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", [{"data": 2, "tensor": 2}, {"pipeline": 2, "microbatches": 2}])
 def test_a_silent_rank_of_a_decoder_is_named(tmp_path: Path, layout: dict[str, Any]) -> None:
     """Its peers wait in collectives of the axes' groups; here those give up much later than the watchdog."""
