@@ -130,10 +130,13 @@ def train(
             clock.lap("start-up")
             outcome = train_inline(run, driver.token)
         else:
-            from rtrain.launch.local import train_under_torchrun
+            from rtrain.launch.local import Agent, train_under_torchrun
 
-            # The other ranks wait for the first one when they join the process group.
-            mine = take(run, stack, fresh=fresh, say=say) if leads else None
+            mine = None
+            if leads:  # the others wait for it when they join the process group
+                agent = Agent()
+                mine = take(run, stack, fresh=fresh, say=say, again=agent.driver)
+                agent.keep(mine.token)
             clock.lap("start-up")
             told = train_under_torchrun(run, mine.token if mine else "")
             if told is None or mine is None:

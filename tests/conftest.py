@@ -62,6 +62,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(timer.cancel)
 
 
+RAYS_OF_THEIR_OWN = ("test_cluster", "test_first_hour", "test_notebook", "test_readme", "test_secrets", "test_storage")
+"""Files of `tests/cluster` that neither use the one Ray nor look at what all others leave on the machine."""
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Of the two processes of `make test` one has all tests that use the one Ray; those of a file stay together."""
@@ -70,7 +74,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByRoom(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "ray" if file.startswith("tests/cluster/") else file
+            return "ray" if file.startswith("tests/cluster/") and Path(file).stem not in RAYS_OF_THEIR_OWN else file
 
     return ByRoom(config, log)
 

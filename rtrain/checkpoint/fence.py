@@ -187,28 +187,35 @@ class Attempt(Writer):
             return False
 
 
-def take(folders: CheckpointFolders) -> Driver:
+def take(folders: CheckpointFolders, *, again: str = "") -> Driver:
     """Become the run's driver: attempts that belong to another one can neither commit nor begin any more.
 
+    `again`: token with which this very driver took the run before, now that its workers are started once more.
+
     Raises:
+        Fenced: another driver has taken the run since `again` did, or the run was started anew.
         CheckpointError: on a storage without a conditional create, when another one holds the run.
     """
-    token = uuid.uuid4().hex
-    lease.take(folders.log, token)
+    token = again or uuid.uuid4().hex
+    if not again:
+        lease.take(folders.log, token)
     while True:
         chain, before = log.look(folders.log, token)
         driver = Driver(folders, before["attempt"] if before else 0, token, token, chain)
+        if again and before is None:
+            raise driver.anew()
+        if again and before and before.get("driver") != again:
+            raise driver.lost_to(before)
         if driver.add("take"):
             break  # else another one does so in this very moment: after it, then
     _show_last(folders, before)
     return driver
 
 
-def begin(folders: CheckpointFolders, *, at_least: int = 1, driver: str = "") -> Attempt:
+def begin(folders: CheckpointFolders, *, driver: str = "") -> Attempt:
     """Take the run over: whoever was writing it can commit no more. Rank 0's to call.
 
-    `at_least`: the number of this attempt when the log knows of none before. `driver`: token of the
-    driver that it belongs to; without one the attempt is its own driver.
+    `driver`: token of the driver that it belongs to; without one the attempt is its own driver.
 
     Raises:
         Fenced: another driver has taken the run since this one did, or the run was started anew.
@@ -217,7 +224,7 @@ def begin(folders: CheckpointFolders, *, at_least: int = 1, driver: str = "") ->
     token = uuid.uuid4().hex
     while True:
         chain, before = log.look(folders.log, token)
-        number = max(at_least, before["attempt"] + 1 if before else 1)
+        number = before["attempt"] + 1 if before else 1
         attempt = Attempt(folders, number, token, driver or token, chain)
         if driver and before is None:
             raise attempt.anew()

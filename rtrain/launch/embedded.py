@@ -21,6 +21,7 @@ import psutil
 import ray
 
 from rtrain import scratch
+from rtrain.launch.process_group import groups_of_their_own
 
 TEMP_DIR = "RTRAIN_RAY_TEMP_DIR"
 """Environment variable: where the folder of an embedded Ray is made; a short path, since it holds sockets."""
@@ -59,7 +60,8 @@ def embedded_ray(num_cpus: int) -> Iterator[None]:
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
     _reread_auth()
     try:
-        with _environ("TMPDIR", str(temporary.path)):
+        # A signal to this process's group (`timeout`, a terminal, SLURM) is for it to answer: Ray goes when it is done.
+        with _environ("TMPDIR", str(temporary.path)), groups_of_their_own():
             ray.init(
                 address="local",
                 num_cpus=num_cpus,

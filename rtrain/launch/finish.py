@@ -16,6 +16,7 @@ from rtrain.errors import RunFailed
 from rtrain.export.artifact import export
 from rtrain.export.huggingface import export_decoder
 from rtrain.launch.clock import WORKERS, Clock
+from rtrain.launch.taking import RESULT
 from rtrain.metrics.baseline import UserItemBias
 from rtrain.metrics.state import Metric, Scored, evaluate
 from rtrain.models.decoder import Decoder
@@ -28,7 +29,6 @@ from rtrain.training.job import Outcome
 from rtrain.training.records import PREDICTIONS
 from rtrain.training.surroundings import commit_of
 
-RESULT = "result.json"
 SAME = 1e-5
 """Largest difference between a served probability and the trainer's. Both sum the same float32
 products, but in batches of other sizes and so in another order: some hundred roundings of 6e-8 in a
@@ -105,6 +105,7 @@ def finish(
     }
     driver.check()
     folder.write_json(RESULT, result)
+    driver.check()
     write_report(folder.uri)
     if served is False:
         raise RunFailed(

@@ -1,6 +1,9 @@
 """A run without Ray: in this process (`inline`), or as one of torchrun's ranks (`torchrun`)."""
 
 import os
+from datetime import timedelta
+
+import torch.distributed as dist
 
 from rtrain.errors import ClusterError
 from rtrain.launch.bar import Bar
@@ -30,6 +33,34 @@ def train_under_torchrun(run: Run, driver: str = "") -> Outcome | None:
         )
     outcome = _train(run, driver)
     return outcome if int(os.environ["RANK"]) == 0 else None
+
+
+class Agent:
+    """What torchrun keeps for the workers that it starts once more: the driver that they belong to.
+
+    Its store outlives them, and is another one in each torchrun. One without such a store keeps nothing: there every
+    start is a driver of its own.
+    """
+
+    KEY, WAIT_S = "rtrain/driver", 60
+
+    def __init__(self) -> None:
+        self.store: dist.TCPStore | None = None
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            self.store = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=self.WAIT_S))
+
+    @property
+    def driver(self) -> str:
+        """Token with which an earlier start of these workers took the run; empty at the first."""
+        if self.store is None or not self.store.check([self.KEY]):
+            return ""
+        return bytes(self.store.get(self.KEY)).decode()
+
+    def keep(self, token: str) -> None:
+        """For the next start."""
+        if self.store is not None:
+            self.store.set(self.KEY, token)
 
 
 def _train(run: Run, driver: str) -> Outcome:

@@ -79,17 +79,17 @@ def free_name(run: Run) -> str:
     return next(name for n in range(2, len(taken) + 3) if (name := f"{run.name}-{n}") not in taken)
 
 
-def take(run: Run, stack: ExitStack, *, fresh: bool, say: Say) -> Driver:
+def take(run: Run, stack: ExitStack, *, fresh: bool, say: Say, again: str = "") -> Driver:
     """Make the run's folder this run's, and this its driver: nothing is written before all else has been checked.
 
-    A result that is there already stays beside the new one.
+    A result that is there already stays beside the new one. `again`: as in `fence.take`.
 
     Raises:
-        Fenced: another driver has taken the run in this very moment.
+        Fenced: another driver has taken the run in this very moment, or since `again` did.
         ConfigError: the folder holds checkpoints of another run under the same name.
     """
     folder = Folder(run.folder)
-    if fresh and folder.names():
+    if fresh and not again and folder.names():
         say(f"the earlier run was moved to {_move_aside(run)}")
     refuse_another(run)
     steps = CheckpointFolders(run.folder).committed()
@@ -99,7 +99,7 @@ def take(run: Run, stack: ExitStack, *, fresh: bool, say: Say) -> Driver:
             say(f"changed since the last start: {'; '.join(changes)}")
     if steps:
         say(f"resumes from step {steps[-1]}")
-    driver = fence.take(CheckpointFolders(run.folder))
+    driver = fence.take(CheckpointFolders(run.folder), again=again)
     stack.callback(driver.release)
     driver.check()
     # In this order: whoever sees a result beside a config sees the config that it belongs to.

@@ -1,10 +1,12 @@
-"""What one client may cost: bytes of a body, and the time in which it must send them."""
+"""What one client may cost: bytes of a body, and the time in which it must send its headers and its body."""
 
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+HEADERS_S = 15.0
+"""Seconds in which a client that has connected must have sent the headers of a request."""
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -64,3 +66,51 @@ class BodyLimits:
         headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+
+def with_header_limit(protocol: type[Any], most_s: float) -> type[Any]:
+    """uvicorn's HTTP protocol, but that a connection is closed whose next request has no headers after `most_s`.
+
+    uvicorn itself limits only how long a connection stays open between requests. The time counts from the connection
+    or the first byte after a request, however slowly more come; once the headers are there, `BodyLimits` has its say.
+    """
+
+    class Limited(protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._wait()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is None or self.cycle.response_complete:
+                self._wait()
+            else:  # a request is being answered
+                self._stop_waiting()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _wait(self) -> None:
+            if self._late is None:
+                self._late = self.loop.call_later(most_s, self.transport.close)
+
+        def _stop_waiting(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+    return Limited
+
+
+def limit_headers_in_proxy() -> list[Any]:
+    """What Ray Serve calls in each of its HTTP proxies before it listens; it adds no middleware.
+
+    A node's proxy does where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names this function when Ray starts there.
+    """
+    from uvicorn.protocols.http import auto
+
+    auto.AutoHTTPProtocol = with_header_limit(auto.AutoHTTPProtocol, HEADERS_S)
+    return []

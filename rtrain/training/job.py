@@ -49,7 +49,6 @@ from rtrain.training.watchdog import Watchdog
 from rtrain.training.world import World
 from rtrain.version import VERSION
 
-ATTEMPT = "attempt.json"
 SETTLE_S = 10.0
 """Seconds that a rank which failed waits for a checkpoint in flight; its peers may be gone."""
 
@@ -321,11 +320,9 @@ class _Job:
         """Take the run over; the number of this attempt of it, the same on every rank."""
         said: list[Any] = [0, ""]
         if self.world.leads:
-            before = self.folder.read_json(ATTEMPT)["attempt"] if self.folder.exists(ATTEMPT) else 0
             try:
-                self.attempt = fence.begin(self.folders, at_least=before + 1, driver=driver)
+                self.attempt = fence.begin(self.folders, driver=driver)
                 said = [self.attempt.number, ""]
-                self.folder.write_json(ATTEMPT, {"attempt": self.attempt.number})
             except Fenced as error:
                 said = [0, str(error)]
         dist.broadcast_object_list(said, src=0)

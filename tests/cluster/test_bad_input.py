@@ -42,6 +42,7 @@ def test_an_id_beyond_its_table(small_run: Any, joined_ray: None, rows: pa.Table
     assert not (Path(run.folder) / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_labels_that_are_not_binary(small_run: Any, joined_ray: None, rows: pa.Table, tmp_path: Path) -> None:
     pq.write_table(replaced(rows, "label", 5, 0.5), tmp_path / "bad.parquet")
     run = rtrain.override(small_run, {"data.source": str(tmp_path / "bad.parquet")})
@@ -62,7 +63,7 @@ def test_a_busy_port_is_told_before_the_training(small_run: Any, joined_ray: Non
 
 def test_a_full_disk(small_run: Any, joined_ray: None, tiny_disk: Path) -> None:
     run = rtrain.override(small_run, {"storage": str(tiny_disk), "tracking.to": ""})
-    with pytest.raises(CheckpointError, match=r"checkpoint step \d+: rank \d: .*No space left on device.*free space"):
+    with pytest.raises(CheckpointError, match=r"step \d+: .*No space left on device.*[Ff]ree space"):
         rtrain.train(run, quiet=True)
     # What was committed before stays whole; what did not fit is not there for a reader.
     from rtrain.checkpoint.folders import CheckpointFolders

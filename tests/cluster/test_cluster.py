@@ -57,6 +57,7 @@ def _wait_until_up(port: int, env: dict[str, str]) -> None:
         raise AssertionError("ray start --head did not come up")
 
 
+@pytest.mark.slow
 def test_job_submit_to_its_end(head: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "recipe.py").write_text(RECIPE.read_text())

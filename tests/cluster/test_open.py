@@ -125,6 +125,7 @@ def test_doctor_names_an_open_ray(ray_temp_dir: str) -> None:
     psutil.wait_procs([p for p in started if isinstance(p, psutil.Process)], timeout=30)
 
 
+@pytest.mark.slow
 def test_nothing_stays_of_an_embedded_ray(ray_temp_dir: str, tmp_path: Path) -> None:
     """Neither of one that ends well, twice in one process, nor of one whose process is killed."""
     base = Path(ray_temp_dir) / "leak"

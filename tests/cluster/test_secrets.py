@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.conftest import RECIPE, environment, last_json
 
 SECRETS = {
@@ -25,6 +27,7 @@ def found_in(folder: Path) -> list[str]:
     return [str(path) for path in files if "planted" in path.name or b"planted" in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_no_secret_is_written_or_shown(tmp_path: Path, ray_temp_dir: str) -> None:
     env = environment(ray_temp_dir) | SECRETS | {"WANDB_MODE": "offline"}
     (tmp_path / "net").write_text(f"machine api.wandb.ai login user password {SECRETS['WANDB_API_KEY']}\n")

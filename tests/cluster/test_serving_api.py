@@ -1,6 +1,8 @@
 """The served application holds to its own OpenAPI, whatever schemathesis sends it."""
 
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,17 @@ def served(joined_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     serving.stop()
 
 
-def test_it_answers_as_its_openapi_says(served: Any) -> None:
+@pytest.fixture(scope="module")
+def silent(served: Any) -> Iterator[list[socket.socket]]:
+    """Clients that begin no request, and half of one; they wait while the other tests of this file run."""
+    host, port = served.url.removeprefix("http://").split(":")
+    with ExitStack() as clients:
+        made = [clients.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(2)]
+        made[1].sendall(b"POST /predict HTTP/1.1\r\nHost: ")
+        yield made
+
+
+def test_it_answers_as_its_openapi_says(served: Any, silent: list[socket.socket]) -> None:
     tried = set()
     for found in schemathesis.openapi.from_url(f"{served.url}/openapi.json").get_all_operations():
         operation = found.ok()
@@ -67,6 +79,10 @@ def test_concurrent_requests_are_answered_each_with_its_own(served: Any, tmp_pat
     assert [len(answer) for answer in answers] == sizes
     # Another batch size sums in another order: float32 rounding of a logit, some 1e-7.
     assert all(abs(p - alone) < 1e-6 for answer in answers for p in answer)
+
+
+def test_a_client_that_sends_no_headers_is_cut_off(silent: list[socket.socket]) -> None:
+    assert [client.recv(100) for client in silent] == [b"", b""]
 
 
 def example(of: dict[str, Any]) -> Any:

@@ -1,18 +1,22 @@
-"""Bodies that are too long or too slow, sent over a real socket to a real uvicorn."""
+"""Headers that are too slow, bodies that are too long or too slow, over a real socket to a real uvicorn."""
 
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from rtrain.serving.limits import BodyLimits
+from rtrain.serving.limits import BodyLimits, with_header_limit
 
+HEADERS_S = 0.5
 app = FastAPI()
 app.add_middleware(BodyLimits, most_bytes=1000, most_s=1.0)
 parsed: list[int] = []
@@ -29,7 +33,8 @@ def port() -> Iterator[int]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(16)  # who comes before the server is up waits for it
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error"))
+        protocol = with_header_limit(AutoHTTPProtocol, HEADERS_S)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=protocol))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
         thread.start()
         yield int(listening.getsockname()[1])
@@ -66,3 +71,24 @@ def test_a_slow_body_is_given_up(port: int) -> None:
             answer += more
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"not complete after 1 s" in answer
+
+
+def test_slow_headers_are_cut_off_and_slow_bodies_are_not(port: int) -> None:
+    with ExitStack() as open_ones:
+        silent, slow, late, patient = (
+            open_ones.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(4)
+        )
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n"
+        late.sendall(head + b"\r\n" + b'{"x": "a"}')  # a good request, and on the same connection half of another
+        patient.sendall(head + b"\r\n" + b'{"x"')
+        assert late.recv(1000).startswith(b"HTTP/1.1 200")
+        late.sendall(b"POST /")
+        time.sleep(1.5 * HEADERS_S)
+        with suppress(OSError):  # the server has closed it
+            for byte in head:
+                slow.sendall(bytes([byte]))
+        patient.sendall(b': "a"}')
+        assert patient.recv(1000).startswith(b"HTTP/1.1 200"), "its headers were there in time"
+        for closed in (silent, slow, late):
+            with suppress(ConnectionResetError):
+                assert closed.recv(1000) == b""

@@ -1,5 +1,6 @@
 """A spawned world ends: with results, with an error, or at its deadline with the stacks of who is stuck."""
 
+import os
 import subprocess
 import sys
 import time
@@ -43,12 +44,12 @@ def timeouts() -> list[float]:
 
 
 def children() -> set[int]:
-    """Of this process, but for the one in which multiprocessing counts its semaphores until the end."""
-    return {
-        p.pid
-        for p in psutil.Process().children(recursive=True)
-        if p.status() != psutil.STATUS_ZOMBIE and "resource_tracker" not in " ".join(p.cmdline())
+    """Of this process, but for those that multiprocessing keeps until the end: for semaphores, and to fork from."""
+    me = psutil.Process()
+    of_python = {
+        p.pid for p in me.children() if any(s in " ".join(p.cmdline()) for s in ("resource_tracker", "forkserver"))
     }
+    return {p.pid for p in me.children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE} - of_python
 
 
 def runs(pid: int) -> bool:
@@ -86,4 +87,15 @@ def test_a_rank_that_raises_ends_the_others(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(torch.multiprocessing.ProcessRaisedException, match="this very one"):
         in_world(2, one_raises, deadline_s=120)
     assert not children() - before
-    assert not list(tmp_path.iterdir())
+    assert not [p for p in tmp_path.iterdir() if not p.name.startswith("pymp-")]  # the socket to whom to fork from
+
+
+def environment() -> list[str]:
+    return [os.environ["RTRAIN_TEST_MARK"], os.environ["RANK"]]
+
+
+def test_ranks_have_the_environment_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not that of when the process that they are forked from was started."""
+    for mark in ("one", "two"):
+        monkeypatch.setenv("RTRAIN_TEST_MARK", mark)
+        assert in_world(1, environment, deadline_s=120) == [[mark, "0"]]

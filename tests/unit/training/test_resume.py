@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import rtrain
 from rtrain.checkpoint import fence
@@ -222,6 +223,30 @@ def test_a_worker_that_an_overtaken_driver_restarts_is_refused(tiny: Run) -> Non
     with pytest.raises(Fenced, match=r"rank 0 on \S+, step 0: run .* a newer start .* has taken it over"):
         local.train_inline(tiny, old.token)
     assert local.train_inline(tiny, new.token).attempts == 1
+
+
+def test_workers_that_torchrun_starts_once_more_belong_to_the_same_driver(
+    tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = CheckpointFolders(tiny.folder)
+    with pytest.raises(Fenced, match="started anew"):
+        fence.take(folders, again="of a run that was moved aside")
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert local.Agent().driver == "", "without torchrun nothing is kept"
+    where = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    for name, value in where.items():
+        monkeypatch.setenv(name, value)
+    assert local.Agent().driver == ""
+    first = fence.take(folders)
+    local.Agent().keep(first.token)
+    again = fence.take(folders, again=local.Agent().driver)
+    assert again.token == first.token
+    again.check()
+
+    fence.take(folders)
+    with pytest.raises(Fenced, match="a newer start"):
+        fence.take(folders, again=local.Agent().driver)
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_tensors_that_differ(tiny: Run) -> None:
