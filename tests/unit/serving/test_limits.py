@@ -16,7 +16,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rtrain.serving.limits import BodyLimits, with_header_limit
 
-HEADERS_S = 0.5
+HEADERS_S = 3.0  # a busy machine must not be too late with what is in time
 app = FastAPI()
 app.add_middleware(BodyLimits, most_bytes=1000, most_s=1.0)
 parsed: list[int] = []
