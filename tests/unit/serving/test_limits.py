@@ -91,4 +91,5 @@ def test_slow_headers_are_cut_off_and_slow_bodies_are_not(port: int) -> None:
         assert patient.recv(1000).startswith(b"HTTP/1.1 200"), "its headers were there in time"
         for closed in (silent, slow, late):
             with suppress(ConnectionResetError):
-                assert closed.recv(1000) == b""
+                while closed.recv(1000):  # what is left of an answer; it would wait for 30 s if nobody closed
+                    pass
