@@ -20,10 +20,8 @@ from rtrain.planning import check
 from rtrain.run import Run
 from rtrain.scratch import Scratch
 from rtrain.training.agreement import open_data, refuse
-from rtrain.training.breakdown import Stopwatch
-from rtrain.training.engine import build_engine
 from rtrain.training.processes import in_world
-from rtrain.training.world import join
+from rtrain.training.trace import Trace, trace
 
 LOSS = 1e-4
 """Largest difference of a loss in nats. float32 sums in another order differ by some 1e-7 of the value, and an
@@ -33,17 +31,6 @@ GRAD_NORM = 5e-4
 STEPS = 20
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """What training gave, step by step."""
-
-    losses: list[float]
-    grad_norms: list[float]
-    """Empty where clipping is off and nothing computes them."""
-    bytes_per_rank: int
-    """Weights, gradients and optimizer state of the rank that has most, by the layout's arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +117,8 @@ def parity(
     for world, group in groupby(sorted(legal, key=world_of), key=world_of):
         together = list(group)
         say(f"{world} processes, {len(together)} layouts")
-        for layout, trace in zip(together, _traces(run, world, together, steps), strict=True):
-            compared[name_of(layout)] = _compare(layout, trace, alone)
+        for layout, found in zip(together, _traces(run, world, together, steps), strict=True):
+            compared[name_of(layout)] = _compare(layout, found, alone)
     return Parity(run.name, steps, tuple(compared[name_of(x)] for x in legal), tuple(refused))
 
 
@@ -192,19 +179,19 @@ def _reason(run: Run, layout: Parallel) -> str:
     return ""
 
 
-def _compare(layout: Parallel, trace: "Trace | str", alone: Trace) -> Compared:
-    if isinstance(trace, str):
-        return Compared(name_of(layout), world_of(layout), float("nan"), None, 0, f"failed: {trace}")
-    loss = max(abs(a - b) for a, b in zip(trace.losses, alone.losses, strict=True))
+def _compare(layout: Parallel, found: Trace | str, alone: Trace) -> Compared:
+    if isinstance(found, str):
+        return Compared(name_of(layout), world_of(layout), float("nan"), None, 0, f"failed: {found}")
+    loss = max(abs(a - b) for a, b in zip(found.losses, alone.losses, strict=True))
     norm = None
-    if trace.grad_norms and alone.grad_norms:
-        norm = max(abs(a - b) / b for a, b in zip(trace.grad_norms, alone.grad_norms, strict=True))
+    if found.grad_norms and alone.grad_norms:
+        norm = max(abs(a - b) / b for a, b in zip(found.grad_norms, alone.grad_norms, strict=True))
     equal = loss <= LOSS and (norm is None or norm <= GRAD_NORM)
     verdict = "equal" if equal else "differs"
-    return Compared(name_of(layout), world_of(layout), loss, norm, trace.bytes_per_rank, verdict)
+    return Compared(name_of(layout), world_of(layout), loss, norm, found.bytes_per_rank, verdict)
 
 
-def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> "list[Trace | str]":
+def _traces(run: Run, world: int, layouts: Sequence[Parallel], steps: int) -> list[Trace | str]:
     """Each layout's trace, trained one after the other in one set of processes; a failure gives its words."""
     found: list[Trace | str] = []
     while len(found) < len(layouts):
@@ -230,38 +217,8 @@ def _train_all(folder: str, run: Run, layouts: Sequence[Parallel], steps: int) -
     """What each rank does; rank 0 leaves each trace when it has it."""
     try:
         for index, layout in enumerate(layouts):
-            trace = _train(replace(run, parallel=layout), steps)
+            found = trace(replace(run, parallel=layout), steps=steps)
             if dist.get_rank() == 0:
-                (Path(folder) / f"{index}.json").write_text(json.dumps(asdict(trace)))
+                (Path(folder) / f"{index}.json").write_text(json.dumps(asdict(found)))
     except UserError as error:
         raise RuntimeError(str(error)) from error
-
-
-def _train(run: Run, steps: int) -> Trace:
-    """Train in the present world; the same on every rank."""
-    world = join(gpu=False, timeout_s=run.faults.hang_s)
-    mesh = lay_out(run.parallel, world.size)
-    engine = build_engine(run, mesh, world, stored=None, training=True)
-    data = open_data(run)
-    reader = data.reader(
-        "train",
-        global_batch=run.global_batch,
-        seed=run.seed,
-        rank=mesh.coordinates(world.rank)["data"],
-        world_size=mesh.data,
-    )
-    total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
-    losses, norms = [], []
-    watch = Stopwatch(world.device, sample_steps=0)
-    engine.restore_rng()
-    batches = iter(reader)
-    for step in range(steps):
-        batch: Any = next(batches)[0]
-        loss = engine.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
-        dist.all_reduce(loss)
-        losses.append(float(loss) / batch.loss_units)
-        if engine.grad_norm is not None:
-            norms.append(engine.grad_norm)
-    reader.close()
-    most = max(sum(v for k, v in row.items() if k != "rank") for row in engine.bytes_per_rank())
-    return Trace(losses=losses, grad_norms=norms, bytes_per_rank=most)

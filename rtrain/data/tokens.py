@@ -30,11 +30,10 @@ from rtrain.data.order import Block, Order, Window
 from rtrain.data.reader import Reader, batches
 from rtrain.data.split import Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
+from rtrain.objectives.next_token import IGNORED
 
 FORMAT = 1
 HEAD = "tokens.json"
-IGNORED = -100
-"""A target that counts for nothing: what pads."""
 
 
 @dataclass

@@ -22,7 +22,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.errors import CheckpointError, DataError
 from rtrain.export.request import json_schema, row_model
-from rtrain.models.ranking import RankingConfig, probabilities
+from rtrain.models.ranking import RankingConfig
 from rtrain.schema import Schema
 from rtrain.scratch import Scratch
 from rtrain.storage import Folder, sha256_of
@@ -143,5 +143,5 @@ class Predictor:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         columns = encode(table, self.schema, label=False, where="request", first_row=0)
         batch = columns.take(np.arange(len(rows)), global_rows=len(rows))
-        answers: list[Prediction] = probabilities(self.model(batch)).tolist()
+        answers: list[Prediction] = self.model.objective.link(self.model(batch)).tolist()
         return answers

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rtrain.errors import ConfigError
 from rtrain.models.plan import Piece, Split
 from rtrain.nn.attention import Attention, RMSNorm, SwiGLU
+from rtrain.objectives.next_token import NextToken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,11 @@ class Decoder:
     def ffn(self) -> int:
         """Width of the feed-forward layer, spelled out."""
         return self.hidden or -(-8 * self.dim // 3 // 32) * 32
+
+    @property
+    def objective(self) -> NextToken:
+        """What the model is trained towards."""
+        return NextToken()
 
     def pieces(self) -> tuple[Piece, ...]:
         """Embedding, blocks, head: the order of a pipeline."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rtrain.errors import ConfigError
 from rtrain.models.ranking import RankingConfig, check_dropout, check_sizes
 from rtrain.nn.interaction import mlp
+from rtrain.objectives.pointwise import Pointwise
 from rtrain.schema import Schema
 
 
@@ -38,8 +39,8 @@ class MultiTaskConfig(RankingConfig):
                 f"model.task_weights: none may be negative and one must be positive, got {self.task_weights}"
             )
 
-    def loss_weights(self, schema: Schema) -> tuple[float, ...]:
-        """`task_weights`, one a label.
+    def objective(self, schema: Schema) -> Pointwise:
+        """Each label's loss times its weight.
 
         Raises:
             ConfigError: another number of weights than of labels.
@@ -49,7 +50,7 @@ class MultiTaskConfig(RankingConfig):
             raise ConfigError(
                 f"model.task_weights: {len(self.task_weights)} weights for the labels {names}. Give one for each"
             )
-        return self.task_weights or (1.0,) * len(schema.labels)
+        return Pointwise(self.task_weights or (1.0,) * len(schema.labels))
 
 
 class TaskTowers(nn.Module):

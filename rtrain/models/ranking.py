@@ -12,41 +12,26 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.nn.tables import Table, TableOptions
+from rtrain.objectives.pointwise import Pointwise
 from rtrain.schema import Batch, Schema
 
 
 class RankingModel(nn.Module):
     """A scorer of rows: `Batch` -> logits float32 [B], or [B, L] for a schema of several labels."""
 
-    def __init__(self, tables: nn.Module, tower: nn.Module, loss_weights: tuple[float, ...] = (1.0,)):
+    def __init__(self, tables: nn.Module, tower: nn.Module, objective: Pointwise):
         super().__init__()
         self.tables = tables
         self.tower = tower
-        self.loss_weights = loss_weights
+        self.objective = objective
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits in the shape of `Batch.label`; `probabilities` gives what they mean."""
+        """Logits in the shape of `Batch.label`; `objective.link` gives what they mean."""
         logits: Tensor = self.tower(batch.dense, *self.tables(batch.ids))
         return logits
-
-    def losses(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Loss of each row [B]: binary cross-entropy against the label, in nats; of several labels the weighted sum.
-
-        A label that a row does not have adds nothing. The mean is over all rows still, so that no rank needs
-        to know how many rows of the others have it.
-        """
-        known = batch.label == batch.label
-        losses = binary_cross_entropy_with_logits(logits, batch.label.nan_to_num(), reduction="none").where(known, 0.0)
-        return losses @ losses.new_tensor(self.loss_weights) if losses.dim() == 2 else losses
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """float64 probability of label 1, in the logits' shape: float32 would round what is close to 1 to one number."""
-    return logits.double().sigmoid()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +118,9 @@ class RankingConfig(ABC):
                 )
         return self.dim
 
-    def loss_weights(self, schema: Schema) -> tuple[float, ...]:
-        """Factor on the loss of each label, in the schema's order."""
-        return (1.0,)
+    def objective(self, schema: Schema) -> Pointwise:
+        """What the model is trained towards."""
+        return Pointwise()
 
     def tower(self, schema: Schema) -> nn.Module:
         """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits.
@@ -154,7 +139,7 @@ class RankingConfig(ABC):
             )
         if not schema.ids:
             raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
-        self.loss_weights(schema)
+        self.objective(schema)
         return self.dense_part(schema)
 
     @abstractmethod
@@ -172,7 +157,7 @@ class RankingConfig(ABC):
             torch.manual_seed(seed)
             tower = self.tower(schema)
         tables = Tables(self.table_list(schema), self.feature_names(schema), table_device)
-        return RankingModel(tables, tower, self.loss_weights(schema))
+        return RankingModel(tables, tower, self.objective(schema))
 
 
 def check_sizes(**sizes: tuple[int, ...]) -> None:

@@ -17,10 +17,8 @@ from torch.nn.functional import cross_entropy
 
 from rtrain.models.plan import Piece
 from rtrain.nn.attention import Attention
+from rtrain.objectives.next_token import IGNORED
 from rtrain.parallel.chunks import Place
-
-IGNORED = -100
-"""A target that counts for nothing."""
 
 
 class TensorRank:
@@ -62,7 +60,7 @@ class TensorRank:
         for name in piece.leave:
             module.get_submodule(name).register_forward_hook(lambda _, __, out: _scattered(out, self))
 
-    def loss(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Sum of the tokens' cross-entropies in nats, float32; targets of `IGNORED` count for nothing."""
         if self.size == 1:
             return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")

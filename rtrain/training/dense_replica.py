@@ -157,7 +157,7 @@ class DenseReplica:
         return self._loss(module(tokens_BT), targets_BT)
 
     def _loss(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.tensor.loss(logits_BTV.flatten(0, 1), targets_BT.flatten())
+        return self.config.objective.loss(logits_BTV, targets_BT, self.tensor)
 
     def chunks(self) -> Iterator[Chunk]:
         """All state of this rank for a checkpoint; a collective."""

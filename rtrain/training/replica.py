@@ -11,7 +11,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.interactions import Interactions
 from rtrain.mesh import Mesh
 from rtrain.metrics.state import Scored
-from rtrain.models.ranking import RankingConfig, RankingModel, probabilities
+from rtrain.models.ranking import RankingConfig, RankingModel
 from rtrain.parallel import tower as towers
 from rtrain.parallel.chunks import Chunk, whole_places
 from rtrain.parallel.embeddings import ShardedTables, placements, plan_tables
@@ -102,8 +102,7 @@ class Replica:
         run = self.run
         self.tables.set_lr(run.sparse_optim.lr * run.sparse_optim.schedule.factor(step, total_steps))
         with watch.phase("forward"):
-            losses = self.model.losses(self.model(batch), batch)
-            total = (losses * batch.real).sum()
+            total = self.model.objective.loss(self.model(batch), batch)
         with watch.phase("backward"):
             tower.backward(total * (self.world.size / batch.global_rows))
         with watch.phase("optimizer"):
@@ -121,7 +120,7 @@ class Replica:
 
     def predict(self, batch: Batch) -> Tensor:
         """float64 probabilities of the batch's rows, as a server of the export gives them; a collective."""
-        return probabilities(self.logits(batch))
+        return self.model.objective.link(self.logits(batch))
 
     def score(self, batches: Iterable[Batch]) -> tuple[dict[str, Scored], int]:
         """This rank's rows of a split, scored for each label that they have; see `Engine.score`."""
@@ -132,13 +131,7 @@ class Replica:
             groups.append(batch.group.numpy())
         prefixes = self.schema.metric_prefixes
         logits_NL, labels_NL = (np.concatenate(parts).reshape(-1, len(prefixes)) for parts in (logits, labels))
-        groups_N = np.concatenate(groups)
-        scored = {}
-        for task, prefix in enumerate(prefixes):
-            known = ~np.isnan(labels_NL[:, task])
-            scored[prefix] = Scored(
-                logits=logits_NL[known, task], labels=labels_NL[known, task], groups=groups_N[known]
-            )
+        scored = self.model.objective.scored(logits_NL, labels_NL, np.concatenate(groups), prefixes)
         return scored, sum(int(np.count_nonzero(~np.isfinite(task.logits))) for task in scored.values())
 
     def _even(self, batch: Batch) -> Batch:

@@ -16,21 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 import rtrain
 from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, save
 from rtrain.data.tokens import Tokens, write_shards
-from rtrain.mesh import Parallel, lay_out
+from rtrain.mesh import Parallel
 from rtrain.parity import name_of
 from rtrain.run import Run
-from rtrain.training.agreement import open_data
-from rtrain.training.breakdown import Stopwatch
-from rtrain.training.engine import build_engine
+from rtrain.training.engine import Engine
 from rtrain.training.processes import in_world
-from rtrain.training.world import join
+from rtrain.training.trace import trace
 
 FOLDER = Path(__file__).parent
 STEPS, SAVED = 12, 8
@@ -92,33 +89,14 @@ def folder_of(name: str) -> str:
 def train(case: Case, data: Path, *, stored: Stored | None = None, keep: bool = False) -> dict[str, list[float]]:
     """Losses and gradient norms in the present world, from the beginning or from a checkpoint on."""
     name, layout = case
-    run = replace(runs(data)[name], parallel=layout)
-    world = join(gpu=False, timeout_s=DEADLINE_S)
-    mesh = lay_out(layout, world.size)
-    engine = build_engine(run, mesh, world, stored=stored, training=True)
-    reader = open_data(run).reader(
-        "train",
-        global_batch=run.global_batch,
-        seed=run.seed,
-        rank=mesh.coordinates(world.rank)["data"],
-        world_size=mesh.data,
-    )
-    watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)
-    engine.restore_rng()
-    losses, norms = list[float](), list[float]()
-    for step in range(STEPS):
-        batch: Any = next(batches)[0]
-        if step < (stored.step if stored else 0):
-            continue
+
+    def save_in_the_middle(step: int, engine: Engine) -> None:
         if keep and step == SAVED:
             save(CheckpointFolders(folder_of(key(case))), SAVED, engine.chunks(), {"attempt": 1})
-        loss = engine.train_step(batch, step=step, total_steps=STEPS, watch=watch).double()
-        dist.all_reduce(loss)
-        losses.append(float(loss) / batch.loss_units)
-        if engine.grad_norm is not None:
-            norms.append(engine.grad_norm)
-    reader.close()
-    return {"losses": losses, "grad_norms": norms}
+
+    run = replace(runs(data)[name], parallel=layout, max_steps=STEPS)
+    found = trace(run, steps=STEPS, stored=stored, before_step=save_in_the_middle)
+    return {"losses": found.losses, "grad_norms": found.grad_norms}
 
 
 def train_all(these: Sequence[Case], data: str, keep: bool) -> dict[str, Any]:

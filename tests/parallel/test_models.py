@@ -94,7 +94,7 @@ def plain(config: RankingConfig, sparse: SparseOptim) -> list[float]:
     losses = []
     for step in range(STEPS):
         batch = global_batch(step, schema)
-        loss = by_hand(model(batch), batch.label, config.loss_weights(schema))
+        loss = by_hand(model(batch), batch.label, config.objective(schema).weights)
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.tower.parameters(), DENSE_OPTIM.clip_norm)

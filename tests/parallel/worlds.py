@@ -134,8 +134,7 @@ def train(
             sharded.set_lr(sparse_lr(step))
         batch = share(global_batch(step, schema), rank, world)
         logits = tower.module(batch.dense, *sharded(batch.ids))
-        rows = model.losses(logits, batch)
-        total = (rows * batch.real).sum()
+        total = model.objective.loss(logits, batch)
         tower.backward(total * world / ROWS)
         tower.step(dense.lr)
         loss = total.detach() / ROWS

@@ -236,7 +236,7 @@ def test_losses_of_several_labels() -> None:
         global_rows=2,
     )
     expected = [np.log1p(np.exp(-2.0)) + 0.25 * np.log1p(np.exp(-1.0)), np.log1p(np.exp(0.5))]
-    assert model.losses(logits, batch).tolist() == pytest.approx(expected, rel=1e-6)  # float32
+    assert model.objective.row_losses(logits, batch).tolist() == pytest.approx(expected, rel=1e-6)  # float32
     padded = batch.padded(4)
     assert padded.label[2:].tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert padded.real.tolist() == [True, True, False, False]

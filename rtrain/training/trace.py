@@ -1,0 +1,67 @@
+"""What training gives step by step, without a loop's evaluations and checkpoints: for comparing layouts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from rtrain.checkpoint.format import Stored
+from rtrain.mesh import lay_out
+from rtrain.run import Run
+from rtrain.training.agreement import open_data
+from rtrain.training.breakdown import Stopwatch
+from rtrain.training.engine import Engine, build_engine
+from rtrain.training.world import join
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Of the steps that were trained."""
+
+    losses: list[float]
+    """Mean over each global batch."""
+    grad_norms: list[float]
+    """Empty where clipping is off and nothing computes them."""
+    bytes_per_rank: int
+    """Weights, gradients and optimizer state of the rank that has most, by the layout's arithmetic."""
+
+
+def trace(
+    run: Run,
+    *,
+    steps: int,
+    stored: Stored | None = None,
+    before_step: Callable[[int, Engine], None] = lambda step, engine: None,
+) -> Trace:
+    """Train `run` in the present world up to step `steps`, from its first step or from a checkpoint on.
+
+    A collective; the answer is the same on every rank.
+    """
+    world = join(gpu=False, timeout_s=run.faults.hang_s)
+    mesh = lay_out(run.parallel, world.size)
+    engine = build_engine(run, mesh, world, stored=stored, training=True)
+    reader = open_data(run).reader(
+        "train",
+        global_batch=run.global_batch,
+        seed=run.seed,
+        rank=mesh.coordinates(world.rank)["data"],
+        world_size=mesh.data,
+    )
+    total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
+    watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)
+    engine.restore_rng()
+    losses, norms = list[float](), list[float]()
+    for step in range(steps):
+        batch: Any = next(batches)[0]
+        if stored and step < stored.step:
+            continue
+        before_step(step, engine)
+        loss = engine.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
+        dist.all_reduce(loss)
+        losses.append(float(loss) / batch.loss_units)
+        if engine.grad_norm is not None:
+            norms.append(engine.grad_norm)
+    reader.close()
+    most = max(sum(v for k, v in row.items() if k != "rank") for row in engine.bytes_per_rank())
+    return Trace(losses, norms, most)
