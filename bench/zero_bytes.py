@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from recipes.gpt_stdlib import run
 from rtrain import Decoder, Parallel
 from rtrain.mesh import lay_out
-from rtrain.training.dense_replica import DenseReplica
+from rtrain.training.replica import Replica
 from rtrain.training.world import join, leave
 
 MODEL = Decoder(vocab=256, layers=4, dim=512, heads=8)
@@ -47,17 +47,17 @@ def main() -> None:
     data = config.data.open()
     reader = iter(data.reader(global_batch=4, seed=0, rank=world.rank, world_size=world.size))
     before = held()
-    engine = DenseReplica(
+    replica = Replica(
         replace(config, global_batch=4), lay_out(config.parallel, world.size), world, stored=None, training=True
     )
-    tower = engine.tower
+    tower = replica.tower
     assert tower is not None
     for _ in range(2):  # the moments are made by the first step
         batch, _ = next(reader)
         tower.backward(nn.functional.cross_entropy(tower.module(batch.tokens).flatten(0, 1), batch.targets.flatten()))
         mine = sum(size for address, size in held().items() if address not in before)
         tower.step(1e-3)
-    parameters = engine.bytes_per_rank()[0]["optimizer"] // 8 * world.size
+    parameters = replica.bytes_per_rank()[0]["optimizer"] // 8 * world.size
     sizes: list[int] = [0] * world.size
     dist.all_gather_object(sizes, mine)
     weights, gradients, moments = (

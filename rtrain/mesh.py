@@ -12,7 +12,7 @@ from typing import Literal
 from rtrain.errors import ConfigError
 
 Axis = Literal["pipeline", "data", "tensor"]
-Schedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
+PipelineSchedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
 AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 
@@ -28,7 +28,7 @@ class Parallel:
     """Pipeline-parallel degree of the dense part."""
     microbatches: int = 1
     """Parts that each data rank's rows of a step are cut into; a pipeline works on several of them at a time."""
-    schedule: Schedule = "1f1b"
+    schedule: PipelineSchedule = "1f1b"
     """Order of forward and backward passes in a pipeline."""
     dense: Literal["zero", "ddp"] = "zero"
     """Who keeps the dense replicas in step: DeepSpeed ZeRO, or torch's DistributedDataParallel."""

@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from rtrain.errors import ConfigError, RunFailed, UserError
 from rtrain.mesh import Parallel, lay_out
-from rtrain.models.decoder import Decoder
 from rtrain.planning import check
 from rtrain.run import Run
 from rtrain.scratch import Scratch
@@ -145,16 +144,18 @@ def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
     """Every combination of degrees (powers of 2), wrapping and schedule of at most `most_ranks` ranks, legal or not."""
     degrees = [2**i for i in range(most_ranks.bit_length()) if 2**i <= most_ranks]
     wraps: list[dict[str, Any]] = [{"dense": "ddp"}, *({"dense": "zero", "zero_stage": s} for s in range(4))]
-    dense = isinstance(run.model, Decoder)
+    blueprint = run.blueprint
+    cut = degrees if len(blueprint.pieces) > 1 else [1]
+    split = degrees if any(piece.cuts for piece in blueprint.pieces) else [1]
     schedules = ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
-    for pipeline in degrees if dense else (1,):
-        for tensor in degrees if dense else (1,):
+    for pipeline in cut:
+        for tensor in split:
             for data in degrees:
                 if pipeline * tensor * data > most_ranks:
                     continue
                 for wrap in wraps:
                     for schedule in schedules if pipeline > 1 else ("1f1b",):
-                        for microbatches in (2 * pipeline,) if pipeline > 1 else (1, 2) if dense else (1,):
+                        for microbatches in (2 * pipeline,) if pipeline > 1 else (1,) if blueprint.tables else (1, 2):
                             yield Parallel(
                                 data=data,
                                 tensor=tensor,

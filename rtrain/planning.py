@@ -7,10 +7,8 @@ import psutil
 import torch
 
 from rtrain.config import validate
-from rtrain.data.interactions import Interactions
 from rtrain.mesh import Mesh, lay_out
-from rtrain.models.decoder import Decoder
-from rtrain.models.ranking import RankingConfig
+from rtrain.nn.tables import Table
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
 from rtrain.run import Run
 from rtrain.training.agreement import refuse
@@ -101,28 +99,22 @@ def plan(run: Run) -> Plan:
         ConfigError: what `check` refuses, and tables that do not fit.
         DataError: a local source that is not there.
     """
+    from rtrain.parallel.stage import parameters_of_rank  # pipelining: half a second to import
+
     mesh = check(run)
     run.data.check_source()
     memory, source = _memory(run)
-    placed: tuple[TablePlacement, ...] = ()
-    if isinstance(run.model, Decoder):
-        from rtrain.parallel.stage import parameters_of_rank
-
-        sizes = [parameters_of_rank(run.model, run.parallel, mesh, r) for r in range(mesh.world_size)]
-    else:
-        placed, dense = _place_tables(run, run.model, mesh, memory)
-        sizes = [dense] * mesh.world_size
+    blueprint = run.blueprint
+    placed = _place_tables(run, blueprint.tables, mesh, memory) if blueprint.tables else ()
+    sizes = [parameters_of_rank(blueprint.pieces, run.parallel, mesh, r) for r in range(mesh.world_size)]
     per_rank = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
     return Plan(run.name, mesh, placed, tuple(per_rank), memory, source)
 
 
-def _place_tables(run: Run, model: RankingConfig, mesh: Mesh, memory: int) -> tuple[tuple[TablePlacement, ...], int]:
-    """Where each table goes, and the elements of the dense weights."""
+def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) -> tuple[TablePlacement, ...]:
     # torchrec, seconds to import: whoever starts Ray does this meanwhile.
     from rtrain.parallel.embeddings import placements, plan_tables
 
-    assert isinstance(run.data, Interactions), "Run refuses another pair"
-    tables = model.table_list(run.data.schema)
     on_gpu = bool(run.cluster.gpus_per_worker)
     sharding = plan_tables(
         tables,
@@ -133,9 +125,7 @@ def _place_tables(run: Run, model: RankingConfig, mesh: Mesh, memory: int) -> tu
         batch_per_rank=-(-run.global_batch // mesh.data),
         memory_bytes_per_rank=memory,
     )
-    with torch.device("meta"):
-        dense = sum(p.numel() for p in model.tower(run.data.schema).parameters())
-    return placements(sharding, tables), dense
+    return placements(sharding, tables)
 
 
 def _local_world_size(run: Run) -> int:

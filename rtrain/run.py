@@ -12,6 +12,7 @@ from rtrain.mesh import Parallel
 from rtrain.metrics import AUC, Calibration, GroupMetric, LogLoss, ScoredMetric
 from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.models.decoder import Decoder
+from rtrain.models.protocol import Blueprint
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.tracking import Tracking, has_secret
@@ -272,6 +273,11 @@ class Run:
     def monitored(self) -> Metric:
         """The metric that `evaluation.monitor` names, of whichever label."""
         return dict(self._named_metrics())[self.evaluation.monitor]
+
+    @property
+    def blueprint(self) -> Blueprint:
+        """The model as it is built for the data."""
+        return self.model.blueprint(self.data.schema)
 
     @property
     def folder(self) -> str:

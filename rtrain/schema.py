@@ -210,7 +210,7 @@ class Batch:
     """float32 [B, D], normalised"""
     ids: Jagged
     label: Tensor
-    """float32 [B], or [B, L] of a schema of several labels; nan where a row does not have an optional one"""
+    """float32 [B], or [B, L] of a schema of several labels; nan where a row does not have it, as none does that pads"""
     group: Tensor
     """int64 [B]: whom the rows are ranked for; zeros without `schema.group`.
 
@@ -233,15 +233,20 @@ class Batch:
         return self.global_rows
 
     @property
-    def real(self) -> Tensor:
-        """bool [B]: false where a row only pads."""
-        return self.row >= 0
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the model's first piece takes, before the vectors of the ids."""
+        return (self.dense,)
+
+    @property
+    def target(self) -> Tensor:
+        """What its outputs are held against."""
+        return self.label
 
     def padded(self, rows: int) -> "Batch":
-        """The batch with rows without ids, label 0 and row -1 added at its end, up to `rows`.
+        """The batch with rows without ids and labels, and with row -1, added at its end, up to `rows`.
 
         Row-wise sharded tables need the same B on every rank; padding gives it at any world size.
-        The padding touches no table row, and losses and metrics leave it out by `real`.
+        The padding touches no table row, and has no label that it would be held against.
         """
         extra = rows - self.rows
         if extra == 0:
@@ -250,7 +255,7 @@ class Batch:
         return Batch(
             dense=pad(self.dense, (0, 0, 0, extra)),
             ids=Jagged(self.ids.keys, self.ids.values, pad(lengths, (0, extra)).flatten()),
-            label=pad(self.label, (*(0, 0) * (self.label.dim() - 1), 0, extra)),
+            label=pad(self.label, (*(0, 0) * (self.label.dim() - 1), 0, extra), value=float("nan")),
             group=pad(self.group, (0, extra)),
             row=pad(self.row, (0, extra), value=-1),
             global_rows=self.global_rows,

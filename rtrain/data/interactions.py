@@ -31,6 +31,9 @@ class Dataset:
     A row's number counts over the whole data set, all splits together, in file order.
     """
 
+    split_field = "data.split"
+    """Where the config says how large each split is."""
+
     def __init__(self, rows: ParquetRows, schema: Schema, ranges: Ranges, *, window_rows: int, prefetch: int):
         self.schema = schema
         self.ranges = ranges

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,6 +58,16 @@ class TokenBatch:
     def loss_units(self) -> int:
         """What the global batch's loss is a mean over: its tokens."""
         return self.global_rows * int(self.tokens.shape[1])
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the model's first piece takes."""
+        return (self.tokens,)
+
+    @property
+    def target(self) -> Tensor:
+        """What its outputs are held against."""
+        return self.targets
 
     def padded(self, rows: int) -> "TokenBatch":
         """The batch with rows that count for nothing added at its end, up to `rows`."""
@@ -158,6 +168,9 @@ class Shards:
 class TokenDataset:
     """Token shards that are open for reading: split by position, numbered, in a seeded order."""
 
+    split_field = "data"
+    """Where the config says how large each split is."""
+
     def __init__(self, shards: Shards, valid: float, test: float, prefetch: int, train_rows: int | None = None):
         self.shards = shards
         self.vocab = shards.vocab
@@ -228,6 +241,9 @@ class TokenDataset:
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
     """Text as token shards, for language models."""
+
+    schema: ClassVar[None] = None
+    """Tokens have no features."""
 
     source: str
     """A folder that `rtrain data tokenize` wrote, or `stdlib`: the source text of Python's own library, by bytes."""

@@ -3,17 +3,17 @@
 Shape legend: B rows, T tokens, E model dim, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from rtrain.errors import ConfigError
-from rtrain.models.plan import Piece, Split
+from rtrain.models.plan import Cut, Fill, Piece
+from rtrain.models.protocol import Blueprint
 from rtrain.nn.attention import Attention, RMSNorm, SwiGLU
 from rtrain.objectives.next_token import NextToken
+from rtrain.schema import Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +67,23 @@ class Decoder:
         """Width of the feed-forward layer, spelled out."""
         return self.hidden or -(-8 * self.dim // 3 // 32) * 32
 
-    @property
-    def objective(self) -> NextToken:
-        """What the model is trained towards."""
-        return NextToken()
+    def blueprint(self, schema: Schema | None) -> Blueprint:
+        """See `rtrain.models.protocol`; tokens have no schema."""
+        return Blueprint(pieces=self.pieces(), objective=NextToken())
 
     def pieces(self) -> tuple[Piece, ...]:
         """Embedding, blocks, head: the order of a pipeline."""
-        splits: dict[str, Split] = {"mlp.w_gate.weight": "column", "mlp.w_up.weight": "column"}
+        cuts: dict[str, Cut] = {"mlp.w_gate.weight": "column", "mlp.w_up.weight": "column"}
         for end in ("weight", "bias"):
-            splits |= {f"attention.wq.{end}": "column", f"attention.wk.{end}": "kv", f"attention.wv.{end}": "kv"}
-        splits |= {"attention.wo.weight": "row", "mlp.w_down.weight": "row"}
+            cuts |= {f"attention.wq.{end}": "column", f"attention.wk.{end}": "kv", f"attention.wv.{end}": "kv"}
+        cuts |= {"attention.wo.weight": "row", "mlp.w_down.weight": "row"}
         projections = self.dim * self.dim * 2 + self.dim * (self.dim // self.heads) * self.kv * 2
         block = Piece(
             name="block",
             build=partial(Block, self),
             cost=2.0 * (projections + 3 * self.dim * self.ffn),
-            splits=splits,
+            fill=self.initialise,
+            cuts=cuts,
             kv_heads=self.kv,
             enter=("attention", "mlp"),
             leave=("attention.wo", "mlp.w_down"),
@@ -92,21 +92,23 @@ class Decoder:
             name="embed",
             build=partial(Embed, self),
             cost=0.0,
-            splits={"tokens.weight": "vocab"},
+            fill=self.initialise,
+            cuts={"tokens.weight": "vocab"},
             leave=("tokens",),
         )
         head = Piece(
             name="head",
             build=partial(Head, self),
             cost=2.0 * self.dim * self.vocab,
-            splits={"out.weight": "vocab"},
+            fill=self.initialise,
+            cuts={"out.weight": "vocab"},
             shared={"out.weight": "embed.tokens.weight"} if self.tied else {},
             enter=("out",),
         )
         blocks = (replace(block, name=f"blocks.{i}") for i in range(self.layers))
         return (embed, *blocks, head)
 
-    def initialise(self, name: str) -> Callable[[Tensor, torch.Generator], Tensor]:
+    def initialise(self, name: str) -> Fill:
         """What fills a fresh tensor of a logical name: GPT-2's normal draws, ones for norms, zeros for biases."""
         if "norm" in name:
             return lambda weight, _: weight.fill_(1.0)

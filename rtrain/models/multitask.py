@@ -50,7 +50,7 @@ class MultiTaskConfig(RankingConfig):
             raise ConfigError(
                 f"model.task_weights: {len(self.task_weights)} weights for the labels {names}. Give one for each"
             )
-        return Pointwise(self.task_weights or (1.0,) * len(schema.labels))
+        return Pointwise(self.task_weights or (1.0,) * len(schema.labels), schema.metric_prefixes)
 
 
 class TaskTowers(nn.Module):

@@ -1,4 +1,4 @@
-"""How a dense model may be cut: ordered pieces for a pipeline, and a split of each weight for tensor parallelism.
+"""How a dense model may be cut: ordered pieces for a pipeline, and a cut of each weight for tensor parallelism.
 
 A model gives its `Piece`s and knows nothing of ranks; `rtrain.parallel` does the cutting.
 """
@@ -7,19 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-Split = Literal["column", "kv", "row", "vocab", "replicated"]
+Fill = Callable[[Tensor, torch.Generator], Tensor]
+"""Fills a fresh tensor, and gives it back."""
+Cut = Literal["column", "kv", "row", "vocab", "replicated"]
 """column: outputs are divided (dim 0 of a Linear's weight, and its bias); kv: the same by key-value heads, or
 replicated where there are more ranks than such heads; row: inputs are divided (dim 1); vocab: rows of an embedding or
 of the head (dim 0); replicated: whole on every tensor rank."""
 
-SPLIT_DIM: Mapping[Split, int] = {"column": 0, "kv": 0, "vocab": 0, "row": 1}
+CUT_DIM: Mapping[Cut, int] = {"column": 0, "kv": 0, "vocab": 0, "row": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A part of the model that is never parted between pipeline stages: one tensor in, one out."""
+    """A part of the model that stays on one pipeline stage: a tensor in and out; the first takes all inputs."""
 
     name: str
     """Prefix of its tensors' logical names."""
@@ -27,23 +30,26 @@ class Piece:
     """Makes the module, on the default device of the moment."""
     cost: float
     """FLOPs of a forward pass for each token; stages are balanced by it."""
-    splits: Mapping[str, Split] = field(default_factory=dict)
-    """Parameter name inside the piece -> its split; what is not named is replicated."""
+    fill: Callable[[str], Fill] | None = None
+    """Logical name of a parameter -> what fills it, the same at every layout; none: `build` draws all weights itself,
+    from the run's seed, so that every rank holds the piece whole."""
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    """Parameter name inside the piece -> its cut; what is not named is replicated."""
     shared: Mapping[str, str] = field(default_factory=dict)
     """Parameter name inside the piece -> logical name of an earlier piece's parameter that it is."""
     kv_heads: int = 1
-    """Key-value heads that the split `kv` divides."""
+    """Key-value heads that the cut `kv` divides."""
     enter: tuple[str, ...] = ()
     """Submodules that need all tokens: their input is gathered over the tensor ranks."""
     leave: tuple[str, ...] = ()
     """Submodules whose output is a partial sum: it is summed over the tensor ranks, and its tokens dealt out."""
 
-    def split_dim(self, parameter: str, ranks: int) -> int | None:
+    def cut_dim(self, parameter: str, ranks: int) -> int | None:
         """The dim along which `ranks` tensor ranks divide a parameter; none: it is whole on each."""
-        split = self.splits.get(parameter, "replicated")
-        if ranks == 1 or split == "replicated" or (split == "kv" and self.kv_heads < ranks):
+        cut = self.cuts.get(parameter, "replicated")
+        if ranks == 1 or cut == "replicated" or (cut == "kv" and self.kv_heads < ranks):
             return None
-        return SPLIT_DIM[split]
+        return CUT_DIM[cut]
 
 
 def balance(costs: Sequence[float], stages: int) -> list[int]:

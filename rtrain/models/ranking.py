@@ -8,12 +8,15 @@ Shape legend: B rows, D dense features, V dims of all features' vectors together
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rtrain.errors import ConfigError, did_you_mean
+from rtrain.models.plan import Piece
+from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table, TableOptions
 from rtrain.objectives.pointwise import Pointwise
 from rtrain.schema import Batch, Schema
@@ -120,7 +123,7 @@ class RankingConfig(ABC):
 
     def objective(self, schema: Schema) -> Pointwise:
         """What the model is trained towards."""
-        return Pointwise()
+        return Pointwise(prefixes=schema.metric_prefixes)
 
     def tower(self, schema: Schema) -> nn.Module:
         """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits.
@@ -141,6 +144,16 @@ class RankingConfig(ABC):
             raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
         self.objective(schema)
         return self.dense_part(schema)
+
+    def blueprint(self, schema: Schema | None) -> Blueprint:
+        """See `rtrain.models.protocol`: the tower is one piece."""
+        assert schema is not None, "Run refuses data without one"
+        return Blueprint(
+            tables=self.table_list(schema),
+            features=self.feature_names(schema),
+            pieces=(Piece(name="tower", build=partial(self.tower, schema), cost=0.0),),
+            objective=self.objective(schema),
+        )
 
     @abstractmethod
     def dense_part(self, schema: Schema) -> nn.Module:

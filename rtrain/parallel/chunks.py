@@ -1,4 +1,4 @@
-"""A piece of a logical tensor: what every engine gives to a checkpoint and takes from one.
+"""A piece of a logical tensor: what all that is trained gives to a checkpoint and takes from one.
 
 A logical tensor has the name and shape that it has in one unsharded process. Each rank owns some
 rectangles of it. This is the whole contract between `parallel/` and `checkpoint/`.
@@ -21,7 +21,7 @@ class Chunk:
     offsets: tuple[int, ...]
     """Where the rectangle begins, one number a dim."""
     data: Tensor
-    """The rectangle; a view of live memory unless the engine says otherwise."""
+    """The rectangle; a view of live memory unless its maker says otherwise."""
 
 
 ReadChunk = Callable[[Chunk], Tensor]

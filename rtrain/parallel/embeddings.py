@@ -257,3 +257,33 @@ def _local(name: str, tensor: Any) -> Iterator[Chunk]:
             offsets=tuple(shard.metadata.shard_offsets),
             data=shard.tensor.detach().view(tuple(shard.metadata.shard_sizes)),
         )
+
+
+def apply_tables(
+    tables: tuple[Table, ...],
+    features: tuple[str, ...],
+    parallel: Parallel,
+    optim: SparseOptim,
+    device: torch.device,
+    *,
+    local_world_size: int,
+    batch_per_rank: int,
+    memory_bytes_per_rank: int,
+) -> tuple[ShardedTables, tuple[TablePlacement, ...]]:
+    """The tables over all ranks of the world, not yet filled, and where each lies; a collective.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    plan = plan_tables(
+        tables,
+        parallel,
+        world_size=dist.get_world_size(),
+        local_world_size=local_world_size,
+        device=device.type,
+        batch_per_rank=batch_per_rank,
+        memory_bytes_per_rank=memory_bytes_per_rank,
+    )
+    agreed = [plan]
+    dist.broadcast_object_list(agreed, src=0)  # rank 0's plan for all: plans that differ would deadlock
+    return ShardedTables(tables, features, agreed[0], optim, device), placements(agreed[0], tables)

@@ -17,7 +17,7 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 
-from rtrain.mesh import Schedule
+from rtrain.mesh import PipelineSchedule
 from rtrain.models.plan import Piece, balance
 from rtrain.parallel.groups import Groups
 
@@ -29,7 +29,7 @@ MANY_STAGES: dict[str, Any] = {
 }
 
 
-def stages_of_ranks(schedule: Schedule, ranks: int) -> list[list[int]]:
+def stages_of_ranks(schedule: PipelineSchedule, ranks: int) -> list[list[int]]:
     """Stage numbers of each pipeline rank: one each, or two for the schedules that interleave (a V for ZBV)."""
     if schedule in ONE_STAGE:
         return [[r] for r in range(ranks)]
@@ -54,7 +54,7 @@ class Pipeline:
     def __init__(
         self,
         modules: Sequence[nn.Module],
-        schedule: Schedule,
+        schedule: PipelineSchedule,
         groups: Groups,
         device: torch.device,
         *,

@@ -1,13 +1,12 @@
 """Pieces of a dense model, built as this rank's share: tensor shares of their weights, the stages of a pipeline."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rtrain.mesh import Mesh, Parallel
-from rtrain.models.decoder import Decoder
 from rtrain.models.plan import Piece
 from rtrain.parallel.chunks import Place
 from rtrain.parallel.pipeline import pieces_of_stages, stages_of_ranks
@@ -21,27 +20,29 @@ class Stage(nn.Module):
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the last piece gives."""
-        for piece in self.pieces:
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the last piece gives; the first takes all inputs."""
+        first, *others = self.pieces
+        x: Tensor = first(*inputs)
+        for piece in others:
             x = piece(x)
         return x
 
 
-def stages_of_rank(config: Decoder, parallel: Parallel, mesh: Mesh, rank: int) -> list[tuple[Piece, ...]]:
+def stages_of_rank(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh, rank: int) -> list[tuple[Piece, ...]]:
     """The pieces of each of a rank's stages."""
     numbers = stages_of_ranks(parallel.schedule, mesh.pipeline) if mesh.pipeline > 1 else [[0]]
-    stages = pieces_of_stages(config.pieces(), sum(len(n) for n in numbers))
+    stages = pieces_of_stages(pieces, sum(len(n) for n in numbers))
     return [stages[n] for n in numbers[mesh.coordinates(rank)["pipeline"]]]
 
 
 def build_stages(
-    stages: Sequence[Sequence[Piece]], tensor: TensorRank, device: torch.device, *, writes: bool
+    stages: Sequence[Sequence[Piece]], tensor: TensorRank, device: torch.device, *, seed: int, writes: bool
 ) -> tuple[nn.ModuleList, dict[str, Place]]:
-    """The modules of a rank's stages, not yet filled, and where each parameter lies in the logical model.
+    """The modules of a rank's stages, and where each parameter lies in the logical model.
 
-    Weights are never whole: shapes are taken from the meta device, shares are allocated.
-    `writes`: whether this is the rank of its data group that writes checkpoints.
+    Weights that a piece's `fill` gives are not there yet, and never whole: shapes are taken from the meta device,
+    shares are allocated. `writes`: whether this is the rank of its data group that writes checkpoints.
     """
     modules = nn.ModuleList()
     places: dict[str, Place] = {}
@@ -49,8 +50,7 @@ def build_stages(
     for s, pieces in enumerate(stages):
         built = []
         for p, piece in enumerate(pieces):
-            with torch.device("meta"):
-                module = piece.build()
+            module = _drawn(piece, seed).to(device) if piece.fill is None else _shaped(piece)
             for name, parameter in list(module.named_parameters()):
                 owner, _, leaf = name.rpartition(".")
                 shared = piece.shared.get(name)
@@ -58,9 +58,10 @@ def build_stages(
                     setattr(module.get_submodule(owner), leaf, known[shared])
                     continue
                 place = tensor.place(piece, name, tuple(parameter.shape), writes=writes)
-                share = nn.Parameter(torch.empty(place.sizes, device=device))
-                setattr(module.get_submodule(owner), leaf, share)
-                known[place.name] = share
+                if piece.fill is not None:
+                    parameter = nn.Parameter(torch.empty(place.sizes, device=device))
+                    setattr(module.get_submodule(owner), leaf, parameter)
+                known[place.name] = parameter
                 places[f"{s}.pieces.{p}.{name}"] = place
             tensor.connect(piece, module)
             built.append(module)
@@ -68,26 +69,45 @@ def build_stages(
     return modules, places
 
 
+def _shaped(piece: Piece) -> nn.Module:
+    with torch.device("meta"):
+        return piece.build()
+
+
+def _drawn(piece: Piece, seed: int) -> nn.Module:
+    """The same weights at every layout, and no number taken from the training's own random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return piece.build()
+
+
 @torch.no_grad()
-def initialise(modules: nn.Module, places: dict[str, Place], config: Decoder, seed: int) -> None:
+def initialise(modules: nn.Module, places: Mapping[str, Place], stages: Sequence[Sequence[Piece]], seed: int) -> None:
     """Fill every parameter with its share of what (seed, logical name) gives: the same model at every layout."""
+    fills = {f"{s}.pieces.{p}.": piece.fill for s, pieces in enumerate(stages) for p, piece in enumerate(pieces)}
     for name, parameter in modules.named_parameters():
-        place = places[name]
+        place, fill = places[name], fills[".".join(name.split(".")[:3]) + "."]
+        if fill is None:
+            continue
         digest = hashlib.sha256(f"{seed}:{place.name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
-        fresh = config.initialise(place.name)(torch.empty(place.shape), generator)
+        fresh = fill(place.name)(torch.empty(place.shape), generator)
         cut = tuple(slice(o, o + n) for o, n in zip(place.offsets, place.sizes, strict=True))
         parameter.copy_(fresh[cut])
 
 
-def parameters_of_rank(config: Decoder, parallel: Parallel, mesh: Mesh, rank: int) -> int:
+def parameters_of_rank(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh, rank: int) -> int:
     """Elements of the weights that a rank holds before ZeRO divides them; no process group needed."""
     tensor = TensorRank(None, mesh.coordinates(rank)["tensor"], mesh.tensor)
-    total = 0
-    for piece in (p for stage in stages_of_rank(config, parallel, mesh, rank) for p in stage):
-        with torch.device("meta"):
-            module = piece.build()
-        for name, parameter in module.named_parameters():
-            if name not in piece.shared:
-                total += torch.Size(tensor.place(piece, name, tuple(parameter.shape), writes=False).sizes).numel()
-    return total
+    return sum(
+        torch.Size(tensor.place(piece, name, shape, writes=False).sizes).numel()
+        for stage in stages_of_rank(pieces, parallel, mesh, rank)
+        for piece in stage
+        for name, shape in shapes(piece).items()
+    )
+
+
+def shapes(piece: Piece) -> dict[str, tuple[int, ...]]:
+    """Parameter inside the piece -> shape of the whole of it; no weights are made. Without what it shares."""
+    named = _shaped(piece).named_parameters()
+    return {name: tuple(weight.shape) for name, weight in named if name not in piece.shared}

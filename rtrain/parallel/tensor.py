@@ -33,7 +33,7 @@ class TensorRank:
         `writes`: whether this rank is the one of its data group that writes checkpoints.
         """
         name = f"{piece.name}.{parameter}"
-        dim = piece.split_dim(parameter, self.size)
+        dim = piece.cut_dim(parameter, self.size)
         if dim is None:
             return Place(
                 name=name, shape=shape, offsets=(0,) * len(shape), sizes=shape, writes=writes and not self.index
@@ -48,12 +48,12 @@ class TensorRank:
         if self.size == 1:
             return
         for name, parameter in module.named_parameters():
-            if piece.split_dim(name, self.size) is None:
+            if piece.cut_dim(name, self.size) is None:
                 parameter.register_hook(self._sum)
         for name, child in module.named_modules():
-            if isinstance(child, Attention) and piece.split_dim(f"{name}.wk.weight", self.size) is None:
+            if isinstance(child, Attention) and piece.cut_dim(f"{name}.wk.weight", self.size) is None:
                 child.kv_chosen = self._kv_heads(child)
-            if isinstance(child, nn.Embedding) and piece.split_dim(f"{name}.weight", self.size) is not None:
+            if isinstance(child, nn.Embedding) and piece.cut_dim(f"{name}.weight", self.size) is not None:
                 self._look_up_own_rows(child)
         for name in piece.enter:
             module.get_submodule(name).register_forward_pre_hook(lambda _, args: (_gathered(args[0], self),))

@@ -39,10 +39,9 @@ def refuse_shares(run: Run, data: Dataset | TokenDataset, mesh: Mesh) -> None:
             name, batch = ("evaluation.batch", run.evaluation.batch)
         smallest = rows // batches_per_epoch(rows, batch)
         if rows < ranks:
-            field = "data.split" if isinstance(data, Dataset) else "data"
             raise ConfigError(
-                f"{field}: the {split} split has {rows} rows, but each of the {ranks} data ranks needs one. "
-                f"Change {field}.valid and {field}.test, bring more data, or use fewer workers"
+                f"{data.split_field}: the {split} split has {rows} rows, but each of the {ranks} data ranks needs one. "
+                f"Change {data.split_field}.valid and {data.split_field}.test, bring more data, or use fewer workers"
             )
         if smallest < ranks:
             raise ConfigError(

@@ -34,7 +34,6 @@ from rtrain.storage.patience import Patience
 from rtrain.tracking import open_trackers
 from rtrain.training.agreement import open_data, refuse, refuse_shares
 from rtrain.training.breakdown import Stopwatch
-from rtrain.training.engine import Engine, build_engine
 from rtrain.training.events import Callback, State
 from rtrain.training.history import History
 from rtrain.training.injection import Inject
@@ -174,7 +173,7 @@ class _Job:
         """Train from the newest checkpoint on; returns the loop's seconds and the rows that it trained on."""
         run, world, state = self.run, self.world, self.state
         stored, problems = self._newest_checkpoint()
-        engine = build_engine(run, self.mesh, world, stored=stored, training=True)
+        replica = Replica(run, self.mesh, world, stored=stored, training=True)
         if stored:
             state.load(stored.meta["state"])
             patience = run.evaluation.patience
@@ -192,7 +191,7 @@ class _Job:
         )
         state.rows = self.data.rows("train")
         state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
-        write_placement(self.folder, self.mesh, engine, self.attempt)
+        write_placement(self.folder, self.mesh, replica, self.attempt)
         write_surroundings(self.folder, world, self.attempt)
         attempt = self.attempt
         history = History(self.folder, resume_step=state.step, overtaken=lambda: attempt.overtaken) if attempt else None
@@ -200,18 +199,18 @@ class _Job:
         if run.faults.inject:
             callbacks.append(Inject(run.faults.inject, self.folder, self.folders, world))
         batches = iter(reader)
-        engine.restore_rng()  # last: building everything above draws numbers
+        replica.restore_rng()  # last: building everything above draws numbers
         began, before = time.perf_counter(), state.rows_seen
         try:
             fit(
                 run,
                 state,
-                engine,
+                replica,
                 batches,
                 callbacks,
                 ledger=self.ledger,
-                evaluate=lambda: measure(engine, self._scan("valid"), run.metrics),
-                save=partial(self._save, engine, history),
+                evaluate=lambda: measure(replica, self._scan("valid"), run.metrics),
+                save=partial(self._save, replica, history),
                 watch=watch,
                 notice=self.notice,
             )
@@ -248,12 +247,12 @@ class _Job:
     def _judge(self, best: Stored) -> dict[str, float]:
         """Test metrics of a checkpoint, and the predictions that a server is held against."""
         self._goes_on("best checkpoint")
-        engine = build_engine(self.run, self.mesh, self.world, stored=best, training=False)
-        test, curves = examine(engine, self._scan("test"), self.run.metrics)
+        replica = Replica(self.run, self.mesh, self.world, stored=best, training=False)
+        test, curves = examine(replica, self._scan("test"), self.run.metrics)
         if curves and self.attempt and not self.attempt.overtaken:
             self.folder.write_json(CURVES, curves)
-        if isinstance(engine, Replica) and isinstance(self.data, Dataset):
-            write_predictions(self.run, self.data, engine, self.folder, self.attempt)
+        if replica.objective.link:
+            write_predictions(self.run, self.data, replica, self.folder, self.attempt)
         return test
 
     def _open(self, step: int) -> Stored:
@@ -261,7 +260,7 @@ class _Job:
         self.opened.append(stored)
         return stored
 
-    def _save(self, engine: Engine, history: History | None, now: bool) -> list[State]:
+    def _save(self, replica: Replica, history: History | None, now: bool) -> list[State]:
         """Begin a checkpoint, or write it now; the states whose commit was seen, the one in flight before first."""
         state, ledger, folders = self.state, self.ledger, self.folders
         self.saver.settle()
@@ -274,7 +273,7 @@ class _Job:
             "data_fingerprint": self.data.fingerprint,
             "config": config.to_dict(self.run),
             "axes": asdict(self.mesh),
-            "placement": [p.to_json() for p in engine.placements],
+            "placement": [p.to_json() for p in replica.placements],
             "ledger": ledger.to_json() | {"rows": state.rows},
             "attempt": state.attempt,
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
@@ -283,7 +282,7 @@ class _Job:
         best = {state.best_step} if state.best_step is not None else set()
         self.saver.save(
             state.step,
-            chain(engine.chunks(), ledger.chunks()),
+            chain(replica.chunks(), ledger.chunks()),
             meta,
             committed=partial(folders.prune, self.run.checkpoint.keep, best, check=fence.check_of(self.attempt)),
             now=now,

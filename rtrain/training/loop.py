@@ -12,10 +12,10 @@ from rtrain.data.cursor import Cursor
 from rtrain.errors import RunFailed
 from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
-from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.ledger import Ledger
 from rtrain.training.preemption import Notice, Preempted
+from rtrain.training.replica import Replica
 
 Batches = Iterator[tuple[Any, Cursor]]
 
@@ -23,7 +23,7 @@ Batches = Iterator[tuple[Any, Cursor]]
 def fit(
     run: Run,
     state: State,
-    engine: Engine,
+    replica: Replica,
     batches: Batches,
     callbacks: Sequence[Callback],
     *,
@@ -44,7 +44,7 @@ def fit(
         RunFailed: the loss is not finite.
         Preempted: some rank was given notice; a checkpoint of the last step is committed.
     """
-    window = _Window(state, engine, notice, run.checkpoint.every_s)
+    window = _Window(state, replica, notice, run.checkpoint.every_s)
     began, before = time.perf_counter(), state.elapsed_s
     for callback in callbacks:
         callback.fit_start(state)
@@ -53,8 +53,8 @@ def fit(
         with watch.phase("data"):
             batch, cursor = next(batches)
             rows = batch.row  # still on the host: the ledger costs no wait for the device
-            batch = batch.to(engine.world.device)
-        loss = engine.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
+            batch = batch.to(replica.world.device)
+        loss = replica.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
         window.add(loss, batch)
         ledger.record(state.cursor.epoch, rows)
         epoch_ended = cursor.epoch > state.cursor.epoch
@@ -63,7 +63,7 @@ def fit(
 
         point = None
         if state.step % run.log_every_steps == 0 or state.done:
-            point = window.close(run, state, engine)
+            point = window.close(run, state, replica)
         watch.entered("callbacks")
         with watch.between("records"):
             for callback in callbacks:
@@ -126,12 +126,12 @@ class _Window:
     ranks act on it at the same step.
     """
 
-    def __init__(self, state: State, engine: Engine, notice: Notice, save_every_s: float | None):
-        self.leads = engine.world.leads
+    def __init__(self, state: State, replica: Replica, notice: Notice, save_every_s: float | None):
+        self.leads = replica.world.leads
         self.notice, self.save_every_s = notice, save_every_s
         self.told_to_stop = self.save_due = False
         self.saved_at = time.perf_counter()
-        self.loss = torch.zeros((), device=engine.world.device, dtype=torch.float64)
+        self.loss = torch.zeros((), device=replica.world.device, dtype=torch.float64)
         self._begin_with(state.window_loss)
         self.units, self.timed_rows = state.window_units, 0
         self.began = time.perf_counter()
@@ -171,7 +171,7 @@ class _Window:
     def restart(self) -> None:
         self.timed_rows, self.began = 0, time.perf_counter()
 
-    def close(self, run: Run, state: State, engine: Engine) -> TrainPoint:
+    def close(self, run: Run, state: State, replica: Replica) -> TrainPoint:
         loss = self._total(state) / self.units
         seconds = time.perf_counter() - self.began
         factor = run.optim.schedule.factor(state.step - 1, state.total_steps)
@@ -179,7 +179,7 @@ class _Window:
             loss=loss,
             examples_per_s=self.timed_rows / seconds if seconds > 0 else 0.0,
             lr=run.optim.lr * factor,
-            grad_norm=engine.grad_norm,
+            grad_norm=replica.grad_norm,
         )
         self.loss.zero_()
         self.units = 0

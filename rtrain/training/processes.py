@@ -22,7 +22,7 @@ from rtrain.errors import RunFailed
 from rtrain.scratch import Scratch
 from rtrain.training.world import join, leave
 
-PRELOADED = ("deepspeed", "torchrec", "rtrain.training.engine")
+PRELOADED = ("deepspeed", "torchrec", "rtrain.training.replica")
 """Imported once, by the process that all ranks of all worlds are forked from: some 6 s of CPU less for each rank."""
 GRACE_S = 5.0
 """Seconds for the other ranks to end after one has failed, and for a stuck one to write its stack."""

@@ -10,11 +10,11 @@ import torch.distributed as dist
 
 from rtrain.checkpoint.fence import Attempt
 from rtrain.data.interactions import Dataset
+from rtrain.data.tokens import TokenDataset
 from rtrain.mesh import Mesh
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.tracking import Tracker
-from rtrain.training.engine import Engine
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.replica import Replica
 from rtrain.training.scoring import scan
@@ -64,12 +64,12 @@ class TrackerCalls(Callback):
             tracker.log(step, values)
 
 
-def write_placement(folder: Folder, mesh: Mesh, engine: Engine, attempt: Attempt | None) -> None:
+def write_placement(folder: Folder, mesh: Mesh, replica: Replica, attempt: Attempt | None) -> None:
     """placement.json: who sits where, which table lies where. A collective over all ranks.
 
     `attempt`, on rank 0: one that was overtaken leaves the file alone; the next save tells all ranks.
     """
-    world = engine.world
+    world = replica.world
     me = {
         "rank": world.rank,
         "node": world.node,
@@ -86,13 +86,15 @@ def write_placement(folder: Folder, mesh: Mesh, engine: Engine, attempt: Attempt
                 "world_size": world.size,
                 "axes": asdict(mesh),
                 "ranks": ranks,
-                "tables": [p.to_json() for p in engine.placements],
-                "bytes_per_rank": engine.bytes_per_rank(),
+                "tables": [p.to_json() for p in replica.placements],
+                "bytes_per_rank": replica.bytes_per_rank(),
             },
         )
 
 
-def write_predictions(run: Run, dataset: Dataset, replica: Replica, folder: Folder, attempt: Attempt | None) -> None:
+def write_predictions(
+    run: Run, dataset: Dataset | TokenDataset, replica: Replica, folder: Folder, attempt: Attempt | None
+) -> None:
     """predictions.json: the trainer's own probabilities of the first test rows (of several labels, a list a row).
 
     A collective over all ranks. `attempt` as in `write_placement`.

@@ -11,9 +11,9 @@ from rtrain.data.tokens import TokenDataset
 from rtrain.errors import RunFailed
 from rtrain.mesh import Mesh
 from rtrain.metrics.shape import curves_of, shape_of
-from rtrain.metrics.state import Metric, Partial, Scored, evaluate
+from rtrain.metrics.state import Metric, Partial, evaluate
 from rtrain.run import Run
-from rtrain.training.engine import Engine
+from rtrain.training.replica import Replica
 from rtrain.training.world import World
 
 
@@ -23,7 +23,7 @@ def scan(run: Run, dataset: Dataset | TokenDataset, split: Split, mesh: Mesh, wo
     return dataset.scan(split, global_batch=run.evaluation.batch, rank=rank, world_size=mesh.data)
 
 
-def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...]) -> dict[str, float]:
+def measure(replica: Replica, batches: Iterable[Any], metrics: tuple[Metric, ...]) -> dict[str, float]:
     """Metrics of a split, exact over ranks: states are merged in rank order, never averaged.
 
     Those of the schema's first label have the metrics' own names, those of a further one `<label>_<metric>`.
@@ -32,29 +32,29 @@ def measure(engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...])
         RunFailed: on every rank, when any rank has a row whose logit is not a finite number: an
             order of rows would still come out of it, and look like a metric.
     """
-    return _values(metrics, _gather(engine, batches, lambda of: [metric.partial(of) for metric in metrics]))
+    return _values(metrics, _gather(replica, batches, lambda of: [metric.partial(of) for metric in metrics]))
 
 
 def examine(
-    engine: Engine, batches: Iterable[Any], metrics: tuple[Metric, ...]
+    replica: Replica, batches: Iterable[Any], metrics: tuple[Metric, ...]
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """As `measure`; and by label the curves of `rtrain.metrics.shape`, none of a language model's tokens."""
 
     def partials(of: Any) -> list[Partial]:
-        return [*(metric.partial(of) for metric in metrics), *([shape_of(of)] if isinstance(of, Scored) else [])]
+        return [*(metric.partial(of) for metric in metrics), *([shape_of(of)] if replica.objective.link else [])]
 
-    merged = _gather(engine, batches, partials)
+    merged = _gather(replica, batches, partials)
     shapes = {prefix: found[len(metrics)] for prefix, found in merged.items() if len(found) > len(metrics)}
     curves = {prefix.removesuffix("_"): curves_of(shape) for prefix, shape in shapes.items()}
     return _values(metrics, merged), curves
 
 
 def _gather(
-    engine: Engine, batches: Iterable[Any], partials: Callable[[Any], list[Partial]]
+    replica: Replica, batches: Iterable[Any], partials: Callable[[Any], list[Partial]]
 ) -> dict[str, list[Partial]]:
     """Each label's states over all ranks."""
-    mine, broken = engine.score(batches)
-    gathered: list[tuple[int, list[list[Partial]]]] = [(0, [])] * engine.world.size
+    mine, broken = replica.score(batches)
+    gathered: list[tuple[int, list[list[Partial]]]] = [(0, [])] * replica.world.size
     dist.all_gather_object(gathered, (broken, [] if broken else [partials(of) for of in mine.values()]))
     broken = sum(count for count, _ in gathered)
     if broken:

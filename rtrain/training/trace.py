@@ -11,7 +11,7 @@ from rtrain.mesh import lay_out
 from rtrain.run import Run
 from rtrain.training.agreement import open_data
 from rtrain.training.breakdown import Stopwatch
-from rtrain.training.engine import Engine, build_engine
+from rtrain.training.replica import Replica
 from rtrain.training.world import join
 
 
@@ -32,7 +32,7 @@ def trace(
     *,
     steps: int,
     stored: Stored | None = None,
-    before_step: Callable[[int, Engine], None] = lambda step, engine: None,
+    before_step: Callable[[int, Replica], None] = lambda step, replica: None,
 ) -> Trace:
     """Train `run` in the present world up to step `steps`, from its first step or from a checkpoint on.
 
@@ -40,7 +40,7 @@ def trace(
     """
     world = join(gpu=False, timeout_s=run.faults.hang_s)
     mesh = lay_out(run.parallel, world.size)
-    engine = build_engine(run, mesh, world, stored=stored, training=True)
+    replica = Replica(run, mesh, world, stored=stored, training=True)
     reader = open_data(run).reader(
         "train",
         global_batch=run.global_batch,
@@ -50,18 +50,18 @@ def trace(
     )
     total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
     watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)
-    engine.restore_rng()
+    replica.restore_rng()
     losses, norms = list[float](), list[float]()
     for step in range(steps):
         batch: Any = next(batches)[0]
         if stored and step < stored.step:
             continue
-        before_step(step, engine)
-        loss = engine.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
+        before_step(step, replica)
+        loss = replica.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
         dist.all_reduce(loss)
         losses.append(float(loss) / batch.loss_units)
-        if engine.grad_norm is not None:
-            norms.append(engine.grad_norm)
+        if replica.grad_norm is not None:
+            norms.append(replica.grad_norm)
     reader.close()
-    most = max(sum(v for k, v in row.items() if k != "rank") for row in engine.bytes_per_rank())
+    most = max(sum(v for k, v in row.items() if k != "rank") for row in replica.bytes_per_rank())
     return Trace(losses, norms, most)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +99,12 @@ def last_json(text: str) -> dict[str, Any]:
 
 
 def free_port() -> int:
-    """A port of localhost that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of localhost that nobody listens on, and that the kernel gives to no one who asks for any port."""
+    while True:
+        port = random.randrange(20_000, 32_000)  # above Ray's own, below those of outgoing connections
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 120) -> Any:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import rtrain
 from recipes.dlrm_movielens import run as recipe_run
 from rtrain.errors import RunFailed
+from rtrain.training.proof import account
 from tests.cluster.conftest import (
     RECIPE,
     SHORT,
@@ -100,3 +102,34 @@ def test_interrupted_and_resumed_by_name(tmp_path: Path, ray_temp_dir: str, undi
     finished = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
     assert last_json(finished.stdout) == result
     assert "finished already" in finished.stderr
+
+
+@pytest.mark.slow
+def test_a_second_driver_takes_the_run_over(tmp_path: Path, ray_temp_dir: str) -> None:
+    """Each has a Ray of its own, as on two machines; Ray's retries do not give the first one's workers the run back."""
+    long = {**SHORT, "name": "twice", "max_steps": 100_000, "epochs": 1000, "evaluation.every_steps": 50_000}
+    command = [sys.executable, str(RECIPE), "train", *(w for k, v in long.items() for w in (f"--{k}", str(v)))]
+    folder = tmp_path / "runs" / "twice"
+    with ExitStack() as ends:
+
+        def start() -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment(ray_temp_dir), stderr=subprocess.PIPE, text=True
+            )
+            ends.callback(process.kill)
+            return process
+
+        first = start()
+        wait_for(lambda: committed_step(folder) >= 20, "step 20")
+        second = start()
+        _, err = first.communicate(timeout=200)
+        assert first.returncode == 2 and "has taken it over from attempt 1" in err.strip().splitlines()[-1], err
+        assert "Traceback" not in err
+        at = committed_step(folder)
+        wait_for(lambda: committed_step(folder) >= at + 30, "the second to go on")
+        second.send_signal(signal.SIGINT)
+        second.communicate(timeout=100)
+        assert second.returncode == 130
+    proved = account(str(folder), verify=True)
+    assert proved.holds, proved
+    assert next(line["step"] for line in history_of(str(folder)) if line["kind"] == "start") == 0

@@ -25,8 +25,8 @@ from rtrain.data.tokens import Tokens, write_shards
 from rtrain.mesh import Parallel
 from rtrain.parity import name_of
 from rtrain.run import Run
-from rtrain.training.engine import Engine
 from rtrain.training.processes import in_world
+from rtrain.training.replica import Replica
 from rtrain.training.trace import trace
 
 FOLDER = Path(__file__).parent
@@ -90,9 +90,9 @@ def train(case: Case, data: Path, *, stored: Stored | None = None, keep: bool = 
     """Losses and gradient norms in the present world, from the beginning or from a checkpoint on."""
     name, layout = case
 
-    def save_in_the_middle(step: int, engine: Engine) -> None:
+    def save_in_the_middle(step: int, replica: Replica) -> None:
         if keep and step == SAVED:
-            save(CheckpointFolders(folder_of(key(case))), SAVED, engine.chunks(), {"attempt": 1})
+            save(CheckpointFolders(folder_of(key(case))), SAVED, replica.chunks(), {"attempt": 1})
 
     run = replace(runs(data)[name], parallel=layout, max_steps=STEPS)
     found = trace(run, steps=STEPS, stored=stored, before_step=save_in_the_middle)

@@ -25,9 +25,9 @@ from rtrain.parity import LOSS, name_of, parity
 from rtrain.run import Checkpoint, Evaluation, Run
 from rtrain.training.agreement import open_data
 from rtrain.training.breakdown import Stopwatch
-from rtrain.training.engine import build_engine
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.job import run_job
+from rtrain.training.replica import Replica
 from rtrain.training.scoring import measure, scan
 from rtrain.training.world import join
 from tests.parallel.worlds import in_world
@@ -84,12 +84,12 @@ def scores(run: Run, layouts: tuple[Parallel, ...]) -> list[list[float]]:
         mine = replace(run, parallel=layout)
         world = join(gpu=False, timeout_s=300)
         mesh, data = lay_out(layout, world.size), open_data(mine)
-        engine = build_engine(mine, mesh, world, stored=None, training=True)
+        replica = Replica(mine, mesh, world, stored=None, training=True)
         place = {"rank": mesh.coordinates(world.rank)["data"], "world_size": mesh.data}
-        before = measure(engine, scan(mine, data, "valid", mesh, world), mine.metrics)["loss"]
+        before = measure(replica, scan(mine, data, "valid", mesh, world), mine.metrics)["loss"]
         batch = next(iter(data.reader("train", global_batch=mine.global_batch, seed=0, **place)))[0]
-        engine.train_step(batch, step=0, total_steps=STEPS, watch=Stopwatch(world.device, sample_steps=0))
-        after = measure(engine, scan(mine, data, "valid", mesh, world), mine.metrics)["loss"]
+        replica.train_step(batch, step=0, total_steps=STEPS, watch=Stopwatch(world.device, sample_steps=0))
+        after = measure(replica, scan(mine, data, "valid", mesh, world), mine.metrics)["loss"]
         found.append([before, after])
     return found
 
@@ -144,10 +144,10 @@ def by_hand(config: Decoder, w: dict[str, Tensor], tokens_BT: Tensor) -> Tensor:
 
 
 def control(run: Run) -> tuple[list[float], list[float]]:
-    """Losses and gradient norms of a plain loop over the global batches, by one process without rtrain's engine."""
+    """Losses and gradient norms of a plain loop over the global batches, by one process without rtrain's replica."""
     world = join(gpu=False, timeout_s=60)
-    engine: Any = build_engine(run, lay_out(Parallel(), 1), world, stored=None, training=True)
-    weights = {c.name.removeprefix("model."): c.data.clone().requires_grad_() for c in engine.chunks()
+    replica: Any = Replica(run, lay_out(Parallel(), 1), world, stored=None, training=True)
+    weights = {c.name.removeprefix("model."): c.data.clone().requires_grad_() for c in replica.chunks()
                if c.name.startswith("model.")}  # fmt: skip
     optim = run.optim
     adam = torch.optim.AdamW(weights.values(), lr=optim.lr, weight_decay=optim.weight_decay)

@@ -5,12 +5,13 @@ another order, and 20 steps carry the last bit along. 1e-6 is that with room for
 instructions (seen here: 6e-8 to 1.2e-7); a wrong gradient scale, mask or shard shows as 1e-3.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from rtrain.mesh import Parallel
-from rtrain.optim import SGD, Adagrad, RowWiseAdagrad
+from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, Schedule
 from tests.parallel.worlds import Case, run_cases
 
 ROUNDING = 1e-6
@@ -128,21 +129,16 @@ def test_resume_from_two_processes_in_one(folder: Path, together: object, alone:
     assert largest(losses, alone["rowwise_adagrad"][10:]) < ROUNDING
 
 
-def _half_then_nothing(step: int) -> float:
-    return 0.3 if step < 10 else 1e-12
+class ThenNothing(Schedule):
+    """From step 10 on."""
+
+    def factor(self, step: int, total_steps: int) -> float:
+        return 1.0 if step < 10 else 1e-12
 
 
 def test_the_tables_learning_rate_follows_its_schedule(alone: dict[str, list[float]]) -> None:
-    found = run_cases(
-        1,
-        [
-            (
-                "stops",
-                {"parallel": DENSE["ddp"], "sparse": SPARSE["rowwise_adagrad"], "sparse_lr": _half_then_nothing},
-            )
-        ],
-    )
-    losses = found["stops"]
+    sparse = replace(SPARSE["rowwise_adagrad"], schedule=ThenNothing())
+    losses = run_cases(1, [("stops", {"parallel": DENSE["ddp"], "sparse": sparse})])["stops"]
     control = alone["rowwise_adagrad"]
     # The rate of step 10 first shows in the loss of step 11.
     assert losses[:11] == control[:11]

@@ -216,6 +216,22 @@ def check_failing_save(folder: str) -> str:
         Folder.adopt = kept  # type: ignore[method-assign]
 
 
+def check_failing_prune(moving: Run) -> dict[str, Any]:
+    """Rank 0 cannot delete old checkpoints: no rank fails or waits, and the history tells it."""
+    kept = CheckpointFolders.prune
+
+    def prune(self: CheckpointFolders, *arguments: Any, **options: Any) -> list[int]:
+        raise OSError(5, "Input/output error")
+
+    CheckpointFolders.prune = prune  # type: ignore[method-assign]
+    try:
+        run = replace(moving, name="unpruned", parallel=MOVES[2][0], checkpoint=Checkpoint(every_steps=5, keep=1))
+        found = train_part(run, None)
+    finally:
+        CheckpointFolders.prune = kept  # type: ignore[method-assign]
+    return found | {"committed": CheckpointFolders(run.folder).committed()}
+
+
 def error_of(work: Any) -> str:
     try:
         work()
@@ -255,6 +271,8 @@ def everything(folder: str, moving: Run) -> dict[str, Any]:
         "save": check_failing_save(f"{folder}/{size}/failing"),
         "moving": train_part(replace(moving, parallel=MOVES[size][0]), MOVES[size][1]),
     }
+    if size == 2:
+        found["prune"] = check_failing_prune(moving)
     if size == 1:
         found["still"] = train_part(replace(moving, name="still", parallel=MOVES[1][0]), None)
     return found
@@ -410,3 +428,10 @@ def test_the_ledger_of_the_job_that_moved_proves_that_no_row_was_lost_or_repeate
         assert sum(e.consumed for e in epochs) == 2 * data.rows("train")
         hashes.append([e.hash for e in epochs])
     assert hashes[0] == hashes[1]
+
+
+def test_a_prune_that_fails_on_the_first_rank_ends_no_rank(found: Any, folder: Path) -> None:
+    for rank in found[2]:
+        assert rank["prune"].get("steps") == STEPS and len(rank["prune"]["committed"]) >= 5, rank["prune"]
+    history = (folder / "runs" / "unpruned" / "history.jsonl").read_text()
+    assert "old checkpoints could not be deleted" in history

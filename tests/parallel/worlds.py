@@ -12,16 +12,17 @@ import torch.distributed as dist
 
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, save
+from rtrain.data.interactions import Interactions
 from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dlrm import DLRM
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, SparseOptim
-from rtrain.parallel import tower as towers
-from rtrain.parallel.chunks import whole_places
-from rtrain.parallel.embeddings import ShardedTables, plan_tables
-from rtrain.parallel.groups import make_groups
+from rtrain.run import Cluster, Run
 from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Label, Schema
 from rtrain.training import processes
+from rtrain.training.breakdown import Stopwatch
+from rtrain.training.replica import Replica
+from rtrain.training.world import join
 
 SCHEMA = Schema(
     features=(
@@ -92,54 +93,35 @@ def train(
     load_from: str = "",
     steps: tuple[int, int] = (0, STEPS),
     save_at: int = 10,
-    sparse_lr: Callable[[int], float] | None = None,
     config: RankingConfig = TINY,
     schema: Schema = SCHEMA,
 ) -> list[float]:
     """Train a tiny model in the present world; the loss of each global batch, the same on all ranks."""
-    rank, world = dist.get_rank(), dist.get_world_size()
-    dense = DENSE_OPTIM
-    tables = config.table_list(schema)
-    plan = plan_tables(
-        tables,
-        parallel,
-        world_size=world,
-        local_world_size=world,
-        device="cpu",
-        batch_per_rank=ROWS,
-        memory_bytes_per_rank=2**30,
+    world = join(gpu=False, timeout_s=DEADLINE_S)
+    run = Run(
+        name="tiny",
+        model=config,
+        data=Interactions(source="not read", schema=schema),
+        optim=DENSE_OPTIM,
+        sparse_optim=sparse,
+        parallel=parallel,
+        global_batch=ROWS,
+        cluster=Cluster(memory_gb_per_worker=1.0),
     )
-    cpu = torch.device("cpu")
-    sharded = ShardedTables(tables, config.feature_names(schema), plan, sparse, cpu)
-    model = config.build(schema, seed=0, table_device="meta")
     stored = None
-    groups = make_groups(lay_out(parallel, world))
-    places = whole_places(model.tower, "tower.", writes=rank == 0)
     if load_from:
         stored = Stored(CheckpointFolders(load_from).of(save_at), save_at)
         stored.verify()
-        sharded.restore(stored.read)
-        towers.load_weights(model.tower, places, stored.read)
-    else:
-        sharded.initialise(0)
-    tower = towers.wrap(model.tower, places, parallel, dense, groups, cpu, rows_per_microbatch=ROWS)
-    if stored:
-        tower.restore(stored.read)
+    replica = Replica(run, lay_out(parallel, world.size), world, stored=stored, training=True)
+    watch = Stopwatch(world.device, sample_steps=0)
     losses = []
     for step in range(*steps):
         if step == save_at and save_to:
-            chunks = [*sharded.chunks(), *tower.chunks()]
-            save(CheckpointFolders(save_to), step, chunks, {})
-        if sparse_lr:
-            sharded.set_lr(sparse_lr(step))
-        batch = share(global_batch(step, schema), rank, world)
-        logits = tower.module(batch.dense, *sharded(batch.ids))
-        total = model.objective.loss(logits, batch)
-        tower.backward(total * world / ROWS)
-        tower.step(dense.lr)
-        loss = total.detach() / ROWS
+            save(CheckpointFolders(save_to), step, replica.chunks(), {})
+        batch = share(global_batch(step, schema), world.rank, world.size)
+        loss = replica.train_step(batch, step=step, total_steps=STEPS, watch=watch)
         dist.all_reduce(loss)
-        losses.append(float(loss))
+        losses.append(float(loss) / ROWS)
     return losses
 
 

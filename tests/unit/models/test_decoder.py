@@ -24,8 +24,9 @@ def built(config: Decoder, seed: int = 3) -> tuple[Stage, dict[str, Tensor]]:
     """The whole model in one process, and its tensors under their logical names."""
     one = Mesh(pipeline=1, data=1, tensor=1)
     alone = TensorRank(None, 0, 1)
-    modules, places = build_stages(stages_of_rank(config, Parallel(), one, 0), alone, torch.device("cpu"), writes=True)
-    initialise(modules, places, config, seed)
+    stages = stages_of_rank(config.pieces(), Parallel(), one, 0)
+    modules, places = build_stages(stages, alone, torch.device("cpu"), seed=seed, writes=True)
+    initialise(modules, places, stages, seed)
     stage = modules[0]
     assert isinstance(stage, Stage)
     return stage, {places[n].name: p.detach() for n, p in modules.named_parameters()}
@@ -107,11 +108,11 @@ def test_shares_of_all_ranks_make_the_whole(tensor: int, pipeline: int) -> None:
     _, whole = built(LLAMA)
     seen = {n: torch.zeros(w.shape) for n, w in whole.items()}
     for rank in range(mesh.world_size):
-        stages = stages_of_rank(LLAMA, Parallel(pipeline=pipeline), mesh, rank)
+        stages = stages_of_rank(LLAMA.pieces(), Parallel(pipeline=pipeline), mesh, rank)
         share = TensorRank(None, mesh.coordinates(rank)["tensor"], tensor)
-        modules, places = build_stages(stages, share, torch.device("cpu"), writes=True)
-        initialise(modules, places, LLAMA, 3)
-        assert parameters_of_rank(LLAMA, Parallel(pipeline=pipeline), mesh, rank) == sum(
+        modules, places = build_stages(stages, share, torch.device("cpu"), seed=3, writes=True)
+        initialise(modules, places, stages, 3)
+        assert parameters_of_rank(LLAMA.pieces(), Parallel(pipeline=pipeline), mesh, rank) == sum(
             p.numel() for p in modules.parameters()
         )
         for name, parameter in modules.named_parameters():

@@ -236,10 +236,11 @@ def test_losses_of_several_labels() -> None:
         global_rows=2,
     )
     expected = [np.log1p(np.exp(-2.0)) + 0.25 * np.log1p(np.exp(-1.0)), np.log1p(np.exp(0.5))]
-    assert model.objective.row_losses(logits, batch).tolist() == pytest.approx(expected, rel=1e-6)  # float32
+    assert model.objective.row_losses(logits, batch.label).tolist() == pytest.approx(expected, rel=1e-6)  # float32
     padded = batch.padded(4)
-    assert padded.label[2:].tolist() == [[0.0, 0.0], [0.0, 0.0]]
-    assert padded.real.tolist() == [True, True, False, False]
+    assert padded.label[2:].isnan().all() and padded.row.tolist() == [0, 1, -1, -1]
+    both = torch.cat([logits, torch.full((2, 2), 9.0)])  # whatever the model says of rows that pad
+    assert float(model.objective.loss(both, padded.label)) == pytest.approx(sum(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -168,13 +168,13 @@ def test_an_attempt_that_was_overtaken_stops_and_leaves_the_curves_alone(
 def test_an_attempt_that_is_overtaken_while_it_starts_leaves_the_placement_alone(
     tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = training_job.build_engine
+    build = training_job.Replica
 
     def overtaken(*arguments: Any, **options: Any) -> Any:
         fence.take(CheckpointFolders(tiny.folder))
         return build(*arguments, **options)
 
-    monkeypatch.setattr(training_job, "build_engine", overtaken)
+    monkeypatch.setattr(training_job, "Replica", overtaken)
     with pytest.raises(Fenced, match="a newer start"):
         job(tiny)
     assert not (Path(tiny.folder) / "placement.json").exists()

@@ -39,11 +39,11 @@ def mesh(tiny: Run, world: World) -> Mesh:
 def test_confident_rows_are_scored_by_their_logits(tiny: Run, world: World, mesh: Mesh) -> None:
     replica = Replica(tiny, mesh, world, stored=None, training=False)
     with torch.no_grad():  # every row's probability is 1 in float32
-        list(replica.model.tower.parameters())[-1].add_(25.0)
+        list(replica.modules.parameters())[-1].add_(25.0)
     data = open_data(tiny)
     batches = list(scan(tiny, data, "valid", mesh, world))
     with torch.no_grad():
-        logits = np.concatenate([replica.logits(batch).double().numpy() for batch in batches])
+        logits = np.concatenate([replica.outputs(batch).double().numpy() for batch in batches])
     labels = np.concatenate([batch.label.numpy() for batch in batches])
     assert logits.min() > 20 and 0 < labels.mean() < 1
 
@@ -79,7 +79,7 @@ def test_users_that_the_vocabulary_lacks_are_ranked_each_for_themselves(
     users = _numbered(data.raw("test", 0, data.rows("test"))["user_id"])  # as the baseline groups them
     strangers = set(names.to_pylist()[-len(users) :]) - set(known)
     assert len(strangers) > 2
-    logits = torch.cat([replica.logits(batch) for batch in batches]).double().numpy()
+    logits = torch.cat([replica.outputs(batch) for batch in batches]).double().numpy()
     labels = torch.cat([batch.label for batch in batches]).double().numpy()
     scored = Scored(logits, labels, users)
     expected = evaluate(metrics, [metric.partial(scored) for metric in metrics])

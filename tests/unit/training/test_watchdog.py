@@ -114,14 +114,14 @@ def test_sigterm_ends_a_process_that_is_stuck_in_c() -> None:
 def test_sigterm_while_the_best_checkpoint_is_judged(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from rtrain.training import job as jobs
 
-    run, build = rtrain.override(tiny, {"name": "judged"}), jobs.build_engine
+    run, build = rtrain.override(tiny, {"name": "judged"}), jobs.Replica
 
     def told(*arguments: Any, **options: Any) -> Any:
         if not options["training"]:
             os.kill(os.getpid(), signal.SIGTERM)
         return build(*arguments, **options)
 
-    monkeypatch.setattr(jobs, "build_engine", told)
+    monkeypatch.setattr(jobs, "Replica", told)
     world = join(gpu=False, timeout_s=60)
     try:
         with Notice(60.0) as notice, pytest.raises(Preempted, match="while its best checkpoint was judged"):

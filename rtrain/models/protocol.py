@@ -1,0 +1,50 @@
+"""What a model declares: all that the trainer asks of one, whatever its kind."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from rtrain.models.plan import Piece
+from rtrain.nn.tables import Table
+from rtrain.objectives.next_token import VocabularyRanks
+
+
+class Tally(Protocol):
+    """What metrics take of the rows of a split, gathered batch by batch on one rank."""
+
+    def add(self, found: Any, batch: Any) -> None:
+        """Another batch: its outputs, or the sum of its losses where the objective has no `link`."""
+
+    def scored(self) -> tuple[Mapping[str, Any], int]:
+        """Prefix of metrics' names (empty for the first task) -> what they take; and how many are no numbers."""
+
+
+class Objective(Protocol):
+    """What a model is trained towards."""
+
+    def loss(self, outputs: Tensor, target: Tensor, ranks: VocabularyRanks) -> Tensor:
+        """Sum over this rank's part of the batch, float32; the mean is over the global batch's `loss_units`.
+
+        `ranks`: those that share the outputs of a row, where tensor ranks do.
+        """
+
+    @property
+    def link(self) -> Callable[[Tensor], Tensor] | None:
+        """Outputs -> what is served for each row; none: outputs are too many to keep, and rows are scored by losses."""
+
+    def tally(self) -> Tally:
+        """For the scores of a split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blueprint:
+    """A model for one data set, as the replica builds it: tables are looked up, pieces go through their vectors."""
+
+    tables: tuple[Table, ...] = ()
+    features: tuple[str, ...] = ()
+    """Those that the tables are looked up for, in the order in which the first piece takes their vectors."""
+    pieces: tuple[Piece, ...]
+    """Dense parts in the order of a pipeline. The first takes a batch's `inputs` and the vectors."""
+    objective: Objective
