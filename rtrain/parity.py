@@ -155,7 +155,7 @@ def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
                     continue
                 for wrap in wraps:
                     for schedule in schedules if pipeline > 1 else ("1f1b",):
-                        for microbatches in (2 * pipeline,) if pipeline > 1 else (1,) if blueprint.tables else (1, 2):
+                        for microbatches in (2 * pipeline,) if pipeline > 1 else (1, 2):
                             yield Parallel(
                                 data=data,
                                 tensor=tensor,

@@ -254,11 +254,6 @@ class Run:
                 raise ConfigError(
                     f"metrics: {', '.join(ranked)} rank rows within a group; set schema.group to an Id feature"
                 )
-            if self.parallel.microbatches > 1:
-                raise ConfigError(
-                    "parallel.microbatches: tables are updated inside backward, once a step, so a ranking model takes "
-                    f"its batch whole. Set it to 1, got {self.parallel.microbatches}"
-                )
         elif self.handoff.serve_check:
             raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
         elif self.sparse_optim != RowWiseAdagrad():

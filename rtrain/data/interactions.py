@@ -4,108 +4,52 @@ import ctypes
 import hashlib
 import json
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import pyarrow as pa
 
 from rtrain.data import sources
 from rtrain.data.columns import Columns, concat
-from rtrain.data.cursor import Cursor, check_batches
 from rtrain.data.encode import check_columns, encode
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
-from rtrain.data.reader import Reader, batches
+from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.schema import Batch, Schema
 
-SPLITS: tuple[Split, ...] = get_args(Split)
 
-
-class Dataset:
-    """Rows that are open for reading: typed, split and numbered.
-
-    A row's number counts over the whole data set, all splits together, in file order.
-    """
+class Dataset(Samples[Batch]):
+    """Rows of Parquet files, typed by a schema."""
 
     split_field = "data.split"
-    """Where the config says how large each split is."""
 
     def __init__(self, rows: ParquetRows, schema: Schema, ranges: Ranges, *, window_rows: int, prefetch: int):
+        # What a cursor means depends on the rows, on where the splits part, and on what is shuffled together.
+        start, stop = ranges["train"]
+        counted = [rows.fingerprint(), ranges, window_rows if stop - start > window_rows else None]
+        super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
         self.schema = schema
-        self.ranges = ranges
         self._rows = rows
         self._window_rows = window_rows
-        self._prefetch = prefetch
         self._whole = {self._blocks(split) for split in SPLITS}
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
-        # What a cursor means depends on the rows, on where the splits part, and on what is shuffled together.
-        counted = [rows.fingerprint(), ranges, window_rows if self.rows("train") > window_rows else None]
-        self.fingerprint: str = hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16]
-        """16 hex digits: a cursor of another fingerprint counts other rows, or in another order."""
-
-    def rows(self, split: Split) -> int:
-        """Number of rows in the split."""
-        start, stop = self.ranges[_known(split)]
-        return stop - start
-
-    def numbers(self, split: Split) -> range:
-        """The numbers (`Batch.row`) of the split's rows."""
-        return range(*self.ranges[_known(split)])
-
-    def reader(
-        self,
-        split: Split = "train",
-        *,
-        global_batch: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        cursor: Cursor | None = None,
-    ) -> Reader[Batch]:
-        """Shuffled batches for one data rank, epoch after epoch, from `cursor` (none: the beginning) on.
-
-        Raises:
-            ConfigError: a global batch that not every rank would get a row of.
-            DataError: a cursor of other data.
-        """
-        return Reader(
-            self._load,
-            Order(self._blocks(split), seed=seed, window_rows=self._window_rows),
-            global_batch=global_batch,
-            rank=rank,
-            world_size=world_size,
-            cursor=cursor or Cursor(),
-            prefetch=self._prefetch,
-        )
-
-    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[Batch]:
-        """The split once, in file order; every rank gets the same number of batches.
-
-        Raises:
-            ConfigError: a global batch that not every rank would get a row of.
-        """
-        order = Order(self._blocks(split), seed=None, window_rows=self._window_rows)
-        check_batches(order.rows, global_batch, rank, world_size)
-        shares = batches(
-            self._load, order, global_batch=global_batch, rank=rank, world_size=world_size, cursor=Cursor(), epochs=1
-        )
-        return (batch for batch, _ in shares)
 
     def raw(self, split: Split, start: int, stop: int) -> pa.Table:
         """Rows [start, stop) of the split as they are stored, all columns."""
-        first, last = self.ranges[_known(split)]
+        first, last = self._range(split)
         if not 0 <= start <= stop <= last - first:
             raise DataError(f"split {split!r} has rows 0..{last - first - 1}, but {start}..{stop - 1} are asked for")
         return self._rows.read(first + start, first + stop)
 
     def _blocks(self, split: Split) -> tuple[Block, ...]:
-        start, stop = self.ranges[_known(split)]
+        start, stop = self._range(split)
         return tuple((max(start, g.first_row), min(stop, g.stop)) for g in self._rows.groups(start, stop))
+
+    def _order(self, split: Split, seed: int | None) -> Order:
+        return Order(self._blocks(split), seed=seed, window_rows=self._window_rows)
 
     def _load(self, window: Window) -> Columns:
         """A window's rows, encoded; those of a split that is one window are kept for all epochs and scans."""
@@ -144,12 +88,6 @@ def _give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl and macOS do not
     if trim is not None:
         trim(0)
-
-
-def _known(split: str) -> Split:
-    if split not in SPLITS:
-        raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
-    return split
 
 
 @dataclass(frozen=True, kw_only=True)

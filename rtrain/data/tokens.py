@@ -25,10 +25,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rtrain.data import stdlib
-from rtrain.data.cursor import Cursor, check_batches
-from rtrain.data.order import Block, Order, Window
-from rtrain.data.reader import Reader, batches
-from rtrain.data.split import Split, check_train_rows, trained_on
+from rtrain.data.order import Order, Window
+from rtrain.data.samples import Samples
+from rtrain.data.split import Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
 from rtrain.objectives.next_token import IGNORED
 
@@ -165,11 +164,10 @@ class Shards:
         return tokens
 
 
-class TokenDataset:
-    """Token shards that are open for reading: split by position, numbered, in a seeded order."""
+class TokenDataset(Samples[TokenBatch]):
+    """Sequences of token shards, split by position."""
 
     split_field = "data"
-    """Where the config says how large each split is."""
 
     def __init__(self, shards: Shards, valid: float, test: float, prefetch: int, train_rows: int | None = None):
         self.shards = shards
@@ -182,54 +180,13 @@ class TokenDataset:
                 f"{shards.folder}: {count} samples of {shards.context} tokens leave none to train on. "
                 "Give more text, or a shorter data.context"
             )
-        self.ranges: dict[Split, Block] = {
+        ranges: Ranges = {
             "train": trained_on((0, first_valid), train_rows),
             "valid": (first_valid, first_test),
             "test": (first_test, count),
         }
-        self._prefetch = prefetch
-        counted = [shards.fingerprint, list(self.ranges.items())]
-        self.fingerprint = hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16]
-        """16 hex digits: a cursor of another fingerprint counts other samples."""
-
-    def rows(self, split: Split) -> int:
-        """Number of samples in the split."""
-        start, stop = self.ranges[split]
-        return stop - start
-
-    def numbers(self, split: Split) -> range:
-        """The numbers (`TokenBatch.row`) of the split's samples."""
-        return range(*self.ranges[split])
-
-    def reader(
-        self,
-        split: Split = "train",
-        *,
-        global_batch: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        cursor: Cursor | None = None,
-    ) -> "Reader[TokenBatch]":
-        """Shuffled batches for one data rank, epoch after epoch, from `cursor` (none: the beginning) on."""
-        return Reader(
-            self._load,
-            self._order(split, seed),
-            global_batch=global_batch,
-            rank=rank,
-            world_size=world_size,
-            cursor=cursor or Cursor(),
-            prefetch=self._prefetch,
-        )
-
-    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[TokenBatch]:
-        """The split once, in order; every rank gets the same number of batches."""
-        order = self._order(split, None)
-        check_batches(order.rows, global_batch, rank, world_size)
-        shares = batches(
-            self._load, order, global_batch=global_batch, rank=rank, world_size=world_size, cursor=Cursor(), epochs=1
-        )
-        return (batch for batch, _ in shares)
+        counted = [shards.fingerprint, list(ranges.items())]
+        super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
 
     def _order(self, split: Split, seed: int | None) -> Order:
         return Order((self.ranges[split],), seed=seed, window_rows=self.rows(split))

@@ -9,8 +9,18 @@ from rtrain.nn.tables import Table
 from rtrain.optim import RowWiseAdagrad, SparseOptim
 
 
-def refuse(parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], *, world_size: int, model: str) -> None:
+def refuse(
+    parallel: Parallel,
+    optim: SparseOptim,
+    tables: tuple[Table, ...],
+    *,
+    world_size: int,
+    model: str,
+    rows_per_rank: int | None = None,
+) -> None:
     """Refuse a layout whose result would differ from one process, before anything starts.
+
+    `rows_per_rank`: of a step; none where the batch is not known.
 
     Raises:
         ConfigError: names the two values that do not go together, and what to set instead.
@@ -21,6 +31,11 @@ def refuse(parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], *,
                 f"parallel.{axis}: {getattr(parallel, axis)}, but {model} has no {axis}-parallel plan. "
                 f"Set parallel.{axis} to 1; its tables are split over all workers anyway"
             )
+    if rows_per_rank is not None and parallel.microbatches > rows_per_rank:
+        raise ConfigError(
+            f"parallel.microbatches: {parallel.microbatches}, but a step has only {rows_per_rank} rows a data rank. "
+            "Lower it, or raise global_batch"
+        )
     if parallel.embeddings != "column_wise":
         return
     if isinstance(optim, RowWiseAdagrad):

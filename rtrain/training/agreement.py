@@ -1,7 +1,10 @@
 """Whether the parts of a run go together: model, data and layout, checked before anything starts."""
 
+from typing import Any
+
 from rtrain.data.cursor import batches_per_epoch
-from rtrain.data.interactions import SPLITS, Dataset, Interactions
+from rtrain.data.interactions import Interactions
+from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.tokens import TokenDataset, Tokens
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh
@@ -23,10 +26,17 @@ def refuse(run: Run, mesh: Mesh) -> None:
         assert isinstance(run.data, Interactions), "Run refuses another pair"
         tables = run.model.table_list(run.data.schema)
         model = type(run.model).__name__
-        legal.refuse(run.parallel, run.sparse_optim, tables, world_size=mesh.world_size, model=model)
+        legal.refuse(
+            run.parallel,
+            run.sparse_optim,
+            tables,
+            world_size=mesh.world_size,
+            model=model,
+            rows_per_rank=-(-run.global_batch // mesh.data),
+        )
 
 
-def refuse_shares(run: Run, data: Dataset | TokenDataset, mesh: Mesh) -> None:
+def refuse_shares(run: Run, data: Samples[Any], mesh: Mesh) -> None:
     """Refuse splits whose batches are too small for every data rank to get a row, before anything is trained.
 
     Raises:
@@ -50,7 +60,7 @@ def refuse_shares(run: Run, data: Dataset | TokenDataset, mesh: Mesh) -> None:
             )
 
 
-def open_data(run: Run) -> Dataset | TokenDataset:
+def open_data(run: Run) -> Samples[Any]:
     """The run's data, opened and checked against its model.
 
     Raises:

@@ -23,9 +23,8 @@ from rtrain.checkpoint.fence import Attempt, Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.saver import Saver
-from rtrain.data.interactions import Dataset
+from rtrain.data.samples import Samples
 from rtrain.data.split import Split
-from rtrain.data.tokens import TokenDataset
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Mesh, lay_out
 from rtrain.run import Run
@@ -118,7 +117,7 @@ class _Job:
         self.attempt: Attempt | None = None
         self.mesh: Mesh = lay_out(run.parallel, world.size)
         refuse(run, self.mesh)
-        self.data: Dataset | TokenDataset = open_data(run)
+        self.data: Samples[Any] = open_data(run)
         refuse_shares(run, self.data, self.mesh)
         # Ranks of one model replica are fed the same rows: the first of them counts.
         where = self.mesh.coordinates(world.rank)

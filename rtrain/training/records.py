@@ -9,8 +9,7 @@ from typing import Any
 import torch.distributed as dist
 
 from rtrain.checkpoint.fence import Attempt
-from rtrain.data.interactions import Dataset
-from rtrain.data.tokens import TokenDataset
+from rtrain.data.samples import Samples
 from rtrain.mesh import Mesh
 from rtrain.run import Run
 from rtrain.storage import Folder
@@ -93,7 +92,7 @@ def write_placement(folder: Folder, mesh: Mesh, replica: Replica, attempt: Attem
 
 
 def write_predictions(
-    run: Run, dataset: Dataset | TokenDataset, replica: Replica, folder: Folder, attempt: Attempt | None
+    run: Run, dataset: Samples[Any], replica: Replica, folder: Folder, attempt: Attempt | None
 ) -> None:
     """predictions.json: the trainer's own probabilities of the first test rows (of several labels, a list a row).
 

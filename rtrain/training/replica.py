@@ -115,7 +115,7 @@ class Replica:
             run.sparse_optim,
             world.device,
             local_world_size=world.local_size,
-            batch_per_rank=self.per_microbatch,
+            batch_per_rank=self.per_microbatch * run.parallel.microbatches,
             memory_bytes_per_rank=int(budget * 1024**3) if budget is not None else world.memory_bytes(),
         )
         if self.stored:
@@ -155,33 +155,45 @@ class Replica:
         if self.pipeline:
             with watch.phase("pipeline"), tower.accumulate():
                 total = self.pipeline.train(batch.inputs[0], batch.target, scale)
-        elif count == 1:
-            with watch.phase("forward"):
-                loss = self._loss(tower.module(*self._inputs(batch)), batch.target)
-            with watch.phase("backward"):
-                tower.backward(loss * scale)
-            total = loss.detach()
         else:
-            total = torch.zeros((), device=self.world.device)
-            parts = zip(*(x.chunk(count) for x in (*batch.inputs, batch.target)), strict=True)
-            with tower.accumulate():
-                for *inputs, target in parts:
-                    with watch.phase("forward"):
-                        loss = self._loss(tower.bare(*inputs), target)
-                    with watch.phase("backward"):
-                        (loss * scale).backward()
-                    total += loss.detach()
+            with watch.phase("forward"):
+                vectors = self._look_up(batch)
+                # Gradients are held here until all microbatches are through: fused optimizers want one update a step.
+                leaves = [vector.detach().requires_grad_(vector.requires_grad) for vector in vectors]
+            total = self._accumulate((*batch.inputs, *leaves), batch.target, scale, watch)
+            with watch.phase("backward"):
+                _go_back(vectors, leaves)
         with watch.phase("optimizer"):
             tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
         return total if self.counts else torch.zeros_like(total)
+
+    def _accumulate(self, inputs: tuple[Tensor, ...], target: Tensor, scale: float, watch: Stopwatch) -> Tensor:
+        """Gradients of `scale` times the loss, microbatch by microbatch; the loss."""
+        tower, count = self.tower, self.run.parallel.microbatches
+        assert tower is not None
+        if count == 1:
+            with watch.phase("forward"):
+                loss = self._loss(tower.module(*inputs), target)
+            with watch.phase("backward"):
+                tower.backward(loss * scale)
+            return loss.detach()
+        total = torch.zeros((), device=self.world.device)
+        with tower.accumulate():
+            for *part, part_target in zip(*(x.chunk(count) for x in (*inputs, target)), strict=True):
+                with watch.phase("forward"):
+                    loss = self._loss(tower.bare(*part), part_target)
+                with watch.phase("backward"):
+                    (loss * scale).backward()
+                total += loss.detach()
+        return total
 
     def _share(self, batch: Any) -> int:
         """Rows of the largest rank's share: shares differ by one, and TorchRec wants them equal."""
         return int(-(-batch.global_rows // self.mesh.data))
 
-    def _inputs(self, batch: Any) -> tuple[Tensor, ...]:
-        """Of the first piece; with tables a collective over all ranks."""
-        return (*batch.inputs, *(self.tables(batch.ids) if self.tables is not None else ()))
+    def _look_up(self, batch: Any) -> tuple[Tensor, ...]:
+        """The vectors of the batch's ids, of a model with tables: a collective over all ranks."""
+        return self.tables(batch.ids) if self.tables is not None else ()
 
     def _loss(self, outputs: Tensor, target: Tensor) -> Tensor:
         return self.objective.loss(outputs, target, self.tensor)
@@ -204,7 +216,8 @@ class Replica:
     @torch.no_grad()
     def outputs(self, batch: Any) -> Tensor:
         """Of the batch's rows, in the shape of its target; a collective over all ranks."""
-        outputs: Tensor = self._module()(*self._inputs(batch.padded(self._share(batch))))
+        even = batch.padded(self._share(batch))
+        outputs: Tensor = self._module()(*even.inputs, *self._look_up(even))
         return outputs[: batch.rows]
 
     def predict(self, batch: Any) -> Tensor:
@@ -244,6 +257,15 @@ class Replica:
             yield from self.tables.chunks()
         yield from self.tower.chunks()
         yield from rng.chunks(self.world.rank)
+
+
+def _go_back(vectors: tuple[Tensor, ...], leaves: list[Tensor]) -> None:
+    """The gradients at `leaves` through the lookup, whose fused optimizers update the tables: a collective."""
+    pairs = [(vector, leaf) for vector, leaf in zip(vectors, leaves, strict=True) if leaf.requires_grad]
+    if pairs:
+        # What the model did not use has a gradient too, so that every rank takes part in every exchange.
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for _, leaf in pairs]
+        torch.autograd.backward([vector for vector, _ in pairs], gradients)
 
 
 def shapes_of(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:

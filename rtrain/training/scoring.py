@@ -5,9 +5,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from rtrain.data.interactions import Dataset
+from rtrain.data.samples import Samples
 from rtrain.data.split import Split
-from rtrain.data.tokens import TokenDataset
 from rtrain.errors import RunFailed
 from rtrain.mesh import Mesh
 from rtrain.metrics.shape import curves_of, shape_of
@@ -17,7 +16,7 @@ from rtrain.training.replica import Replica
 from rtrain.training.world import World
 
 
-def scan(run: Run, dataset: Dataset | TokenDataset, split: Split, mesh: Mesh, world: World) -> Iterator[Any]:
+def scan(run: Run, dataset: Samples[Any], split: Split, mesh: Mesh, world: World) -> Iterator[Any]:
     """This rank's share of a split, once, in file order; ranks of one replica get the same rows."""
     rank = mesh.coordinates(world.rank)["data"]
     return dataset.scan(split, global_batch=run.evaluation.batch, rank=rank, world_size=mesh.data)

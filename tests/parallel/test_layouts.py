@@ -22,6 +22,12 @@ DENSE = {
     "zero2": Parallel(dense="zero", zero_stage=2),
     "zero3": Parallel(dense="zero", zero_stage=3),
 }
+MICRO = {
+    "ddp x4": Parallel(dense="ddp", microbatches=4),
+    "zero0 x2": Parallel(dense="zero", zero_stage=0, microbatches=2),
+    "zero2 x3": Parallel(dense="zero", zero_stage=2, microbatches=3, embeddings="row_wise"),
+    "zero3 x4": Parallel(dense="zero", zero_stage=3, microbatches=4, embeddings="table_wise"),
+}
 SPARSE = {"rowwise_adagrad": RowWiseAdagrad(lr=0.3), "adagrad": Adagrad(lr=0.2), "sgd": SGD(lr=3.0)}
 
 
@@ -56,6 +62,8 @@ def together(folder: Path) -> dict[str, list[float]]:
     for name, parallel in DENSE.items():
         arguments = {"parallel": parallel, "sparse": SPARSE["rowwise_adagrad"], "save_to": str(folder / f"2-{name}")}
         cases.append((name, arguments))
+    for name, parallel in MICRO.items():
+        cases.append((name, {"parallel": parallel, "sparse": SPARSE["rowwise_adagrad"]}))
     return run_cases(2, cases)
 
 
@@ -68,7 +76,7 @@ def test_sharded_tables(how: str, sparse: str, alone: dict[str, list[float]], to
     assert largest(together[f"{how} {sparse}"], alone[sparse]) < ROUNDING
 
 
-@pytest.mark.parametrize("dense", DENSE)
+@pytest.mark.parametrize("dense", [*DENSE, *MICRO])
 def test_dense_tower(dense: str, alone: dict[str, list[float]], together: dict[str, list[float]]) -> None:
     assert largest(together[dense], alone["rowwise_adagrad"]) < ROUNDING
 

@@ -56,6 +56,7 @@ WRAPPED: Layouts = {
     "ddp": (Parallel(dense="ddp"), "rowwise"),
     "zero1 row_wise": (Parallel(zero_stage=1, embeddings="row_wise"), "rowwise"),
     "zero3 table_wise": (Parallel(zero_stage=3, embeddings="table_wise"), "sgd"),
+    "zero2 row_wise x3": (Parallel(zero_stage=2, embeddings="row_wise", microbatches=3), "rowwise"),
 }
 # Worlds of 1, 2 and 4 train lists that are summed (dlrm; `test_layouts` has the mean) and lists that stay
 # sequences (din) at every sharding of the tables with every optimizer, but for what `parallel.legal` refuses:
@@ -215,7 +216,7 @@ def test_sharded_is_unsharded(
         for size, ranks in found.items()
         for layout, (_, sparse) in layouts(model, size).items()
     }
-    assert len(worst) == (4 + 3 * len(SHARDED) if model in LISTS else 4)
+    assert len(worst) == (5 + 3 * len(SHARDED) if model in LISTS else 5)
     assert max(worst.values()) < PARITY, worst
 
 

@@ -106,6 +106,7 @@ def test_the_budget_is_what_decides() -> None:
         ({"parallel.embeddings": "column_wise"}, "column_wise with RowWiseAdagrad"),
         ({"parallel.embeddings": "column_wise", "sparse_optim": SGD(), "model.dim": 12}, "multiple of 8"),
         ({"cluster.workers": 3, "parallel.data": 2}, "makes 2 ranks, but cluster.workers is 3"),
+        ({"parallel.microbatches": 600}, "parallel.microbatches: 600, but a step has only 256 rows a data rank"),
         ({"data.schema.features": (rtrain.Id(name="user_id", rows=4),)}, "the schema has no Dense feature"),
     ],
 )

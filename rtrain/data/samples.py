@@ -1,0 +1,90 @@
+"""Data that is open for reading: numbered samples in three splits, read from any position on."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar, Generic, get_args
+
+from rtrain.data.cursor import Cursor, check_batches
+from rtrain.data.order import Order, Window
+from rtrain.data.reader import B, Reader, Rows, batches
+from rtrain.data.split import Ranges, Split
+from rtrain.errors import ConfigError
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+
+class Samples(ABC, Generic[B]):
+    """Batches of type B of any split, the same global ones at any number of ranks.
+
+    A sample's number counts over the whole data set, all splits together, in the order in which it is stored.
+    """
+
+    split_field: ClassVar[str]
+    """Where the config says how large each split is."""
+
+    def __init__(self, ranges: Ranges, fingerprint: str, prefetch: int):
+        self.ranges = ranges
+        self.fingerprint = fingerprint
+        """16 hex digits: a cursor of another fingerprint counts other samples, or in another order."""
+        self._prefetch = prefetch
+
+    def rows(self, split: Split) -> int:
+        """Number of samples in the split."""
+        start, stop = self._range(split)
+        return stop - start
+
+    def numbers(self, split: Split) -> range:
+        """The numbers (a batch's `row`) of the split's samples."""
+        return range(*self._range(split))
+
+    def reader(
+        self,
+        split: Split = "train",
+        *,
+        global_batch: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        cursor: Cursor | None = None,
+    ) -> Reader[B]:
+        """Shuffled batches for one data rank, epoch after epoch, from `cursor` (none: the beginning) on.
+
+        Raises:
+            ConfigError: a global batch that not every rank would get a row of.
+            DataError: a cursor of other data.
+        """
+        return Reader(
+            self._load,
+            self._order(split, seed),
+            global_batch=global_batch,
+            rank=rank,
+            world_size=world_size,
+            cursor=cursor or Cursor(),
+            prefetch=self._prefetch,
+        )
+
+    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[B]:
+        """The split once, in its order; every rank gets the same number of batches.
+
+        Raises:
+            ConfigError: a global batch that not every rank would get a row of.
+        """
+        order = self._order(split, None)
+        check_batches(order.rows, global_batch, rank, world_size)
+        shares = batches(
+            self._load, order, global_batch=global_batch, rank=rank, world_size=world_size, cursor=Cursor(), epochs=1
+        )
+        return (batch for batch, _ in shares)
+
+    def _range(self, split: Split) -> tuple[int, int]:
+        if split not in SPLITS:
+            raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
+        return self.ranges[split]
+
+    @abstractmethod
+    def _order(self, split: Split, seed: int | None) -> Order:
+        """Which samples come when; without a seed as they are stored."""
+
+    @abstractmethod
+    def _load(self, window: Window) -> Rows[B]:
+        """A window's samples, encoded."""
