@@ -13,6 +13,8 @@ from rtrain.errors import ConfigError
 
 Axis = Literal["pipeline", "data", "tensor"]
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
+ONE_STAGE_A_RANK = ("gpipe", "1f1b")
+"""The others give each pipeline rank two stages."""
 AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 

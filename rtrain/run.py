@@ -11,8 +11,9 @@ from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Parallel
 from rtrain.metrics import AUC, Calibration, GroupMetric, LogLoss, ScoredMetric
 from rtrain.metrics.language import Perplexity, TokenLoss
+from rtrain.metrics.state import takes
 from rtrain.models.decoder import Decoder
-from rtrain.models.protocol import Blueprint
+from rtrain.models.protocol import Blueprint, Model
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.tracking import Tracking, has_secret
@@ -239,30 +240,26 @@ class Run:
     def _check_kinds(self) -> None:
         """Model, data and metrics are of one kind."""
         model, data = type(self.model).__name__, type(self.data).__name__
-        language = isinstance(self.model, Decoder)
-        if language != isinstance(self.data, Tokens):
-            wanted = "Tokens" if language else "Interactions"
-            raise ConfigError(f"data: {model} is trained on {wanted}, got {data}")
-        if any(isinstance(m, LanguageMetric) != language for m in self.metrics):
-            fitting = "TokenLoss and Perplexity" if language else "all others (AUC, LogLoss, NDCG and so on)"
+        if self.model.reads is not self.data.gives:
+            raise ConfigError(f"data: {model} is trained on {self.model.reads.made_by}, got {data}")
+        if any(takes(metric) is not self.model.gives for metric in self.metrics):
             raise ConfigError(
-                f"metrics: {model} is measured by {fitting}, got {', '.join(m.name for m in self.metrics)}"
+                f"metrics: {model} is measured by {self.model.gives.measured_by}, got "
+                f"{', '.join(m.name for m in self.metrics)}"
             )
-        if isinstance(self.data, Interactions):
-            ranked = [m.name for m in self.metrics if isinstance(m, GroupMetric)]
-            if ranked and not self.data.schema.group:
-                raise ConfigError(
-                    f"metrics: {', '.join(ranked)} rank rows within a group; set schema.group to an Id feature"
-                )
-        elif self.handoff.serve_check:
+        ranked = [m.name for m in self.metrics if isinstance(m, GroupMetric)]
+        if ranked and not self.data.group:
+            raise ConfigError(
+                f"metrics: {', '.join(ranked)} rank rows within a group; set schema.group to an Id feature"
+            )
+        if self.handoff.serve_check and not self.model.served:
             raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
-        elif self.sparse_optim != RowWiseAdagrad():
+        if self.sparse_optim != RowWiseAdagrad() and not self.blueprint.tables:
             raise ConfigError(f"sparse_optim: {model} has no embedding tables for it. Leave it out")
 
     def _named_metrics(self) -> list[tuple[str, Metric]]:
         """Key in results -> metric, of every label."""
-        prefixes = self.data.schema.metric_prefixes if isinstance(self.data, Interactions) else ("",)
-        return [(f"{prefix}{metric.name}", metric) for prefix in prefixes for metric in self.metrics]
+        return [(f"{prefix}{metric.name}", metric) for prefix in self.data.metric_prefixes for metric in self.metrics]
 
     @property
     def monitored(self) -> Metric:
@@ -272,7 +269,8 @@ class Run:
     @property
     def blueprint(self) -> Blueprint:
         """The model as it is built for the data."""
-        return self.model.blueprint(self.data.schema)
+        model: Model = self.model
+        return model.blueprint(self.data.facts)
 
     @property
     def folder(self) -> str:

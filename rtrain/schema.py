@@ -7,7 +7,7 @@ Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import torch
@@ -205,6 +205,8 @@ class Jagged:
 @dataclass
 class Batch:
     """One rank's share of a global batch."""
+
+    made_by: ClassVar[str] = "Interactions"
 
     dense: Tensor
     """float32 [B, D], normalised"""

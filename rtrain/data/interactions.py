@@ -6,6 +6,7 @@ import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -94,6 +95,8 @@ def _give_back() -> None:
 class Interactions:
     """Labelled rows of (user, item, context), from Parquet."""
 
+    gives: ClassVar[Any] = Batch
+
     source: str
     """A named data set (`ml-100k`), or the path or URI of a Parquet file or of a folder of them."""
     schema: Schema
@@ -113,6 +116,21 @@ class Interactions:
         check_train_rows(self.train_rows)
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
+
+    @property
+    def facts(self) -> Schema:
+        """What a model may ask of the data before they are opened."""
+        return self.schema
+
+    @property
+    def group(self) -> str:
+        """The feature whom rows are ranked for; empty where there is none."""
+        return self.schema.group
+
+    @property
+    def metric_prefixes(self) -> tuple[str, ...]:
+        """Of the names of each label's metrics."""
+        return self.schema.metric_prefixes
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.

@@ -35,9 +35,19 @@ FORMAT = 1
 HEAD = "tokens.json"
 
 
+@dataclass(frozen=True)
+class TokenFacts:
+    """What is known of token shards before they are opened."""
+
+    context: int
+    """Tokens of a sequence."""
+
+
 @dataclass
 class TokenBatch:
     """One rank's share of a global batch of sequences."""
+
+    made_by: ClassVar[str] = "Tokens"
 
     tokens: Tensor
     """int64 [B, T]"""
@@ -199,8 +209,9 @@ class TokenDataset(Samples[TokenBatch]):
 class Tokens:
     """Text as token shards, for language models."""
 
-    schema: ClassVar[None] = None
-    """Tokens have no features."""
+    gives: ClassVar[Any] = TokenBatch
+    group: ClassVar[str] = ""
+    metric_prefixes: ClassVar[tuple[str, ...]] = ("",)
 
     source: str
     """A folder that `rtrain data tokenize` wrote, or `stdlib`: the source text of Python's own library, by bytes."""
@@ -225,6 +236,11 @@ class Tokens:
         check_train_rows(self.train_rows)
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
+
+    @property
+    def facts(self) -> TokenFacts:
+        """What a model may ask of the data before they are opened."""
+        return TokenFacts(self.context)
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is made.

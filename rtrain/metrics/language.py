@@ -13,6 +13,8 @@ from rtrain.metrics.state import Partial
 class TokensScored:
     """Tokens with their predicted probabilities, already summed: logits of a vocabulary are too many to keep."""
 
+    measured_by: ClassVar[str] = "TokenLoss and Perplexity"
+
     loss: float
     """Sum of the tokens' cross-entropies, in nats."""
     tokens: int

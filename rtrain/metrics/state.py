@@ -7,7 +7,7 @@ never a mean of means.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ class Scored:
     Logits and not probabilities: from about 17 on (37 in float64) their sigmoid is 1, so that two rows would tie
     and a confident error would cost as much as the number format allows.
     """
+
+    measured_by: ClassVar[str] = "all others (AUC, LogLoss, NDCG and so on)"
 
     logits: Floats
     """float64 [n]: log of the odds of label 1"""
@@ -78,6 +80,12 @@ class Metric(Protocol):
 
     def value(self, partial: Partial) -> float:
         """The metric of all rows that the state stands for; nan where it is not defined."""
+
+
+def takes(metric: Metric) -> type:
+    """What the metric measures: the annotation of its `partial`."""
+    kind: type = get_type_hints(type(metric).partial)["scored"]
+    return kind
 
 
 def evaluate(metrics: Sequence[Metric], partials: Sequence[Partial]) -> dict[str, float]:

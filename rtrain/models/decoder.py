@@ -3,17 +3,21 @@
 Shape legend: B rows, T tokens, E model dim, V vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from rtrain.data.tokens import TokenBatch, TokenDataset, TokenFacts
 from rtrain.errors import ConfigError
+from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel
+from rtrain.metrics.language import TokensScored
 from rtrain.models.plan import Cut, Fill, Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.attention import Attention, RMSNorm, SwiGLU
 from rtrain.objectives.next_token import NextToken
-from rtrain.schema import Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +71,53 @@ class Decoder:
         """Width of the feed-forward layer, spelled out."""
         return self.hidden or -(-8 * self.dim // 3 // 32) * 32
 
-    def blueprint(self, schema: Schema | None) -> Blueprint:
-        """See `rtrain.models.protocol`; tokens have no schema."""
-        return Blueprint(pieces=self.pieces(), objective=NextToken())
+    reads: ClassVar[Any] = TokenBatch
+    gives: ClassVar[Any] = TokensScored
+    served: ClassVar[bool] = False
+
+    def blueprint(self, facts: TokenFacts) -> Blueprint:
+        """See `rtrain.models.protocol`."""
+        against = partial(self._reasons_against, context=facts.context)
+        return Blueprint(pieces=self.pieces(), objective=NextToken(), against=against)
+
+    def check(self, data: TokenDataset) -> None:
+        """Refuse tokens that the vocabulary does not have.
+
+        Raises:
+            ConfigError: there may be some.
+        """
+        if data.vocab > self.vocab:
+            raise ConfigError(
+                f"model.vocab: {self.vocab}, but the tokens of {data.shards.folder} come from a vocabulary of "
+                f"{data.vocab} ({data.shards.tokenizer}). Set model.vocab to {data.vocab} or more"
+            )
+
+    def _reasons_against(self, parallel: Parallel, mesh: Mesh, *, context: int) -> Iterator[str]:
+        ranks = parallel.tensor
+        divided = {"model.heads": self.heads, "model.ffn": self.ffn, "model.vocab": self.vocab, "data.context": context}
+        for name, size in divided.items():
+            if size % ranks:
+                spelled = "model.hidden (the feed-forward layer's width)" if name == "model.ffn" else name
+                yield (
+                    f"parallel.tensor: {ranks} does not divide {spelled}, {size}. "
+                    "Choose a degree that does, or change it"
+                )
+        if self.kv % ranks and ranks % self.kv:
+            yield (
+                f"parallel.tensor: {ranks} ranks and {self.kv} key-value heads (model.kv_heads): one must divide the "
+                "other, so that heads are divided or replicated evenly"
+            )
+        stages = mesh.pipeline * (1 if parallel.schedule in ONE_STAGE_A_RANK else 2)
+        if mesh.pipeline > 1 and stages > self.layers:
+            yield (
+                f"parallel.pipeline: {mesh.pipeline} ranks with schedule {parallel.schedule!r} make {stages} stages, "
+                f"but the model has {self.layers} blocks. Lower parallel.pipeline, or raise model.layers"
+            )
+        if mesh.pipeline > 1 and self.tied:
+            yield (
+                "model.tied: embedding and head lie in different pipeline stages, whose gradients nothing adds up yet. "
+                "Set model.tied to false, or parallel.pipeline to 1"
+            )
 
     def pieces(self) -> tuple[Piece, ...]:
         """Embedding, blocks, head: the order of a pipeline."""

@@ -1,11 +1,12 @@
 """What a model declares: all that the trainer asks of one, whatever its kind."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
+from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.nn.tables import Table
 from rtrain.objectives.next_token import VocabularyRanks
@@ -48,3 +49,30 @@ class Blueprint:
     pieces: tuple[Piece, ...]
     """Dense parts in the order of a pipeline. The first takes a batch's `inputs` and the vectors."""
     objective: Objective
+    against: Callable[[Parallel, Mesh], Iterable[str]] = lambda parallel, mesh: ()
+    """What speaks against a layout that only the model knows, one line each with what to change."""
+
+
+class Model(Protocol):
+    """A frozen config; a user's own file may hold one."""
+
+    reads: ClassVar[Any]
+    """Kind of batch; data that give another are refused."""
+    gives: ClassVar[Any]
+    """What the metrics are given; those that take another are refused."""
+    served: ClassVar[bool]
+    """Whether rtrain serves its export."""
+
+    def blueprint(self, facts: Any) -> Blueprint:
+        """The model for data of these `facts`: of interactions the schema, of tokens `TokenFacts`.
+
+        Raises:
+            ConfigError: it cannot read such data.
+        """
+
+    def check(self, data: Any) -> None:
+        """Look at data that have been opened.
+
+        Raises:
+            ConfigError: it cannot read them.
+        """

@@ -9,12 +9,13 @@ Shape legend: B rows, D dense features, V dims of all features' vectors together
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from rtrain.errors import ConfigError, did_you_mean
+from rtrain.metrics.state import Scored
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table, TableOptions
@@ -41,6 +42,9 @@ class RankingModel(nn.Module):
 class RankingConfig(ABC):
     """Config of a `RankingModel`."""
 
+    reads: ClassVar[Any] = Batch
+    gives: ClassVar[Any] = Scored
+    served: ClassVar[bool] = True
     several_labels: ClassVar[bool] = False
     """Whether the model gives a logit for each label of the schema, or just one."""
 
@@ -145,9 +149,12 @@ class RankingConfig(ABC):
         self.objective(schema)
         return self.dense_part(schema)
 
-    def blueprint(self, schema: Schema | None) -> Blueprint:
+    def check(self, data: object) -> None:
+        """Rows are held against the schema when they are opened: nothing is left to look at."""
+        return
+
+    def blueprint(self, schema: Schema) -> Blueprint:
         """See `rtrain.models.protocol`: the tower is one piece."""
-        assert schema is not None, "Run refuses data without one"
         return Blueprint(
             tables=self.table_list(schema),
             features=self.feature_names(schema),

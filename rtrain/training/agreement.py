@@ -3,12 +3,10 @@
 from typing import Any
 
 from rtrain.data.cursor import batches_per_epoch
-from rtrain.data.interactions import Interactions
 from rtrain.data.samples import SPLITS, Samples
-from rtrain.data.tokens import TokenDataset, Tokens
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh
-from rtrain.models.decoder import Decoder
+from rtrain.models.protocol import Model
 from rtrain.parallel import legal
 from rtrain.run import Run
 
@@ -19,21 +17,14 @@ def refuse(run: Run, mesh: Mesh) -> None:
     Raises:
         ConfigError: as `rtrain.parallel.legal`.
     """
-    if isinstance(run.model, Decoder):
-        assert isinstance(run.data, Tokens), "Run refuses another pair"
-        legal.refuse_dense(run.parallel, mesh, run.model, context=run.data.context, global_batch=run.global_batch)
-    else:
-        assert isinstance(run.data, Interactions), "Run refuses another pair"
-        tables = run.model.table_list(run.data.schema)
-        model = type(run.model).__name__
-        legal.refuse(
-            run.parallel,
-            run.sparse_optim,
-            tables,
-            world_size=mesh.world_size,
-            model=model,
-            rows_per_rank=-(-run.global_batch // mesh.data),
-        )
+    legal.refuse(
+        run.parallel,
+        mesh,
+        run.blueprint,
+        run.sparse_optim,
+        global_batch=run.global_batch,
+        model=type(run.model).__name__,
+    )
 
 
 def refuse_shares(run: Run, data: Samples[Any], mesh: Mesh) -> None:
@@ -65,12 +56,9 @@ def open_data(run: Run) -> Samples[Any]:
 
     Raises:
         DataError: data that is missing, damaged, or does not fit.
-        ConfigError: tokens that the model's vocabulary does not have.
+        ConfigError: data that the model cannot read.
     """
-    data = run.data.open()
-    if isinstance(data, TokenDataset) and isinstance(run.model, Decoder) and data.vocab > run.model.vocab:
-        raise ConfigError(
-            f"model.vocab: {run.model.vocab}, but the tokens of {data.shards.folder} come from a vocabulary of "
-            f"{data.vocab} ({data.shards.tokenizer}). Set model.vocab to {data.vocab} or more"
-        )
+    data: Samples[Any] = run.data.open()
+    model: Model = run.model
+    model.check(data)
     return data

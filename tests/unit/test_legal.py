@@ -3,15 +3,20 @@
 from typing import Any
 
 import pytest
+from torch import nn
 
 import rtrain
 from recipes.dlrm_movielens import run
+from rtrain.data.tokens import TokenFacts
 from rtrain.errors import ConfigError
-from rtrain.mesh import Parallel, lay_out
+from rtrain.mesh import Mesh, Parallel, lay_out
 from rtrain.models.decoder import Decoder
+from rtrain.models.plan import Piece
+from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
+from rtrain.objectives.pointwise import Pointwise
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
-from rtrain.parallel.legal import refuse, refuse_dense
+from rtrain.parallel.legal import refuse
 
 EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise")
 
@@ -22,8 +27,20 @@ def table(dim: int, name: str = "user_id") -> Table:
 
 def refusal(parallel: Parallel, optim: SparseOptim, *tables: Table, world_size: int = 2) -> str:
     with pytest.raises(ConfigError) as caught:
-        refuse(parallel, optim, tables, world_size=world_size, model="DLRM")
+        refuse_tables(parallel, optim, tables, world_size)
     return str(caught.value)
+
+
+def refuse_tables(parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int) -> None:
+    degrees = parallel.tensor * parallel.pipeline
+    mesh = lay_out(parallel, world_size * degrees)
+    tower = Piece(name="tower", build=nn.Identity, cost=0.0)
+    blueprint = Blueprint(tables=tables, pieces=(tower,), objective=Pointwise())
+    refuse(parallel, mesh, blueprint, optim, global_batch=32, model="DLRM")
+
+
+def refuse_dense(parallel: Parallel, mesh: Mesh, model: Decoder, *, context: int) -> None:
+    refuse(parallel, mesh, model.blueprint(TokenFacts(context)), SGD(), global_batch=32, model="Decoder")
 
 
 @pytest.mark.parametrize("axis", ["tensor", "pipeline"])
@@ -53,7 +70,7 @@ def test_columns_that_do_not_divide_over_the_ranks(dim: int, world_size: int) ->
 
 def accepts(parallel: Parallel, optim: SparseOptim, dim: int, world_size: int) -> bool:
     try:
-        refuse(parallel, optim, (table(dim),), world_size=world_size, model="DLRM")
+        refuse_tables(parallel, optim, (table(dim),), world_size)
     except ConfigError:
         return False
     return True
@@ -129,8 +146,8 @@ ILLEGAL = [
     ({"pipeline": 4, "microbatches": 4, "schedule": "interleaved_1f1b"}, "make 8 stages, but the model has 4 blocks"),
     ({"pipeline": 2}, "parallel.microbatches: schedule '1f1b' over 2 pipeline ranks needs at least 2 microbatches"),
     ({"pipeline": 2, "microbatches": 3, "schedule": "interleaved_1f1b"}, "needs a multiple of the 2 pipeline ranks"),
-    ({"microbatches": 64}, "parallel.microbatches: 64, but a step has only 32 sequences a data rank"),
-    ({"data": 64}, "global_batch: 32 sequences cannot be shared by 64 data ranks"),
+    ({"microbatches": 64}, "parallel.microbatches: 64, but a step has only 32 rows a data rank"),
+    ({"data": 64}, "global_batch: 32 rows cannot be shared by 64 data ranks"),
     (
         {"pipeline": 2, "microbatches": 2, "schedule": "zbv_zero_bubble", "zero_stage": 3},
         "parallel.zero_stage: 3 with schedule 'zbv_zero_bubble'",
@@ -144,7 +161,7 @@ def test_a_dense_layout_that_cannot_be(fields: dict[str, Any], message: str) -> 
     parallel = Parallel(**{"data": 1, **fields})
     mesh = lay_out(parallel, (parallel.data or 1) * parallel.tensor * parallel.pipeline)
     with pytest.raises(ConfigError) as caught:
-        refuse_dense(parallel, mesh, SMALL, context=30, global_batch=32)
+        refuse_dense(parallel, mesh, SMALL, context=30)
     assert message in str(caught.value)
 
 
@@ -152,12 +169,12 @@ def test_tied_embeddings_in_a_pipeline() -> None:
     tied = Decoder(vocab=96, layers=4, dim=48, heads=6, tied=True)
     parallel = Parallel(pipeline=2, microbatches=2)
     with pytest.raises(ConfigError, match=r"^model.tied: embedding and head lie in different pipeline stages"):
-        refuse_dense(parallel, lay_out(parallel, 2), tied, context=30, global_batch=32)
-    refuse_dense(Parallel(tensor=2), lay_out(Parallel(tensor=2), 2), tied, context=30, global_batch=32)
+        refuse_dense(parallel, lay_out(parallel, 2), tied, context=30)
+    refuse_dense(Parallel(tensor=2), lay_out(Parallel(tensor=2), 2), tied, context=30)
 
 
 def test_heads_that_neither_divide_nor_are_replicated_evenly() -> None:
     model = Decoder(vocab=96, layers=4, dim=96, heads=12, kv_heads=4, hidden=96)
     parallel = Parallel(tensor=6)
     with pytest.raises(ConfigError, match="6 ranks and 4 key-value heads"):
-        refuse_dense(parallel, lay_out(parallel, 6), model, context=30, global_batch=32)
+        refuse_dense(parallel, lay_out(parallel, 6), model, context=30)

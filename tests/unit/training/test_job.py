@@ -218,9 +218,9 @@ def test_a_monitor_that_names_no_metric_of_any_label(changes: dict[str, Any], sa
             "a row of every batch. Raise evaluation.batch, or use fewer workers",
         ),
         (
-            {"global_batch": 3},
+            {"global_batch": 4},
             4,
-            "global_batch: 3 cuts the train split's 2398 rows into batches of 2, but each of the 4 data ranks needs "
+            "global_batch: 4 cuts the train split's 2398 rows into batches of 3, but each of the 4 data ranks needs "
             "a row of every batch. Raise global_batch, or use fewer workers",
         ),
     ],
