@@ -1,0 +1,194 @@
+"""rtrain's own verbs: what each takes, and what it does."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rtrain.cli.recipe import serve
+
+
+class Argument:
+    """An argument as `argparse` takes it."""
+
+    def __init__(self, *names: str, **options: Any):
+        self.names, self.options = names, options
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb, or an action of one."""
+
+    name: str
+    text: str
+    """What it does, for `--help`."""
+    arguments: tuple[Argument, ...] = ()
+    run: Callable[[argparse.Namespace], int] | None = None
+    """Does it and prints the answer, with `options.json` as one line; returns the exit code."""
+    actions: tuple["Verb", ...] = ()
+    """Of which one is to be named, where the verb itself does nothing."""
+
+
+def _print(options: argparse.Namespace, answer: dict[str, Any], text: object) -> None:
+    print(json.dumps(answer) if options.json else text)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from rtrain.doctor import examine, render, to_json
+
+    findings = examine(storage=options.storage, ports=(options.port,))
+    print(to_json(findings) if options.json else render(findings))
+    return 1 if any(f.status == "fail" for f in findings) else 0
+
+
+def _init(options: argparse.Namespace) -> int:
+    from rtrain.starter import start
+
+    started = start(options.data, label=options.label, out=options.out, data_out=options.data_out)
+    _print(options, started.to_json(), started)
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from rtrain.data import sources
+
+    folder = str(sources.get(options.name))
+    _print(options, {"name": options.name, "folder": folder}, folder)
+    return 0
+
+
+def _tokenize(options: argparse.Namespace) -> int:
+    from rtrain.data.tokenize import tokenize
+
+    def say(text: str) -> None:
+        print(f"rtrain: {text}", file=sys.stderr, flush=True)
+
+    folder = str(tokenize(options.sources, options.out, tokenizer=options.tokenizer, say=say))
+    _print(options, {"folder": folder}, folder)
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    serve(options.target, options.replicas, options.port, options.json)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rtrain.report import write_report
+
+    path = write_report(options.target)
+    _print(options, {"report": path}, path)
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from rtrain.report.compare import compare, write_compare
+
+    page = write_compare(options.targets, options.out)
+    _print(options, compare(options.targets) | {"page": page} if options.json else {}, page)
+    return 0
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from rtrain.training.proof import account
+
+    found = account(options.target, verify=options.verify)
+    _print(options, found.to_json(), found)
+    return 0 if found.holds or not options.verify else 1
+
+
+def _checkpoints(options: argparse.Namespace) -> int:
+    from rtrain.cli.checkpoints import checkpoints
+
+    return checkpoints(options)
+
+
+RUN = Argument("target", help="the run's folder")
+VERBS = (
+    Verb(
+        "doctor",
+        "say what is wrong with this machine, and how to mend it",
+        (
+            Argument("--storage", default="runs", help="where runs are to be written (default: runs)"),
+            Argument("--port", type=int, default=8000, help="port that Ray Serve is to use (default: 8000)"),
+        ),
+        _doctor,
+    ),
+    Verb(
+        "init",
+        "write a commented first recipe from a data file's own columns",
+        (
+            Argument("data", help="CSV, TSV, JSON lines, Parquet, or a folder of Parquet files"),
+            Argument("--label", default="", help="column of 0 and 1, or a rule: 'rating>=4' (default: by its name)"),
+            Argument("--out", default="recipe.py", help="the recipe; never overwritten (default: recipe.py)"),
+            Argument("--data-out", default="", help="Parquet made of the data, if it has to be (default: beside it)"),
+        ),
+        _init,
+    ),
+    Verb(
+        "data",
+        "get and prepare data sets",
+        actions=(
+            Verb("get", "fetch a named data set into the cache", (Argument("name", help="ml-100k"),), _get),
+            Verb(
+                "tokenize",
+                "text files -> token shards for a language model",
+                (
+                    Argument("sources", nargs="+", help="text files, or folders of them; a file is a document"),
+                    Argument("--out", required=True, help="folder of the shards; new or empty"),
+                    Argument(
+                        "--tokenizer", default="bytes", help="bytes, bpe:SIZE (trained here), or a tokenizer.json"
+                    ),
+                ),
+                _tokenize,
+            ),
+        ),
+    ),
+    Verb(
+        "serve",
+        "serve a finished run, or its export, until Ctrl-C",
+        (
+            Argument("target", help="the run's folder or its export/ folder"),
+            Argument("--replicas", type=int, default=1, metavar="N", help="how many answer (default: 1)"),
+            Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
+        ),
+        _serve,
+    ),
+    Verb("report", "write a run's report.html anew", (RUN,), _report),
+    Verb(
+        "compare",
+        "metrics, curves and config differences of runs side by side, as a page",
+        (
+            Argument("targets", nargs="+", metavar="RUN", help="the runs' folders, two or more"),
+            Argument("--out", default="compare.html", help="the page (default: compare.html)"),
+        ),
+        _compare,
+    ),
+    Verb(
+        "ledger",
+        "say which samples a run's committed steps consumed, epoch by epoch",
+        (RUN, Argument("--verify", action="store_true", help="prove against the data: none lost, none repeated")),
+        _ledger,
+    ),
+    Verb(
+        "checkpoints",
+        "list, verify, show, compare, export or prune a run's checkpoints",
+        (
+            RUN,
+            Argument(
+                "action",
+                nargs="?",
+                default="list",
+                choices=("list", "verify", "show", "compare", "export", "prune"),
+                help="list (default); verify [STEP ...]: read every byte back; show [STEP]; compare STEP STEP; "
+                "export [STEP] --to FOLDER: the model as one safetensors file; prune --keep N",
+            ),
+            Argument("steps", nargs="*", type=int, metavar="STEP", help="none: the newest (verify: all)"),
+            Argument("--to", help="export: folder or URI to write to"),
+            Argument("--keep", type=int, help="prune: newest intact ones that stay, beside the best"),
+        ),
+        _checkpoints,
+    ),
+)
