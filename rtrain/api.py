@@ -3,15 +3,15 @@
 import os
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rtrain import config
 from rtrain.errors import UserError
 from rtrain.launch.clock import WORKERS, Clock
-from rtrain.launch.taking import finished, refuse_another, take
+from rtrain.launch.launchers import LAUNCHERS, Launcher, Start
+from rtrain.launch.taking import finished, refuse_another
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.storage import Folder, check_writable
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rtrain.serving.app import Served
-
-Launcher = Literal["ray", "inline", "torchrun"]
 
 
 @dataclass(frozen=True)
@@ -103,45 +101,10 @@ def train(
     if leads and not fresh:
         refuse_another(run)
     with ExitStack() as stack:
-        if launcher == "ray":
-            from rtrain.launch.bar import Watch
-            from rtrain.launch.session import ray_session
-
-            with ThreadPoolExecutor(1) as beside:
-                planned = beside.submit(plan, run)  # imports torchrec while Ray starts
-                stack.enter_context(ray_session(run.cluster))
-                planned.result()
-            if run.handoff.serve_check:
-                from rtrain.serving.app import check_port
-
-                check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
-            from rtrain.launch import worker_logs
-            from rtrain.launch.ray_train import train_on_ray
-
-            driver = take(run, stack, fresh=fresh, say=say)
-            clock.lap("start-up")
-            say(f"starting {run.cluster.workers} workers")
-            with worker_logs.kept_on_failure(run.folder, driver), Watch(run, say):
-                outcome = train_on_ray(run, driver=driver.token)
-        elif launcher == "inline":
-            from rtrain.launch.local import train_inline
-
-            driver = take(run, stack, fresh=fresh, say=say)
-            clock.lap("start-up")
-            outcome = train_inline(run, driver.token)
-        else:
-            from rtrain.launch.local import Agent, train_under_torchrun
-
-            mine = None
-            if leads:  # the others wait for it when they join the process group
-                agent = Agent()
-                mine = take(run, stack, fresh=fresh, say=say, again=agent.driver)
-                agent.keep(mine.token)
-            clock.lap("start-up")
-            told = train_under_torchrun(run, mine.token if mine else "")
-            if told is None or mine is None:
-                return None
-            driver, outcome = mine, told
+        ended = LAUNCHERS[launcher](Start(run, stack, fresh, leads, clock, say))
+        if ended is None:
+            return None
+        driver, outcome = ended
         clock.lap(WORKERS)
         from rtrain.launch.finish import finish
 

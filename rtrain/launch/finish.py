@@ -48,7 +48,7 @@ def finish(
         Fenced: another driver has taken the run; what lies in its folder is that one's to write.
         RunFailed: the served answers differ from the trainer's.
     """
-    folder = Folder(run.folder)
+    folder, commit = Folder(run.folder), commit_of()
     dataset = run.data.open()
     ranked = dataset if isinstance(dataset, Dataset) else None
     baseline = bias_baseline(run, ranked, "test") if ranked else None
@@ -100,7 +100,7 @@ def finish(
         "examples_per_s": outcome.examples_per_s,
         "peak_bytes_per_rank": outcome.peak_bytes_per_rank,
         "command": mask_command(command),
-        "commit": commit_of(),
+        "commit": commit,
         "seconds": round(clock.seconds, 1),
     }
     driver.check()

@@ -31,8 +31,11 @@ class Stopwatch:
         sample_from: int = 10,
         sample_steps: int = 5,
         entered: Callable[[str], object] = lambda phase: None,
+        elsewhere: Callable[[], float] = lambda: 0.0,
     ):
+        """`elsewhere`: seconds so far that someone else counts (the saver), so that the sampling does not too."""
         self.device = device
+        self.elsewhere = elsewhere
         self.entered = entered
         """Told of each phase as it begins: the watchdog's."""
         self._totals: dict[str, float] = defaultdict(float)
@@ -49,7 +52,7 @@ class Stopwatch:
         """Call before each step: starts and ends the sampling when it is time."""
         self._steps += 1
         if self._steps == self._sample.start:
-            self._sampled_at, self._before_sample = time.perf_counter(), sum(self._between.values())
+            self._sampled_at, self._before_sample = time.perf_counter(), self._counted()
             on_gpu = [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
             self._profile = profile(activities=[ProfilerActivity.CPU, *on_gpu])
             self._profile.start()
@@ -114,8 +117,11 @@ class Stopwatch:
             inside = sum(max(0.0, min(e, be) - max(b, bb)) for b, e in spans for bb, be in busy)
             self.shares[name] = inside / length if length else 0.0
         # What lay between the sampled steps has been counted where it belongs.
-        counted = sum(self._between.values()) - self._before_sample
+        counted = self._counted() - self._before_sample
         self._between["sampling"] += max(0.0, time.perf_counter() - self._sampled_at - counted)
+
+    def _counted(self) -> float:
+        return sum(self._between.values()) + self.elsewhere()
 
     def breakdown(self) -> dict[str, float]:
         """Seconds by data, forward, backward, optimizer and communication, over all unsampled steps; and of BETWEEN."""

@@ -140,7 +140,8 @@ class _Job:
 
     def _finish(self, callbacks: Sequence[Callback]) -> Outcome:
         state = self.state
-        watch = Stopwatch(self.world.device, entered=self._goes_on)
+        saver = self.saver
+        watch = Stopwatch(self.world.device, entered=self._goes_on, elsewhere=lambda: saver.stalled_s + saver.last_s)
         wall_s, trained = self._train(callbacks, watch)
         gc.collect()  # the trained replica holds itself in cycles; another one is built next, of the same size
         timeline = {"build": time.perf_counter() - self.began - wall_s, "loop": wall_s}
