@@ -76,7 +76,7 @@ FailureKind = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Injection:
-    """A failure to bring about once, for a rehearsal; the verb `chaos` sets it."""
+    """A failure to cause once, for a rehearsal; the verb `chaos` sets it."""
 
     kind: FailureKind
     """What happens. The checkpoint kinds damage the newest one and kill the rank."""
@@ -101,7 +101,7 @@ class Faults:
     grace_s: float = 120.0
     """Seconds after SIGTERM in which a checkpoint must be written; then the process is ended (exit code 143)."""
     inject: Injection | None = None
-    """A failure to bring about; none: none."""
+    """A failure to cause; none: none."""
 
     @property
     def collective_s(self) -> float:

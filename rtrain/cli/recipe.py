@@ -19,7 +19,7 @@ VERBS = {
     "train": "train to the end (resumes by name), test, export, report; the default",
     "plan": "show ranks, table placement and bytes per rank; starts nothing",
     "parity": "train some steps at this layout and in one process (CPU), and compare; --layouts all: every one",
-    "chaos": "bring failures about, each beside an undisturbed twin, and show what each cost",
+    "chaos": "cause failures on purpose, each beside an undisturbed twin, and show what each cost",
     "tune": "search the recipe's space, each trial a distributed run",
     "serve": "serve the finished run's export until Ctrl-C",
     "config": "print the resolved config",

@@ -195,7 +195,10 @@ def _files(fs: Any, path: str, uri: str) -> list[str]:
 def _footer_bytes(opened: IO[bytes], size: int, path: str) -> bytes:
     """The Parquet footer: metadata, its length in 4 bytes, magic."""
     if size < 12 or opened.read(4) != MAGIC:
-        raise DataError(f"{path}: not a Parquet file. Convert it to Parquet, or check data.source")
+        raise DataError(
+            f"{path}: not a Parquet file. Convert it to Parquet ('rtrain init' makes it of CSV and JSON lines), "
+            "or name another file"
+        )
     opened.seek(size - 8)
     tail = opened.read(8)
     length = int.from_bytes(tail[:4], "little")

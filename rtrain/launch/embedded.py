@@ -30,6 +30,8 @@ GONE_S = 15.0
 """Seconds that Ray's processes get to end by themselves after its shutdown; they took under 1 s when measured."""
 CLOCKS_S = 5.0
 """Seconds by which the start of a process, which the kernel counts from a boot time in whole seconds, may be off."""
+STARTS, SLOW = 3, "timed out during startup"
+"""Times that Ray is started, and what it says when its node was not up within 30 s, which nothing can set."""
 _OURS: list[Path] = []
 """The folder of this process's embedded Ray while it runs."""
 AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -62,14 +64,7 @@ def embedded_ray(num_cpus: int) -> Iterator[None]:
     try:
         # A signal to this process's group (`timeout`, a terminal, SLURM) is for it to answer: Ray goes when it is done.
         with _environ("TMPDIR", str(temporary.path)), groups_of_their_own():
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users; the one around it stays closed
-            )
+            _init(folder, num_cpus)
         yield
     finally:
         ours = processes_in(folder)
@@ -84,6 +79,27 @@ def embedded_ray(num_cpus: int) -> Iterator[None]:
         _reread_auth()
         shutil.rmtree(folder, ignore_errors=True)
         temporary.remove()
+
+
+def _init(folder: Path, num_cpus: int) -> None:
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,  # the driver shows the run's own progress; worker logs stay in Ray's folder
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),  # Ray opens its own folder to all users; the one around it stays closed
+            )
+            return
+        except Exception as error:  # a bare one is what it raises
+            if not left or SLOW not in str(error):
+                raise
+            print("rtrain: Ray was not up within its 30 s; the machine is busy. Once more", file=sys.stderr, flush=True)
+            ray.shutdown()
+            end(processes_in(folder))
+            shutil.rmtree(folder / "r", ignore_errors=True)
 
 
 @contextmanager

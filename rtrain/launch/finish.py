@@ -16,7 +16,7 @@ from rtrain.errors import RunFailed
 from rtrain.export.artifact import export
 from rtrain.export.huggingface import export_decoder
 from rtrain.launch.clock import WORKERS, Clock
-from rtrain.launch.taking import RESULT
+from rtrain.launch.taking import RESULT, earlier_result
 from rtrain.metrics.baseline import UserItemBias
 from rtrain.metrics.state import Metric, Scored, evaluate
 from rtrain.models.decoder import Decoder
@@ -77,6 +77,9 @@ def finish(
         served = difference <= SAME
         clock.lap("serving check")
     monitor = run.evaluation.monitor
+    # A start that only judged and handed on says of the training what the one before it knew.
+    trained = outcome.examples_per_s > 0
+    before = {} if trained else earlier_result(folder)
     result: dict[str, Any] = {
         "run": run.name,
         "test": outcome.test,
@@ -96,8 +99,8 @@ def finish(
         "served_max_difference": difference,
         "report": f"{folder.uri}/report.html",
         "timeline": timeline(clock, outcome.timeline),
-        "breakdown": outcome.breakdown,
-        "examples_per_s": outcome.examples_per_s,
+        "breakdown": outcome.breakdown if trained else before.get("breakdown", {}),
+        "examples_per_s": outcome.examples_per_s if trained else before.get("examples_per_s"),
         "peak_bytes_per_rank": outcome.peak_bytes_per_rank,
         "command": mask_command(command),
         "commit": commit,

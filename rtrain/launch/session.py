@@ -32,7 +32,7 @@ DEFAULTS = {
 # And this when a Ray is started here; a cluster has its own.
 EMBEDDED = {
     "RAY_worker_niceness": "0",  # Ray gives its workers nice 15, and a busy machine starves them
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rtrain.serving.limits:limit_headers_in_proxy",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rtrain.serving.limits:limit_clients_of_proxy",
 }
 
 CANNOT = (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError)

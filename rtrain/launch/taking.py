@@ -1,5 +1,6 @@
 """What a start finds under its name: a finished run, one to go on with, another one; and taking its folder."""
 
+import re
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -20,9 +21,11 @@ MAY_CHANGE = (
     "metrics", "log_every_steps", "epochs", "max_steps", "data.prefetch",
 )  # fmt: skip
 # And of these, a finished run has something to do again.
-GIVES_WORK = ("evaluation", "metrics", "handoff")
-LENGTH = ("epochs", "max_steps")
+GIVES_WORK = ("metrics", "handoff")
+# And of these, one whose steps are not all trained.
+LENGTH, EVALUATION = ("epochs", "max_steps"), "evaluation"
 RESULT, REPORT = "result.json", "report.html"
+KEPT = re.compile(r"result~(\d+)\.json")
 Say = Callable[[str], None]
 
 
@@ -39,12 +42,13 @@ def finished(run: Run, asked: Run, say: Say) -> Mapping[str, Any] | None:
     changed = min((config.diff(before, now) for now in (run, asked)), key=len)
     if any(not c.startswith(MAY_CHANGE) or c.startswith(GIVES_WORK) for c in changed):
         return None
-    if any(c.startswith(LENGTH) for c in changed) and _total_steps(run) > stored["steps"] and not stored["stop"]:
+    longer, judged = (any(c.startswith(names) for c in changed) for names in (LENGTH, EVALUATION))
+    if (judged or (longer and not stored["stop"])) and _total_steps(run) > stored["steps"]:
         return None
     said = f"finished already, at step {stored['steps']}; this is its stored result (--fresh trains it anew)"
     if changed:
         why = f": {stored['stop']}; evaluation.patience gives it more" if stored["stop"] else ""
-        said += f". Nothing is left to train under what changed ({'; '.join(changed)}){why}"
+        said += f". What changed ({'; '.join(changed)}) leaves no step to train{why}"
     say(said)
     return stored
 
@@ -107,6 +111,13 @@ def take(run: Run, stack: ExitStack, *, fresh: bool, say: Say, again: str = "") 
         say(f"the result so far stays as {_keep_result(folder)}")
     folder.write_json("run.json", config.to_dict(run))
     return driver
+
+
+def earlier_result(folder: Folder) -> Mapping[str, Any]:
+    """The newest of the results that were kept beside a new one; empty where there is none."""
+    numbers = [int(match[1]) for name in folder.names() if (match := KEPT.fullmatch(name))]
+    result: Mapping[str, Any] = folder.read_json(f"result~{max(numbers)}.json") if numbers else {}
+    return result
 
 
 def _keep_result(folder: Folder) -> str:

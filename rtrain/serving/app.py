@@ -22,20 +22,17 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ray import serve as ray_serve
+from ray.exceptions import RayError
 from ray.serve.schema import LoggingConfig
 
-from rtrain.errors import ClusterError, DataError
+from rtrain.errors import ClusterError, DataError, RunFailed, one_line
 from rtrain.export.artifact import Prediction, Predictor
 from rtrain.export.request import json_schema
-from rtrain.serving.limits import BodyLimits
+from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits
 from rtrain.version import VERSION
 
 MAX_ROWS = 10_000
 """Rows that one request may carry, and that are scored in one forward pass."""
-MAX_BYTES = 32 << 20
-"""Bytes of one request's body: 3 KB for each of so many rows."""
-BODY_S = 30.0
-"""Seconds in which a client must have sent its body."""
 REQUEST_S = 60.0
 """Seconds after which the proxy gives a request up."""
 
@@ -181,14 +178,20 @@ def deploy(
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     Predictor(export)  # here, where the error is one line, before any replica starts
     check_port(host, port)
-    ray_serve.start(
-        http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
-        logging_config=LoggingConfig(enable_access_log=False),
-    )
     app = Ranker.options(  # type: ignore[attr-defined]
         num_replicas=replicas, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256
     ).bind(export)
-    ray_serve.run(app, name=name, route_prefix="/")
+    try:
+        ray_serve.start(
+            http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
+            logging_config=LoggingConfig(enable_access_log=False),
+        )
+        ray_serve.run(app, name=name, route_prefix="/")
+    except (RayError, RuntimeError, TimeoutError) as error:
+        raise RunFailed(
+            f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
+            "command tries again; of a run the training is done and kept"
+        ) from error
     return Served(name=name, url=f"http://{host}:{port}", session=session or ExitStack())
 
 

@@ -9,10 +9,13 @@ MASK = "***"
 START = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 WORDS = {
     "key", "token", "secret", "password", "passwd", "pass", "pwd", "auth", "sig", "signature", "sas", "credential",
-    "jwt", "bearer", "session", "code",
+    "jwt", "bearer", "session", "code", "passphrase", "hmac", "delegation", "policy",
 }  # fmt: skip
 """A query's key that has such a word, as `X-Amz-Signature` and `api_key` have, names a secret."""
-ENDS = ("token", "secret", "password", "passwd", "signature", "credential", "apikey", "accesskey", "accesskeyid")
+ENDS = (
+    "token", "secret", "password", "passwd", "signature", "credential", "apikey", "accesskey", "accesskeyid",
+    "sharedkey", "accountkey", "sessionid",
+)  # fmt: skip
 """As has one that ends so without a sign between its words, as `AWSAccessKeyId` and `accesstoken` do."""
 
 
@@ -28,10 +31,11 @@ def has_secret(value: object) -> bool:
 def mask_uris(value: str) -> str:
     """A single value (a config's, an option's) with the secrets of its URIs replaced; a URI may hold spaces."""
     starts = [found.start() for found in START.finditer(value)]
-    if not starts:
-        return value
-    parts = [value[: starts[0]]]
-    for start, stop in zip(starts, [*starts[1:], len(value)], strict=True):
+    first = value[: starts[0]] if starts else value  # a path may have a query too, a connection string has pairs
+    for begin, end in sorted(_pairs(first, 0), reverse=True):
+        first = first[:begin] + MASK + first[end:]
+    parts = [first]
+    for start, stop in zip(starts, [*starts[1:], len(value)], strict=False):
         uri = value[start:stop]
         for begin, end in sorted(_secrets(uri), reverse=True):
             uri = uri[:begin] + MASK + uri[end:]
@@ -41,7 +45,7 @@ def mask_uris(value: str) -> str:
 
 def mask_text(text: str) -> str:
     """A text with the secrets of its URIs replaced; a URI ends at the next space."""
-    return re.sub(rf"{START.pattern}\S+", lambda found: mask_uris(found[0]), text)
+    return re.sub(r"\S+", lambda found: mask_uris(found[0]), text)
 
 
 def _secrets(uri: str) -> Iterator[tuple[int, int]]:
@@ -58,9 +62,14 @@ def _secrets(uri: str) -> Iterator[tuple[int, int]]:
             yield after + len(user) + 1, at
         elif user and scheme.rpartition("+")[2] in ("http", "https"):
             yield after, after + len(user)  # a token; elsewhere a lone user is a name, or a container (abfs)
-    query = re.compile(r"[?#]").search(uri, at)
-    for pair in re.compile(r"([^?&;#=]+)=([^&;#]+)").finditer(uri, query.end()) if query else ():
-        if _names_a_secret(unquote_plus(pair[1])):
+    yield from _pairs(uri, at)
+
+
+def _pairs(text: str, begin: int) -> Iterator[tuple[int, int]]:
+    """Where the values of a query's, a fragment's or a path's parameters are secrets, or URIs that hold one."""
+    for pair in re.compile(r"[?#&;]\s*([^?&;#=]+)=([^&;#]+)").finditer(text, begin):
+        inner = unquote_plus(pair[2])
+        if _names_a_secret(unquote_plus(pair[1])) or ("://" in inner and mask_uris(inner) != inner):
             yield pair.span(2)
 
 

@@ -150,7 +150,7 @@ class _Job:
         best_step = state.best_step if state.best_step is not None else state.step
         best = self._open(best_step)
         began = time.perf_counter()
-        test = self._judge(best)
+        valid, test = self._judge(best)
         timeline["test"] = time.perf_counter() - began
         peaks: list[int] = [0] * self.world.size
         dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
@@ -159,7 +159,7 @@ class _Job:
             best_step=best_step,
             world_size=self.world.size,
             attempts=state.attempt,
-            valid=state.best,
+            valid=valid,
             test=test,
             breakdown=breakdown,
             timeline=timeline,
@@ -244,8 +244,8 @@ class _Job:
                 )
             yield batch
 
-    def _judge(self, best: Stored) -> dict[str, float]:
-        """Test metrics of a checkpoint, and the predictions that a server is held against."""
+    def _judge(self, best: Stored) -> tuple[dict[str, float], dict[str, float]]:
+        """Validation and test metrics of a checkpoint; writes the predictions that a server is held against."""
         self._goes_on("best checkpoint")
         replica = Replica(self.run, self.mesh, self.world, stored=best, training=False)
         test, curves = examine(replica, self._scan("test"), self.run.metrics)
@@ -253,7 +253,10 @@ class _Job:
             self.folder.write_json(CURVES, curves)
         if replica.objective.link:
             write_predictions(self.run, self.data, replica, self.folder, self.attempt)
-        return test
+        valid = self.state.best
+        if valid.keys() != test.keys():  # other metrics than it was trained with, or its score was lost
+            valid = measure(replica, self._scan("valid"), self.run.metrics)
+        return valid, test
 
     def _open(self, step: int) -> Stored:
         stored = Stored(self.folders.of(step), step)

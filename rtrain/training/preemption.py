@@ -22,7 +22,8 @@ class Notice:
 
     A process that is stuck in C runs no Python handler. So a thread hears of the signal too, from the
     descriptor that Python's own C handler writes to, and after `grace_s` (none: never) it leaves every
-    thread's stack on stderr and ends the process with 143.
+    thread's stack on stderr and ends the process with 143. Code in C that never gives Python's lock back
+    stops that thread as well: such a process is ended by the watchdog's timer, which needs no lock.
 
     Only Python's main thread may listen to signals; elsewhere (a Ray worker trains in a thread) the
     signal keeps its meaning, and `give` is for whoever else hears of it.

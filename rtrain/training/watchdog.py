@@ -62,10 +62,14 @@ class Watchdog:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join(timeout=1.0)
+        faulthandler.cancel_dump_traceback_later()
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self.silent_s / 4)):
             limit_s = self.silent_s * (SET_UP if self.phase == FIRST else 1)
+            # Code in C that keeps Python's lock stops this thread too; what this arms needs no lock.
+            with suppress(Exception):  # no stderr
+                faulthandler.dump_traceback_later(2 * limit_s + WRITE_S, exit=True, file=sys.__stderr__.fileno())  # type: ignore[union-attr]
             if time.monotonic() - self.at > limit_s:
                 end_process(
                     f"{self.who}: silent for {limit_s:g} s (faults.hang_s) in phase {self.phase!r} after step "

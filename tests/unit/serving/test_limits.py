@@ -14,12 +14,17 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from rtrain.serving.limits import BodyLimits, with_header_limit
+from rtrain.serving.limits import BodyLimits, with_limits
 
 HEADERS_S, BODY_S = 2.0, 6.0  # a busy machine must not be too late with what is in time
 app = FastAPI()
 app.add_middleware(BodyLimits, most_bytes=1000, most_s=BODY_S)
 parsed: list[int] = []
+
+
+@app.get("/long")
+async def long() -> str:
+    return "x" * 10_000_000
 
 
 @app.post("/")
@@ -33,7 +38,7 @@ def port() -> Iterator[int]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(16)  # who comes before the server is up waits for it
-        protocol = with_header_limit(AutoHTTPProtocol, HEADERS_S)
+        protocol = with_limits(AutoHTTPProtocol, headers_s=HEADERS_S, headers_bytes=20_000, reads_s=2.0)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=protocol))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
         thread.start()
@@ -93,3 +98,23 @@ def test_slow_headers_are_cut_off_and_slow_bodies_are_not(port: int) -> None:
             with suppress(ConnectionResetError):
                 while closed.recv(1000):  # what is left of an answer; it would wait for 30 s if nobody closed
                     pass
+
+
+def test_headers_without_end_and_answers_that_nobody_reads(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as endless:
+        endless.sendall(b"GET /long HTTP/1.1\r\nHost: x\r\n")
+        with pytest.raises(OSError):  # the server has closed it
+            for number in range(1000):
+                endless.sendall(b"X-%d: " % number + b"a" * 1000 + b"\r\n")
+                time.sleep(0.001)
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        deaf.connect(("127.0.0.1", port))
+        deaf.settimeout(30)
+        deaf.sendall(b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(4)
+        received = 0
+        with suppress(ConnectionResetError):
+            while more := deaf.recv(1 << 20):
+                received += len(more)
+        assert received < 10_000_000, "the whole answer was kept for a client that did not read"

@@ -39,6 +39,12 @@ CARRIERS = {
     "API key": f"https://host/p?n=1;api_key={SECRET}",
     "spelled otherwise": f"https://host/p?s%69g={SECRET}",
     "in the fragment": f"https://host/p#access_token={SECRET}",
+    "in a path's parameter": f"https://host/p;jsessionid={SECRET}",
+    "another URI in the query": f"https://host/?to=https%3A%2F%2Fme%3A{SECRET}%40other%2F",
+    "of a path": f"data/x.parquet?X-Amz-Signature={SECRET}",
+    "connection string": f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={SECRET}",
+    "pass phrase": f"https://host/?passphrase={SECRET}",
+    "policy of a signed cookie": f"https://host/?Policy={SECRET}",
 }
 INNOCENT = (
     "s3://bucket/runs", "file:///C:/a@b", "abfs://container@account.dfs.core.windows.net/x@y", "sftp://me@host/x",

@@ -12,7 +12,7 @@ from recipes.mmoe_movielens import run as mmoe_run
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import ConfigError, RunFailed
 from rtrain.mesh import lay_out
-from rtrain.metrics import AUC, Calibration, LogLoss
+from rtrain.metrics import AUC, MAE, Calibration, LogLoss
 from rtrain.run import Run
 from rtrain.training.agreement import open_data, refuse_shares
 from rtrain.training.events import State
@@ -78,6 +78,17 @@ def test_a_finished_run_gives_its_stored_result(tiny: Run) -> None:
     fresh = train(short, fresh=True)
     assert fresh["test"] == first["test"]
     assert (Path(short.storage) / "tiny~1" / "result.json").exists(), "the earlier run was not kept"
+
+
+def test_a_start_that_only_judges_keeps_what_training_said(tiny: Run) -> None:
+    short = rtrain.override(tiny, {"max_steps": 6})
+    first = train(short)
+    assert train(rtrain.override(short, {"evaluation.patience": 9})) == first, "no step is left for more patience"
+    judged = train(rtrain.override(short, {"metrics": (AUC(), MAE())}))
+    assert judged["valid"].keys() == judged["test"].keys() == {"auc", "mae"}
+    assert judged["valid"]["auc"] == first["valid"]["auc"]
+    assert (judged["examples_per_s"], judged["breakdown"]) == (first["examples_per_s"], first["breakdown"])
+    assert judged["examples_per_s"] > 0
 
 
 def test_a_finished_run_is_not_overwritten(tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:

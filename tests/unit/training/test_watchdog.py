@@ -1,5 +1,6 @@
 """A rank that falls silent ends itself with its stacks; SIGTERM ends a process that is stuck in C."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -48,6 +49,22 @@ def test_a_world_of_one_that_is_stuck_outside_a_collective(tiny: Run) -> None:
     text = left.read_text()
     assert text.startswith("rank 0 on ") and "in phase 'callbacks' after step 3" in text.splitlines()[0]
     assert "in sleeps" in text
+
+
+def sleeps_in_c() -> None:
+    """With Python's lock, so that no thread of Python runs any more."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def stuck_in_c(run: Run) -> None:
+    run_job(run, join(gpu=False, timeout_s=60), [At(3, sleeps_in_c)])
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stuck_with_pythons_lock(tiny: Run) -> None:
+    run = rtrain.override(tiny, {"faults.hang_s": 0.5, "checkpoint.background": False})
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="terminated with exit code 1"):
+        in_world(1, stuck_in_c, run, deadline_s=120)
 
 
 @pytest.mark.slow
