@@ -91,7 +91,9 @@ def _set(node: Any, declared: Any, path: list[str], value: object, key: str) -> 
     if head not in known:
         name = type(node).__name__
         near = did_you_mean(head, known)
-        raise ConfigError(f"{where}: {name} has no field {head!r}{near or '. Its fields: ' + ', '.join(known)}")
+        raise ConfigError(
+            f"{where}: {name} has no field {head!r}{near or '. Its fields: ' + (', '.join(known) or 'none')}"
+        )
     hint = _hints(type(node))[head]
     new = _set(getattr(node, head), hint, rest, value, key) if rest else coerce(value, hint, where)
     return dataclasses.replace(node, **{head: new})

@@ -42,9 +42,10 @@ class RunFailed(RtrainError):
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'lr'?"` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    """`"; did you mean 'lr'?"` for the closest known name, whatever its case, or an empty string."""
+    spelled = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(wrong.lower(), list(spelled), n=1, cutoff=0.6)
+    return f"; did you mean {spelled[close[0]]!r}?" if close else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -82,11 +82,13 @@ def changes(words: list[str], config: Any) -> dict[str, object]:
         ConfigError: a word that belongs to no field, or a field without its value.
     """
     known = {field.key: field.hint for field in fields(config)}
-    words, found = list(words), dict[str, object]()
+    words, found, key = list(words), dict[str, object](), ""
     while words:
-        word = words.pop(0)
+        word, before = words.pop(0), key
         key, equals, value = word.partition("=")
         if not key.startswith("--"):
+            if known.get(before) is bool:
+                raise ConfigError(f"{before}: expected {TRUE} or {FALSE}, got {word!r}")
             raise ConfigError(f"command line: {word!r} is neither an option nor the value of one")
         key = key[2:].replace("-", "_")
         if not equals:
