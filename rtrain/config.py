@@ -128,7 +128,16 @@ def coerce(value: object, hint: Any, where: str) -> Any:
             raise ConfigError(where)
         return _adapter(hint).validate_python(value)
     except (ValidationError, ConfigError):
-        raise ConfigError(f"{where}: expected {spell(hint)}, got {value!r} ({type(value).__name__})") from None
+        near = _nearest_choice(value, hint)
+        raise ConfigError(f"{where}: expected {spell(hint)}, got {value!r} ({type(value).__name__}){near}") from None
+
+
+def _nearest_choice(value: object, hint: Any) -> str:
+    """The word nearest to one that is none of those that the type lists."""
+    options = [hint, *get_args(hint)] if get_origin(hint) is not Literal else [hint]
+    choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+    wrong = [word for word in (value if isinstance(value, tuple) else (value,)) if word not in choices]
+    return did_you_mean(wrong[0], map(str, choices)) if wrong and isinstance(wrong[0], str) else ""
 
 
 @cache

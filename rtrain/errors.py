@@ -42,9 +42,11 @@ class RunFailed(RtrainError):
 
 
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'lr'?"` for the closest known name, whatever its case, or an empty string."""
+    """`"; did you mean 'lr'?"` for the closest known name, whatever its case, or that of its initials; else empty."""
     spelled = {name.lower(): name for name in known}
     close = difflib.get_close_matches(wrong.lower(), list(spelled), n=1, cutoff=0.6)
+    initials = "".join(word[:1] for word in wrong.lower().split("_"))  # lr, of who asks for learning_rate
+    close = close or [name for name in (initials,) if name in spelled and len(name) > 1]
     return f"; did you mean {spelled[close[0]]!r}?" if close else ""
 
 

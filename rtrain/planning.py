@@ -10,6 +10,7 @@ from rtrain.config import validate
 from rtrain.mesh import Mesh, lay_out
 from rtrain.nn.tables import Table
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
+from rtrain.parallel.stage import parameters_of_rank
 from rtrain.run import Run
 from rtrain.training.agreement import refuse
 
@@ -99,8 +100,6 @@ def plan(run: Run) -> Plan:
         ConfigError: what `check` refuses, and tables that do not fit.
         DataError: a local source that is not there.
     """
-    from rtrain.parallel.stage import parameters_of_rank  # pipelining: half a second to import
-
     mesh = check(run)
     run.data.check_source()
     memory, source = _memory(run)

@@ -7,7 +7,7 @@ rectangles of it. This is the whole contract between `parallel/` and `checkpoint
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass
@@ -62,17 +62,3 @@ class Place:
         if data.dim() == 0:
             return whole(name, data)
         return Chunk(name=name, shape=self.shape, offsets=self.offsets, data=data)
-
-
-def whole_places(module: nn.Module, prefix: str, *, writes: bool) -> dict[str, Place]:
-    """Parameter name -> place, for a module that every rank holds whole."""
-    return {
-        name: Place(
-            name=f"{prefix}{name}",
-            shape=tuple(parameter.shape),
-            offsets=(0,) * parameter.dim(),
-            sizes=tuple(parameter.shape),
-            writes=writes,
-        )
-        for name, parameter in module.named_parameters()
-    }

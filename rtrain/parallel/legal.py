@@ -53,6 +53,11 @@ def reasons_against(
         )
     if mesh.pipeline > 1:
         yield from _against_pipeline(parallel, mesh.pipeline)
+    if mesh.pipeline > 1 and blueprint.objective.link is not None:
+        yield (
+            f"parallel.pipeline: {mesh.pipeline}, but {model}'s objective scores outputs, which only the last stage "
+            "has. Set parallel.pipeline to 1"
+        )
 
 
 def _against_columns(

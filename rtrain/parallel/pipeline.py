@@ -18,8 +18,8 @@ from torch.distributed.pipelining.schedules import (
 )
 
 from rtrain.mesh import PipelineSchedule
-from rtrain.models.plan import Piece, balance
 from rtrain.parallel.groups import Groups
+from rtrain.parallel.stage import stages_of_ranks
 
 ONE_STAGE: dict[str, Any] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 MANY_STAGES: dict[str, Any] = {
@@ -27,25 +27,6 @@ MANY_STAGES: dict[str, Any] = {
     "interleaved_zero_bubble": ScheduleInterleavedZeroBubble,
     "zbv_zero_bubble": ScheduleZBVZeroBubble,
 }
-
-
-def stages_of_ranks(schedule: PipelineSchedule, ranks: int) -> list[list[int]]:
-    """Stage numbers of each pipeline rank: one each, or two for the schedules that interleave (a V for ZBV)."""
-    if schedule in ONE_STAGE:
-        return [[r] for r in range(ranks)]
-    if schedule == "zbv_zero_bubble":
-        return [[r, 2 * ranks - 1 - r] for r in range(ranks)]
-    return [[r, r + ranks] for r in range(ranks)]
-
-
-def pieces_of_stages(pieces: Sequence[Piece], stages: int) -> list[tuple[Piece, ...]]:
-    """The pieces of each stage, balanced by cost."""
-    at = 0
-    found = []
-    for count in balance([p.cost for p in pieces], stages):
-        found.append(tuple(pieces[at : at + count]))
-        at += count
-    return found
 
 
 class Pipeline:

@@ -2,14 +2,15 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from rtrain.mesh import Mesh, Parallel
-from rtrain.models.plan import Piece
+from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel, PipelineSchedule
+from rtrain.models.plan import Piece, balance
 from rtrain.parallel.chunks import Place
-from rtrain.parallel.pipeline import pieces_of_stages, stages_of_ranks
 from rtrain.parallel.tensor import TensorRank
 
 
@@ -27,6 +28,25 @@ class Stage(nn.Module):
         for piece in others:
             x = piece(x)
         return x
+
+
+def stages_of_ranks(schedule: PipelineSchedule, ranks: int) -> list[list[int]]:
+    """Stage numbers of each pipeline rank: one each, or two for the schedules that interleave (a V for ZBV)."""
+    if schedule in ONE_STAGE_A_RANK:
+        return [[r] for r in range(ranks)]
+    if schedule == "zbv_zero_bubble":
+        return [[r, 2 * ranks - 1 - r] for r in range(ranks)]
+    return [[r, r + ranks] for r in range(ranks)]
+
+
+def pieces_of_stages(pieces: Sequence[Piece], stages: int) -> list[tuple[Piece, ...]]:
+    """The pieces of each stage, balanced by cost."""
+    at = 0
+    found = []
+    for count in balance([p.cost for p in pieces], stages):
+        found.append(tuple(pieces[at : at + count]))
+        at += count
+    return found
 
 
 def stages_of_rank(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh, rank: int) -> list[tuple[Piece, ...]]:
@@ -69,8 +89,17 @@ def build_stages(
     return modules, places
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out first values, which the meta device has no use for: its normal draws import a second of torch."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def _shaped(piece: Piece) -> nn.Module:
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         return piece.build()
 
 

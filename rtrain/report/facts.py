@@ -86,7 +86,7 @@ def read_facts(uri: str) -> Facts:
     facts = Facts(Folder(uri))
     names = facts.folder.names()
     if not any(name in names for name in FILES):
-        raise UserError(f"report: there is no run in {uri!r} (none of {', '.join(FILES)}). Give a run's own folder")
+        raise UserError(f"there is no run in {uri!r} (none of {', '.join(FILES)}). Give a run's own folder")
     for name in FILES:
         if name not in names:
             facts.problems[name] = f"{name} is not there"

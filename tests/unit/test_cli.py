@@ -68,6 +68,19 @@ REFUSED = [
     (["train", "--trials", "3"], "--trials: train does not take it; it is of tune"),
     (["zzzz"], "unknown verb 'zzzz'. Verbs: train, plan, parity, chaos, tune, serve, config"),
     (["plan", "--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
+    (
+        ["plan", "--optim.learning_rate", "1"],
+        "optim.learning_rate: AdamW has no field 'learning_rate'; did you mean 'lr'?",
+    ),
+    (
+        ["plan", "--tracking.to", "jsonl,wnadb"],
+        "tracking.to: expected list of one of 'tensorboard', 'wandb', 'mlflow', 'jsonl', got ('jsonl', 'wnadb') "
+        "(tuple); did you mean 'wandb'?",
+    ),
+    (
+        ["plan", "--parallel.dense", "zro"],
+        "parallel.dense: expected one of 'zero', 'ddp', got 'zro' (str); did you mean 'zero'?",
+    ),
     (["plan", "--optim.lrr=1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["plan", "--optim.lr", "fast"], "optim.lr: expected float, got 'fast' (str)"),
@@ -277,7 +290,7 @@ def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
     [
         (["trian"], "command line: argument VERB: invalid choice: 'trian' (choose from 'doctor', "),
         (["report"], "command line: the following arguments are required: target"),
-        (["report", "/no/such/run"], "report: there is no run in '/no/such/run'"),
+        (["report", "/no/such/run"], "there is no run in '/no/such/run'"),
         (["report", "a", "b"], "rtrain report: it takes no b; see rtrain report --help"),
         (["serve", "/no/such/run"], "serve: there is no export in '/no/such/run'"),
         (["trian", "x"], "command line: argument VERB: invalid choice: 'trian' (choose from 'doctor', "),

@@ -118,7 +118,7 @@ def test_override_reads_a_value_as_the_declared_type(key: str, given: object, ex
         ("flag", "maybe", "flag: expected bool, got 'maybe' (str)"),
         ("flag", 2, "flag: expected bool, got 2 (int)"),
         ("stage", "3", "stage: expected one of 0, 1, 2, got '3' (str)"),
-        ("mode", "FAST", "mode: expected one of 'fast', 'slow', got 'FAST' (str)"),
+        ("mode", "FAST", "mode: expected one of 'fast', 'slow', got 'FAST' (str); did you mean 'fast'?"),
         ("limit", "much", "limit: expected float | none, got 'much' (str)"),
         ("count", "1e3", "count: expected int | none, got '1e3' (str)"),
         ("sizes", "a,b", "sizes: expected list of int, got ('a', 'b') (tuple)"),
