@@ -8,7 +8,8 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from typing import Any
 
 import torch
@@ -112,11 +113,17 @@ class ZeroTower:
         deepspeed_groups._release_process_group_references()  # of this process's run before this one
         os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has no launcher to set it, and DeepSpeed insists
         elements = sum(p.numel() for p in self.bare.parameters())
-        within = groups.mesh.tensor * groups.mesh.pipeline > 1
         for name, parameter in self.bare.named_parameters():
             if places[name].sizes != places[name].shape:
                 parameter.model_parallel = parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
         extension.load()
+        with redirect_stdout(StringIO()):  # it prints that it has loaded what was built before
+            self._initialise(stage, optim, groups, elements, rows_per_microbatch)
+        self.module: nn.Module = self.engine
+        self.grad_norm: float | None = None
+
+    def _initialise(self, stage: int, optim: AdamW, groups: Groups, elements: int, rows_per_microbatch: int) -> None:
+        within = groups.mesh.tensor * groups.mesh.pipeline > 1
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=_Box(self.bare) if groups.mesh.pipeline > 1 else self.bare,
             optimizer=optim.build(self.bare.parameters()),
@@ -136,8 +143,6 @@ class ZeroTower:
                 "wall_clock_breakdown": False,
             },
         )
-        self.module: nn.Module = self.engine
-        self.grad_norm: float | None = None
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, averaged and partitioned as the stage says."""

@@ -31,6 +31,7 @@ from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.storage.patience import Patience
 from rtrain.tracking import open_trackers
+from rtrain.training import notices
 from rtrain.training.agreement import open_data, refuse, refuse_shares
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State
@@ -87,6 +88,7 @@ def run_job(
     Raises:
         RtrainError: with rank, node and step in front, on the rank where it happened.
     """
+    notices.leave_out()
     state = State(total_steps=0, rows=1)
     try:
         return _Job(run, world, state, notice or Notice(), driver).finish(callbacks)

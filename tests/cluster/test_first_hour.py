@@ -96,6 +96,8 @@ def test_demo_report_and_the_same_name_again(newcomer: Newcomer) -> None:
     newcomer.errs(f"{demo} --optim.lr 1".replace(" --json", ""), "--name dlrm-movielens-2")
     fresh = newcomer.types("python recipes/dlrm_movielens.py train --json --debug --launcher inline --fresh")
     assert last_json(fresh.stdout)["run"] == "dlrm-movielens-debug"
+    foreign = [line for line in fresh.stderr.splitlines() if not line.startswith("dlrm-movielens-debug: ")]
+    assert not foreign, "a run's terminal is the run's"
     newcomer.types("python recipes/dlrm_movielens.py train --debug --launcher inline --fresh")
     assert (newcomer.folder / "runs" / "dlrm-movielens-debug~1" / "result.json").exists(), "moved aside, not deleted"
 
