@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from rtrain.api import Result, plan, serve, train
     from rtrain.cli import main
     from rtrain.config import diff, override
+    from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
     from rtrain.data.interactions import Interactions
+    from rtrain.data.negatives import Negatives
+    from rtrain.data.retrieval import Histories, Pairs
     from rtrain.data.split import ByTime
     from rtrain.data.tokens import Tokens
     from rtrain.mesh import Parallel
@@ -46,9 +49,12 @@ if TYPE_CHECKING:
     from rtrain.models.deepfm import DeepFM
     from rtrain.models.din import DIN
     from rtrain.models.dlrm import DLRM
+    from rtrain.models.mf import MF
     from rtrain.models.mmoe import MMoE
     from rtrain.models.ple import PLE
+    from rtrain.models.sasrec import SASRec
     from rtrain.nn.tables import TableOptions
+    from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
@@ -59,7 +65,10 @@ _HOMES = {
     "rtrain.api": ("Result", "plan", "serve", "train"),
     "rtrain.cli": ("main",),
     "rtrain.config": ("diff", "override"),
+    "rtrain.data.holdout": ("LeaveOneOut", "Random", "RandomPerUser"),
     "rtrain.data.interactions": ("Interactions",),
+    "rtrain.data.negatives": ("Negatives",),
+    "rtrain.data.retrieval": ("Histories", "Pairs"),
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
     "rtrain.mesh": ("Parallel",),
@@ -93,9 +102,12 @@ _HOMES = {
     "rtrain.models.deepfm": ("DeepFM",),
     "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
+    "rtrain.models.mf": ("MF",),
     "rtrain.models.mmoe": ("MMoE",),
     "rtrain.models.ple": ("PLE",),
+    "rtrain.models.sasrec": ("SASRec",),
     "rtrain.nn.tables": ("TableOptions",),
+    "rtrain.objectives.candidates": ("BPR", "SampledBinary", "SampledSoftmax"),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
@@ -107,6 +119,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AUC",
     "AUPRC",
+    "BPR",
     "DIN",
     "DLRM",
     "F1",
@@ -114,6 +127,7 @@ __all__ = [
     "KS",
     "MAE",
     "MAP",
+    "MF",
     "MRR",
     "MSE",
     "NDCG",
@@ -135,24 +149,33 @@ __all__ = [
     "FAt",
     "Faults",
     "Handoff",
+    "Histories",
     "HitRate",
     "Id",
     "IdList",
     "Interactions",
     "Label",
+    "LeaveOneOut",
     "LogLoss",
     "MMoE",
+    "Negatives",
     "NormalizedEntropy",
+    "Pairs",
     "Parallel",
     "Perplexity",
     "Precision",
     "PrecisionAt",
     "RPrecision",
+    "Random",
+    "RandomPerUser",
     "Recall",
     "RecallAt",
     "Result",
     "RowWiseAdagrad",
     "Run",
+    "SASRec",
+    "SampledBinary",
+    "SampledSoftmax",
     "Schedule",
     "Schema",
     "Sequence",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from rtrain.config import flatten, override
 from rtrain.errors import ConfigError, RunFailed, UserError
 from rtrain.mesh import Parallel, lay_out
 from rtrain.planning import check
@@ -91,7 +92,8 @@ def parity(
 ) -> Parity:
     """Train `run` for a few steps at each layout, and compare with one process.
 
-    `layouts`: none for the run's own. A layout's world is as large as the product of its degrees.
+    `layouts`: none for the run's own. A layout's world is as large as the product of its degrees. Dropout is off: its
+    masks are drawn by each rank, so that another number of ranks is another draw.
 
     Raises:
         UserError: the run itself is not legal, or its data cannot be read.
@@ -100,6 +102,7 @@ def parity(
     if layouts is None:
         layouts = (_spelled(run.parallel, check(run).data),)
     open_data(run)
+    run = _without_dropout(run, say)
     legal: list[Parallel] = []
     refused = []
     for layout in layouts:
@@ -165,6 +168,16 @@ def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
                                 embeddings=run.parallel.embeddings,
                                 **wrap,
                             )
+
+
+def _without_dropout(run: Run, say: Progress) -> Run:
+    keys = [
+        key for key, value in flatten(run).items() if key.startswith("model.") and key.endswith("dropout") and value
+    ]
+    if keys:
+        say(f"without dropout ({', '.join(keys)}): another number of ranks draws other masks")
+    changed: Run = override(run, dict.fromkeys(keys, 0.0))
+    return changed
 
 
 def _spelled(parallel: Parallel, data: int) -> Parallel:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rtrain.config import flatten, validate
 from rtrain.data.interactions import Interactions
+from rtrain.data.retrieval import Histories, Pairs
 from rtrain.data.tokens import Tokens
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Parallel
@@ -15,6 +16,7 @@ from rtrain.metrics.state import takes
 from rtrain.models.decoder import Decoder
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.models.ranking import RankingConfig
+from rtrain.models.retrieval import RetrievalConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.tracking import Tracking, has_secret
 
@@ -165,9 +167,9 @@ class Run:
 
     name: str
     """Folder of the run under `storage`; starting a name again resumes it."""
-    model: RankingConfig | Decoder
+    model: RankingConfig | Decoder | RetrievalConfig
     """What is trained."""
-    data: Interactions | Tokens
+    data: Interactions | Tokens | Pairs | Histories
     """What it is trained on."""
     optim: AdamW = AdamW()
     """Optimizer of the dense parameters."""
@@ -242,7 +244,7 @@ class Run:
         model, data = type(self.model).__name__, type(self.data).__name__
         if self.model.reads is not self.data.gives:
             raise ConfigError(f"data: {model} is trained on {self.model.reads.made_by}, got {data}")
-        if any(takes(metric) is not self.model.gives for metric in self.metrics):
+        if not all(takes(metric, self.model.gives) for metric in self.metrics):
             raise ConfigError(
                 f"metrics: {model} is measured by {self.model.gives.measured_by}, got "
                 f"{', '.join(m.name for m in self.metrics)}"
@@ -252,6 +254,8 @@ class Run:
             raise ConfigError(
                 f"metrics: {', '.join(ranked)} rank rows within a group; set schema.group to an Id feature"
             )
+        if self.handoff.export and not self.model.exported:
+            raise ConfigError(f"handoff.export: {model} is not exported yet. Set handoff.export to false")
         if self.handoff.serve_check and not self.model.served:
             raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
         if self.sparse_optim != RowWiseAdagrad() and not self.blueprint.tables:

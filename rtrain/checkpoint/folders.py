@@ -115,6 +115,7 @@ class CheckpointFolders:
 
         Raises:
             Fenced: `check` says that the run is another's by now.
+            OSError: the first step that could not be deleted, once the others are.
         """
         steps = self.steps()
         intact = [s for s in steps if self.looks_intact(s)]
@@ -127,6 +128,12 @@ class CheckpointFolders:
         if under_way:
             half = [s for s in half if s < max(intact, default=0)]
         gone = [s for s in steps if s not in kept | spare and (s in half or (s < oldest and self.of(s).exists(MARKER)))]
+        failed: list[OSError] = []
         for step in gone:
-            clear(self.of(step), check)
+            try:
+                clear(self.of(step), check)
+            except OSError as error:  # one that cannot be deleted keeps no other
+                failed.append(error)
+        if failed:
+            raise failed[0]
         return gone

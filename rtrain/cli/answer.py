@@ -23,9 +23,12 @@ def guarded(work: Callable[[], int], *, as_json: bool) -> int:
     try:
         return work()
     except RtrainError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+        from rtrain.tracking.uris import mask_text  # only now: `rtrain --help` does without
+
+        text = mask_text(one_line(error))  # a message repeats what was given
+        print(f"error: {text}", file=sys.stderr, flush=True)
         if as_json:
-            print(json.dumps({"error": one_line(error), "exit_code": error.exit_code}), flush=True)
+            print(json.dumps({"error": text, "exit_code": error.exit_code}), flush=True)
         return error.exit_code
     except KeyboardInterrupt:
         why, code = ("told to stop (SIGTERM)", 143) if _told else ("interrupted", 130)

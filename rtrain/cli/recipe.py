@@ -189,7 +189,7 @@ def _summary(values: Mapping[str, Any]) -> str:
     lines = [f"{values['run']}: {values['steps']} steps on {values['world_size']} ranks, {values['seconds']} s"]
     baseline = values["baseline"] or {}
     for name, value in values["test"].items():
-        beside = f"   (user and item means alone: {baseline[name]:.4f})" if name in baseline else ""
+        beside = f"   ({values.get('baseline_name') or 'baseline'}: {baseline[name]:.4f})" if name in baseline else ""
         lines.append(f"  test {name:<12} {value:.4f}{beside}")
     if values["served"] is not None:
         lines.append(f"  served           {values['served']} (difference {values['served_max_difference']:.1e})")

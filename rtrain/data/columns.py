@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rtrain.data.reader import Whole
 from rtrain.schema import Batch, IdList, Jagged, Schema
 
 
@@ -110,9 +111,9 @@ class Columns:
         )
 
     @staticmethod
-    def batch_of(parts: Sequence["Columns"], *, global_rows: int) -> Batch:
+    def batch_of(parts: Sequence["Columns"], whole: Whole) -> Batch:
         """The rows of all parts as one `Batch`."""
-        return concat(parts).batch(global_rows=global_rows)
+        return concat(parts).batch(global_rows=whole.rows)
 
     def take(self, indices: NDArray[np.integer], *, global_rows: int) -> Batch:
         """The given rows (numbers 0..N-1) as a `Batch` that shares no memory with these columns."""

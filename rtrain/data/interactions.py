@@ -13,11 +13,13 @@ import pyarrow as pa
 from rtrain.data import sources
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import check_columns, encode
+from rtrain.data.means import of_means
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError, did_you_mean
+from rtrain.metrics.state import Scored
 from rtrain.schema import Batch, Schema
 
 
@@ -25,6 +27,7 @@ class Dataset(Samples[Batch]):
     """Rows of Parquet files, typed by a schema."""
 
     split_field = "data.split"
+    baseline_name = "user and item means alone"
 
     def __init__(self, rows: ParquetRows, schema: Schema, ranges: Ranges, *, window_rows: int, prefetch: int):
         # What a cursor means depends on the rows, on where the splits part, and on what is shuffled together.
@@ -37,6 +40,10 @@ class Dataset(Samples[Batch]):
         self._whole = {self._blocks(split) for split in SPLITS}
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
+
+    def baseline(self, split: Split, metrics: object) -> Scored | None:
+        """As `rtrain.data.means.of_means`."""
+        return of_means(self, split)
 
     def raw(self, split: Split, start: int, stop: int) -> pa.Table:
         """Rows [start, stop) of the split as they are stored, all columns."""

@@ -50,7 +50,7 @@ class Order:
             raise ConfigError(f"seed: must be at least 0, got {seed}")
         self.blocks = tuple(blocks)
         self.rows = sum(stop - first for first, stop in self.blocks)
-        self._seed = seed
+        self.seed = seed
         self._window_rows = window_rows
 
     def windows(self, epoch: int) -> list[Window]:
@@ -60,7 +60,7 @@ class Order:
         so a block above `window_rows` is a window by itself.
         """
         count = len(self.blocks)
-        visit = range(count) if self._seed is None else _shuffled(count, (self._seed, epoch, 0)).tolist()
+        visit = range(count) if self.seed is None else _shuffled(count, (self.seed, epoch, 0)).tolist()
         filled: list[list[Block]] = []
         room = 0
         for number in visit:
@@ -79,9 +79,9 @@ class Order:
 
     def permutation(self, epoch: int, window: Window) -> NDArray[np.int64]:
         """int64 [window.rows]: at each position of the window, the number of its row among the window's rows."""
-        if self._seed is None:
+        if self.seed is None:
             return np.arange(window.rows)
-        return _shuffled(window.rows, (self._seed, epoch, 1 + window.index))
+        return _shuffled(window.rows, (self.seed, epoch, 1 + window.index))
 
 
 def _shuffled(count: int, key: tuple[int, int, int]) -> NDArray[np.int64]:

@@ -15,14 +15,26 @@ from rtrain.data.prefetch import Prefetch
 B = TypeVar("B", covariant=True)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """The global batch that a rank's batch is a share of."""
+
+    rows: int
+    """Over all data ranks."""
+    places: NDArray[np.int64]
+    """Where its rows lie in the last window that it reaches into; all of them, for data that are one window."""
+    key: tuple[int | None, int]
+    """Seed and epoch: what may differ from one visit of a row to the next is drawn by them."""
+
+
 class Rows(Protocol[B]):
     """Rows in memory, of which batches of type B are cut."""
 
     def select(self, indices: NDArray[np.integer]) -> "Rows[B]":
         """The given rows, in their order."""
 
-    def batch_of(self, parts: Sequence[Any], *, global_rows: int) -> B:
-        """The rows of all parts as one batch; `global_rows` counts the rows of all data ranks."""
+    def batch_of(self, parts: Sequence[Any], whole: Whole) -> B:
+        """The rows of all parts as one batch, a rank's share of the `whole` one."""
 
 
 Load = Callable[[Window], Rows[B]]
@@ -153,8 +165,11 @@ def batches(
                 upto = min(last, loaded.stop)
                 parts.append(loaded.columns.select(loaded.order[at - loaded.start : upto - loaded.start]))
                 at = upto
+            assert loaded is not None, "every rank has a row of every batch"
+            here = loaded.order[max(0, start - loaded.start) : stop - loaded.start]
+            whole = Whole(rows=stop - start, places=here, key=(order.seed, cursor.epoch))
             cursor = cursor.after(stop, order.rows)
-            yield parts[0].batch_of(parts, global_rows=stop - start), cursor
+            yield parts[0].batch_of(parts, whole), cursor
     finally:
         windows.close()
 

@@ -1,8 +1,8 @@
 """Data that is open for reading: numbered samples in three splits, read from any position on."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import ClassVar, Generic, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Generic, get_args
 
 from rtrain.data.cursor import Cursor, check_batches
 from rtrain.data.order import Order, Window
@@ -21,6 +21,8 @@ class Samples(ABC, Generic[B]):
 
     split_field: ClassVar[str]
     """Where the config says how large each split is."""
+    baseline_name: ClassVar[str] = ""
+    """Of what `baseline` is, as a person reads it beside its metrics."""
 
     def __init__(self, ranges: Ranges, fingerprint: str, prefetch: int):
         self.ranges = ranges
@@ -75,6 +77,10 @@ class Samples(ABC, Generic[B]):
             self._load, order, global_batch=global_batch, rank=rank, world_size=world_size, cursor=Cursor(), epochs=1
         )
         return (batch for batch, _ in shares)
+
+    def baseline(self, split: Split, metrics: Sequence[Any]) -> Any:
+        """What the least that a model must beat says of the split, as the metrics take it; none where there is none."""
+        return None
 
     def _range(self, split: Split) -> tuple[int, int]:
         if split not in SPLITS:

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rtrain.data.feedback import Feedback
 from rtrain.data.parquet import ParquetRows, RowGroup
 from rtrain.errors import ConfigError, DataError
 
@@ -67,6 +68,26 @@ class ByTime:
                     "one moment. Change data.split.valid and data.split.test, or bring more data"
                 )
         return ranges
+
+    def assign(self, feedback: Feedback) -> NDArray[np.int8]:
+        """The split of each interaction, as `rtrain.data.holdout.Holdout`.
+
+        Raises:
+            DataError: the data have no times, or a split would be empty.
+        """
+        if not feedback.timed:
+            raise DataError("data.split: ByTime needs times, and data.time names no column")
+        times = np.sort(feedback.time)
+        count = len(times)
+        test = times[count - max(1, round(count * self.test))]
+        valid = times[max(0, count - round(count * (self.test + self.valid)))]
+        codes: NDArray[np.int8] = (feedback.time >= valid).astype(np.int8) + (feedback.time >= test).astype(np.int8)
+        if len(np.unique(codes)) < 3:
+            raise DataError(
+                "data.split: by time a split is left without a row: too few rows, or too many of one moment. "
+                "Change data.split.valid and data.split.test, or bring more data"
+            )
+        return codes
 
 
 def _times(rows: ParquetRows, time: str, group: RowGroup) -> NDArray[Any]:

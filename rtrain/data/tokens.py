@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from rtrain.data import stdlib
 from rtrain.data.order import Order, Window
+from rtrain.data.reader import Whole
 from rtrain.data.samples import Samples
 from rtrain.data.split import Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
@@ -114,7 +115,7 @@ class Sequences:
         return Sequences(self.shards, self.numbers.take(indices))
 
     @staticmethod
-    def batch_of(parts: Sequence["Sequences"], *, global_rows: int) -> TokenBatch:
+    def batch_of(parts: Sequence["Sequences"], whole: Whole) -> TokenBatch:
         """All samples of all parts."""
         shards = parts[0].shards
         numbers = np.concatenate([p.numbers for p in parts])
@@ -123,7 +124,7 @@ class Sequences:
             tokens=both_BT1[:, :-1].contiguous(),
             targets=both_BT1[:, 1:].contiguous(),
             row=torch.from_numpy(numbers),
-            global_rows=global_rows,
+            global_rows=whole.rows,
         )
 
 

@@ -26,7 +26,7 @@ class Bar(Callback):
 
     def fit_start(self, state: State) -> None:
         """Open the bar."""
-        self.draw({"kind": "start", "step": state.step, "total_steps": state.total_steps})
+        self.draw({"kind": "start", "step": state.step, "total_steps": state.total_steps, "best": state.best})
 
     def step_end(self, state: State, point: TrainPoint | None) -> None:
         """Move on at each point of the curve."""
@@ -58,6 +58,7 @@ class Bar(Callback):
         if line["kind"] == "start":
             self.close()
             self.progress = Progress(line["total_steps"], description=self.run.name, initial=line["step"])
+            self.best = line.get("best", {}).get(self.run.evaluation.monitor)
             if line["step"]:
                 self.note(f"resumed from step {line['step']}")
         elif self.progress is None:

@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.data.interactions import Dataset
+from rtrain.data.samples import Samples
 from rtrain.data.split import Split
 from rtrain.data.tokens import Tokens
 from rtrain.errors import RunFailed
@@ -17,12 +17,11 @@ from rtrain.export.artifact import export
 from rtrain.export.huggingface import export_decoder
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.taking import RESULT, earlier_result
-from rtrain.metrics.baseline import UserItemBias
-from rtrain.metrics.state import Metric, Scored, evaluate
+from rtrain.metrics.state import Metric, evaluate
 from rtrain.models.decoder import Decoder
+from rtrain.models.ranking import RankingConfig
 from rtrain.report import write_report
 from rtrain.run import Run
-from rtrain.schema import Id
 from rtrain.storage import Folder
 from rtrain.tracking import mask_command
 from rtrain.training.job import Outcome
@@ -33,8 +32,6 @@ SAME = 1e-5
 """Largest difference between a served probability and the trainer's. Both sum the same float32
 products, but in batches of other sizes and so in another order: some hundred roundings of 6e-8 in a
 logit of a few units, seen here as 5e-7. A wrong weight, row or feature shows as 1e-3 and more."""
-BASELINE_ROWS = 5_000_000
-"""Training rows beyond which the bias baseline, computed in the driver's memory, is left out."""
 
 
 def finish(
@@ -51,8 +48,7 @@ def finish(
     folder, commit = Folder(run.folder), commit_of()
     dataset = run.data.open()
     ranked = dataset if isinstance(dataset, Dataset) else None
-    baseline = bias_baseline(run, ranked, "test") if ranked else None
-    baseline_valid = bias_baseline(run, ranked, "valid") if ranked else None
+    baseline, baseline_valid = (_of_baseline(run, dataset, split) for split in ("test", "valid"))
     if baseline:
         clock.lap("baseline")
     exported = None
@@ -65,7 +61,7 @@ def finish(
             assert isinstance(run.data, Tokens), "Run refuses another pair"
             exported = export_decoder(run.model, stored, target, context=run.data.context, check=driver.check)
         else:
-            assert ranked is not None
+            assert ranked is not None and isinstance(run.model, RankingConfig), "Run refuses another"
             exported = export(
                 run.model, ranked.schema, stored, target, run=run.name, metrics=outcome.test, check=driver.check
             )
@@ -87,6 +83,7 @@ def finish(
         "baseline_auc": baseline.get("auc") if baseline else None,
         "baseline": baseline,
         "baseline_valid": baseline_valid,
+        "baseline_name": dataset.baseline_name if baseline else None,
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "monitor": monitor,
@@ -133,32 +130,11 @@ def timeline(clock: Clock, worker: Mapping[str, float]) -> dict[str, float]:
     return parts
 
 
-def bias_baseline(run: Run, dataset: Dataset, split: Split) -> dict[str, float] | None:
-    """The run's metrics for a model of user and item means alone; none where the schema has no such pair."""
-    schema = dataset.schema
-    items = [f.name for f in schema.ids if f.entity == "item" and type(f) is Id]
-    if not schema.group or not items or schema.label.optional or dataset.rows("train") > BASELINE_ROWS:
-        return None
-
-    names = [schema.group, items[0], schema.label.name]
-    known = dataset.rows("train")
-    both = pa.concat_tables([dataset.raw(s, 0, dataset.rows(s)).select(names) for s in ("train", split)])
-    users, item_ids = (_numbered(both[name]) for name in names[:2])
-    labels = both[names[2]].cast(pa.float64()).to_numpy()
-    bias = UserItemBias.fit(users[:known], item_ids[:known], labels[:known])
-    scores = bias.predict(users[known:], item_ids[known:])
-    scored = Scored.of_probabilities(scores, labels[known:], users[known:])
+def _of_baseline(run: Run, dataset: Samples[Any], split: Split) -> dict[str, float] | None:
+    """The run's metrics of what the data's own baseline says; none where they have none."""
     metrics: tuple[Metric, ...] = run.metrics
-    return evaluate(metrics, [metric.partial(scored) for metric in metrics])
-
-
-def _numbered(column: pa.ChunkedArray) -> np.ndarray:
-    """int64 [n]: the same number for the same value, whatever its type; a null is a value too."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    codes = column.dictionary_encode(null_encoding="encode").combine_chunks().indices
-    numbers: np.ndarray = codes.to_numpy().astype(np.int64)
-    return numbers
+    scored = dataset.baseline(split, metrics)
+    return evaluate(metrics, [metric.partial(scored) for metric in metrics]) if scored else None
 
 
 def compare_served(run: Run, exported: str, dataset: Dataset) -> float:

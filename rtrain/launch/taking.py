@@ -22,6 +22,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 # And of these, a finished run has something to do again.
 GIVES_WORK = ("metrics", "handoff")
+CHANGES_NOTHING = ("handoff.port",)
 # And of these, one whose steps are not all trained.
 LENGTH, EVALUATION = ("epochs", "max_steps"), "evaluation"
 RESULT, REPORT = "result.json", "report.html"
@@ -40,7 +41,8 @@ def finished(run: Run, asked: Run, say: Say) -> Mapping[str, Any] | None:
     stored: Mapping[str, Any] = folder.read_json(RESULT)
     before = config.from_dict(folder.read_json("run.json"))
     changed = min((config.diff(before, now) for now in (run, asked)), key=len)
-    if any(not c.startswith(MAY_CHANGE) or c.startswith(GIVES_WORK) for c in changed):
+    works = [c for c in changed if c.startswith(GIVES_WORK) and not c.startswith(CHANGES_NOTHING)]
+    if works or not all(c.startswith(MAY_CHANGE) for c in changed):
         return None
     longer, judged = (any(c.startswith(names) for c in changed) for names in (LENGTH, EVALUATION))
     if (judged or (longer and not stored["stop"])) and _total_steps(run) > stored["steps"]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rtrain.errors import ConfigError
 from rtrain.metrics.curves import auc
-from rtrain.metrics.state import Floats, Partial, Scored, every_row
+from rtrain.metrics.state import Floats, Partial, Retrieved, Scored, every_row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class _AtK:
         """Such as `ndcg@10`."""
         return f"{self.short}@{self.k}"
 
-    def partial(self, scored: Scored) -> Partial:
+    def partial(self, scored: Scored | Retrieved) -> Partial:
         """Every row: a group's rows may lie on several ranks."""
         return every_row(scored)
 

@@ -7,7 +7,7 @@ never a mean of means.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, get_type_hints
+from typing import Any, ClassVar, Protocol, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,17 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class Retrieved(Scored):
+    """What was found first of a whole catalogue, as rows of groups: each query's first places, and what it missed.
+
+    A row of place p (from 0) has the logit -p, so that metrics of the first places rank them as they were found; a
+    positive that was not found stands behind them all. Scores and what lies further back are not kept.
+    """
+
+    measured_by: ClassVar[str] = "metrics of the first places (NDCG, RecallAt, MRR, HitRate and so on)"
+
+
+@dataclass(frozen=True)
 class Partial:
     """What one metric keeps of some rows; `a + b` is what it keeps of both."""
 
@@ -82,10 +93,10 @@ class Metric(Protocol):
         """The metric of all rows that the state stands for; nan where it is not defined."""
 
 
-def takes(metric: Metric) -> type:
-    """What the metric measures: the annotation of its `partial`."""
-    kind: type = get_type_hints(type(metric).partial)["scored"]
-    return kind
+def takes(metric: Metric, kind: type) -> bool:
+    """Whether the metric measures what a model of that kind gives: by the annotation of its `partial`."""
+    hint = get_type_hints(type(metric).partial)["scored"]
+    return kind in (get_args(hint) or (hint,))
 
 
 def evaluate(metrics: Sequence[Metric], partials: Sequence[Partial]) -> dict[str, float]:

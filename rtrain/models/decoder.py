@@ -74,6 +74,7 @@ class Decoder:
     reads: ClassVar[Any] = TokenBatch
     gives: ClassVar[Any] = TokensScored
     served: ClassVar[bool] = False
+    exported: ClassVar[bool] = True
 
     def blueprint(self, facts: TokenFacts) -> Blueprint:
         """See `rtrain.models.protocol`."""

@@ -1,6 +1,6 @@
 """What a model declares: all that the trainer asks of one, whatever its kind."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -9,14 +9,14 @@ from torch import Tensor
 from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.nn.tables import Table
-from rtrain.objectives.next_token import VocabularyRanks
+from rtrain.objectives.ranks import Ranks
 
 
 class Tally(Protocol):
     """What metrics take of the rows of a split, gathered batch by batch on one rank."""
 
     def add(self, found: Any, batch: Any) -> None:
-        """Another batch: its outputs, or the sum of its losses where the objective has no `link`."""
+        """Another batch: its outputs, or the sum of its losses; a collective over data ranks."""
 
     def scored(self) -> tuple[Mapping[str, Any], int]:
         """Prefix of metrics' names (empty for the first task) -> what they take; and how many are no numbers."""
@@ -25,18 +25,18 @@ class Tally(Protocol):
 class Objective(Protocol):
     """What a model is trained towards."""
 
-    def loss(self, outputs: Tensor, target: Tensor, ranks: VocabularyRanks) -> Tensor:
-        """Sum over this rank's part of the batch, float32; the mean is over the global batch's `loss_units`.
+    tallies: ClassVar[str]
+    """What the tally takes of a batch: its "outputs", or the sum of its "losses" where outputs are too many to keep."""
 
-        `ranks`: those that share the outputs of a row, where tensor ranks do.
-        """
+    def loss(self, outputs: Any, target: Tensor, ranks: Ranks) -> Tensor:
+        """Sum over this rank's part of the batch, float32; the mean is over the global batch's `loss_units`."""
 
     @property
     def link(self) -> Callable[[Tensor], Tensor] | None:
-        """Outputs -> what is served for each row; none: outputs are too many to keep, and rows are scored by losses."""
+        """Outputs -> the number that is served for each row; none: there is no such number."""
 
-    def tally(self) -> Tally:
-        """For the scores of a split."""
+    def tally(self, ranks: Ranks, metrics: Sequence[Any]) -> Tally:
+        """For the scores of a split, which the metrics take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +62,8 @@ class Model(Protocol):
     """What the metrics are given; those that take another are refused."""
     served: ClassVar[bool]
     """Whether rtrain serves its export."""
+    exported: ClassVar[bool]
+    """Whether rtrain exports it."""
 
     def blueprint(self, facts: Any) -> Blueprint:
         """The model for data of these `facts`: of interactions the schema, of tokens `TokenFacts`.

@@ -45,6 +45,7 @@ class RankingConfig(ABC):
     reads: ClassVar[Any] = Batch
     gives: ClassVar[Any] = Scored
     served: ClassVar[bool] = True
+    exported: ClassVar[bool] = True
     several_labels: ClassVar[bool] = False
     """Whether the model gives a logit for each label of the schema, or just one."""
 

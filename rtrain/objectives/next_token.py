@@ -4,21 +4,15 @@ Shape legend: B rows, T tokens, V vocabulary (of a tensor rank's share), N posit
 """
 
 import math
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from rtrain.metrics.language import TokensScored
+from rtrain.objectives.ranks import Ranks
 
 IGNORED = -100
 """A target that counts for nothing; torch's own default."""
-
-
-class VocabularyRanks(Protocol):
-    """The ranks that share a vocabulary, of which each has the logits of its own tokens."""
-
-    def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        """Sum of the positions' cross-entropies in nats, float32; targets of `IGNORED` count for nothing."""
 
 
 class NextToken:
@@ -26,14 +20,15 @@ class NextToken:
 
     link = None
     """Logits of a vocabulary are too many to keep."""
+    tallies: ClassVar[str] = "losses"
 
     @staticmethod
-    def loss(logits_BTV: Tensor, targets_BT: Tensor, ranks: VocabularyRanks) -> Tensor:
+    def loss(logits_BTV: Tensor, targets_BT: Tensor, ranks: Ranks) -> Tensor:
         """Sum over the batch's positions."""
         return ranks.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
     @staticmethod
-    def tally() -> "TokenTally":
+    def tally(ranks: Ranks, metrics: object) -> "TokenTally":
         """For the scores of a split."""
         return TokenTally()
 

@@ -4,6 +4,7 @@ Shape legend: B rows, N rows of a split, L labels.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from rtrain.schema import Batch
 @dataclass(frozen=True)
 class Pointwise:
     """Binary cross-entropy of labels against logits; both [B], or [B, L] of several labels."""
+
+    tallies: ClassVar[str] = "outputs"
 
     weights: tuple[float, ...] = (1.0,)
     """Factor on the loss of each label."""
@@ -42,7 +45,7 @@ class Pointwise:
         """float64 probability of label 1, in the logits' shape: float32 would round all that is close to 1 to it."""
         return logits.double().sigmoid()
 
-    def tally(self) -> "RowTally":
+    def tally(self, ranks: object, metrics: object) -> "RowTally":
         """For the scores of a split."""
         return RowTally(self.prefixes)
 

@@ -43,9 +43,9 @@ def load() -> None:
     # compile again what another one compiled.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     with _alone(folder):
-        for lock in stale_locks(folder):
-            lock.unlink(missing_ok=True)
-        builder.load(verbose=False)
+        _wait_for_lock(folder)
+        if not _load_built(builder, folder):  # whoever had the lock may have built it
+            builder.load(verbose=False)
 
 
 def stale_locks(folder: Path) -> list[Path]:
@@ -64,6 +64,28 @@ def stale_locks(folder: Path) -> list[Path]:
         except psutil.Error:
             continue
     return sorted(locks - held)
+
+
+def _wait_for_lock(folder: Path) -> None:
+    """Until nobody holds torch's lock: torch itself would wait for the file to go, also once its holder has died."""
+    lock, ends = folder / "lock", time.monotonic() + BUILD_S
+    told = False
+    while True:
+        for stale in stale_locks(folder):
+            stale.unlink(missing_ok=True)
+        if not lock.exists():
+            return
+        if time.monotonic() >= ends:
+            raise ClusterError(
+                f"{lock}: another process has held it for {BUILD_S:g} s. "
+                "Look what it waits for, or end it, and start again"
+            )
+        if not told:
+            print(
+                f"waiting for another process that builds DeepSpeed's extension ({lock})", file=sys.stderr, flush=True
+            )
+            told = True
+        time.sleep(0.5)
 
 
 def _load_built(builder: Any, folder: Path) -> bool:

@@ -53,7 +53,7 @@ def reasons_against(
         )
     if mesh.pipeline > 1:
         yield from _against_pipeline(parallel, mesh.pipeline)
-    if mesh.pipeline > 1 and blueprint.objective.link is not None:
+    if mesh.pipeline > 1 and blueprint.objective.tallies == "outputs":
         yield (
             f"parallel.pipeline: {mesh.pipeline}, but {model}'s objective scores outputs, which only the last stage "
             "has. Set parallel.pipeline to 1"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rtrain.mesh import Parallel
 from rtrain.optim import AdamW
+from rtrain.parallel.bare import BareTower
 from rtrain.parallel.chunks import Chunk, Place, ReadChunk
 from rtrain.parallel.groups import Groups
 
@@ -65,6 +66,8 @@ def wrap(
 
     `accumulates`: every step goes through `accumulate`, so that nothing need listen to each backward.
     """
+    if next(module.parameters(), None) is None:
+        return BareTower(module)
     if parallel.dense == "ddp":
         from rtrain.parallel.ddp import ReplicatedTower
 

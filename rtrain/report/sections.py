@@ -36,7 +36,7 @@ def headline(facts: Facts) -> dict[str, Any]:
         if name in baseline:
             better = is_better(name, test[name], baseline[name])
             gap = spell_metric(abs(test[name] - baseline[name]))
-            text += f", {gap} {'better' if better else 'worse'} than the user and item bias baseline"
+            text += f", {gap} {'better' if better else 'worse'} than the baseline ({_baseline_name(result)})"
         sentences.append(text + ".")
     ahead = [n for n in test if n in baseline and is_better(n, baseline[n], test[n])]
     if ahead:
@@ -138,7 +138,17 @@ def metrics(facts: Facts) -> dict[str, Any]:
                 "decides": name == facts.monitor,
             }
         )
-    return {"rows": rows, "has_baseline": bool(baseline), "best_step": spell_count(number(result.get("best_step")))}
+    return {
+        "rows": rows,
+        "has_baseline": bool(baseline),
+        "baseline_name": _baseline_name(result),
+        "best_step": spell_count(number(result.get("best_step"))),
+    }
+
+
+def _baseline_name(result: Mapping[str, Any]) -> str:
+    """Older results have one kind, without its name."""
+    return str(result.get("baseline_name") or "user and item means alone")
 
 
 def placement(facts: Facts) -> dict[str, Any]:

@@ -12,7 +12,7 @@ STRETCHES = {
     "build": "data, model, embedding tables and checkpoint, before the first step",
     "loop": "training, its evaluations and checkpoints: the second bar",
     "test": "the best checkpoint loaded and judged on the test split",
-    "baseline": "the bias baseline, computed to compare with",
+    "baseline": "the baseline, computed to compare with",
     "export": "the unsharded model of the best checkpoint",
     "serving check": "Ray Serve started and its answers compared",
     "rest": "what no part of the run accounts for",

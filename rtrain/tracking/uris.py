@@ -59,7 +59,9 @@ def _secrets(uri: str) -> Iterator[tuple[int, int]]:
     user, colon, password = uri[after:at].partition(":")
     if at > after:
         if colon and password:
-            yield after + len(user) + 1, at
+            # Where a password is a word like `x-oauth-basic`, the user is the token.
+            named = scheme.rpartition("+")[2] not in ("http", "https")
+            yield (after + len(user) + 1 if named else after), at
         elif user and scheme.rpartition("+")[2] in ("http", "https"):
             yield after, after + len(user)  # a token; elsewhere a lone user is a name, or a container (abfs)
     yield from _pairs(uri, at)

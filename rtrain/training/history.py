@@ -39,6 +39,7 @@ class History(Callback):
             "step": state.step,
             "total_steps": state.total_steps,
             "attempt": state.attempt,
+            "best": dict(state.best),
             "at": time.time(),
         }
         if state.attempt > 1:

@@ -31,7 +31,6 @@ from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.storage.patience import Patience
 from rtrain.tracking import open_trackers
-from rtrain.training import notices
 from rtrain.training.agreement import open_data, refuse, refuse_shares
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State
@@ -88,7 +87,6 @@ def run_job(
     Raises:
         RtrainError: with rank, node and step in front, on the rank where it happened.
     """
-    notices.leave_out()
     state = State(total_steps=0, rows=1)
     try:
         return _Job(run, world, state, notice or Notice(), driver).finish(callbacks)
@@ -318,7 +316,7 @@ class _Job:
             attempt=self.state.attempt,
             resume_step=self.state.step,
         )
-        return [history, TrackerCalls(trackers)]
+        return [history, TrackerCalls(trackers, overtaken=history.overtaken)]
 
     def _begin_attempt(self, driver: str) -> int:
         """Take the run over; the number of this attempt of it, the same on every rank."""

@@ -4,12 +4,16 @@ import logging
 import os
 import warnings
 
-DEPRECATED = "Please use DTensor instead"
-"""torch's words for ShardedTensor, which TorchRec still gives."""
+DEPRECATED = (
+    "Please use DTensor instead",  # ShardedTensor, which TorchRec still gives
+    "`broadcast_buffers` is deprecated",  # what replaces it is not in the oldest torch that rtrain runs with
+    r"`torch\.distributed\.\w+` is deprecated",  # the same
+)
 
 
 def leave_out() -> None:
     """From here on, in this process."""
-    warnings.filterwarnings("ignore", message=DEPRECATED, category=FutureWarning)
+    for message in DEPRECATED:
+        warnings.filterwarnings("ignore", message=message, category=FutureWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)  # TorchRec asks it the deprecated way
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells when it starts and stops

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -27,8 +27,9 @@ CURVES = "curves.json"
 class TrackerCalls(Callback):
     """Hands the loop's points to the trackers."""
 
-    def __init__(self, trackers: Sequence[Tracker]):
-        self.trackers = trackers
+    def __init__(self, trackers: Sequence[Tracker], *, overtaken: Callable[[], bool] = lambda: False):
+        """`overtaken`: whether another attempt writes the run by now, whose curves these would mix with."""
+        self.trackers, self.overtaken = trackers, overtaken
 
     def step_end(self, state: State, point: TrainPoint | None) -> None:
         """A training point."""
@@ -59,6 +60,8 @@ class TrackerCalls(Callback):
             tracker.close()
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
+        if self.trackers and self.overtaken():
+            return
         for tracker in self.trackers:
             tracker.log(step, values)
 

@@ -19,6 +19,7 @@ from rtrain.parallel.chunks import Chunk
 from rtrain.parallel.groups import make_groups
 from rtrain.parallel.pipeline import Pipeline
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
+from rtrain.parallel.ranks import MeshRanks
 from rtrain.parallel.stage import build_stages, initialise, parameters_of_rank, shapes, stages_of_rank
 from rtrain.parallel.tensor import TensorRank
 from rtrain.run import Run
@@ -62,6 +63,7 @@ class Replica:
         if self.blueprint.tables:
             self.tables, self.placements = self._shard_tables()
         self.tensor = TensorRank(groups.along["tensor"], groups.index("tensor"), groups.size("tensor"))
+        self.ranks = MeshRanks(self.tensor, groups)
         stages = stages_of_rank(self.blueprint.pieces, parallel, self.mesh, self.world.rank)
         self.modules, places = build_stages(
             stages, self.tensor, device, seed=run.seed, writes=groups.index("data") == 0
@@ -195,8 +197,8 @@ class Replica:
         """The vectors of the batch's ids, of a model with tables: a collective over all ranks."""
         return self.tables(batch.ids) if self.tables is not None else ()
 
-    def _loss(self, outputs: Tensor, target: Tensor) -> Tensor:
-        return self.objective.loss(outputs, target, self.tensor)
+    def _loss(self, outputs: Any, target: Tensor) -> Tensor:
+        return self.objective.loss(outputs, target, self.ranks)
 
     def _module(self) -> nn.Module:
         return self.tower.module if self.tower else self.modules[0]
@@ -214,11 +216,11 @@ class Replica:
                 part.train(was)
 
     @torch.no_grad()
-    def outputs(self, batch: Any) -> Tensor:
-        """Of the batch's rows, in the shape of its target; a collective over all ranks."""
+    def outputs(self, batch: Any) -> Any:
+        """Of the batch's rows, what the objective takes: a tensor, or several; a collective over all ranks."""
         even = batch.padded(self._share(batch))
-        outputs: Tensor = self._module()(*even.inputs, *self._look_up(even))
-        return outputs[: batch.rows]
+        outputs: Any = self._module()(*even.inputs, *self._look_up(even))
+        return tuple(x[: batch.rows] for x in outputs) if isinstance(outputs, tuple) else outputs[: batch.rows]
 
     def predict(self, batch: Any) -> Tensor:
         """What a server of the export answers for the batch's rows: float64 [B] or [B, labels]; a collective."""
@@ -231,12 +233,13 @@ class Replica:
 
         One entry a task: the prefix of its metrics' names (empty for the first) -> what they take.
         """
-        tally = self.objective.tally()
+        tally = self.objective.tally(self.ranks, self.run.metrics)
+        of_outputs = self.objective.tallies == "outputs"
         with self._evaluating():
             for given in batches:
                 batch = given.to(self.world.device)
-                found = self.outputs(batch) if self.objective.link else self._sum_of_losses(batch)
-                if self.counts or self.objective.link:
+                found = self.outputs(batch) if of_outputs else self._sum_of_losses(batch)
+                if self.counts or of_outputs:
                     tally.add(found, batch)
         return tally.scored()
 

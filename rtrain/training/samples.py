@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap64
 
+from rtrain.data.keyed import mixed
 from rtrain.errors import CheckpointError
 
 LIMIT = 1 << 128
@@ -119,10 +120,10 @@ def digest_of(samples: NDArray[np.int64]) -> int:
     """The order-free hash of samples, int64 [n]: splitmix64 of each with two constants, summed."""
     found = 0
     for number, constant in enumerate((0x9E3779B97F4A7C15, 0xD1B54A32D192ED03)):
-        mixed = _splitmix64(samples.astype(np.uint64) + np.uint64(constant))
+        words = mixed(samples.astype(np.uint64) + np.uint64(constant))
         # Summed in halves of 32 bits, so that 2**32 samples at once do not overflow.
-        low = int((mixed & np.uint64(0xFFFFFFFF)).sum(dtype=np.uint64))
-        high = int((mixed >> np.uint64(32)).sum(dtype=np.uint64))
+        low = int((words & np.uint64(0xFFFFFFFF)).sum(dtype=np.uint64))
+        high = int((words >> np.uint64(32)).sum(dtype=np.uint64))
         found += (low + (high << 32)) << (64 * number)
     return found % LIMIT
 
@@ -133,13 +134,6 @@ def digest_of_range(expected: range, *, chunk: int = 1 << 22) -> int:
     for start in range(expected.start, expected.stop, chunk):
         total = (total + digest_of(np.arange(start, min(start + chunk, expected.stop)))) % LIMIT
     return total
-
-
-def _splitmix64(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Sebastiano Vigna's mixer: every bit of the result depends on every bit of the value."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def _of(samples: NDArray[np.uint64]) -> BitMap64:

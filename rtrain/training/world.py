@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.distributed import constants, distributed_c10d
 
 from rtrain.checkpoint.saver import still_writing
+from rtrain.training import notices
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def join(*, gpu: bool, timeout_s: float) -> World:
     Without such an environment this is a world of one. A group that exists already is used. Every group
     that is made from now on has the same time-out: the axes', the saver's, TorchRec's and DeepSpeed's.
     """
+    notices.leave_out()
     _default_timeout(timedelta(seconds=timeout_s))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

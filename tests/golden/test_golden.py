@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
+from recipes import bpr_movielens, dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens, sasrec_movielens
 from rtrain.cli.recipe import golden
 from rtrain.run import Run
 
@@ -19,6 +19,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "dlrm_synthetic": dlrm_synthetic.run,
     "gpt_stdlib": gpt_stdlib.run,
     "mmoe_movielens": mmoe_movielens.run,
+    "bpr_movielens": bpr_movielens.run,
+    "sasrec_movielens": sasrec_movielens.run,
 }
 REGENERATE = "python -m tests.golden.test_golden"
 

@@ -78,6 +78,10 @@ REFUSED = [
         "(tuple); did you mean 'wandb'?",
     ),
     (
+        ["plan", "--parallel.dense", "https://me:hidden@host/x?sig=hidden"],
+        "parallel.dense: expected one of 'zero', 'ddp', got 'https://***@host/x?sig=***",
+    ),
+    (
         ["plan", "--parallel.dense", "zro"],
         "parallel.dense: expected one of 'zero', 'ddp', got 'zro' (str); did you mean 'zero'?",
     ),

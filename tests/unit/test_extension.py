@@ -33,3 +33,19 @@ def test_a_lock_that_a_killed_build_left(tmp_path: Path) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "deepspeed_shm_comm").iterdir()}
     assert str(tmp_path / "deepspeed_shm_comm" / "deepspeed_shm_comm.so") in load(tmp_path)
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "deepspeed_shm_comm").iterdir()} == before
+
+
+HOLD = "import sys, time; f = open(sys.argv[1], 'w'); print('held', flush=True); time.sleep(3)"
+
+
+def test_a_lock_whose_holder_ends_while_it_is_waited_for(tmp_path: Path) -> None:
+    built = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_extensions")
+    folder = tmp_path / "deepspeed_shm_comm"
+    shutil.copytree(built / "deepspeed_shm_comm", folder)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder / "lock")], stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+            assert "loaded" in load(tmp_path)  # torch alone would wait for ever: nobody removes the file
+        finally:
+            holder.kill()
+    assert not (folder / "lock").exists()

@@ -61,8 +61,8 @@ def test_a_finished_run_shows_everything(made):
     page = page_of(made)
     assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)
     assert page.text("headline").startswith(
-        "dlrm-movielens finished AUC is 0.7534 on the test split, 0.0222 better than the user and item bias baseline. "
-        "The baseline is better in NDCG@10 (0.7911 against 0.7894). "
+        "dlrm-movielens finished AUC is 0.7534 on the test split, 0.0222 better than the baseline "
+        "(user and item means alone). The baseline is better in NDCG@10 (0.7911 against 0.7894). "
         "The answers of Ray Serve equal the trainer's predictions (largest difference 6.0e-08)."
     )
     for words in (

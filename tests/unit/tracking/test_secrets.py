@@ -25,6 +25,7 @@ CARRIERS = {
     "password with a space": f"s3://me:pa {SECRET}@bucket/x",
     "password with brackets": f"s3://me:[{SECRET}@bucket/x",
     "token for a user": f"https://{SECRET}@host/repo",
+    "token for a user, beside a word for a password": f"https://{SECRET}:x-oauth-basic@host/repo",
     "token for a user, without a password": f"https://{SECRET}:@host/repo",
     "function key": f"https://a.azurewebsites.net/api/x?code={SECRET}",
     "JSON web token": f"https://host/x?jwt={SECRET}",

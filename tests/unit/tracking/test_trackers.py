@@ -101,7 +101,7 @@ def test_secrets_are_masked_and_what_only_looks_like_one_is_not():
     assert {k for k, v in masked.items() if v == "***"} == {
         "hf_token", "auth.apiKey", "db.password", "s3.secret_access_key", "secrets.aws", "credentials",
     }  # fmt: skip
-    assert masked["uri"] == "https://u:***@host/p?api_key=***&n=1"
+    assert masked["uri"] == "https://***@host/p?api_key=***&n=1"
     assert masked["parts"] == ["postgresql://me:***@db/x", 3]
     unchanged = ("max_tokens", "token_column", "key_dim", "tokenizer", "password", "key", "monkey")
     assert all(masked[k] == flat[k] for k in unchanged)

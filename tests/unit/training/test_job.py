@@ -95,7 +95,9 @@ def test_a_finished_run_is_not_overwritten(tiny: Run, capsys: pytest.CaptureFixt
     """What leaves nothing to do gives its result; what does goes on, and the first result stays beside the new."""
     short = rtrain.override(tiny, {"max_steps": 6})
     first = train(short)
-    nothing = {"cluster.workers": 4, "parallel.zero_stage": 2, "checkpoint.every_steps": 50, "max_steps": 4}
+    nothing = {"cluster.workers": 4, "parallel.zero_stage": 2, "checkpoint.every_steps": 50, "max_steps": 4} | {
+        "handoff.port": 8123
+    }
     assert train(rtrain.override(short, nothing), quiet=False) == first
     said = capsys.readouterr().err
     assert "finished already, at step 6" in said and "max_steps: 6 -> 4" in said

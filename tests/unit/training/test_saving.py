@@ -99,7 +99,7 @@ def test_a_prune_that_fails_is_told_and_tried_again(
     outcome = job(run)
     assert len(failed) == 3
     told = [x["text"] for x in lines(run, "event")]
-    assert len(told) == 3, told
+    assert len(told) == 2, told  # the second of the saves that failed had two steps to delete, and tried both
     assert all("old checkpoints could not be deleted, after the commit of step" in x for x in told)
     assert "PermissionError" in told[0] and told[0].endswith("The next save tries again")
     assert set(CheckpointFolders(run.folder).steps()) <= {outcome.best_step, outcome.steps - 2, outcome.steps}

@@ -13,7 +13,7 @@ from scipy.special import expit, log_expit
 
 import rtrain
 from rtrain.data.interactions import Dataset, Interactions
-from rtrain.launch.finish import _numbered
+from rtrain.data.means import _numbered
 from rtrain.mesh import Mesh, lay_out
 from rtrain.metrics import AUC, GAUC, NDCG, LogLoss
 from rtrain.metrics.state import Metric, Scored, evaluate

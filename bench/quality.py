@@ -1,0 +1,83 @@
+"""What the retrieval recipes reach, over seeds: the table of docs/quality.md.
+
+python -m bench.quality                     all of them, 3 seeds each, in one process without Ray
+python -m bench.quality --only bpr_movielens --seeds 1
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import rtrain
+from recipes import bpr_movielens, sasrec_movielens
+from rtrain.run import Run
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A recipe, the metrics of its test split that are shown, and what others report of the same protocol."""
+
+    run: Callable[[], Run]
+    metrics: tuple[str, ...]
+    published: dict[str, float]
+    protocol: str
+
+
+RECIPES = {
+    # RecBole 1.2's own quick start: BPR, 64 dims, best epoch by validation MRR@10.
+    "bpr_movielens": Shown(
+        bpr_movielens.run,
+        ("ndcg@10", "recall@10", "mrr@10"),
+        {"ndcg@10": 0.2768, "recall@10": 0.2368},
+        "80/10/10 by chance of each user's ratings, all unseen items ranked, best epoch by validation MRR@10",
+    ),
+    "sasrec_movielens": Shown(
+        sasrec_movielens.run,
+        ("ndcg@10", "hit_rate@10", "mrr@10"),
+        {},
+        "each user's last rating tests, the one before validates, all unseen items ranked, best by validation NDCG@10",
+    ),
+}
+
+
+def measure(shown: Shown, seed: int, storage: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Test metrics of one seed's training, and of the most popular items."""
+    run = replace(shown.run(), seed=seed, storage=storage, name=f"seed-{seed}")
+    alone = rtrain.override(run, {"cluster.workers": 1, "parallel.dense": "ddp", "tracking.to": ()})
+    result = rtrain.train(alone, launcher="inline", quiet=True)
+    assert result is not None, "without Ray a job is waited for"
+    return result.values["test"], result.values["baseline"]
+
+
+def table(name: str, shown: Shown, found: Sequence[dict[str, float]], popular: dict[str, float]) -> str:
+    """Markdown."""
+    lines = [f"### {name}", "", shown.protocol[0].upper() + shown.protocol[1:] + f"; {len(found)} seeds.", ""]
+    lines += ["| test metric | mean | spread | most popular items | published |", "|---|---|---|---|---|"]
+    for metric in shown.metrics:
+        values = [one[metric] for one in found]
+        published = f"{shown.published[metric]:.4f}" if metric in shown.published else "-"
+        spread = f"{min(values):.4f} - {max(values):.4f}"
+        lines.append(f"| {metric} | {statistics.mean(values):.4f} | {spread} | {popular[metric]:.4f} | {published} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Print a table a recipe."""
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__, formatter_class=shape)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default 3)")
+    parser.add_argument("--only", choices=sorted(RECIPES), help="one recipe; left out: all")
+    asked = parser.parse_args()
+    for name, shown in RECIPES.items():
+        if asked.only in (None, name):
+            with tempfile.TemporaryDirectory(prefix="rtrain-quality-") as storage:
+                both = [measure(shown, seed, storage) for seed in range(asked.seeds)]
+            print(table(name, shown, [test for test, _ in both], both[0][1]), end="\n\n", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

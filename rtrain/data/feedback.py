@@ -1,0 +1,120 @@
+"""Who had what, in which order: the positive interactions of users with items, held in memory.
+
+Shape legend: N interactions, U users.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rtrain.data.parquet import ParquetRows
+from rtrain.errors import DataError, did_you_mean
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Interactions sorted by user, each user's oldest first; those of one moment in the order of the source."""
+
+    user: Ids
+    """[N]"""
+    item: Ids
+    """[N]"""
+    time: Ids
+    """[N] seconds, or places in the source where it has no times"""
+    timed: bool
+    """Whether `time` is the data's own."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of all of it."""
+        digest = hashlib.sha256()
+        for part in (self.user, self.item, self.time):
+            digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()[:16]
+
+    @classmethod
+    def of(cls, user: Ids, item: Ids, time: Ids | None) -> "Feedback":
+        """From columns in any order."""
+        when = np.arange(len(user)) if time is None else time
+        order = np.lexsort((when, user))  # stable: what is of one moment stays in its order
+        return cls(user[order], item[order], when[order], time is not None)
+
+    def starts(self) -> tuple[Ids, Ids]:
+        """The users that there are, [U], and where each one's interactions begin, [U + 1]."""
+        users, first = np.unique(self.user, return_index=True)
+        return users, np.append(first, len(self.user))
+
+
+def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_least: float | None) -> Feedback:
+    """The named columns; `time` may be empty. Of rows with a `rating` those of `at_least` so much.
+
+    Raises:
+        DataError: a column that is missing, not of whole numbers, or has nulls.
+    """
+    rows = ParquetRows(uri)
+    columns = {"data.user": user, "data.item": item, "data.time": time, "data.rating": rating}
+    for field, name in columns.items():
+        if name and name not in rows.schema.names:
+            near = did_you_mean(name, rows.schema.names)
+            has = near or ". The columns are " + ", ".join(rows.schema.names)
+            raise DataError(f"{uri}: there is no column {name!r} ({field}){has}")
+    table = rows.read(0, rows.rows, [name for name in columns.values() if name])
+    if at_least is not None:
+        table = table.filter(pc.greater_equal(table.column(rating), at_least))
+    when = _whole(table, time, uri) if time else None
+    return Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
+
+
+def _whole(table: pa.Table, name: str, uri: str) -> Ids:
+    column = table.column(name)
+    if pa.types.is_timestamp(column.type) or pa.types.is_date64(column.type):
+        column = column.cast(pa.int64())
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"{uri}: column {name!r} is {column.type}; whole numbers are needed. Number its values first")
+    if column.null_count:
+        row = int(pc.index(pc.is_null(column), True).as_py())
+        raise DataError(f"{uri}: {name!r} is null at row {row}. Fill it, or drop the row")
+    values: Ids = column.cast(pa.int64()).to_numpy()
+    return values
+
+
+def from_text(path: Path) -> Feedback:
+    """Lines of `user item item ...`, whole numbers, oldest first; or of `user item`, one an interaction.
+
+    Raises:
+        DataError: a file that is not there, or a line that is none of these; names the line.
+    """
+    users, items = list[int](), list[int]()
+    for number, words in _lines(path):
+        try:
+            user, *those = map(int, words)
+        except ValueError:
+            shown = " ".join(words)[:60]
+            raise DataError(f"{path}: line {number} has a word that is no whole number: {shown!r}") from None
+        if not those:
+            raise DataError(f"{path}: line {number} has a user and no item")
+        users += [user] * len(those)
+        items += those
+    if not users:
+        raise DataError(f"{path}: it has no interactions")
+    return Feedback.of(np.array(users, np.int64), np.array(items, np.int64), None)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if words := line.split():
+                    yield number, words
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file. Check data.source") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: it is no text") from None

@@ -1,0 +1,72 @@
+"""Items that a user did not have, drawn by the key (seed, epoch, sample): exact at any world size, after any resume.
+
+Shape legend: B samples, T positions of a sample, K negatives of a position.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtrain.data.keyed import drawn, uniform
+from rtrain.errors import ConfigError
+
+Ids = NDArray[np.int64]
+ROUNDS = 64
+"""Draws after which a negative stays what it is: only who had nearly all items gets there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """How negatives are drawn."""
+
+    count: int = 1
+    """For each positive."""
+    by: Literal["uniform", "popularity"] = "uniform"
+    """uniform: every item is as likely; popularity: an item by how often it was had in training, to `power`."""
+    power: float = 1.0
+    """Exponent of the popularity."""
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise ConfigError(f"data.negatives.count: must be at least 0, got {self.count}")
+
+
+class Sampler:
+    """Draws from a catalogue, leaving out what a user had in training."""
+
+    def __init__(self, config: Negatives, catalogue: Ids, user: Ids, item: Ids):
+        """`catalogue`: rising; `user` and `item`: the interactions of training."""
+        self.count, self.catalogue = config.count, catalogue
+        self._span = int(catalogue[-1]) + 1
+        self._had = np.unique(user * self._span + item)
+        self._upto: NDArray[np.float64] | None = None
+        if config.by == "popularity":
+            often = np.bincount(np.searchsorted(catalogue, item), minlength=len(catalogue)).astype(np.float64)
+            self._upto = np.cumsum(often**config.power)
+
+    def draw(self, key: tuple[int, int], sample: Ids, position: Ids, user: Ids) -> Ids:
+        """int64 [n, K]: for n positions, each of a sample and with its place in it, of a user."""
+        number = position[:, None] * self.count + np.arange(self.count)
+        found = self._pick(key, sample[:, None], number, 0)
+        for again in range(1, ROUNDS):
+            wrong = np.flatnonzero(self._known(user[:, None], found))
+            if not len(wrong):
+                break
+            row = wrong // self.count
+            found.flat[wrong] = self._pick(key, sample[row], number.flat[wrong], again)
+        return found
+
+    def _pick(self, key: tuple[int, int], sample: Ids, number: Ids, again: int) -> Ids:
+        bits = drawn(*key, sample, number, again)
+        if self._upto is None:
+            return self.catalogue.take((bits % np.uint64(len(self.catalogue))).astype(np.int64))
+        at: Ids = np.searchsorted(self._upto, uniform(bits) * self._upto[-1], side="right")
+        return self.catalogue.take(at)
+
+    def _known(self, user: Ids, item: Ids) -> NDArray[np.bool_]:
+        pair = user * self._span + item
+        at = np.minimum(np.searchsorted(self._had, pair), len(self._had) - 1)
+        known: NDArray[np.bool_] = self._had[at] == pair
+        return known

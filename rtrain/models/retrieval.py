@@ -1,0 +1,75 @@
+"""What every model that finds items among all has: a table of items, vectors of who asks, an objective of the two."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+from torch import nn
+
+from rtrain.data.retrieval import RetrievalBatch, RetrievalFacts
+from rtrain.errors import ConfigError
+from rtrain.metrics.state import Retrieved
+from rtrain.models.plan import Piece
+from rtrain.models.protocol import Blueprint
+from rtrain.nn.tables import Initial, Table
+from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalConfig(ABC):
+    """Config of such a model."""
+
+    reads: ClassVar[Any] = RetrievalBatch
+    gives: ClassVar[Any] = Retrieved
+    served: ClassVar[bool] = False
+    exported: ClassVar[bool] = False
+    of_histories: ClassVar[bool]
+    """Whether it reads users' histories; else pairs of a user and an item."""
+
+    dim: int = 64
+    """Embedding dim, of items and of who asks."""
+    objective: BPR | SampledBinary | SampledSoftmax = BPR()
+    """What the model is trained towards, and how vectors are compared."""
+    initial: Initial = "normal"
+    """Distribution of the tables' first weights."""
+    scale: float = 0.02
+    """Bound of the uniform, or standard deviation of the normal distribution."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.dim % 4:
+            raise ConfigError(f"model.dim: must be a multiple of 4, which fbgemm reads at once, got {self.dim}")
+        if not self.scale > 0:
+            raise ConfigError(f"model.scale: must be positive, got {self.scale}")
+
+    def blueprint(self, facts: RetrievalFacts) -> Blueprint:
+        """See `rtrain.models.protocol`.
+
+        Raises:
+            ConfigError: data of the other kind.
+        """
+        if self.of_histories != (facts.longest is not None):
+            name, wanted = type(self).__name__, "Histories" if self.of_histories else "Pairs"
+            raise ConfigError(f"data: {name} is trained on {wanted}. Give the data as rtrain.{wanted}")
+        who = () if self.of_histories else (self._table("user", facts.users, "user"),)
+        read = ("history", "item") if self.of_histories else ("item",)
+        return Blueprint(
+            tables=(*who, self._table("item", facts.items, *read, sequences=read)),
+            features=(*(() if self.of_histories else ("user",)), *read),
+            pieces=(Piece(name="tower", build=partial(self.tower, facts), cost=0.0),),
+            objective=self.objective,
+        )
+
+    def _table(self, name: str, rows: int, *features: str, sequences: tuple[str, ...] = ()) -> Table:
+        return Table(
+            name=name, rows=rows, dim=self.dim, features=features, sequences=sequences, initial=self.initial,
+            scale=self.scale,
+        )  # fmt: skip
+
+    def check(self, data: object) -> None:
+        """Ids are held against the tables when the data are opened: nothing is left to look at."""
+        return
+
+    @abstractmethod
+    def tower(self, facts: RetrievalFacts) -> nn.Module:
+        """The dense part: what `nn.bags.Tables` gives -> (queries [B, T, E], candidates [B, T, 1 + K, E])."""

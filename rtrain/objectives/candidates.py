@@ -1,0 +1,88 @@
+"""Losses of a positive item among negatives, by the vectors of who asks and of what is offered.
+
+Shape legend: B rows, T positions, K negatives, E dim.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid, normalize
+
+from rtrain.errors import ConfigError
+from rtrain.objectives.catalogue import CatalogueTally
+from rtrain.objectives.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateLoss:
+    """Outputs: queries [B, T, E] and candidates [B, T, 1 + K, E], whose first is the positive of the position."""
+
+    link: ClassVar[None] = None
+    """Who is asked about a whole catalogue answers with items, not with a number a row."""
+    tallies: ClassVar[str] = "outputs"
+
+    cosine: bool = False
+    """Whether vectors are brought to length 1 before their product is the score."""
+    temperature: float = 1.0
+    """Scores are divided by it."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ConfigError(f"model.objective.temperature: must be above 0, got {self.temperature}")
+
+    def scores(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """[B, T, 1 + K]"""
+        queries, candidates = self.compared(queries), self.compared(candidates)
+        return (candidates @ queries.unsqueeze(-1)).squeeze(-1) / self.temperature
+
+    def compared(self, vectors: Tensor) -> Tensor:
+        """The vectors whose products are scores but for the temperature, which changes no order."""
+        return normalize(vectors, dim=-1) if self.cosine else vectors
+
+    def loss(self, outputs: tuple[Tensor, Tensor], target: Tensor, ranks: Ranks) -> Tensor:
+        """Sum over the positions that `target` [B, T] counts."""
+        losses_BT = self.of_scores(self.scores(*outputs))
+        return (losses_BT * target).sum()
+
+    def of_scores(self, scores: Tensor) -> Tensor:
+        """[B, T, 1 + K] -> the loss of each position, [B, T]."""
+        raise NotImplementedError
+
+    def tally(self, ranks: Ranks, metrics: Iterable[Any]) -> CatalogueTally:
+        """For the scores of a split: the catalogue ranked for each user, as deep as the metrics look."""
+        return CatalogueTally(self.compared, ranks, depth=max(metric.k for metric in metrics))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPR(CandidateLoss):
+    """Pairwise: the positive above each negative, logistic loss of the difference (Rendle et al., arXiv:1205.2618)."""
+
+    def of_scores(self, scores: Tensor) -> Tensor:
+        """Mean over the negatives."""
+        return -logsigmoid(scores[..., :1] - scores[..., 1:]).mean(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledBinary(CandidateLoss):
+    """Binary cross-entropy of positive and negatives, as SASRec is trained (Kang & McAuley, arXiv:1808.09781)."""
+
+    def of_scores(self, scores: Tensor) -> Tensor:
+        """The positive's, and the mean over the negatives."""
+        return -logsigmoid(scores[..., 0]) - logsigmoid(-scores[..., 1:]).mean(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledSoftmax(CandidateLoss):
+    """Cross-entropy of the positive among itself and the negatives (Jean et al., arXiv:1412.2007).
+
+    With uniform negatives no correction is due: a constant in each score changes no softmax.
+    """
+
+    def of_scores(self, scores: Tensor) -> Tensor:
+        """In nats."""
+        flat = scores.flatten(0, -2)
+        first = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
+        return cross_entropy(flat, first, reduction="none").view(scores.shape[:-1])

@@ -1,0 +1,130 @@
+"""A whole catalogue ranked for each user, its items' vectors dealt to the ranks.
+
+Shape legend: Q queries of all data ranks, I items of this rank, K places, E dim.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rtrain.metrics.catalogue import NO_ITEM, Seen, rank_catalogue
+from rtrain.metrics.state import Retrieved
+from rtrain.objectives.ranks import Ranks
+
+
+class CatalogueTally:
+    """First takes the catalogue's vectors, each rank its own, then queries; keeps what was found first for each."""
+
+    def __init__(self, compared: Callable[[Tensor], Tensor], ranks: Ranks, *, depth: int):
+        self.compared, self.ranks, self.depth = compared, ranks, depth
+        self.vectors, self.items = list[Tensor](), list[Tensor]()
+        self.logits, self.labels = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
+        self.groups = list[NDArray[np.int64]]()
+        self.broken = 0
+
+    def add(self, outputs: tuple[Tensor, Tensor], batch: Any) -> None:
+        """Another batch, of the catalogue or of users; a collective over data ranks."""
+        queries, candidates = outputs
+        if batch.items is not None:
+            vectors = self._finite(candidates[:, 0, 0])
+            self.vectors.append(vectors)
+            self.items.append(torch.from_numpy(batch.items).to(vectors.device))
+            return
+        asked = self._finite(queries[torch.arange(len(queries), device=queries.device), batch.last])
+        self._keep(self.top(asked, batch), batch)
+
+    def _finite(self, vectors: Tensor) -> Tensor:
+        """As they are compared; those that are no numbers are counted, and fail the run once every rank is through."""
+        vectors = self.compared(vectors.float())
+        self.broken += int((~vectors.isfinite()).any(dim=1).sum())
+        return vectors.nan_to_num(0.0, 0.0, 0.0)
+
+    def top(self, asked: Tensor, batch: Any) -> NDArray[np.int64]:
+        """int64 [B, K]: the items found for this rank's queries [B, E], best first; -1 where there are no more.
+
+        Of equal scores the lower item comes first, so that what is found does not depend on the number of ranks.
+        """
+        if len(self.vectors) > 1:
+            self.vectors, self.items = [torch.cat(self.vectors)], [torch.cat(self.items)]
+        share = -(-batch.global_rows // self.ranks.data)
+        longest = torch.tensor([int(batch.seen.lengths.max(initial=0))], device=asked.device)
+        width = max(1, int(self.ranks.gather(longest).max()))
+        all_QE = self.ranks.gather(_filled(asked, share, 0.0))
+        seen_QS = self.ranks.gather(_filled(_seen_not_wanted(batch, width).to(asked.device), share, -1))
+        scores_QK, items_QK = self._best(all_QE, seen_QS)
+        blocks = (self.ranks.data, share, self.depth)
+        scores = self.ranks.exchange(scores_QK.view(blocks)).transpose(0, 1).flatten(1)
+        items = self.ranks.exchange(items_QK.view(blocks)).transpose(0, 1).flatten(1)
+        _, found = _first(scores, items, self.depth)
+        answer: NDArray[np.int64] = found[: len(asked)].cpu().numpy()
+        return answer
+
+    def _best(self, queries_QE: Tensor, seen_QS: Tensor) -> tuple[Tensor, Tensor]:
+        """The K best of this rank's items for each query, without what it has seen: scores and items [Q, K]."""
+        vectors_IE, items_I = self.vectors[0], self.items[0]
+        scores_QK = queries_QE.new_full((len(queries_QE), self.depth), -torch.inf)
+        items_QK = torch.full_like(scores_QK, NO_ITEM, dtype=torch.int64)
+        if len(items_I):
+            found = rank_catalogue(queries_QE, vectors_IE, k=self.depth, seen=_rows_of(items_I, seen_QS))
+            kept = found.items_UK.shape[1]
+            scores_QK[:, :kept] = found.scores_UK
+            items_QK[:, :kept] = torch.where(found.items_UK == NO_ITEM, NO_ITEM, items_I[found.items_UK])
+        return scores_QK, items_QK
+
+    def _keep(self, found_BK: NDArray[np.int64], batch: Any) -> None:
+        count, depth = found_BK.shape
+        wanted, lengths = batch.positives.values, batch.positives.lengths
+        rows = np.repeat(np.arange(count), lengths)
+        # One number a pair of row and item: whether a found item is wanted is whether its number is among them.
+        span = int(max(found_BK.max(initial=0), wanted.max(initial=0))) + 2
+        hits_BK = np.isin(found_BK + np.arange(count)[:, None] * span, wanted + rows * span) & (found_BK >= 0)
+        missed = np.repeat(np.arange(count), lengths - hits_BK.sum(1))
+        number = batch.row[:count].cpu().numpy()
+        there = found_BK >= 0
+        place = np.broadcast_to(np.arange(depth), there.shape)
+        self.logits.append(np.concatenate([-place[there].astype(np.float64), np.full(len(missed), -float(depth))]))
+        self.labels.append(np.concatenate([hits_BK[there].astype(np.float64), np.ones(len(missed))]))
+        self.groups.append(np.concatenate([np.repeat(number, there.sum(1)), number[missed]]))
+
+    def scored(self) -> tuple[dict[str, Retrieved], int]:
+        """Of all queries; and how many vectors are not finite."""
+        parts = (np.concatenate(of) for of in (self.logits, self.labels, self.groups))
+        return {"": Retrieved(*parts)}, self.broken  # type: ignore[arg-type]
+
+
+def _filled(rows: Tensor, count: int, value: float) -> Tensor:
+    """With rows of `value` at the end, up to `count`."""
+    extra = rows.new_full((count - len(rows), *rows.shape[1:]), value)
+    return torch.cat([rows, extra])
+
+
+def _seen_not_wanted(batch: Any, width: int) -> Tensor:
+    """int64 [B, width]: the items that a query leaves out, -1 behind them; never one that is to be found."""
+    seen, wanted = batch.seen, batch.positives
+    count = len(seen.lengths)
+    rows, to_find = (np.repeat(np.arange(count), lists.lengths) for lists in (seen, wanted))
+    span = int(max(seen.values.max(initial=0), wanted.values.max(initial=0))) + 1
+    again = np.isin(seen.values + rows * span, wanted.values + to_find * span)
+    padded = np.full((count, width), -1, np.int64)
+    padded[rows, np.arange(len(rows)) - seen.offsets[:-1][rows]] = np.where(again, -1, seen.values)
+    return torch.from_numpy(padded)
+
+
+def _rows_of(items_I: Tensor, seen_QS: Tensor) -> Seen:
+    """Those of the seen items that are among `items_I`, which rise, as places in it."""
+    at_QS = torch.searchsorted(items_I, seen_QS.clamp(min=0)).clamp(max=len(items_I) - 1)
+    here_QS = items_I[at_QS] == seen_QS
+    offsets = torch.cat([at_QS.new_zeros(1), here_QS.sum(1).cumsum(0)])
+    return Seen(items=at_QS[here_QS], offsets=offsets)
+
+
+def _first(scores: Tensor, items: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """The best `depth` of each row, of equal scores the lower item first."""
+    by_item = items.argsort(dim=1, stable=True)
+    order = scores.gather(1, by_item).argsort(dim=1, descending=True, stable=True)
+    at = by_item.gather(1, order)[:, :depth]
+    return scores.gather(1, at), items.gather(1, at)

@@ -1,0 +1,36 @@
+"""The ranks beside this one, as an objective sees them: see `rtrain.objectives.ranks`."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+from rtrain.parallel.groups import Groups
+from rtrain.parallel.tensor import TensorRank
+
+
+class MeshRanks:
+    """Those that share the outputs of a row (tensor ranks), and those with the batch's other rows (data ranks)."""
+
+    def __init__(self, tensor: TensorRank, groups: Groups):
+        self.tensor, self.data, self._group = tensor, groups.size("data"), groups.along["data"]
+
+    def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+        """As `TensorRank.cross_entropy`."""
+        return self.tensor.cross_entropy(logits_NV, targets_N)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all data ranks, in their order; each has as many."""
+        if self.data == 1:
+            return rows
+        rows = rows.contiguous()
+        found = rows.new_empty((self.data * rows.shape[0], *rows.shape[1:]))
+        dist.all_gather_into_tensor(found, rows, group=self._group)
+        return found
+
+    def exchange(self, blocks: Tensor) -> Tensor:
+        """[data, ...], a block for each data rank -> [data, ...], what each has for this one."""
+        if self.data == 1:
+            return blocks
+        blocks = blocks.contiguous()
+        found = blocks.new_empty(blocks.shape)
+        dist.all_to_all_single(found, blocks, group=self._group)
+        return found

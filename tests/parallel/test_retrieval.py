@@ -1,0 +1,252 @@
+"""Retrieval models at each layout beside plain torch: losses, what is found of the catalogue, and a resume elsewhere.
+
+The control knows neither TorchRec nor rtrain's towers' wrappings: autograd over whole tables, optimizers written out.
+The tolerance is that of `test_models`: 20 steps carry float32's last bit along; what is wrong shows as 1e-3.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rtrain.checkpoint.folders import CheckpointFolders
+from rtrain.checkpoint.format import Stored, save
+from rtrain.data.holdout import LeaveOneOut, RandomPerUser
+from rtrain.data.negatives import Negatives
+from rtrain.data.retrieval import Histories, Pairs
+from rtrain.mesh import Parallel, lay_out
+from rtrain.metrics import MRR, NDCG, RecallAt
+from rtrain.models.mf import MF
+from rtrain.models.sasrec import SASRec
+from rtrain.nn.tables import initial_rows
+from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
+from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, SparseOptim
+from rtrain.run import Cluster, Evaluation, Handoff, Run
+from rtrain.training.agreement import open_data
+from rtrain.training.replica import Replica
+from rtrain.training.scoring import measure, scan
+from rtrain.training.trace import trace
+from rtrain.training.world import join
+from tests.parallel.worlds import in_world
+
+PARITY = 2e-6  # of a loss of about 1; seen here: 3.6e-7 at most
+STEPS, SAVED = 20, 10
+USERS, ITEMS = 50, 71  # odd, so that row-wise shards differ in size
+MODELS = {
+    "mf": MF(dim=16, objective=BPR(), scale=0.1),
+    "sasrec": SASRec(dim=16, layers=2, heads=2, dropout=0.0, objective=SampledBinary(), scale=0.1),
+    "sasrec softmax": SASRec(dim=16, layers=1, heads=1, dropout=0.0, objective=SampledSoftmax(cosine=True), scale=0.1),
+}
+SPARSE: dict[str, SparseOptim] = {"sgd": SGD(lr=0.5), "adagrad": Adagrad(lr=0.05), "rowwise": RowWiseAdagrad(lr=0.05)}
+LAYOUTS: dict[str, tuple[Parallel, str]] = {
+    "ddp row_wise": (Parallel(dense="ddp", embeddings="row_wise"), "rowwise"),
+    "zero1 table_wise": (Parallel(zero_stage=1, embeddings="table_wise"), "adagrad"),
+    "zero3 row_wise": (Parallel(zero_stage=3, embeddings="row_wise"), "sgd"),
+    "zero2 row_wise x2": (Parallel(zero_stage=2, embeddings="row_wise", microbatches=2), "rowwise"),
+    "ddp column_wise": (Parallel(dense="ddp", embeddings="column_wise"), "adagrad"),
+}
+SAVED_BY, RESUMED_AS = "zero1 table_wise", "ddp column_wise"
+Found = dict[str, dict[str, Any]]
+
+
+def run_of(model: str, parallel: Parallel, sparse: str, log: str) -> Run:
+    common: dict[str, Any] = {"source": log, "users": USERS, "items": ITEMS, "time": ""}
+    if model == "mf":
+        data: Any = Pairs(**common, split=RandomPerUser(valid=0.2, test=0.2), negatives=Negatives(count=2))
+    else:
+        data = Histories(**common, split=LeaveOneOut(), negatives=Negatives(count=3), length=7)
+    return Run(
+        name="tiny",
+        model=MODELS[model],
+        data=data,
+        optim=AdamW(lr=1e-2, clip_norm=0.5),
+        sparse_optim=SPARSE[sparse],
+        parallel=parallel,
+        global_batch=17,
+        epochs=50,
+        evaluation=Evaluation(monitor="ndcg@10", batch=13),
+        cluster=Cluster(memory_gb_per_worker=1.0),
+        handoff=Handoff(export=False),
+        metrics=(NDCG(k=10), RecallAt(k=3), MRR(k=10)),
+    )
+
+
+def measured(run: Run, stored: Stored | None = None) -> dict[str, float]:
+    world = join(gpu=False, timeout_s=600.0)
+    mesh = lay_out(run.parallel, world.size)
+    replica = Replica(run, mesh, world, stored=stored, training=False)
+    return measure(replica, scan(run, open_data(run), "test", mesh, world), run.metrics)
+
+
+def everything(log: str, folder: str, world: int) -> Found:
+    found: Found = {}
+    for model in MODELS:
+        for name, (parallel, sparse) in LAYOUTS.items():
+            run, kept = run_of(model, parallel, sparse, log), CheckpointFolders(f"{folder}/{model} {name}")
+
+            def before(step: int, replica: Replica, kept: CheckpointFolders = kept) -> None:
+                if step == SAVED and world == 2:
+                    save(kept, step, replica.chunks(), {})
+
+            at_first = measured(run)
+            losses = trace(run, steps=STEPS, before_step=before).losses
+            found[f"{model}: {name}"] = {"losses": losses, "at first": at_first}
+        stored = Stored(CheckpointFolders(f"{folder}/{model} {SAVED_BY}").of(SAVED), SAVED)
+        run = run_of(model, *LAYOUTS[RESUMED_AS], log)
+        found[f"{model}: resumed"] = {"losses": trace(run, steps=STEPS, stored=stored).losses}
+    return found
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Users of 3 to 14 items, that like items close to each other."""
+    draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("log") / "log.txt"
+    lines = []
+    for user in range(USERS):
+        near = (7 * user + draw.permutation(25)[: 3 + user % 12]) % ITEMS
+        lines.append(" ".join(map(str, [user, *near])))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def found(log: str, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Found]:
+    """World size -> what rank 0 found. The world of two saves what all resume, so it comes first."""
+    folder = str(tmp_path_factory.mktemp("kept"))
+    return {size: in_world(size, everything, log, folder, size)[0] for size in (2, 1, 4)}
+
+
+class Plain:
+    """Whole tables, the tower of `seed`, and what the batch asks for, looked up by plain indexing."""
+
+    def __init__(self, run: Run):
+        blueprint = run.blueprint
+        self.tables = {t.name: nn.Parameter(initial_rows(t, run.seed, 0, t.rows)) for t in blueprint.tables}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(run.seed)
+            self.tower = blueprint.pieces[0].build()
+
+    def __call__(self, batch: Any) -> Any:
+        lengths = batch.ids.lengths.view(2, batch.rows)
+        whom, item = torch.split(batch.ids.values, lengths.sum(1).tolist())
+        offered, offered_mask = self._padded("item", item, lengths[1])
+        if "user" in self.tables:
+            return self.tower(self.tables["user"][whom], offered, offered_mask)
+        history, mask = self._padded("item", whom, lengths[0])
+        return self.tower(history.new_empty(batch.rows, 0), history, mask, offered, offered_mask)
+
+    def _padded(self, table: str, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+        rows = torch.zeros(*mask.shape, self.tables[table].shape[1])
+        return rows.masked_scatter(mask.unsqueeze(-1), self.tables[table][ids]), mask
+
+
+def plain(run: Run) -> list[float]:
+    model = Plain(run)
+    states = {name: torch.zeros_like(t) for name, t in model.tables.items()}
+    weights = list(model.tower.parameters())
+    adam = run.optim.build(weights) if weights else None
+    reader = run.data.open().reader("train", global_batch=run.global_batch, seed=run.seed, rank=0, world_size=1)
+    losses = []
+    for _, (batch, _cursor) in zip(range(STEPS), reader, strict=False):
+        loss = run.model.objective.loss(model(batch), batch.target, None) / batch.target.sum()  # type: ignore
+        for parameter in (*model.tables.values(), *weights):
+            parameter.grad = None
+        loss.backward()
+        if adam:
+            nn.utils.clip_grad_norm_(weights, run.optim.clip_norm)
+            adam.step()
+        for name, table in model.tables.items():
+            assert table.grad is not None
+            table.data -= run.sparse_optim.lr * descent(run.sparse_optim, states[name], table.grad)
+        losses.append(loss.item())
+    reader.close()
+    return losses
+
+
+def descent(optim: SparseOptim, state: Tensor, gradient: Tensor) -> Tensor:
+    if isinstance(optim, SGD):
+        return gradient
+    squared = gradient**2
+    state += squared.mean(1, keepdim=True) if isinstance(optim, RowWiseAdagrad) else squared
+    return gradient / (state.sqrt() + optim.eps)  # type: ignore[attr-defined]
+
+
+def by_hand(run: Run) -> dict[str, float]:
+    """The catalogue ranked for each user of the test split by the first weights: a loop over users."""
+    model, data = Plain(run), run.data.open()
+    found: dict[str, list[float]] = {"ndcg@10": [], "recall@3": [], "mrr@10": []}
+    items = torch.from_numpy(data.catalogue)
+    with torch.no_grad():
+        for batch in data.scan("test", global_batch=1, rank=0, world_size=1):
+            if batch.items is not None:
+                continue
+            queries, _ = model(replace(batch, ids=with_one(batch.ids)))
+            vectors = run.model.objective.compared(model.tables["item"][items])  # type: ignore[union-attr]
+            scores = vectors @ run.model.objective.compared(queries[0, int(batch.last)])  # type: ignore[union-attr]
+            seen, wanted = set(batch.seen.values.tolist()), set(batch.positives.values.tolist())
+            pairs = zip(scores.tolist(), items.tolist(), strict=True)
+            order = [item for _, item in sorted((-s, i) for s, i in pairs if i not in seen)]
+            hits = np.array([item in wanted for item in order], float)
+            gains = 1 / np.log2(np.arange(10) + 2)
+            found["ndcg@10"].append(float((hits[:10] * gains).sum() / gains[: len(wanted)].sum()))
+            found["recall@3"].append(float(hits[:3].sum() / len(wanted)))
+            found["mrr@10"].append(float((hits[:10] / (np.arange(10) + 1)).max()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def with_one(ids: Any) -> Any:
+    """A candidate, so that there is something to pad."""
+    lengths = ids.lengths.clone()
+    lengths[-1] = 1
+    return replace(ids, values=torch.cat([ids.values, torch.zeros(1, dtype=torch.int64)]), lengths=lengths)
+
+
+@pytest.fixture(scope="module")
+def control(log: str) -> dict[str, list[float]]:
+    return {f"{m} {s}": plain(run_of(m, Parallel(dense="ddp"), s, log)) for m in MODELS for s in SPARSE}
+
+
+def far(a: list[float], b: list[float]) -> float:
+    assert len(a) == len(b) > 0
+    return float(np.abs(np.array(a) - np.array(b)).max())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_layout_trains_as_plain_torch(
+    model: str, found: dict[int, Found], control: dict[str, list[float]]
+) -> None:
+    worst = {
+        f"{size} {layout}": far(ranks[f"{model}: {layout}"]["losses"], control[f"{model} {sparse}"])
+        for size, ranks in found.items()
+        for layout, (_, sparse) in LAYOUTS.items()
+    }
+    assert len(worst) == 3 * len(LAYOUTS)
+    assert max(worst.values()) < PARITY, worst
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_control_learns(model: str, control: dict[str, list[float]]) -> None:
+    for sparse in SPARSE:
+        losses = control[f"{model} {sparse}"]
+        assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_catalogue_is_ranked_alike_at_every_layout(model: str, found: dict[int, Found], log: str) -> None:
+    expected = by_hand(run_of(model, Parallel(dense="ddp"), "sgd", log))
+    assert expected["ndcg@10"] > 0
+    for ranks in found.values():
+        for layout in LAYOUTS:
+            assert ranks[f"{model}: {layout}"]["at first"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_resume_at_another_layout_goes_on_exactly(
+    model: str, found: dict[int, Found], control: dict[str, list[float]]
+) -> None:
+    for ranks in found.values():
+        assert far(ranks[f"{model}: resumed"]["losses"], control[f"{model} adagrad"][SAVED:]) < PARITY

@@ -1,0 +1,110 @@
+"""The ranking of a whole catalogue against a loop over users, with equal scores, and with fewer items than places."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rtrain.data.columns import Lists
+from rtrain.metrics import MRR, NDCG, HitRate, RecallAt
+from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
+from rtrain.objectives.catalogue import CatalogueTally
+from rtrain.objectives.ranks import Alone
+
+
+@dataclass
+class Asked:
+    last: Tensor
+    row: Tensor
+    global_rows: int
+    items: Any = None
+    seen: Any = None
+    positives: Any = None
+
+
+def ragged(rows: list[list[int]]) -> Lists:
+    values = np.array([item for row in rows for item in row], np.int64)
+    return Lists.of(values, np.array([len(row) for row in rows]))
+
+
+def ranked(users_UE: Tensor, items_IE: Tensor, ids: list[int], seen: Any, wanted: Any, depth: int) -> CatalogueTally:
+    tally = CatalogueTally(BPR().compared, Alone(), depth=depth)
+    for part in np.array_split(np.arange(len(ids)), 3):  # the catalogue comes in several batches
+        rows = torch.from_numpy(part)
+        offered = items_IE[rows].view(-1, 1, 1, items_IE.shape[1])
+        numbers = torch.full((len(part),), -1)
+        batch = Asked(torch.zeros_like(numbers), numbers, len(part), items=np.array(ids)[part])
+        tally.add((items_IE[rows].unsqueeze(1), offered), batch)
+    count = len(users_UE)
+    batch = Asked(
+        torch.ones(count, dtype=torch.int64), torch.arange(100, 100 + count), count,
+        seen=ragged(seen), positives=ragged(wanted),
+    )  # fmt: skip
+    other = torch.full_like(users_UE, 9.0)  # a position that nobody is asked from
+    tally.add((torch.stack([other, users_UE], dim=1), torch.empty(count, 2, 0, users_UE.shape[1])), batch)
+    return tally
+
+
+def by_loop(scores_UI: Tensor, ids: list[int], seen: Any, wanted: Any, k: int) -> dict[str, float]:
+    """Each user's list by Python's own sort, and the metrics by their definitions."""
+    found: dict[str, list[float]] = {"ndcg": [], "recall": [], "mrr": [], "hit": []}
+    for scores, had, hoped in zip(scores_UI.tolist(), seen, wanted, strict=True):
+        left = sorted((-s, item) for s, item in zip(scores, ids, strict=True) if item not in set(had) - set(hoped))
+        hits = [float(item in hoped) for _, item in left[:k]]
+        ideal = sum(1 / np.log2(p + 2) for p in range(min(k, len(hoped))))
+        found["ndcg"].append(sum(h / np.log2(p + 2) for p, h in enumerate(hits)) / ideal)
+        found["recall"].append(sum(hits) / len(hoped))
+        found["mrr"].append(max((h / (p + 1) for p, h in enumerate(hits)), default=0.0))
+        found["hit"].append(float(sum(hits) > 0))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "equal scores"])
+@pytest.mark.parametrize(("count", "depth"), [(300, 10), (8, 10), (50, 50)])
+def test_the_catalogue_is_ranked_as_by_a_loop_over_users(ties: bool, count: int, depth: int) -> None:
+    g = torch.Generator().manual_seed(3)
+    draw = np.random.default_rng(4)
+    ids = sorted(draw.permutation(2 * count)[:count].tolist())
+    users, items = torch.randn(40, 4, generator=g), torch.randn(count, 4, generator=g)
+    if ties:  # products of small whole numbers: most scores are the same as others
+        users, items = users.sign(), items.sign()
+    wanted = [draw.choice(ids, size=draw.integers(1, 6), replace=False).tolist() for _ in range(40)]
+    seen = [draw.choice(ids, size=draw.integers(0, min(count, 30)), replace=False).tolist() for _ in range(40)]
+    tally = ranked(users, items, ids, seen, wanted, depth)
+    scored, broken = tally.scored()
+    expected = by_loop(users @ items.T, ids, seen, wanted, depth)
+    assert broken == 0
+    metrics = {"ndcg": NDCG(k=depth), "recall": RecallAt(k=depth), "mrr": MRR(k=depth), "hit": HitRate(k=depth)}
+    found = {name: metric.value(metric.partial(scored[""])) for name, metric in metrics.items()}
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert 0 < found["hit"] <= 1
+
+
+def test_vectors_that_are_no_numbers_are_counted() -> None:
+    users, items = torch.ones(2, 4), torch.ones(5, 4)
+    items[3, 1] = torch.nan
+    users[0, 0] = torch.inf
+    assert ranked(users, items, list(range(5)), [[], []], [[1], [2]], 3).scored()[1] == 2
+
+
+def test_losses_are_what_their_papers_say() -> None:
+    g = torch.Generator().manual_seed(0)
+    queries, candidates = torch.randn(3, 2, 4, generator=g), torch.randn(3, 2, 5, 4, generator=g)
+    target = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    s = torch.einsum("bte,btke->btk", queries, candidates)
+    positive, negative = s[..., :1], s[..., 1:]
+    expected = {
+        "bpr": -(positive - negative).sigmoid().log().mean(-1),
+        "binary": -positive.sigmoid().log()[..., 0] - (1 - negative.sigmoid()).log().mean(-1),
+        "softmax": s.logsumexp(-1) - s[..., 0],
+    }
+    for name, objective in (("bpr", BPR()), ("binary", SampledBinary()), ("softmax", SampledSoftmax())):
+        loss = objective.loss((queries, candidates), target, Alone())
+        assert float(loss) == pytest.approx(float((expected[name] * target).sum()), rel=1e-6)
+    cosine = SampledSoftmax(cosine=True, temperature=0.1)
+    unit = torch.nn.functional.cosine_similarity(queries.unsqueeze(2), candidates, dim=-1) / 0.1
+    wanted = ((unit.logsumexp(-1) - unit[..., 0]) * target).sum()
+    assert float(cosine.loss((queries, candidates), target, Alone())) == pytest.approx(float(wanted), rel=1e-5)

@@ -1,0 +1,74 @@
+"""Whole jobs of retrieval models in this process: what is found, a resume, and what is refused before the start."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rtrain
+from recipes import bpr_movielens, sasrec_movielens
+from rtrain.errors import ConfigError
+from rtrain.run import Run
+from tests.unit.training.jobs import At, job, lines, losses, train
+
+SHORT: dict[str, Any] = {
+    "parallel.dense": "ddp", "tracking.to": (), "checkpoint.every_steps": 10, "checkpoint.background": False,
+    "log_every_steps": 1,
+}  # fmt: skip
+SASREC: dict[str, Any] = {"model.dim": 16, "model.layers": 1, "data.length": 20, "data.negatives.count": 5}
+RUNS = {
+    "bpr": rtrain.override(bpr_movielens.debug(), SHORT | {"max_steps": 60, "evaluation.every_steps": 20}),
+    "sasrec": rtrain.override(
+        sasrec_movielens.debug(), SHORT | SASREC | {"max_steps": 40, "evaluation.every_steps": 20}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_job_finds_more_the_longer_it_trains(name: str, tmp_path: Path) -> None:
+    run = rtrain.override(RUNS[name], {"storage": str(tmp_path)})
+    result = train(run)
+    assert result["steps"] == run.max_steps and result["export"] is None
+    curve = [line["ndcg@10"] for line in lines(run, "valid")]
+    assert curve[-1] > curve[0] > 0
+    assert set(result["test"]) == {metric.name for metric in run.metrics}
+    assert 0 < result["test"]["ndcg@10"] < 1
+    assert 0 < result["baseline"]["ndcg@10"] < 1 and result["baseline_name"] == "the most popular items"
+    assert "NDCG@10" in Path(result["report"]).read_text()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_resumed_job_draws_the_same_negatives_and_ends_with_the_same_numbers(name: str, tmp_path: Path) -> None:
+    calm = rtrain.override(RUNS[name], {"storage": str(tmp_path / "calm")})
+    stopped = rtrain.override(RUNS[name], {"storage": str(tmp_path / "stopped")})
+    outcome = job(calm)
+    with pytest.raises(Exception, match="RuntimeError"):
+        job(stopped, At(25))
+    again = job(stopped)
+    assert again.attempts == 2
+    assert losses(stopped) == losses(calm)
+    assert again.test == outcome.test
+
+
+REFUSED = {
+    "handoff.export: MF is not exported yet. Set handoff.export to false": ("bpr", {"handoff.export": True}),
+    "metrics: MF is measured by metrics of the first places": ("bpr", {"metrics": (rtrain.MRR(k=10), rtrain.AUC())}),
+    "data: MF is trained on Pairs. Give the data as rtrain.Pairs": ("bpr", {"data": RUNS["sasrec"].data}),
+    "data: SASRec is trained on Histories": ("sasrec", {"data": RUNS["bpr"].data}),
+    "data: SASRec is trained on Pairs or Histories, got Tokens": ("sasrec", {"data": rtrain.Tokens(source="stdlib")}),
+    "parallel.tensor: 2, but SASRec has no tensor-parallel plan": ("sasrec", {"parallel.tensor": 2}),
+    "model.heads: 3 does not divide model.dim, 16": ("sasrec", {"model.heads": 3}),
+    "model.objective.temperature: must be above 0": ("bpr", {"model.objective.temperature": 0.0}),
+    "model.dropout": ("sasrec", {"model.dropout": 1.0}),
+}
+
+
+@pytest.mark.parametrize(("message", "case"), REFUSED.items())
+def test_what_does_not_go_together_is_one_line(message: str, case: tuple[str, dict[str, Any]]) -> None:
+    name, changes = case
+    with pytest.raises(ConfigError) as error:
+        run: Run = rtrain.override(
+            RUNS[name], changes | ({"evaluation.monitor": "auc"} if "metrics" in changes else {})
+        )
+        rtrain.plan(run)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
