@@ -64,7 +64,8 @@ def _nearest(config: object, key: str) -> str:
         return did_you_mean(key.partition(".")[0], _fields(config)) or f". Its fields: {', '.join(_fields(config))}"
     keys = [known for known in flatten(config) if known and not known.endswith(TYPE_KEY)]
     last = key.rpartition(".")[2]
-    same = [known for known in keys if known.rpartition(".")[2] == last]
+    ends = f"_{last}"  # `batch` may mean `global_batch`
+    same = [k for k in keys if last == k.rpartition(".")[2] or ("." not in k and k.endswith(ends))]
     if same:
         return f"; did you mean {' or '.join(map(repr, same[:3]))}?"
     near = did_you_mean(key, _fields(config))

@@ -161,7 +161,13 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
                 max_concurrent_trials=1,
                 search_alg=OptunaSearch(seed=run.seed),
             ),
-            run_config=ray_tune.RunConfig(name="tune", storage_path=path, storage_filesystem=filesystem, verbose=0),
+            run_config=ray_tune.RunConfig(
+                name="tune",
+                storage_path=path,
+                storage_filesystem=filesystem,
+                verbose=0,
+                callbacks=[_told(run, trials, mode)],
+            ),
         )
         print(f"{run.name}: {trials} trials over {', '.join(f'{k} {d}' for k, d in space.items())}", file=sys.stderr)
         grid = tuner.fit()
@@ -180,6 +186,31 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
         checkpoint=folder.of(int(best.metrics["best_step"])).uri,
         command=f"{command} {values}",
     )
+
+
+def _told(run: Run, trials: int, mode: str) -> Any:
+    """Says how each trial ended, as it does: a search takes as long as all of them."""
+    from ray.tune import Callback
+
+    class Told(Callback):
+        ended: int = 0
+        best: float | None = None
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            value = trial.last_result.get(run.evaluation.monitor)
+            if value is not None and (self.best is None or (value > self.best) == (mode == "max")):
+                self.best = value
+            self._say(trial, f"{run.evaluation.monitor} {_spell(value)} (best {_spell(self.best)})")
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            self._say(trial, "failed")
+
+        def _say(self, trial: Any, how: str) -> None:
+            self.ended += 1
+            changes = ", ".join(f"{key} {_spell(value)}" for key, value in trial.config.items())
+            print(f"{run.name}: trial {self.ended} of {trials}: {how}, with {changes}", file=sys.stderr, flush=True)
+
+    return Told()
 
 
 def _exact(value: Any) -> str:

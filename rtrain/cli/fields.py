@@ -101,13 +101,17 @@ def _value(key: str, words: list[str], known: dict[str, Any]) -> tuple[str, str]
     """The value that follows a key; takes its words away."""
     parent, _, name = key.rpartition(".")
     positive = f"{parent}.{name.removeprefix('no_')}".lstrip(".")
-    if key not in known and known.get(positive) is bool:
-        return positive, FALSE
+    for switched in (positive, key.removeprefix("no_")):
+        if key not in known and known.get(switched) is bool:
+            return switched, FALSE
     following = next((n for n, word in enumerate(words) if word.startswith("--")), len(words))
     hint = known.get(key)
     if hint is bool and (not following or words[0].lower() not in (TRUE, FALSE, "0", "1", "yes", "no")):
         return key, TRUE
     if not following:
+        parts = [name for name in known if name.startswith(f"{key}.")]
+        if parts:
+            raise ConfigError(f"{key}: its fields are set one by one, such as --{parts[0]} VALUE")
         near = "" if key in known else did_you_mean(f"--{key}", OWN_FLAGS)
         raise ConfigError(f"{key}: no value given{near or f'; write --{key} VALUE'}")
     take = following if any(get_origin(option) is tuple for option in _options(hint)) else 1

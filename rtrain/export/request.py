@@ -17,7 +17,9 @@ def row_model(schema: Schema) -> type[BaseModel]:
     for feature in schema.features:
         doc = f"{type(feature).__name__.lower()} feature of the {feature.entity}"
         if isinstance(feature, Dense):
-            number = Annotated[float, Field(allow_inf_nan=False), AfterValidator(_fits(feature))]
+            ends = (feature.mean - LARGEST * feature.std, feature.mean + LARGEST * feature.std)
+            bounds = Field(allow_inf_nan=False, json_schema_extra={"minimum": ends[0], "maximum": ends[1]})
+            number = Annotated[float, bounds, AfterValidator(_fits(feature))]
             optional = feature.missing is not None
             fields[feature.name] = (
                 (number | None, Field(None, description=doc))

@@ -2,6 +2,7 @@
 
     POST /predict  {"rows": [{...}, ...]}  ->  {"predictions": [0.73, ...]}, of several labels [[0.73, 0.21], ...]
     GET  /schema                           ->  JSON Schema of a row
+    GET  /openapi.json                     ->  OpenAPI of this very export
     GET  /healthz                          ->  {"status": "ok", ...}
 
 Rows of concurrent requests are joined into one batch and scored in one forward pass.
@@ -16,9 +17,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import numpy as np
 import torch
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ray import serve as ray_serve
@@ -63,7 +66,8 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": Refusal, "description": "Rows or keys that do not fit"},
 }
 
-api = FastAPI(title="rtrain", version=VERSION)
+# Its own OpenAPI is of every export: `Ranker.openapi` gives the one of the export that is served.
+api = FastAPI(title="rtrain", version=VERSION, openapi_url=None)
 api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S)
 
 
@@ -104,6 +108,9 @@ class Ranker:
             raise HTTPException(422, said) from None
         except DataError as error:
             raise HTTPException(422, str(error)) from None
+        broken = [row for row, found in enumerate(predictions) if not np.isfinite(found).all()]
+        if broken:
+            raise HTTPException(422, f"rows.{broken[0]}: the model gives no number for such values")
         return {"predictions": predictions}
 
     @ray_serve.batch(max_batch_size=MAX_ROWS, batch_wait_timeout_s=0.005, batch_size_fn=_rows_of)
@@ -117,6 +124,14 @@ class Ranker:
     async def schema(self) -> dict[str, Any]:
         """JSON Schema of a row."""
         return json_schema(self.predictor.schema)
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi(self) -> dict[str, Any]:
+        """FastAPI's, with the keys and values that a row of this export has."""
+        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        rows = found["components"]["schemas"]["Rows"]["properties"]["rows"]
+        rows |= {"items": json_schema(self.predictor.schema), "maxItems": MAX_ROWS}
+        return found
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:

@@ -95,6 +95,8 @@ REFUSED = [
     (["plan", "--model.bottom", "-1"], "model.bottom: a hidden size is at least 1, got (-1,)"),
     (["plan", "--data.schema.features.0.rows", "-5"], "feature 'user_id': rows must be positive, got -5"),
     (["plan", "--optim.lr"], "optim.lr: no value given; write --optim.lr VALUE"),
+    (["plan", "--metrics"], "metrics: its fields are set one by one, such as --metrics.2.k VALUE"),
+    (["plan", "--batch", "64"], "batch: Run has no field 'batch'; did you mean 'global_batch' or 'evaluation.batch'?"),
     (["plan", "--jsn"], "jsn: no value given; did you mean '--json'?"),
     (["plan", "loose"], "command line: 'loose' is neither an option nor the value of one"),
     (["plan", "--handoff.serve_check", "maybe"], "handoff.serve_check: expected true or false, got 'maybe'"),
