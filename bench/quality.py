@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import rtrain
-from recipes import bpr_movielens, sasrec_movielens
+from recipes import bpr_movielens, hstu_movielens, sasrec_movielens, two_tower_movielens
 from rtrain.run import Run
 
 
@@ -26,20 +26,21 @@ class Shown:
     protocol: str
 
 
+BY_CHANCE = "80/10/10 by chance of each user's ratings, all unseen items ranked, best epoch by validation MRR@10"
+LAST_ONE = (
+    "each user's last rating tests, the one before validates, all unseen items ranked, best by validation NDCG@10"
+)
 RECIPES = {
     # RecBole 1.2's own quick start: BPR, 64 dims, best epoch by validation MRR@10.
     "bpr_movielens": Shown(
         bpr_movielens.run,
         ("ndcg@10", "recall@10", "mrr@10"),
         {"ndcg@10": 0.2768, "recall@10": 0.2368},
-        "80/10/10 by chance of each user's ratings, all unseen items ranked, best epoch by validation MRR@10",
+        BY_CHANCE,
     ),
-    "sasrec_movielens": Shown(
-        sasrec_movielens.run,
-        ("ndcg@10", "hit_rate@10", "mrr@10"),
-        {},
-        "each user's last rating tests, the one before validates, all unseen items ranked, best by validation NDCG@10",
-    ),
+    "two_tower_movielens": Shown(two_tower_movielens.run, ("ndcg@10", "recall@10", "mrr@10"), {}, BY_CHANCE),
+    "sasrec_movielens": Shown(sasrec_movielens.run, ("ndcg@10", "hit_rate@10", "mrr@10"), {}, LAST_ONE),
+    "hstu_movielens": Shown(hstu_movielens.run, ("ndcg@10", "hit_rate@10", "mrr@10"), {}, LAST_ONE),
 }
 
 

@@ -49,12 +49,14 @@ if TYPE_CHECKING:
     from rtrain.models.deepfm import DeepFM
     from rtrain.models.din import DIN
     from rtrain.models.dlrm import DLRM
+    from rtrain.models.hstu import HSTU
     from rtrain.models.mf import MF
     from rtrain.models.mmoe import MMoE
     from rtrain.models.ple import PLE
     from rtrain.models.sasrec import SASRec
+    from rtrain.models.two_tower import TwoTower
     from rtrain.nn.tables import TableOptions
-    from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
+    from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
@@ -102,12 +104,14 @@ _HOMES = {
     "rtrain.models.deepfm": ("DeepFM",),
     "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
+    "rtrain.models.hstu": ("HSTU",),
     "rtrain.models.mf": ("MF",),
     "rtrain.models.mmoe": ("MMoE",),
     "rtrain.models.ple": ("PLE",),
     "rtrain.models.sasrec": ("SASRec",),
+    "rtrain.models.two_tower": ("TwoTower",),
     "rtrain.nn.tables": ("TableOptions",),
-    "rtrain.objectives.candidates": ("BPR", "SampledBinary", "SampledSoftmax"),
+    "rtrain.objectives.candidates": ("BPR", "InBatchSoftmax", "SampledBinary", "SampledSoftmax"),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
@@ -124,6 +128,7 @@ __all__ = [
     "DLRM",
     "F1",
     "GAUC",
+    "HSTU",
     "KS",
     "MAE",
     "MAP",
@@ -153,6 +158,7 @@ __all__ = [
     "HitRate",
     "Id",
     "IdList",
+    "InBatchSoftmax",
     "Interactions",
     "Label",
     "LeaveOneOut",
@@ -184,6 +190,7 @@ __all__ = [
     "Tokens",
     "Tracking",
     "Tuned",
+    "TwoTower",
     "__version__",
     "choice",
     "diff",

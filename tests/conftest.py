@@ -80,9 +80,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the slow tests a share stays, the same in every process; those of `slow(always=True)` all do."""
-    marks = ((item, item.get_closest_marker("slow")) for item in items)
-    slow = [item for item, mark in marks if mark and not mark.kwargs.get("always")]
+    """Of the slow tests a share stays, the same in every process."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
     few = round(len(slow) * (1 - config.getoption("--slow-share")))
     dropped = set(random.Random(SEED).sample(sorted(item.nodeid for item in slow), few))
     config.hook.pytest_deselected(items=[item for item in slow if item.nodeid in dropped])

@@ -1,19 +1,24 @@
 """What every model that finds items among all has: a table of items, vectors of who asks, an objective of the two."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
 
-from rtrain.data.retrieval import RetrievalBatch, RetrievalFacts
+from rtrain.data.retrieval import RetrievalFacts
+from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.errors import ConfigError
+from rtrain.mesh import Mesh, Parallel
 from rtrain.metrics.state import Retrieved
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Initial, Table
-from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
+from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
+
+AnyObjective = BPR | SampledBinary | SampledSoftmax | InBatchSoftmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,7 @@ class RetrievalConfig(ABC):
 
     dim: int = 64
     """Embedding dim, of items and of who asks."""
-    objective: BPR | SampledBinary | SampledSoftmax = BPR()
+    objective: AnyObjective = BPR()
     """What the model is trained towards, and how vectors are compared."""
     initial: Initial = "normal"
     """Distribution of the tables' first weights."""
@@ -51,6 +56,13 @@ class RetrievalConfig(ABC):
         if self.of_histories != (facts.longest is not None):
             name, wanted = type(self).__name__, "Histories" if self.of_histories else "Pairs"
             raise ConfigError(f"data: {name} is trained on {wanted}. Give the data as rtrain.{wanted}")
+        objective = type(self.objective).__name__
+        if self.objective.draws == (facts.negatives == 0):
+            why = "compares with drawn negatives" if self.objective.draws else "takes the batch's own items"
+            raise ConfigError(
+                f"data.negatives.count: {facts.negatives}, but {objective} {why}. "
+                f"Set it to {'1 or more' if self.objective.draws else 0}"
+            )
         who = () if self.of_histories else (self._table("user", facts.users, "user"),)
         read = ("history", "item") if self.of_histories else ("item",)
         return Blueprint(
@@ -58,7 +70,16 @@ class RetrievalConfig(ABC):
             features=(*(() if self.of_histories else ("user",)), *read),
             pieces=(Piece(name="tower", build=partial(self.tower, facts), cost=0.0),),
             objective=self.objective,
+            against=self._reasons_against,
         )
+
+    def _reasons_against(self, parallel: Parallel, mesh: Mesh) -> Iterator[str]:
+        if parallel.microbatches > 1 and not self.objective.draws:
+            name = type(self.objective).__name__
+            yield (
+                f"parallel.microbatches: {parallel.microbatches}, but {name} compares within the whole batch. "
+                "Set it to 1, or use an objective with drawn negatives"
+            )
 
     def _table(self, name: str, rows: int, *features: str, sequences: tuple[str, ...] = ()) -> Table:
         return Table(

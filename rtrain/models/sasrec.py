@@ -15,8 +15,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from rtrain.data.retrieval import RetrievalFacts
 from rtrain.errors import ConfigError
 from rtrain.models.ranking import check_dropout
-from rtrain.models.retrieval import RetrievalConfig
-from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
+from rtrain.models.retrieval import AnyObjective, RetrievalConfig
+from rtrain.objectives.candidates import SampledBinary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class SASRec(RetrievalConfig):
     """Width of the feed-forward layer; none: `dim`, as in the paper."""
     dropout: float = 0.5
     """After the embedding, in attention and after each layer."""
-    objective: BPR | SampledBinary | SampledSoftmax = SampledBinary()
+    objective: AnyObjective = SampledBinary()
     """What the model is trained towards, and how vectors are compared."""
 
     def __post_init__(self) -> None:
@@ -64,7 +64,13 @@ class SASRecTower(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(
-        self, none_B0: Tensor, history_BTE: Tensor, history_BT: Tensor, item_BNE: Tensor, item_BN: Tensor
+        self,
+        times_BT: Tensor,
+        none_B0: Tensor,
+        history_BTE: Tensor,
+        history_BT: Tensor,
+        item_BNE: Tensor,
+        item_BN: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Queries [B, T, E] and candidates [B, T, 1 + K, E]; `none_B0`: there is no single vector."""
         rows, length, dim = history_BTE.shape

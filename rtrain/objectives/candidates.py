@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from rtrain.errors import ConfigError
 from rtrain.objectives.catalogue import CatalogueTally
-from rtrain.objectives.ranks import Ranks
+from rtrain.objectives.ranks import Ranks, filled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,8 @@ class CandidateLoss:
     link: ClassVar[None] = None
     """Who is asked about a whole catalogue answers with items, not with a number a row."""
     tallies: ClassVar[str] = "outputs"
+    draws: ClassVar[bool] = True
+    """Whether it compares with negatives that the data draw."""
 
     cosine: bool = False
     """Whether vectors are brought to length 1 before their product is the score."""
@@ -43,9 +45,8 @@ class CandidateLoss:
         return normalize(vectors, dim=-1) if self.cosine else vectors
 
     def loss(self, outputs: tuple[Tensor, Tensor], target: Tensor, ranks: Ranks) -> Tensor:
-        """Sum over the positions that `target` [B, T] counts."""
-        losses_BT = self.of_scores(self.scores(*outputs))
-        return (losses_BT * target).sum()
+        """Sum over the positions that have a positive; `target` [B, T, 2]: it, and how often it was had."""
+        return self.of_scores(self.scores(*outputs))[target[..., 0] >= 0].sum()
 
     def of_scores(self, scores: Tensor) -> Tensor:
         """[B, T, 1 + K] -> the loss of each position, [B, T]."""
@@ -86,3 +87,34 @@ class SampledSoftmax(CandidateLoss):
         flat = scores.flatten(0, -2)
         first = torch.zeros(len(flat), dtype=torch.int64, device=flat.device)
         return cross_entropy(flat, first, reduction="none").view(scores.shape[:-1])
+
+
+@dataclass(frozen=True, kw_only=True)
+class InBatchSoftmax(CandidateLoss):
+    """Cross-entropy of the positive among all positives of the *global* batch (Yi et al., RecSys 2019).
+
+    The vectors of other ranks' positives are gathered, with gradients, so that the loss does not depend on the number
+    of ranks. Left out as negatives: the same item at another position, and what only pads. Needs no drawn negatives.
+    """
+
+    draws: ClassVar[bool] = False
+
+    correction: bool = True
+    """Take the logarithm of an item's popularity from its score as a negative or positive: batches hold it so often."""
+
+    def loss(self, outputs: tuple[Tensor, Tensor], target: Tensor, ranks: Ranks) -> Tensor:
+        """Sum over this rank's positions."""
+        queries, candidates = outputs
+        here = target[..., 0] >= 0
+        asked_NE, offered_NE = self.compared(queries[here]), self.compared(candidates[..., 0, :][here])
+        facts_N2 = target[here]
+        longest = int(ranks.gather(target.new_tensor([len(facts_N2)])).max())
+        all_ME = ranks.gather_with_gradient(filled(offered_NE, longest, 0.0))
+        all_M2 = ranks.gather(filled(facts_N2, longest, -1))
+        scores_NM = asked_NE @ all_ME.T / self.temperature
+        if self.correction:
+            scores_NM = scores_NM - all_M2[:, 1].clamp(min=1).log()
+        own_N = ranks.data_index * longest + torch.arange(len(facts_N2), device=target.device)
+        out_NM = (all_M2[:, 0] < 0) | (all_M2[:, 0] == facts_N2[:, :1])
+        out_NM[torch.arange(len(own_N)), own_N] = False
+        return cross_entropy(scores_NM.masked_fill(out_NM, -torch.inf), own_N, reduction="sum")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rtrain.metrics.catalogue import NO_ITEM, Seen, rank_catalogue
 from rtrain.metrics.state import Retrieved
-from rtrain.objectives.ranks import Ranks
+from rtrain.objectives.ranks import Ranks, filled
 
 
 class CatalogueTally:
@@ -53,8 +53,8 @@ class CatalogueTally:
         share = -(-batch.global_rows // self.ranks.data)
         longest = torch.tensor([int(batch.seen.lengths.max(initial=0))], device=asked.device)
         width = max(1, int(self.ranks.gather(longest).max()))
-        all_QE = self.ranks.gather(_filled(asked, share, 0.0))
-        seen_QS = self.ranks.gather(_filled(_seen_not_wanted(batch, width).to(asked.device), share, -1))
+        all_QE = self.ranks.gather(filled(asked, share, 0.0))
+        seen_QS = self.ranks.gather(filled(_seen_not_wanted(batch, width).to(asked.device), share, -1))
         scores_QK, items_QK = self._best(all_QE, seen_QS)
         blocks = (self.ranks.data, share, self.depth)
         scores = self.ranks.exchange(scores_QK.view(blocks)).transpose(0, 1).flatten(1)
@@ -94,12 +94,6 @@ class CatalogueTally:
         """Of all queries; and how many vectors are not finite."""
         parts = (np.concatenate(of) for of in (self.logits, self.labels, self.groups))
         return {"": Retrieved(*parts)}, self.broken  # type: ignore[arg-type]
-
-
-def _filled(rows: Tensor, count: int, value: float) -> Tensor:
-    """With rows of `value` at the end, up to `count`."""
-    extra = rows.new_full((count - len(rows), *rows.shape[1:]), value)
-    return torch.cat([rows, extra])
 
 
 def _seen_not_wanted(batch: Any, width: int) -> Tensor:

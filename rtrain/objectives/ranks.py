@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -13,6 +14,10 @@ class Ranks(Protocol):
     def data(self) -> int:
         """Ranks that a global batch is dealt to."""
 
+    @property
+    def data_index(self) -> int:
+        """This rank's number among them."""
+
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Sum of the positions' cross-entropies in nats, float32, of logits of which each tensor rank has a share.
 
@@ -22,6 +27,9 @@ class Ranks(Protocol):
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all data ranks, in their order; each has as many. No gradient goes back."""
 
+    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """As `gather`; what every rank's loss says of a row is summed where the row is."""
+
     def exchange(self, blocks: Tensor) -> Tensor:
         """[data, ...], a block for each data rank -> [data, ...], what each has for this one. No gradient goes back."""
 
@@ -29,7 +37,7 @@ class Ranks(Protocol):
 class Alone:
     """A world of one."""
 
-    data = 1
+    data, data_index = 1, 0
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Plain."""
@@ -39,6 +47,15 @@ class Alone:
         """They are all."""
         return rows
 
+    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """They are all."""
+        return rows
+
     def exchange(self, blocks: Tensor) -> Tensor:
         """There is nobody to exchange with."""
         return blocks
+
+
+def filled(rows: Tensor, count: int, value: float) -> Tensor:
+    """With rows of `value` at the end, up to `count`: for a gather, to which every rank gives as many."""
+    return torch.cat([rows, rows.new_full((count - len(rows), *rows.shape[1:]), value)])

@@ -1,5 +1,8 @@
 """The ranks beside this one, as an objective sees them: see `rtrain.objectives.ranks`."""
 
+from typing import Any
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -11,7 +14,8 @@ class MeshRanks:
     """Those that share the outputs of a row (tensor ranks), and those with the batch's other rows (data ranks)."""
 
     def __init__(self, tensor: TensorRank, groups: Groups):
-        self.tensor, self.data, self._group = tensor, groups.size("data"), groups.along["data"]
+        self.tensor, self.data, self.data_index = tensor, groups.size("data"), groups.index("data")
+        self._group = groups.along["data"]
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """As `TensorRank.cross_entropy`."""
@@ -26,6 +30,11 @@ class MeshRanks:
         dist.all_gather_into_tensor(found, rows, group=self._group)
         return found
 
+    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """As `gather`; what every rank's loss says of a row is summed where the row is."""
+        out: Tensor = _Gather.apply(rows, self)  # type: ignore[no-untyped-call]
+        return out
+
     def exchange(self, blocks: Tensor) -> Tensor:
         """[data, ...], a block for each data rank -> [data, ...], what each has for this one."""
         if self.data == 1:
@@ -34,3 +43,22 @@ class MeshRanks:
         found = blocks.new_empty(blocks.shape)
         dist.all_to_all_single(found, blocks, group=self._group)
         return found
+
+
+class _Gather(torch.autograd.Function):
+    """Backward is a collective: every rank's graph has it, at the same place."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, ranks: MeshRanks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,), ranks = gradients, ctx.ranks
+        if ranks.data == 1:
+            return gradient, None
+        gradient = gradient.contiguous()
+        mine = gradient.new_empty((gradient.shape[0] // ranks.data, *gradient.shape[1:]))
+        dist.reduce_scatter_tensor(mine, gradient, group=ranks._group)
+        return mine, None

@@ -16,7 +16,7 @@ import pytest
 
 from tests.cluster.conftest import ROOT, environment, free_port, last_json
 
-pytestmark = [pytest.mark.slow(always=True), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 class Newcomer:

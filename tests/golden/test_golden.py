@@ -9,7 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from recipes import bpr_movielens, dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens, sasrec_movielens
+from recipes import (
+    bpr_movielens,
+    dlrm_movielens,
+    dlrm_synthetic,
+    gpt_stdlib,
+    hstu_movielens,
+    mmoe_movielens,
+    sasrec_movielens,
+    sasrec_sequences,
+    two_tower_movielens,
+)
 from rtrain.cli.recipe import golden
 from rtrain.run import Run
 
@@ -20,7 +30,10 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "gpt_stdlib": gpt_stdlib.run,
     "mmoe_movielens": mmoe_movielens.run,
     "bpr_movielens": bpr_movielens.run,
+    "hstu_movielens": hstu_movielens.run,
     "sasrec_movielens": sasrec_movielens.run,
+    "sasrec_sequences": sasrec_sequences.run,
+    "two_tower_movielens": two_tower_movielens.run,
 }
 REGENERATE = "python -m tests.golden.test_golden"
 

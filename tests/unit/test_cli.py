@@ -221,6 +221,7 @@ def test_config_prints_the_resolved_config(recipe: Any) -> None:
         ("--model.bottom 7", "model.bottom", [7]),
         ("--tracking.to jsonl wandb", "tracking.to", ["jsonl", "wandb"]),
         ("--checkpoint.no_background", "checkpoint.background", False),
+        ("--no-checkpoint.background", "checkpoint.background", False),
         ("--checkpoint.no-background", "checkpoint.background", False),
         ("--checkpoint.background", "checkpoint.background", True),
         ("--checkpoint.background false", "checkpoint.background", False),

@@ -13,7 +13,9 @@ from rtrain.data.cursor import Cursor
 from rtrain.data.feedback import Feedback
 from rtrain.data.holdout import TEST, TRAIN, VALID, LeaveOneOut, Random, RandomPerUser
 from rtrain.data.negatives import Negatives, Sampler
-from rtrain.data.retrieval import Histories, Pairs, RetrievalBatch, RetrievalDataset
+from rtrain.data.retrieval import Histories, Pairs
+from rtrain.data.retrieval_batch import RetrievalBatch
+from rtrain.data.retrieval_set import RetrievalDataset
 from rtrain.data.split import ByTime
 from rtrain.errors import ConfigError, DataError
 
@@ -60,7 +62,7 @@ def epoch(data: RetrievalDataset, world: int, *, cursor: Cursor = BEGIN, steps: 
     for shares in itertools.islice(zip(*readers, strict=True), steps):
         batches = [batch for batch, _ in shares]
         assert len({batch.loss_units for batch in batches}) == len({cursor for _, cursor in shares}) == 1
-        assert sum(int(batch.target.sum()) for batch in batches) == batches[0].loss_units
+        assert sum(int((batch.target[..., 0] >= 0).sum()) for batch in batches) == batches[0].loss_units
         for batch in batches:
             for number, row in zip(batch.row.tolist(), lists(batch), strict=True):
                 assert (now.epoch, number) not in found
@@ -270,3 +272,22 @@ def test_only_ratings_of_at_least_so_much_are_positives(log: str) -> None:
     ratings = pq.read_table(log)
     kept = ratings.filter(pa.compute.greater_equal(ratings["rating"], 3))
     assert len(few.feedback.user) == kept.num_rows
+
+
+def test_times_stand_beside_a_historys_items(log: str) -> None:
+    data = kinds(log)["histories"].open()
+    when = {
+        (int(u), int(i)): int(t)
+        for u, i, t in zip(data.feedback.user, data.feedback.item, data.feedback.time, strict=True)
+    }
+    reader = data.reader("train", global_batch=16, seed=5, rank=0, world_size=1)
+    batches = [batch for batch, _ in itertools.islice(reader, 2)]
+    reader.close()
+    batches += [batch for batch in data.scan("test", global_batch=8, rank=0, world_size=1) if batch.items is None]
+    for batch in (*batches, batches[0].padded(20)):
+        assert batch.times is not None and batch.times.shape[0] == batch.rows
+        for row, (number, (history, _)) in enumerate(zip(batch.row.tolist(), lists(batch), strict=True)):
+            user = int(data.users[data._of[number]]) if number >= 0 else -1
+            times = batch.times[row].tolist()
+            assert times[: len(history)] == [when[user, item] for item in history]
+            assert not any(times[len(history) :])

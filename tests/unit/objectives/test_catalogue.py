@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rtrain.data.columns import Lists
 from rtrain.metrics import MRR, NDCG, HitRate, RecallAt
-from rtrain.objectives.candidates import BPR, SampledBinary, SampledSoftmax
+from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 from rtrain.objectives.catalogue import CatalogueTally
 from rtrain.objectives.ranks import Alone
 
@@ -93,7 +93,8 @@ def test_vectors_that_are_no_numbers_are_counted() -> None:
 def test_losses_are_what_their_papers_say() -> None:
     g = torch.Generator().manual_seed(0)
     queries, candidates = torch.randn(3, 2, 4, generator=g), torch.randn(3, 2, 5, 4, generator=g)
-    target = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]])
+    item = torch.tensor([[4, 7], [2, -1], [-1, -1]])
+    target, here = torch.stack([item, torch.full_like(item, 3)], dim=-1), (item >= 0).float()
     s = torch.einsum("bte,btke->btk", queries, candidates)
     positive, negative = s[..., :1], s[..., 1:]
     expected = {
@@ -103,8 +104,29 @@ def test_losses_are_what_their_papers_say() -> None:
     }
     for name, objective in (("bpr", BPR()), ("binary", SampledBinary()), ("softmax", SampledSoftmax())):
         loss = objective.loss((queries, candidates), target, Alone())
-        assert float(loss) == pytest.approx(float((expected[name] * target).sum()), rel=1e-6)
+        assert float(loss) == pytest.approx(float((expected[name] * here).sum()), rel=1e-6)
     cosine = SampledSoftmax(cosine=True, temperature=0.1)
     unit = torch.nn.functional.cosine_similarity(queries.unsqueeze(2), candidates, dim=-1) / 0.1
-    wanted = ((unit.logsumexp(-1) - unit[..., 0]) * target).sum()
+    wanted = ((unit.logsumexp(-1) - unit[..., 0]) * here).sum()
     assert float(cosine.loss((queries, candidates), target, Alone())) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_the_in_batch_softmax_is_over_all_other_items_less_their_popularity() -> None:
+    g = torch.Generator().manual_seed(0)
+    queries, candidates = torch.randn(4, 2, 3, generator=g), torch.randn(4, 2, 1, 3, generator=g)
+    item = torch.tensor([[4, 7], [2, -1], [7, 5], [-1, -1]])  # 7 is there twice
+    often = torch.tensor([[10, 20], [1, -1], [20, 3], [-1, -1]])
+    asked = [(b, t) for b in range(4) for t in range(2) if item[b, t] >= 0]
+    for correction in (True, False):
+        total = 0.0
+        for b, t in asked:
+            others = [at for at in asked if at == (b, t) or item[at] != item[b, t]]
+            scores = torch.stack(
+                [queries[b, t] @ candidates[at][0] / 0.5 - correction * often[at].float().log() for at in others]
+            )
+            total += float(scores.logsumexp(0) - scores[others.index((b, t))])
+        objective = InBatchSoftmax(temperature=0.5, correction=correction)
+        loss = objective.loss((queries, candidates), torch.stack([item, often], dim=-1), Alone())
+        assert float(loss) == pytest.approx(total, rel=1e-5)
+    nobody = torch.full((4, 2, 2), -1)
+    assert float(InBatchSoftmax().loss((queries, candidates), nobody, Alone())) == 0.0

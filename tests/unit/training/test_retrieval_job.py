@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import rtrain
-from recipes import bpr_movielens, sasrec_movielens
+from recipes import bpr_movielens, sasrec_movielens, two_tower_movielens
 from rtrain.errors import ConfigError
 from rtrain.run import Run
 from tests.unit.training.jobs import At, job, lines, losses, train
@@ -18,13 +18,17 @@ SHORT: dict[str, Any] = {
 SASREC: dict[str, Any] = {"model.dim": 16, "model.layers": 1, "data.length": 20, "data.negatives.count": 5}
 RUNS = {
     "bpr": rtrain.override(bpr_movielens.debug(), SHORT | {"max_steps": 60, "evaluation.every_steps": 20}),
+    "two towers": rtrain.override(two_tower_movielens.debug(), SHORT),
     "sasrec": rtrain.override(
         sasrec_movielens.debug(), SHORT | SASREC | {"max_steps": 40, "evaluation.every_steps": 20}
     ),
 }
 
 
-@pytest.mark.parametrize("name", RUNS)
+TRAINED = ("bpr", "sasrec")
+
+
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_job_finds_more_the_longer_it_trains(name: str, tmp_path: Path) -> None:
     run = rtrain.override(RUNS[name], {"storage": str(tmp_path)})
     result = train(run)
@@ -37,7 +41,7 @@ def test_a_job_finds_more_the_longer_it_trains(name: str, tmp_path: Path) -> Non
     assert "NDCG@10" in Path(result["report"]).read_text()
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_resumed_job_draws_the_same_negatives_and_ends_with_the_same_numbers(name: str, tmp_path: Path) -> None:
     calm = rtrain.override(RUNS[name], {"storage": str(tmp_path / "calm")})
     stopped = rtrain.override(RUNS[name], {"storage": str(tmp_path / "stopped")})
@@ -50,6 +54,7 @@ def test_a_resumed_job_draws_the_same_negatives_and_ends_with_the_same_numbers(n
     assert again.test == outcome.test
 
 
+IN_BATCH = rtrain.InBatchSoftmax()
 REFUSED = {
     "handoff.export: MF is not exported yet. Set handoff.export to false": ("bpr", {"handoff.export": True}),
     "metrics: MF is measured by metrics of the first places": ("bpr", {"metrics": (rtrain.MRR(k=10), rtrain.AUC())}),
@@ -59,6 +64,12 @@ REFUSED = {
     "parallel.tensor: 2, but SASRec has no tensor-parallel plan": ("sasrec", {"parallel.tensor": 2}),
     "model.heads: 3 does not divide model.dim, 16": ("sasrec", {"model.heads": 3}),
     "model.objective.temperature: must be above 0": ("bpr", {"model.objective.temperature": 0.0}),
+    "data.negatives.count: 0, but BPR compares with drawn negatives": ("bpr", {"data.negatives.count": 0}),
+    "data.negatives.count: 1, but InBatchSoftmax takes the batch's own": ("bpr", {"model.objective": IN_BATCH}),
+    "parallel.microbatches: 2, but InBatchSoftmax compares within the whole batch": (
+        "two towers",
+        {"parallel.microbatches": 2},
+    ),
     "model.dropout": ("sasrec", {"model.dropout": 1.0}),
 }
 

@@ -1,0 +1,223 @@
+"""Positive interactions that are open for reading: batches of training, and every item and user of an evaluation.
+
+Shape legend: N interactions, U users, B rows, T positions of the longest row (1 for pairs).
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rtrain.data.columns import Lists
+from rtrain.data.feedback import Feedback
+from rtrain.data.holdout import TEST, TRAIN, VALID, Codes
+from rtrain.data.negatives import Negatives, Sampler
+from rtrain.data.order import Order, Window
+from rtrain.data.reader import Whole
+from rtrain.data.retrieval_batch import Ids, RetrievalBatch
+from rtrain.data.samples import Samples
+from rtrain.data.split import Ranges, Split, trained_on
+from rtrain.errors import ConfigError, DataError
+from rtrain.metrics.state import Retrieved
+from rtrain.objectives.catalogue import CatalogueTally
+from rtrain.objectives.ranks import Alone
+from rtrain.schema import Jagged
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some of a data set's samples of one kind, by number."""
+
+    data: "RetrievalDataset"
+    numbers: Ids
+
+    def select(self, indices: NDArray[np.integer]) -> "Rows":
+        """The samples at the given places."""
+        return Rows(self.data, self.numbers.take(indices))
+
+    def batch_of(self, parts: Sequence["Rows"], whole: Whole) -> RetrievalBatch:
+        """The samples of all parts."""
+        numbers = np.concatenate([part.numbers for part in parts])
+        start, stop = self.data.ranges["train"]
+        if numbers[0] < start or numbers[0] >= stop:
+            return self.data.asked(numbers, whole.rows)
+        seed, epoch = whole.key
+        if seed is None:
+            raise ConfigError("the training split of positive interactions is read in a seed's order alone")
+        return self.data.trained(numbers, start + whole.places, (seed, epoch))
+
+
+class RetrievalDataset(Samples[RetrievalBatch]):
+    """Positive interactions, split, with their negatives."""
+
+    split_field = "data.split"
+    baseline_name = "the most popular items"
+
+    def __init__(
+        self,
+        feedback: Feedback,
+        codes: Codes,
+        *,
+        negatives: Negatives,
+        longest: int | None,
+        train_rows: int | None,
+        prefetch: int,
+    ):
+        """`codes`: the split of each interaction, [N]; `longest`: positions of a history, none for pairs."""
+        self.feedback, self.codes, self.longest = feedback, codes, longest
+        self.users, self.starts = feedback.starts()
+        self.catalogue = np.unique(feedback.item)
+        """Every item that occurs, rising."""
+        train = codes == TRAIN
+        if not train.any():
+            raise DataError("data.split: it leaves nothing to train on. Bring more data, or change data.split")
+        self._kept: dict[tuple[int, bool], tuple[Lists, Lists]] = {}
+        self._trained = self._lists(TRAIN, alone=True)[0].lengths
+        if negatives.count and self._trained.max() >= len(self.catalogue):
+            user = self.users[int(self._trained.argmax())]
+            raise DataError(
+                f"data.source: user {user} had all {len(self.catalogue)} items, so there is no negative to draw. "
+                "Drop that user, or set data.negatives.count to 0"
+            )
+        self.sampler = Sampler(negatives, self.catalogue, feedback.user[train], feedback.item[train])
+        had = np.searchsorted(self.catalogue, feedback.item[train])
+        self.often = np.bincount(had, minlength=len(self.catalogue))
+        """Of each item of the catalogue, how often it was had in training."""
+        samples = self._samples()
+        ranges: Ranges = {}
+        at = 0
+        for split, of in samples.items():
+            if not len(of):
+                raise DataError(
+                    f"data.split: {split} would be without a user: too few interactions of each. "
+                    "Bring more data, or change data.split"
+                )
+            ranges[split] = (at, at + len(of))
+            at += len(of)
+        ranges["train"] = trained_on(ranges["train"], train_rows)
+        self._of = np.concatenate(list(samples.values()))
+        counted = [feedback.fingerprint, hashlib.sha256(codes.tobytes()).hexdigest(), longest, ranges]
+        super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
+
+    def _samples(self) -> dict[Split, Ids]:
+        """What each sample stands for: an interaction (training on pairs), else a user's place."""
+        valid, test = (self._lists(code, alone=True)[0].lengths > 0 for code in (VALID, TEST))
+        known = self._trained > 0  # nobody can be asked of whom nothing was learned
+        train = np.flatnonzero(self.codes == TRAIN) if self.longest is None else np.flatnonzero(self._trained >= 2)
+        return {"train": train, "valid": np.flatnonzero(known & valid), "test": np.flatnonzero(known & test)}
+
+    def _lists(self, code: int, *, alone: bool) -> tuple[Lists, Lists]:
+        """Each user's items and times of one split, or of it and those before it; kept, for every batch asks."""
+        if (code, alone) not in self._kept:
+            mask = self.codes == code if alone else self.codes <= code
+            offsets = np.concatenate([[0], np.cumsum(mask)])[self.starts]
+            items, times = (Lists(values[mask], offsets) for values in (self.feedback.item, self.feedback.time))
+            self._kept[code, alone] = (items, times)
+        return self._kept[code, alone]
+
+    def _order(self, split: Split, seed: int | None) -> Order:
+        return Order((self._range(split),), seed=seed, window_rows=self.rows(split))
+
+    def _load(self, window: Window) -> Rows:
+        return Rows(self, np.concatenate([np.arange(*block) for block in window.blocks]))
+
+    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[RetrievalBatch]:
+        """Of validation and test: every item of the catalogue, then every user, each once."""
+        asked = super().scan(split, global_batch=global_batch, rank=rank, world_size=world_size)
+        yield from self._catalogue(global_batch, rank, world_size)
+        yield from asked
+
+    def _catalogue(self, global_batch: int, rank: int, world_size: int) -> Iterator[RetrievalBatch]:
+        for start in range(0, len(self.catalogue), global_batch):
+            whole = self.catalogue[start : start + global_batch]
+            mine = whole[rank * len(whole) // world_size : (rank + 1) * len(whole) // world_size]
+            nothing = Lists.of(mine[:0], np.zeros(len(mine), np.int64))
+            batch = self._batch(nothing, Lists.of(mine, np.ones(len(mine), np.int64)), np.full(len(mine), -1))
+            yield replace(batch, global_rows=len(whole), items=mine)
+
+    def baseline(self, split: Split, metrics: Sequence[Any]) -> Retrieved:
+        """For every user the items that were had most often in training, less those that the user had."""
+        tally = CatalogueTally(lambda vectors: vectors, Alone(), depth=max(metric.k for metric in metrics))
+        for batch in self.scan(split, global_batch=len(self.catalogue), rank=0, world_size=1):
+            one = torch.ones(batch.rows, 1, 1)
+            popularity = one if batch.items is None else torch.from_numpy(self.often).float()
+            tally.add((one, popularity.view(-1, 1, 1, 1)), replace(batch, last=torch.zeros_like(batch.last)))
+        return tally.scored()[0][""]
+
+    def trained(self, numbers: Ids, whole: Ids, key: tuple[int, int]) -> RetrievalBatch:
+        """Samples of training with their negatives; `whole`: the numbers of the global batch's."""
+        of = self._of[numbers]
+        times = None
+        if self.longest is None:
+            lengths = np.ones(len(of), np.int64)
+            user, positives, units = self.feedback.user[of], self.feedback.item[of], len(whole)
+            context = Lists.of(user, lengths)
+        else:
+            both, when = (_newest(lists, of, self.longest + 1) for lists in self._lists(TRAIN, alone=True))
+            lengths = both.lengths - 1
+            context, times = (lists.cut(lists.offsets[:-1], lengths) for lists in (both, when))
+            positives = both.cut(both.offsets[:-1] + 1, lengths).values
+            user = np.repeat(self.users[of], lengths)
+            units = int(np.minimum(self._trained[self._of[whole]] - 1, self.longest).sum())
+        sample = np.repeat(numbers, lengths)
+        position = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        negatives = self.sampler.draw(key, sample, position, user)
+        offered = np.concatenate([positives[:, None], negatives], axis=1)
+        candidates = Lists.of(offered.ravel(), lengths * offered.shape[1])
+        batch = self._batch(context, candidates, numbers, times)
+        facts = np.stack([positives, self.often[np.searchsorted(self.catalogue, positives)]], axis=1)
+        target = np.full((len(numbers), int(lengths.max()), 2), -1, np.int64)
+        target[np.arange(target.shape[1]) < lengths[:, None]] = facts
+        return replace(batch, target=torch.from_numpy(target), global_rows=len(whole), loss_units=units)
+
+    def asked(self, numbers: Ids, global_rows: int) -> RetrievalBatch:
+        """Users of validation or test: what was known of them, and what is to be found."""
+        places = self._of[numbers]
+        start, stop = self.ranges["test"]
+        code = TEST if start <= numbers[0] < stop else VALID
+        known, when = self._lists(code - 1, alone=False)
+        times = None
+        if self.longest is None:
+            context = Lists.of(self.users[places], np.ones(len(places), np.int64))
+        else:
+            context, times = (_newest(lists, places, self.longest) for lists in (known, when))
+        nothing = Lists.of(self.users[:0], np.zeros(len(places), np.int64))
+        batch = self._batch(context, nothing, numbers, times)
+        wanted = self._lists(code, alone=True)[0]
+        return replace(batch, global_rows=global_rows, seen=known.select(places), positives=wanted.select(places))
+
+    def _batch(self, context: Lists, candidates: Lists, numbers: Ids, times: Lists | None = None) -> RetrievalBatch:
+        rows = len(numbers)
+        when = None
+        if self.longest is not None:
+            when = torch.zeros(rows, max(1, int(context.lengths.max(initial=0))), dtype=torch.int64)
+            if times is not None:
+                there = torch.arange(when.shape[1]) < torch.from_numpy(times.lengths).unsqueeze(1)
+                when[there] = torch.from_numpy(times.values)
+        both = np.concatenate([context.lengths, candidates.lengths]).astype(np.int32)
+        values = np.concatenate([context.values, candidates.values]).astype(np.int64)
+        return RetrievalBatch(
+            ids=Jagged(
+                ("user" if self.longest is None else "history", "item"),
+                torch.from_numpy(values),
+                torch.from_numpy(both),
+            ),
+            target=torch.full((rows, 1, 2), -1),
+            row=torch.from_numpy(numbers.astype(np.int64)),
+            last=torch.from_numpy(np.maximum(context.lengths - 1, 0)),
+            times=when,
+            global_rows=rows,
+            loss_units=rows,
+        )
+
+
+def _newest(lists: Lists, places: Ids, longest: int) -> Lists:
+    """Of the users at `places`, at most so many, the last."""
+    stop = lists.offsets[places + 1]
+    first = np.maximum(lists.offsets[places], stop - longest)
+    return lists.cut(first, stop - first)
