@@ -52,11 +52,14 @@ if TYPE_CHECKING:
     from rtrain.models.hstu import HSTU
     from rtrain.models.mf import MF
     from rtrain.models.mmoe import MMoE
+    from rtrain.models.plan import Piece
     from rtrain.models.ple import PLE
+    from rtrain.models.ranking import RankingConfig
     from rtrain.models.sasrec import SASRec
     from rtrain.models.two_tower import TwoTower
-    from rtrain.nn.tables import TableOptions
+    from rtrain.nn.tables import VECTORS, TableOptions
     from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
+    from rtrain.objectives.pointwise import Pointwise
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
@@ -107,11 +110,14 @@ _HOMES = {
     "rtrain.models.hstu": ("HSTU",),
     "rtrain.models.mf": ("MF",),
     "rtrain.models.mmoe": ("MMoE",),
+    "rtrain.models.plan": ("Piece",),
     "rtrain.models.ple": ("PLE",),
+    "rtrain.models.ranking": ("RankingConfig",),
     "rtrain.models.sasrec": ("SASRec",),
     "rtrain.models.two_tower": ("TwoTower",),
-    "rtrain.nn.tables": ("TableOptions",),
+    "rtrain.nn.tables": ("VECTORS", "TableOptions"),
     "rtrain.objectives.candidates": ("BPR", "InBatchSoftmax", "SampledBinary", "SampledSoftmax"),
+    "rtrain.objectives.pointwise": ("Pointwise",),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
@@ -139,6 +145,7 @@ __all__ = [
     "PLE",
     "RMSE",
     "SGD",
+    "VECTORS",
     "Accuracy",
     "Adagrad",
     "AdamW",
@@ -169,11 +176,14 @@ __all__ = [
     "Pairs",
     "Parallel",
     "Perplexity",
+    "Piece",
+    "Pointwise",
     "Precision",
     "PrecisionAt",
     "RPrecision",
     "Random",
     "RandomPerUser",
+    "RankingConfig",
     "Recall",
     "RecallAt",
     "Result",

@@ -12,6 +12,9 @@ from typing import Literal
 from rtrain.errors import ConfigError
 
 Axis = Literal["pipeline", "data", "tensor"]
+Dealt = Literal["rows", "tokens"]
+"""What the ranks of a tensor group share between the regions where they divide weights: rows, each reading its own, or
+the tokens of rows that all of them read."""
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble"]
 ONE_STAGE_A_RANK = ("gpipe", "1f1b")
 """The others give each pipeline rank two stages."""
@@ -49,6 +52,18 @@ class Parallel:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which of a batch's rows a rank reads."""
+
+    index: int
+    """Of the shares that a global batch is cut into, this rank's."""
+    count: int
+    """Shares in all."""
+    first: bool
+    """Whether this is the first of the ranks that read the same."""
+
+
+@dataclass(frozen=True)
 class Mesh:
     """The degrees of one world and who sits where in it."""
 
@@ -72,6 +87,17 @@ class Mesh:
         for axis in reversed(AXES):
             rank, where[axis] = divmod(rank, self.degree(axis))
         return {axis: where[axis] for axis in AXES}
+
+    def readers(self, dealt: Dealt) -> int:
+        """Shares that the rows of a global batch are cut into."""
+        return self.data * (self.tensor if dealt == "rows" else 1)
+
+    def share(self, rank: int, dealt: Dealt) -> Share:
+        """What a rank reads of each batch: the ranks of a pipeline all the same."""
+        at = self.coordinates(rank)
+        if dealt == "rows":
+            return Share(at["data"] * self.tensor + at["tensor"], self.readers(dealt), first=not at["pipeline"])
+        return Share(at["data"], self.data, first=not at["pipeline"] and not at["tensor"])
 
     def rank(self, coordinates: dict[Axis, int]) -> int:
         """The rank that sits at `coordinates`; the inverse of `coordinates()`."""

@@ -121,7 +121,7 @@ def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) 
         world_size=mesh.world_size,
         local_world_size=_local_world_size(run) if on_gpu else mesh.world_size,
         device="cuda" if on_gpu else "cpu",
-        batch_per_rank=-(-run.global_batch // mesh.data),
+        batch_per_rank=-(-run.global_batch // mesh.world_size),
         memory_bytes_per_rank=memory,
     )
     return placements(sharding, tables)

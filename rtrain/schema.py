@@ -6,7 +6,9 @@ the served endpoint, so that training and serving cannot drift apart.
 Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids` order), L labels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from torch.nn.functional import pad
 from rtrain.errors import ConfigError
 
 Entity = Literal["user", "item", "context"]
+NONE: Mapping[str, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +200,21 @@ class Jagged:
     lengths: Tensor
     """int32 [F * B]"""
 
+    def rows(self, start: int, stop: int) -> "Jagged":
+        """The ids of rows start..stop-1."""
+        lengths_FB = self.lengths.view(len(self.keys), -1)
+        kept = torch.zeros_like(lengths_FB, dtype=torch.bool)
+        kept[:, start:stop] = True
+        values = self.values[kept.flatten().repeat_interleave(self.lengths, output_size=len(self.values))]
+        return Jagged(self.keys, values, lengths_FB[:, start:stop].flatten())
+
+    @property
+    def longest(self) -> dict[str, int]:
+        """Feature -> ids of the row that has most of it, at least 1."""
+        lengths = self.lengths.view(len(self.keys), -1)
+        most = lengths.amax(dim=1).clamp(min=1) if lengths.shape[1] else lengths.new_ones(len(self.keys))
+        return dict(zip(self.keys, most.tolist(), strict=True))
+
     def to(self, device: torch.device) -> "Jagged":
         """A copy on another device."""
         return Jagged(self.keys, self.values.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
@@ -235,20 +253,21 @@ class Batch:
         return self.global_rows
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What the model's first piece takes, before the vectors of the ids."""
-        return (self.dense,)
+    def inputs(self) -> dict[str, Tensor]:
+        """What a piece may take besides the vectors of the ids."""
+        return {"dense": self.dense}
 
     @property
     def target(self) -> Tensor:
         """What its outputs are held against."""
         return self.label
 
-    def padded(self, rows: int) -> "Batch":
+    def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "Batch":
         """The batch with rows without ids and labels, and with row -1, added at its end, up to `rows`.
 
         Row-wise sharded tables need the same B on every rank; padding gives it at any world size.
-        The padding touches no table row, and has no label that it would be held against.
+        The padding touches no table row, and has no label that it would be held against. Nothing here is as long as a
+        sequence, whose `longest` the tables are told.
         """
         extra = rows - self.rows
         if extra == 0:

@@ -3,6 +3,7 @@
 Shape legend: B rows, T positions of the longest row (1 for pairs), K negatives of a position.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rtrain.data.columns import Lists
-from rtrain.schema import Jagged
+from rtrain.schema import NONE, Jagged
 
 Ids = NDArray[np.int64]
 
@@ -50,23 +51,27 @@ class RetrievalBatch:
         return int(self.row.shape[0])
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
+    def inputs(self) -> dict[str, Tensor]:
         """Beside the vectors of the ids: of histories their times, int64 [B, T] in seconds (0 where there is none)."""
-        return () if self.times is None else (self.times,)
+        return {} if self.times is None else {"times": self.times}
 
-    def padded(self, rows: int) -> "RetrievalBatch":
-        """With rows without ids or targets at its end, up to `rows`."""
+    def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "RetrievalBatch":
+        """With rows without ids or targets at its end, up to `rows`; and with positions up to the `longest` history."""
         extra = rows - self.rows
-        if extra == 0:
+
+        def later(of: Tensor) -> int:
+            return longest.get("history", of.shape[1]) - of.shape[1]
+
+        if extra == later(self.target) == 0 and (self.times is None or not later(self.times)):
             return self
         lengths = self.ids.lengths.view(len(self.ids.keys), self.rows)
         return replace(
             self,
             ids=Jagged(self.ids.keys, self.ids.values, pad(lengths, (0, extra)).flatten()),
-            target=pad(self.target, (0, 0, 0, 0, 0, extra), value=-1),
+            target=pad(self.target, (0, 0, 0, later(self.target), 0, extra), value=-1),
             row=pad(self.row, (0, extra), value=-1),
             last=pad(self.last, (0, extra)),
-            times=None if self.times is None else pad(self.times, (0, 0, 0, extra)),
+            times=None if self.times is None else pad(self.times, (0, later(self.times), 0, extra)),
         )
 
     def to(self, device: torch.device) -> "RetrievalBatch":

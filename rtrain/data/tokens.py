@@ -70,17 +70,17 @@ class TokenBatch:
         return self.global_rows * int(self.tokens.shape[1])
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        """What the model's first piece takes."""
-        return (self.tokens,)
+    def inputs(self) -> dict[str, Tensor]:
+        """What a piece may take."""
+        return {"tokens": self.tokens}
 
     @property
     def target(self) -> Tensor:
         """What its outputs are held against."""
         return self.targets
 
-    def padded(self, rows: int) -> "TokenBatch":
-        """The batch with rows that count for nothing added at its end, up to `rows`."""
+    def padded(self, rows: int, longest: object = None) -> "TokenBatch":
+        """The batch with rows that count for nothing added at its end, up to `rows`; all are of one length anyway."""
         extra = rows - self.rows
         if extra == 0:
             return self

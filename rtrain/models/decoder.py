@@ -79,7 +79,7 @@ class Decoder:
     def blueprint(self, facts: TokenFacts) -> Blueprint:
         """See `rtrain.models.protocol`."""
         against = partial(self._reasons_against, context=facts.context)
-        return Blueprint(pieces=self.pieces(), objective=NextToken(), against=against)
+        return Blueprint(pieces=self.pieces(), objective=NextToken(), against=against, dealt="tokens")
 
     def check(self, data: TokenDataset) -> None:
         """Refuse tokens that the vocabulary does not have.
@@ -141,6 +141,7 @@ class Decoder:
             name="embed",
             build=partial(Embed, self),
             cost=0.0,
+            takes=("tokens",),
             fill=self.initialise,
             cuts={"tokens.weight": "vocab"},
             leave=("tokens",),

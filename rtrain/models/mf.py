@@ -6,7 +6,9 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from rtrain.data.retrieval import RetrievalFacts
+from rtrain.models.plan import Piece
 from rtrain.models.retrieval import RetrievalConfig
+from rtrain.nn.tables import VECTORS, sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,14 +17,14 @@ class MF(RetrievalConfig):
 
     of_histories: ClassVar[bool] = False
 
-    def tower(self, facts: RetrievalFacts) -> nn.Module:
-        """Without a weight."""
-        return MFTower()
+    def pieces(self, facts: RetrievalFacts) -> tuple[Piece, ...]:
+        """One, without a weight."""
+        return (Piece(name="tower", build=MFTower, cost=0.0, takes=(VECTORS, sequence("item"))),)
 
 
 class MFTower(nn.Module):
     """Gives the vectors as they are."""
 
-    def forward(self, user_BE: Tensor, item_BKE: Tensor, mask_BK: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, user_BE: Tensor, item_BKE: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 1, E] and [B, 1, 1 + K, E]."""
         return user_BE.unsqueeze(1), item_BKE.unsqueeze(1)

@@ -3,9 +3,10 @@
 A model gives its `Piece`s and knows nothing of ranks; `rtrain.parallel` does the cutting.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ CUT_DIM: Mapping[Cut, int] = {"column": 0, "kv": 0, "vocab": 0, "row": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A part of the model that stays on one pipeline stage: a tensor in and out; the first takes all inputs."""
+    """A part of the model that stays on one pipeline stage: what the piece before gives goes in, then `takes`."""
 
     name: str
     """Prefix of its tensors' logical names."""
@@ -30,6 +31,9 @@ class Piece:
     """Makes the module, on the default device of the moment."""
     cost: float
     """FLOPs of a forward pass for each token; stages are balanced by it."""
+    takes: tuple[str, ...] = ()
+    """Names of what it takes besides, in its arguments' order: a batch's `inputs`, and what tables give (`nn.tables`).
+    """
     fill: Callable[[str], Fill] | None = None
     """Logical name of a parameter -> what fills it, the same at every layout; none: `build` draws all weights itself,
     from the run's seed, so that every rank holds the piece whole."""
@@ -40,9 +44,11 @@ class Piece:
     kv_heads: int = 1
     """Key-value heads that the cut `kv` divides."""
     enter: tuple[str, ...] = ()
-    """Submodules that need all tokens: their input is gathered over the tensor ranks."""
+    """Submodules that need all rows or tokens: their inputs are gathered over the tensor ranks."""
     leave: tuple[str, ...] = ()
-    """Submodules whose output is a partial sum: it is summed over the tensor ranks, and its tokens dealt out."""
+    """Submodules whose output is a partial sum: it is summed over the tensor ranks, and dealt out again."""
+    norms: tuple[str, ...] = ()
+    """Layer norms over what the tensor ranks divide, such as all heads side by side: moments are summed over them."""
 
     def cut_dim(self, parameter: str, ranks: int) -> int | None:
         """The dim along which `ranks` tensor ranks divide a parameter; none: it is whole on each."""
@@ -50,6 +56,31 @@ class Piece:
         if ranks == 1 or cut == "replicated" or (cut == "kv" and self.kv_heads < ranks):
             return None
         return CUT_DIM[cut]
+
+
+def chain(
+    modules: Iterable[nn.Module], takes: Iterable[tuple[str, ...]], given: Any, named: Mapping[str, Tensor]
+) -> Any:
+    """What the last of consecutive pieces gives: each takes what the one before gave, and its `takes` of `named`."""
+    for module, names in zip(modules, takes, strict=True):
+        given = module(*(given if isinstance(given, tuple) else (given,)), *(named[name] for name in names))
+    return given
+
+
+def drawn(piece: Piece, seed: int, *, first: str) -> nn.Module:
+    """A piece with the weights that it draws itself: the same at every layout, whatever else has drawn numbers.
+
+    The piece that is called as the `first` of the model draws from the seed itself, the others from one of their own.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed if piece.name == first else seed_of(seed, piece.name))
+        return piece.build()
+
+
+def seed_of(seed: int, name: str) -> int:
+    """A seed of its own for each logical name."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 2**63
 
 
 def balance(costs: Sequence[float], stages: int) -> list[int]:

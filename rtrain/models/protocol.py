@@ -1,12 +1,12 @@
 """What a model declares: all that the trainer asks of one, whatever its kind."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from rtrain.mesh import Mesh, Parallel
+from rtrain.mesh import Dealt, Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.nn.tables import Table
 from rtrain.objectives.ranks import Ranks
@@ -45,10 +45,14 @@ class Blueprint:
 
     tables: tuple[Table, ...] = ()
     features: tuple[str, ...] = ()
-    """Those that the tables are looked up for, in the order in which the first piece takes their vectors."""
+    """Those that the tables are looked up for, in the order of their vectors side by side."""
     pieces: tuple[Piece, ...]
-    """Dense parts in the order of a pipeline. The first takes a batch's `inputs` and the vectors."""
+    """Dense parts in the order of a pipeline, by whose `takes` a vector is carried to where it is used."""
     objective: Objective
+    dealt: Dealt = "rows"
+    """What tensor ranks share where no weight is divided between them; with tables it is rows."""
+    longest: Mapping[str, int] = field(default_factory=dict)
+    """Of a feature that is read as a sequence, the length that tensor and pipeline ranks pad it to."""
     against: Callable[[Parallel, Mesh], Iterable[str]] = lambda parallel, mesh: ()
     """What speaks against a layout that only the model knows, one line each with what to change."""
 

@@ -6,7 +6,7 @@ The two parts are what makes layouts compose: `tables` (ids -> vectors) is shard
 Shape legend: B rows, D dense features, V dims of all features' vectors together, T longest sequence, E embedding dim.
 """
 
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -16,30 +16,42 @@ from torch import Tensor, nn
 
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.metrics.state import Scored
-from rtrain.models.plan import Piece
+from rtrain.models.plan import Piece, chain, drawn
 from rtrain.models.protocol import Blueprint
-from rtrain.nn.tables import Table, TableOptions
+from rtrain.nn.tables import VECTORS, Table, TableOptions, mask, sequence
 from rtrain.objectives.pointwise import Pointwise
 from rtrain.schema import Batch, Schema
 
 
 class RankingModel(nn.Module):
-    """A scorer of rows: `Batch` -> logits float32 [B], or [B, L] for a schema of several labels."""
+    """A scorer of rows: `Batch` -> logits float32 [B], or [B, L] for a schema of several labels.
 
-    def __init__(self, tables: nn.Module, tower: nn.Module, objective: Pointwise):
+    Its parameters have the names that they have in a checkpoint, without `model.`.
+    """
+
+    def __init__(self, tables: nn.Module, pieces: Sequence[Piece], objective: Pointwise, *, seed: int):
         super().__init__()
         self.tables = tables
-        self.tower = tower
         self.objective = objective
+        self._pieces = [drawn(piece, seed, first=pieces[0].name) for piece in pieces]
+        self._takes = [piece.takes for piece in pieces]
+        for piece, module in zip(pieces, self._pieces, strict=True):
+            *path, last = piece.name.split(".")
+            owner: nn.Module = self
+            for name in path:
+                if name not in owner._modules:
+                    owner.add_module(name, nn.Module())
+                owner = owner.get_submodule(name)
+            owner.add_module(last, module)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits in the shape of `Batch.label`; `objective.link` gives what they mean."""
-        logits: Tensor = self.tower(batch.dense, *self.tables(batch.ids))
+        logits: Tensor = chain(self._pieces, self._takes, (), {**batch.inputs, **self.tables(batch.ids)})
         return logits
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingConfig(ABC):
+class RankingConfig:
     """Config of a `RankingModel`."""
 
     reads: ClassVar[Any] = Batch
@@ -134,8 +146,16 @@ class RankingConfig(ABC):
         """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits.
 
         Raises:
-            ConfigError: a schema that the model cannot read, without an id feature, or of another number of labels
-                than it predicts.
+            ConfigError: a schema that the model cannot read.
+        """
+        self.check_schema(schema)
+        return self.dense_part(schema)
+
+    def check_schema(self, schema: Schema) -> None:
+        """Look at a schema.
+
+        Raises:
+            ConfigError: it is without an id feature, or of another number of labels than the model predicts.
         """
         name, labels = type(self).__name__, [label.name for label in schema.labels]
         if self.several_labels != (len(labels) > 1):
@@ -148,24 +168,31 @@ class RankingConfig(ABC):
         if not schema.ids:
             raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
         self.objective(schema)
-        return self.dense_part(schema)
 
     def check(self, data: object) -> None:
         """Rows are held against the schema when they are opened: nothing is left to look at."""
         return
 
     def blueprint(self, schema: Schema) -> Blueprint:
-        """See `rtrain.models.protocol`: the tower is one piece."""
+        """See `rtrain.models.protocol`."""
+        self.check_schema(schema)
         return Blueprint(
             tables=self.table_list(schema),
             features=self.feature_names(schema),
-            pieces=(Piece(name="tower", build=partial(self.tower, schema), cost=0.0),),
+            pieces=self.pieces(schema),
             objective=self.objective(schema),
         )
 
-    @abstractmethod
+    def pieces(self, schema: Schema) -> tuple[Piece, ...]:
+        """The dense part in the order of a pipeline: the tower alone, unless a model can be cut."""
+        read = set(self.sequence_features(schema))
+        sequences = [f for f in self.feature_names(schema) if f in read]
+        takes = ("dense", VECTORS, *(name for f in sequences for name in (sequence(f), mask(f))))
+        return (Piece(name="tower", build=partial(self.tower, schema), cost=0.0, takes=takes),)
+
     def dense_part(self, schema: Schema) -> nn.Module:
-        """What `tower` gives, for a schema whose labels it has checked."""
+        """What `tower` gives, for a schema that it has checked; of a model that gives no `pieces` of its own."""
+        raise NotImplementedError(f"{type(self).__name__} gives neither dense_part nor pieces")
 
     def build(self, schema: Schema, *, seed: int, table_device: torch.device | str = "cpu") -> RankingModel:
         """The model; the tower's weights are drawn from `seed`, the same at every layout.
@@ -174,11 +201,9 @@ class RankingConfig(ABC):
         """
         from rtrain.nn.bags import Tables  # torchrec: seconds to import, and a config does without
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            tower = self.tower(schema)
+        self.check_schema(schema)
         tables = Tables(self.table_list(schema), self.feature_names(schema), table_device)
-        return RankingModel(tables, tower, self.objective(schema))
+        return RankingModel(tables, self.pieces(schema), self.objective(schema), seed=seed)
 
 
 def check_sizes(**sizes: tuple[int, ...]) -> None:

@@ -3,10 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
-
-from torch import nn
 
 from rtrain.data.retrieval import RetrievalFacts
 from rtrain.data.retrieval_batch import RetrievalBatch
@@ -19,6 +16,11 @@ from rtrain.nn.tables import Initial, Table
 from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 
 AnyObjective = BPR | SampledBinary | SampledSoftmax | InBatchSoftmax
+
+
+def longest_of(positions: int, negatives: int) -> dict[str, int]:
+    """Of the two features that are read as sequences, the longest rows."""
+    return {"history": positions, "item": positions * (1 + negatives)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,14 @@ class RetrievalConfig(ABC):
         return Blueprint(
             tables=(*who, self._table("item", facts.items, *read, sequences=read)),
             features=(*(() if self.of_histories else ("user",)), *read),
-            pieces=(Piece(name="tower", build=partial(self.tower, facts), cost=0.0),),
+            pieces=self.pieces(facts),
             objective=self.objective,
-            against=self._reasons_against,
+            against=self.reasons_against,
+            longest={} if facts.longest is None else longest_of(facts.longest, facts.negatives),
         )
 
-    def _reasons_against(self, parallel: Parallel, mesh: Mesh) -> Iterator[str]:
+    def reasons_against(self, parallel: Parallel, mesh: Mesh) -> Iterator[str]:
+        """What speaks against a layout, one line each."""
         if parallel.microbatches > 1 and not self.objective.draws:
             name = type(self.objective).__name__
             yield (
@@ -92,5 +96,8 @@ class RetrievalConfig(ABC):
         return
 
     @abstractmethod
-    def tower(self, facts: RetrievalFacts) -> nn.Module:
-        """The dense part: what `nn.bags.Tables` gives -> (queries [B, T, E], candidates [B, T, 1 + K, E])."""
+    def pieces(self, facts: RetrievalFacts) -> tuple[Piece, ...]:
+        """The dense part, whose last piece gives queries [B, T, E] and candidates [B, T, 1 + K, E].
+
+        Of pairs it takes `VECTORS`, the user's, of histories `sequence("history")`, of both `sequence("item")`.
+        """

@@ -1,14 +1,17 @@
 """Two towers: a user's and an item's vector, each through an MLP of its own (Covington et al., RecSys 2016)."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Tensor, nn
 
 from rtrain.data.retrieval import RetrievalFacts
+from rtrain.models.plan import Piece
 from rtrain.models.ranking import check_dropout, check_sizes
 from rtrain.models.retrieval import AnyObjective, RetrievalConfig
 from rtrain.nn.interaction import mlp
+from rtrain.nn.tables import VECTORS, sequence
 from rtrain.objectives.candidates import InBatchSoftmax
 
 
@@ -30,9 +33,9 @@ class TwoTower(RetrievalConfig):
         check_sizes(hidden=self.hidden)
         check_dropout(self.dropout)
 
-    def tower(self, facts: RetrievalFacts) -> nn.Module:
-        """Both."""
-        return TwoTowers(self)
+    def pieces(self, facts: RetrievalFacts) -> tuple[Piece, ...]:
+        """Both towers are one."""
+        return (Piece(name="tower", build=partial(TwoTowers, self), cost=0.0, takes=(VECTORS, sequence("item"))),)
 
 
 class TwoTowers(nn.Module):
@@ -43,6 +46,6 @@ class TwoTowers(nn.Module):
         sizes = (config.dim, *config.hidden, config.dim)
         self.user, self.item = (mlp(sizes, dropout=config.dropout, last_linear=True) for _ in range(2))
 
-    def forward(self, user_BE: Tensor, item_BKE: Tensor, mask_BK: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, user_BE: Tensor, item_BKE: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides' vectors."""
         return self.user(user_BE).unsqueeze(1), self.item(item_BKE).unsqueeze(1)

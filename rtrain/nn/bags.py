@@ -6,6 +6,7 @@ inside TorchRec's KeyedTensor depends on the plan, so it is read by key).
 Shape legend: B rows, E embedding dim, V the dims of all single vectors together, T longest sequence of the batch.
 """
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -21,12 +22,12 @@ from torchrec import (
     PoolingType,
 )
 
-from rtrain.nn.tables import Table
-from rtrain.schema import Jagged
+from rtrain.nn.tables import VECTORS, Table, mask, sequence
+from rtrain.schema import NONE, Jagged
 
 
 class Tables(nn.Module):
-    """Looks up every feature: `Jagged` -> vectors [B, V], then [B, T, E] and a mask [B, T] for each sequence.
+    """Looks up every feature: `Jagged` -> by name (`nn.tables`) vectors [B, V], and of a sequence [B, T, E] and [B, T].
 
     V holds one vector a feature, side by side in declared order. A table that some feature reads as a
     sequence is looked up without pooling, and its other features become one vector (the mean) here.
@@ -68,8 +69,11 @@ class Tables(nn.Module):
                 device=torch.device(device),
             )
 
-    def forward(self, ids: Jagged) -> tuple[Tensor, ...]:
-        """One vector a feature, and the sequences; a row without ids gives zeros and an empty mask."""
+    def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, Tensor]:
+        """One vector a feature, and the sequences; a row without ids gives zeros and an empty mask.
+
+        `longest`: T of a sequence, where it is not to be that of the longest row.
+        """
         kjt = to_kjt(ids)
         found: dict[str, Tensor] = {}
         padded: dict[str, tuple[Tensor, Tensor]] = {}
@@ -77,15 +81,17 @@ class Tables(nn.Module):
             found |= cast(KeyedTensor, self.bags(_only(kjt, self.pooled_features))).to_dict()
         if self.sequences is not None:
             looked_up = cast(dict[str, JaggedTensor], self.sequences(_only(kjt, self.unpooled_features)))
-            padded = {f: _padded(looked_up[f]) for f in self.unpooled_features}
+            padded = {f: _padded(looked_up[f], longest.get(f)) for f in self.unpooled_features}
         for feature in self.single:
             if feature in padded:
                 vectors_BTE, mask_BT = padded[feature]
                 found[feature] = vectors_BTE.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
-        several = [tensor for f in self.several for tensor in padded[f]]
         rows = len(ids.lengths) // len(ids.keys)
         nothing = ids.lengths.new_empty(rows, 0, dtype=torch.float32)  # where every feature is read as a sequence
-        return torch.cat([nothing, *(found[f] for f in self.single)], dim=1), *several
+        given = {VECTORS: torch.cat([nothing, *(found[f] for f in self.single)], dim=1)}
+        for f in self.several:
+            given[sequence(f)], given[mask(f)] = padded[f]
+        return given
 
 
 def _only(kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:
@@ -94,10 +100,10 @@ def _only(kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:
     return kjt if keys == features else kjt.permute([keys.index(f) for f in features])
 
 
-def _padded(jagged: JaggedTensor) -> tuple[Tensor, Tensor]:
+def _padded(jagged: JaggedTensor, longest: int | None) -> tuple[Tensor, Tensor]:
     """Vectors float32 [B, T, E], zero behind each row's end, and where they are real, bool [B, T]; T is at least 1."""
     lengths_B = jagged.lengths()
-    longest = max(1, int(lengths_B.max()))
+    longest = longest or max(1, int(lengths_B.max()))
     values: Tensor = torch.ops.fbgemm.jagged_to_padded_dense(jagged.values(), [jagged.offsets()], [longest], 0.0)
     return values, torch.arange(longest, device=values.device) < lengths_B.unsqueeze(1)
 

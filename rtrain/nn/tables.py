@@ -11,6 +11,20 @@ from torch import Tensor
 
 from rtrain.errors import ConfigError
 
+VECTORS = "vectors"
+"""Name of the vectors of all features that have one a row, side by side, [B, V]."""
+
+
+def sequence(feature: str) -> str:
+    """Name of the vectors of a feature that is read as a sequence, [B, T, E]."""
+    return f"{VECTORS}.{feature}"
+
+
+def mask(feature: str) -> str:
+    """Name of where they are real, bool [B, T]."""
+    return f"mask.{feature}"
+
+
 Pooling = Literal["mean", "sum"]
 Initial = Literal["uniform", "normal", "zeros"]
 

@@ -46,7 +46,8 @@ class CandidateLoss:
 
     def loss(self, outputs: tuple[Tensor, Tensor], target: Tensor, ranks: Ranks) -> Tensor:
         """Sum over the positions that have a positive; `target` [B, T, 2]: it, and how often it was had."""
-        return self.of_scores(self.scores(*outputs))[target[..., 0] >= 0].sum()
+        losses = self.of_scores(self.scores(*outputs))
+        return losses.where(target[..., 0] >= 0, 0.0).sum()
 
     def of_scores(self, scores: Tensor) -> Tensor:
         """[B, T, 1 + K] -> the loss of each position, [B, T]."""

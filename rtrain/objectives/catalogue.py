@@ -92,6 +92,8 @@ class CatalogueTally:
 
     def scored(self) -> tuple[dict[str, Retrieved], int]:
         """Of all queries; and how many vectors are not finite."""
+        if not self.logits:  # a rank of a pipeline before the last
+            return {"": Retrieved(np.empty(0), np.empty(0), np.empty(0, np.int64))}, self.broken
         parts = (np.concatenate(of) for of in (self.logits, self.labels, self.groups))
         return {"": Retrieved(*parts)}, self.broken  # type: ignore[arg-type]
 

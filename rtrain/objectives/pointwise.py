@@ -66,6 +66,9 @@ class RowTally:
 
     def scored(self) -> tuple[dict[str, Scored], int]:
         """By label, without the rows that do not have it; and how many logits are not finite."""
+        if not self.logits:  # a rank of a pipeline before the last
+            nothing = Scored(logits=np.empty(0), labels=np.empty(0), groups=np.empty(0, np.int64))
+            return dict.fromkeys(self.prefixes, nothing), 0
         logits_NL, labels_NL = (
             np.concatenate(parts).reshape(-1, len(self.prefixes)) for parts in (self.logits, self.labels)
         )

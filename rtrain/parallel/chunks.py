@@ -48,6 +48,11 @@ class Place:
     writes: bool
     """Whether this rank writes the rectangle into checkpoints; of those that hold the same one, one does."""
 
+    @property
+    def cut(self) -> tuple[slice, ...]:
+        """The rectangle as an index of the whole."""
+        return tuple(slice(o, o + n) for o, n in zip(self.offsets, self.sizes, strict=True))
+
     def owns(self, data: Tensor) -> bool:
         """Whether this rank writes `data`, which is of the rectangle's shape or a scalar for the whole parameter."""
         return self.writes and (data.dim() > 0 or not any(self.offsets))

@@ -5,7 +5,7 @@ the whole model to DeepSpeed would broadcast every rank's shards over each other
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any, cast
 
@@ -31,6 +31,7 @@ from rtrain.nn.tables import Table, initial_rows
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.chunks import Chunk, ReadChunk
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
+from rtrain.schema import NONE, Jagged
 
 # The planner's own choice is held to what equals one process to 1e-5; on CPU row-wise must be added
 # by hand, since the stock sharder leaves it out there.
@@ -203,9 +204,9 @@ class ShardedTables(nn.Module):
             data_parallel_wrapper=_NoDataParallel(),
         )
 
-    def forward(self, ids: Any) -> tuple[torch.Tensor, ...]:
+    def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
         """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
-        vectors: tuple[torch.Tensor, ...] = self.sharded(ids)
+        vectors: dict[str, torch.Tensor] = self.sharded(ids, longest)
         return vectors
 
     def set_lr(self, lr: float) -> None:

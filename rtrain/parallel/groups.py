@@ -19,7 +19,8 @@ class Groups:
     """Axis -> the process group of the ranks that differ from this one along that axis only."""
     replica: Any
     """The ranks of the same data coordinate: together they hold the model once."""
-    replica_ranks: list[int]
+    stage: Any
+    """The ranks of the same pipeline coordinate, by data and then by tensor coordinate: they hold the same stages."""
 
     def index(self, axis: Axis) -> int:
         """This rank's coordinate along an axis."""
@@ -39,13 +40,15 @@ def make_groups(mesh: Mesh) -> Groups:
     rank = dist.get_rank()
     along: dict[Axis, Any] = {axis: _mine(mesh.groups(axis), rank) for axis in AXES}
     replicas = [[ranks[d] for ranks in mesh.groups("data")] for d in range(mesh.data)]
-    assert sorted(chain.from_iterable(replicas)) == list(range(mesh.world_size))
+    stages = [[ranks[p] for ranks in mesh.groups("pipeline")] for p in range(mesh.pipeline)]
+    for parts in (replicas, stages):
+        assert sorted(chain.from_iterable(parts)) == list(range(mesh.world_size))
     return Groups(
         mesh=mesh,
         rank=rank,
         along=along,
         replica=_mine(replicas, rank),
-        replica_ranks=next(sorted(r) for r in replicas if rank in r),
+        stage=_mine(stages, rank),
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from rtrain.errors import ConfigError
-from rtrain.mesh import Mesh, Parallel
+from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
 from rtrain.optim import RowWiseAdagrad, SparseOptim
@@ -30,7 +30,7 @@ def reasons_against(
     can = {"tensor": any(piece.cuts for piece in blueprint.pieces), "pipeline": len(blueprint.pieces) > 1}
     for axis, possible in can.items():
         degree = getattr(parallel, axis)
-        if degree > 1 and (blueprint.tables or not possible):
+        if degree > 1 and not possible:
             anyway = "; its tables are split over all workers anyway" if blueprint.tables else ""
             yield (
                 f"parallel.{axis}: {degree}, but {model} has no {axis}-parallel plan. Set parallel.{axis} to 1{anyway}"
@@ -38,25 +38,46 @@ def reasons_against(
     yield from blueprint.against(parallel, mesh)
     if blueprint.tables:
         yield from _against_columns(parallel, optim, blueprint.tables, mesh.world_size)
+        yield from _against_carrying(parallel, mesh, blueprint, model)
     elif parallel.embeddings != "sharded":
         yield f"parallel.embeddings: {parallel.embeddings!r}, but {model} has no sharded tables"
-    if global_batch < mesh.data:
+    readers = mesh.readers(blueprint.dealt)
+    if global_batch < readers:
         yield (
-            f"global_batch: {global_batch} rows cannot be shared by {mesh.data} data ranks. "
+            f"global_batch: {global_batch} rows cannot be shared by {readers} ranks. "
             "Raise global_batch, or lower parallel.data"
         )
-    per_rank = -(-global_batch // mesh.data)
+    per_rank = -(-global_batch // readers)
     if parallel.microbatches > per_rank:
         yield (
-            f"parallel.microbatches: {parallel.microbatches}, but a step has only {per_rank} rows a data rank. "
+            f"parallel.microbatches: {parallel.microbatches}, but a step has only {per_rank} rows a rank. "
             "Lower it, or raise global_batch"
         )
     if mesh.pipeline > 1:
         yield from _against_pipeline(parallel, mesh.pipeline)
-    if mesh.pipeline > 1 and blueprint.objective.tallies == "outputs":
+        stages = mesh.pipeline * (1 if parallel.schedule in ONE_STAGE_A_RANK else 2)
+        if 1 < len(blueprint.pieces) < stages:
+            yield (
+                f"parallel.pipeline: {mesh.pipeline} ranks with schedule {parallel.schedule!r} make {stages} stages, "
+                f"but {model} has {len(blueprint.pieces)} pieces. Lower parallel.pipeline, or give it more layers"
+            )
+
+
+def _against_carrying(parallel: Parallel, mesh: Mesh, blueprint: Blueprint, model: str) -> Iterator[str]:
+    """Vectors of tables go to the stages that take them, and their gradients back."""
+    if mesh.tensor * mesh.pipeline == 1:
+        return
+    if blueprint.dealt != "rows":
+        yield f"parallel.tensor and pipeline: {model} has tables, whose rows are dealt to tensor ranks, not its tokens"
+    for feature in (f for table in blueprint.tables for f in table.sequences if f not in blueprint.longest):
         yield (
-            f"parallel.pipeline: {mesh.pipeline}, but {model}'s objective scores outputs, which only the last stage "
-            "has. Set parallel.pipeline to 1"
+            f"parallel: {model} reads {feature!r} as a sequence of any length, which tensor and pipeline ranks cannot "
+            "agree on. Give its blueprint's `longest`, or set parallel.tensor and parallel.pipeline to 1"
+        )
+    if mesh.pipeline > 1 and parallel.schedule.endswith("zero_bubble"):
+        yield (
+            f"parallel.schedule: {parallel.schedule!r} asks for gradients of weights and of what stages send, not of "
+            f"{model}'s vectors. Use 1f1b, interleaved_1f1b or gpipe"
         )
 
 

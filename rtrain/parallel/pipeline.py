@@ -1,12 +1,10 @@
-"""Pipeline parallelism: torch's own schedules over the pieces of a dense model.
+"""Pipeline parallelism: torch's own schedules over the pieces of a dense model."""
 
-Shape legend: B rows of this rank's batch, T tokens.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import (
@@ -40,61 +38,72 @@ class Pipeline:
         device: torch.device,
         *,
         microbatches: int,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Callable[[Any, Tensor], Tensor],
     ):
-        ranks = groups.size("pipeline")
+        ranks, self.rank = groups.size("pipeline"), groups.index("pipeline")
         numbers = stages_of_ranks(schedule, ranks)
-        mine = numbers[groups.index("pipeline")]
-        count = sum(len(n) for n in numbers)
-        self.first, self.last = 0 in mine, count - 1 in mine
+        self.modules, self.numbers = modules, numbers[self.rank]
+        owners = {number: rank for rank, of in enumerate(numbers) for number in of}
+        self.rank_of = [owners[number] for number in range(len(owners))]
+        self.last = self.rank_of[-1] == self.rank
         self.loss, self.scale = loss, 1.0
-        group: Any = groups.along["pipeline"]
-        stages = [PipelineStage(m, n, count, device, group=group) for m, n in zip(modules, mine, strict=True)]
+        self.group: Any = groups.along["pipeline"]
+        self.device = device
+        stages = [
+            PipelineStage(module, number, len(owners), device, group=self.group)
+            for module, number in zip(modules, self.numbers, strict=True)
+        ]
         kind = ONE_STAGE.get(schedule) or MANY_STAGES[schedule]
         self.schedule: Any = kind(
             stages[0] if schedule in ONE_STAGE else stages, microbatches, loss_fn=self._scaled, scale_grads=False
         )
-        self.forward_only = _forward_only(self.schedule) if schedule == "zbv_zero_bubble" else None
 
-    def train(self, tokens_BT: Tensor, targets_BT: Tensor, scale: float) -> Tensor:
-        """Gradients of `scale` times the batch's loss; returns the loss without `scale`, zero but on the last stage."""
+    def train(self, named: Mapping[str, Tensor], target: Tensor, scale: float) -> Tensor:
+        """Gradients of `scale` times the batch's loss; returns the loss without `scale`, zero but on the last stage.
+
+        `named`: what this rank's stages take, of the whole batch; its rows are a multiple of the microbatches.
+        """
         self.scale = scale
-        return self._run(self.schedule.step, tokens_BT, targets_BT, return_outputs=False) / scale
+        losses: list[Tensor] = []
+        targets = {"target": target, "losses": losses} if self.last else {}
+        self.schedule.step(**targets, return_outputs=False, **named)
+        if not losses:
+            return torch.zeros((), device=target.device)
+        return torch.stack([loss.detach() for loss in losses]).sum() / scale
 
     @torch.no_grad()
-    def score(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """The batch's loss, zero but on the last stage."""
-        self.scale = 1.0
-        if self.forward_only is None:
-            return self._run(self.schedule.eval, tokens_BT, targets_BT, return_outputs=False)
-        trains = self.schedule.pipeline_order_with_comms
-        self.schedule.pipeline_order_with_comms = self.forward_only
-        try:
-            return self._run(self.schedule.eval, tokens_BT, targets_BT, return_outputs=False)
-        finally:
-            self.schedule.pipeline_order_with_comms = trains
+    def outputs(self, named: Mapping[str, Tensor]) -> Any:
+        """What the last stage gives, on the rank that has it, else none.
 
-    def _run(self, work: Callable[..., Any], tokens_BT: Tensor, targets_BT: Tensor, **options: Any) -> Tensor:
-        losses: list[Tensor] = []
-        inputs = (tokens_BT,) if self.first else ()
-        targets = {"target": targets_BT, "losses": losses} if self.last else {}
-        work(*inputs, **targets, **options)
-        if not losses:
-            return torch.zeros((), device=tokens_BT.device)
-        return torch.stack([loss.detach() for loss in losses]).sum()
+        Stage by stage, without a schedule: rows and lengths may be others each time, and while one rank is at its stage
+        the rank before is at the next batch.
+        """
+        given: Any = ()
+        for number, rank in enumerate(self.rank_of):
+            if rank != self.rank:
+                continue
+            if number and self.rank_of[number - 1] != rank:
+                given = self._receive(self.rank_of[number - 1])
+            given = self.modules[self.numbers.index(number)](*given, **named)
+            if number + 1 < len(self.rank_of):
+                given = given if isinstance(given, tuple) else (given,)
+                if self.rank_of[number + 1] != rank:
+                    self._send(given, self.rank_of[number + 1])
+        return given if self.last else None
 
-    def _scaled(self, out: Tensor, targets: Tensor) -> Tensor:
-        return self.loss(out, targets) * self.scale
+    def _send(self, tensors: tuple[Tensor, ...], rank: int) -> None:
+        shapes = [(tuple(x.shape), x.dtype) for x in tensors]
+        dist.send_object_list([shapes], group=self.group, group_dst=rank, device=self.device)
+        for tensor in tensors:
+            dist.send(tensor.contiguous(), group=self.group, group_dst=rank)
 
+    def _receive(self, rank: int) -> tuple[Tensor, ...]:
+        told: list[Any] = [None]
+        dist.recv_object_list(told, group=self.group, group_src=rank, device=self.device)
+        tensors = tuple(torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in told[0])
+        for tensor in tensors:
+            dist.recv(tensor, group=self.group, group_src=rank)
+        return tensors
 
-def _forward_only(schedule: Any) -> dict[int, Any]:
-    """A V schedule's order without its backward actions.
-
-    torch's `eval` runs the order of training and lets each backward action do nothing. Where two stages that follow
-    each other are on one rank, as at the foot of a V, it asks one of them for gradients all the same, and asserts
-    (torch 2.13, `get_local_bwd_output`).
-    """
-    return {
-        rank: [action for action in actions if action.computation_type.value in ("F", "SEND_F", "RECV_F")]
-        for rank, actions in schedule.pipeline_order_with_comms.items()
-    }
+    def _scaled(self, out: Any, target: Tensor) -> Tensor:
+        return self.loss(out, target) * self.scale

@@ -6,19 +6,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rtrain.mesh import Dealt
+from rtrain.objectives.ranks import Alone
 from rtrain.parallel.groups import Groups
 from rtrain.parallel.tensor import TensorRank
 
 
 class MeshRanks:
-    """Those that share the outputs of a row (tensor ranks), and those with the batch's other rows (data ranks)."""
+    """Those that share the outputs of a row, and those with the batch's other rows (`data`, whatever the axis)."""
 
-    def __init__(self, tensor: TensorRank, groups: Groups):
-        self.tensor, self.data, self.data_index = tensor, groups.size("data"), groups.index("data")
-        self._group = groups.along["data"]
+    def __init__(self, tensor: TensorRank, groups: Groups, dealt: Dealt):
+        share = groups.mesh.share(groups.rank, dealt)
+        self.tensor, self.data, self.data_index = tensor, share.count, share.index
+        self._dealt = dealt
+        self._group = groups.stage if dealt == "rows" else groups.along["data"]
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-        """As `TensorRank.cross_entropy`."""
+        """As `TensorRank.cross_entropy`; ranks that share rows have all logits of their own."""
+        if self._dealt == "rows":
+            return Alone().cross_entropy(logits_NV, targets_N)
         return self.tensor.cross_entropy(logits_NV, targets_N)
 
     def gather(self, rows: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Pieces of a dense model, built as this rank's share: tensor shares of their weights, the stages of a pipeline."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel, PipelineSchedule
-from rtrain.models.plan import Piece, balance
+from rtrain.models.plan import Piece, balance, chain, drawn, seed_of
 from rtrain.parallel.chunks import Place
 from rtrain.parallel.tensor import TensorRank
 
@@ -17,17 +16,14 @@ from rtrain.parallel.tensor import TensorRank
 class Stage(nn.Module):
     """Consecutive pieces of the model, one after the other."""
 
-    def __init__(self, pieces: Sequence[nn.Module]):
+    def __init__(self, pieces: Sequence[nn.Module], takes: Sequence[tuple[str, ...]]):
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
+        self.takes = tuple(takes)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """What the last piece gives; the first takes all inputs."""
-        first, *others = self.pieces
-        x: Tensor = first(*inputs)
-        for piece in others:
-            x = piece(x)
-        return x
+    def forward(self, *given: Tensor, **named: Tensor) -> Any:
+        """What the last piece gives of what the stage before has `given`, and of whatever the pieces take by name."""
+        return chain(self.pieces, self.takes, given, named)
 
 
 def stages_of_ranks(schedule: PipelineSchedule, ranks: int) -> list[list[int]]:
@@ -49,20 +45,21 @@ def pieces_of_stages(pieces: Sequence[Piece], stages: int) -> list[tuple[Piece, 
     return found
 
 
-def stages_of_rank(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh, rank: int) -> list[tuple[Piece, ...]]:
-    """The pieces of each of a rank's stages."""
+def cut_into_stages(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh) -> list[list[tuple[Piece, ...]]]:
+    """Of each pipeline rank, the pieces of each of its stages."""
     numbers = stages_of_ranks(parallel.schedule, mesh.pipeline) if mesh.pipeline > 1 else [[0]]
     stages = pieces_of_stages(pieces, sum(len(n) for n in numbers))
-    return [stages[n] for n in numbers[mesh.coordinates(rank)["pipeline"]]]
+    return [[stages[n] for n in of_rank] for of_rank in numbers]
 
 
 def build_stages(
-    stages: Sequence[Sequence[Piece]], tensor: TensorRank, device: torch.device, *, seed: int, writes: bool
+    stages: Sequence[Sequence[Piece]], tensor: TensorRank, device: torch.device, *, seed: int, first: str, writes: bool
 ) -> tuple[nn.ModuleList, dict[str, Place]]:
     """The modules of a rank's stages, and where each parameter lies in the logical model.
 
     Weights that a piece's `fill` gives are not there yet, and never whole: shapes are taken from the meta device,
-    shares are allocated. `writes`: whether this is the rank of its data group that writes checkpoints.
+    shares are allocated. `first`: name of the model's first piece. `writes`: whether this is the rank of its data
+    group that writes checkpoints.
     """
     modules = nn.ModuleList()
     places: dict[str, Place] = {}
@@ -70,7 +67,7 @@ def build_stages(
     for s, pieces in enumerate(stages):
         built = []
         for p, piece in enumerate(pieces):
-            module = _drawn(piece, seed).to(device) if piece.fill is None else _shaped(piece)
+            module = drawn(piece, seed, first=first).to(device) if piece.fill is None else _shaped(piece)
             for name, parameter in list(module.named_parameters()):
                 owner, _, leaf = name.rpartition(".")
                 shared = piece.shared.get(name)
@@ -80,12 +77,14 @@ def build_stages(
                 place = tensor.place(piece, name, tuple(parameter.shape), writes=writes)
                 if piece.fill is not None:
                     parameter = nn.Parameter(torch.empty(place.sizes, device=device))
-                    setattr(module.get_submodule(owner), leaf, parameter)
+                elif place.sizes != place.shape:
+                    parameter = nn.Parameter(parameter.detach()[place.cut].clone())
+                setattr(module.get_submodule(owner), leaf, parameter)
                 known[place.name] = parameter
                 places[f"{s}.pieces.{p}.{name}"] = place
             tensor.connect(piece, module)
             built.append(module)
-        modules.append(Stage(built))
+        modules.append(Stage(built, [piece.takes for piece in pieces]))
     return modules, places
 
 
@@ -103,13 +102,6 @@ def _shaped(piece: Piece) -> nn.Module:
         return piece.build()
 
 
-def _drawn(piece: Piece, seed: int) -> nn.Module:
-    """The same weights at every layout, and no number taken from the training's own random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return piece.build()
-
-
 @torch.no_grad()
 def initialise(modules: nn.Module, places: Mapping[str, Place], stages: Sequence[Sequence[Piece]], seed: int) -> None:
     """Fill every parameter with its share of what (seed, logical name) gives: the same model at every layout."""
@@ -118,19 +110,17 @@ def initialise(modules: nn.Module, places: Mapping[str, Place], stages: Sequence
         place, fill = places[name], fills[".".join(name.split(".")[:3]) + "."]
         if fill is None:
             continue
-        digest = hashlib.sha256(f"{seed}:{place.name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") % 2**63)
-        fresh = fill(place.name)(torch.empty(place.shape), generator)
-        cut = tuple(slice(o, o + n) for o, n in zip(place.offsets, place.sizes, strict=True))
-        parameter.copy_(fresh[cut])
+        generator = torch.Generator().manual_seed(seed_of(seed, place.name))
+        parameter.copy_(fill(place.name)(torch.empty(place.shape), generator)[place.cut])
 
 
 def parameters_of_rank(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh, rank: int) -> int:
     """Elements of the weights that a rank holds before ZeRO divides them; no process group needed."""
-    tensor = TensorRank(None, mesh.coordinates(rank)["tensor"], mesh.tensor)
+    at = mesh.coordinates(rank)
+    tensor = TensorRank(None, at["tensor"], mesh.tensor)
     return sum(
         torch.Size(tensor.place(piece, name, shape, writes=False).sizes).numel()
-        for stage in stages_of_rank(pieces, parallel, mesh, rank)
+        for stage in cut_into_stages(pieces, parallel, mesh)[at["pipeline"]]
         for piece in stage
         for name, shape in shapes(piece).items()
     )

@@ -1,9 +1,9 @@
 """Tensor parallelism with sequence-parallel norms, as hooks on plain modules (Korthikanti et al., arXiv:2205.05198).
 
 A weight is a plain tensor that holds this rank's share, because DeepSpeed takes no DTensors. Outside
-of attention, feed-forward layer and head, each tensor rank has its share of the tokens: a region's
-input is gathered over the ranks, its output summed and dealt out again. So every replicated weight
-sees only a share of the tokens (or of the heads), and its gradient is summed over the ranks.
+of attention, feed-forward layer and head, each tensor rank has its share of the tokens, or of the rows (`mesh.Dealt`):
+a region's input is gathered over the ranks, its output summed and dealt out again. So every replicated weight
+sees only a share of them (or of the heads), and its gradient is summed over the ranks.
 
 Shape legend: B rows, T tokens, S tokens of a rank's share, N tokens of all rows, V vocabulary of a rank's share.
 """
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, linear
 
+from rtrain.mesh import Dealt
 from rtrain.models.plan import Piece
 from rtrain.nn.attention import Attention
 from rtrain.objectives.next_token import IGNORED
@@ -24,8 +25,10 @@ from rtrain.parallel.chunks import Place
 class TensorRank:
     """This rank among those that share each weight."""
 
-    def __init__(self, group: Any, index: int, size: int):
+    def __init__(self, group: Any, index: int, size: int, dealt: Dealt = "rows"):
         self.group, self.index, self.size = group, index, size
+        self.dim = {"rows": 0, "tokens": 1}[dealt]
+        """Of activations, the one that is dealt to the ranks."""
 
     def place(self, piece: Piece, parameter: str, shape: tuple[int, ...], *, writes: bool) -> Place:
         """Where this rank's share of a parameter lies in the whole one, whose shape is given.
@@ -56,9 +59,13 @@ class TensorRank:
             if isinstance(child, nn.Embedding) and piece.cut_dim(f"{name}.weight", self.size) is not None:
                 self._look_up_own_rows(child)
         for name in piece.enter:
-            module.get_submodule(name).register_forward_pre_hook(lambda _, args: (_gathered(args[0], self),))
+            module.get_submodule(name).register_forward_pre_hook(
+                lambda _, args: tuple(_gathered(x, self) for x in args)
+            )
         for name in piece.leave:
-            module.get_submodule(name).register_forward_hook(lambda _, __, out: _scattered(out, self))
+            self._leave(module.get_submodule(name))
+        for name in piece.norms:
+            self._norm_over_ranks(module.get_submodule(name))
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Sum of the tokens' cross-entropies in nats, float32; targets of `IGNORED` count for nothing."""
@@ -66,6 +73,23 @@ class TensorRank:
             return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
         out: Tensor = _VocabLoss.apply(logits_NV.float(), targets_N, self)  # type: ignore[no-untyped-call]
         return out
+
+    def _leave(self, child: nn.Module) -> None:
+        if isinstance(child, nn.Linear) and child.bias is not None:  # once, not by every rank
+            child.forward = lambda x: _scattered(linear(x, child.weight), self) + child.bias  # type: ignore[method-assign,assignment]
+        else:
+            child.register_forward_hook(lambda _, __, out: _scattered(out, self))
+
+    def _norm_over_ranks(self, norm: nn.Module) -> None:
+        assert isinstance(norm, nn.LayerNorm)
+
+        def forward(x: Tensor) -> Tensor:
+            count = x.shape[-1] * self.size
+            centred = x - _summed(x.sum(-1, keepdim=True), self) / count
+            variance = _summed(centred.pow(2).sum(-1, keepdim=True), self) / count
+            return centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
+
+        norm.forward = forward  # type: ignore[method-assign,assignment]
 
     def _sum(self, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
@@ -96,23 +120,23 @@ class TensorRank:
 
 
 def _gather(x: Tensor, ranks: TensorRank) -> Tensor:
-    """[B, S, ...] of each rank -> [B, T, ...] on every rank."""
-    mine = x.transpose(0, 1).contiguous()
+    """[B, S, ...] of each rank -> [B, T, ...] on every rank; of rows their number grows, not that of tokens."""
+    mine = x.transpose(0, ranks.dim).contiguous()
     out = mine.new_empty((mine.shape[0] * ranks.size, *mine.shape[1:]))
     dist.all_gather_into_tensor(out, mine, group=ranks.group)
-    return out.transpose(0, 1).contiguous()
+    return out.transpose(0, ranks.dim).contiguous()
 
 
 def _scatter(x: Tensor, ranks: TensorRank) -> Tensor:
-    """Partial sums [B, T, ...] on every rank -> this rank's tokens of the sum, [B, S, ...]."""
-    mine = x.transpose(0, 1).contiguous()
+    """Partial sums [B, T, ...] on every rank -> this rank's tokens (or rows) of the sum, [B, S, ...]."""
+    mine = x.transpose(0, ranks.dim).contiguous()
     out = mine.new_empty((mine.shape[0] // ranks.size, *mine.shape[1:]))
     dist.reduce_scatter_tensor(out, mine, group=ranks.group)
-    return out.transpose(0, 1).contiguous()
+    return out.transpose(0, ranks.dim).contiguous()
 
 
 class _Gather(torch.autograd.Function):
-    """Gathers tokens; backward sums what each rank's share of the weights says of them."""
+    """Gathers tokens or rows; backward sums what each rank's share of the weights says of them."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: TensorRank) -> Tensor:
@@ -125,7 +149,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _Scatter(torch.autograd.Function):
-    """Sums over the ranks and deals the tokens out; backward gathers their gradients."""
+    """Sums over the ranks and deals the tokens or rows out; backward gathers their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, ranks: TensorRank) -> Tensor:
@@ -135,6 +159,24 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _gather(gradients[0], ctx.ranks), None
+
+
+class _Sum(torch.autograd.Function):
+    """Sums over the ranks, each of which goes on with the sum: so are the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ranks: TensorRank) -> Tensor:
+        ctx.ranks = ranks
+        return ranks._sum(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.ranks._sum(gradients[0]), None
+
+
+def _summed(x: Tensor, ranks: TensorRank) -> Tensor:
+    out: Tensor = _Sum.apply(x, ranks)  # type: ignore[no-untyped-call]
+    return out
 
 
 def _gathered(x: Tensor, ranks: TensorRank) -> Tensor:

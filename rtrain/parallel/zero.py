@@ -31,6 +31,7 @@ os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.g
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 import deepspeed
+from deepspeed.runtime.zero.partition_parameters import Init
 from deepspeed.utils import groups as deepspeed_groups
 from deepspeed.utils import (
     safe_get_full_fp32_param,
@@ -110,7 +111,10 @@ class ZeroTower:
         self.bare = tower.to(device)
         if not torch.distributed.is_initialized():
             raise RuntimeError("a process group comes first: see rtrain.launch")
-        deepspeed_groups._release_process_group_references()  # of this process's run before this one
+        # Of this process's run before this one, in which the ranks may have had stages of different lengths: parameters
+        # are counted on, and stage 3 holds the numbers against those of other ranks.
+        deepspeed_groups._release_process_group_references()
+        Init.param_id = 0
         os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has no launcher to set it, and DeepSpeed insists
         elements = sum(p.numel() for p in self.bare.parameters())
         for name, parameter in self.bare.named_parameters():
@@ -121,6 +125,7 @@ class ZeroTower:
             self._initialise(stage, optim, groups, elements, rows_per_microbatch)
         self.module: nn.Module = self.engine
         self.grad_norm: float | None = None
+        self.skipped = False
 
     def _initialise(self, stage: int, optim: AdamW, groups: Groups, elements: int, rows_per_microbatch: int) -> None:
         within = groups.mesh.tensor * groups.mesh.pipeline > 1
@@ -166,6 +171,7 @@ class ZeroTower:
         if self.stage == 0 and self.clip_norm:
             norm = clip_global_norm(self.bare, self.places, self.group_of, self.clip_norm)
         self.engine.step()
+        self.skipped = self.skipped or getattr(self.engine.optimizer, "overflow", False)
         if self.stage:
             norm = self.engine.get_global_grad_norm()
         self.grad_norm = None if norm is None else float(norm)

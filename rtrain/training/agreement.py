@@ -34,7 +34,7 @@ def refuse_shares(run: Run, data: Samples[Any], mesh: Mesh) -> None:
         ConfigError: the first such split, and what would help.
     """
     for split in SPLITS:
-        rows, ranks = data.rows(split), mesh.data
+        rows, ranks = data.rows(split), mesh.readers(run.blueprint.dealt)
         name, batch = ("global_batch", run.global_batch)
         if split != "train":
             name, batch = ("evaluation.batch", run.evaluation.batch)

@@ -119,9 +119,8 @@ class _Job:
         refuse(run, self.mesh)
         self.data: Samples[Any] = open_data(run)
         refuse_shares(run, self.data, self.mesh)
-        # Ranks of one model replica are fed the same rows: the first of them counts.
-        where = self.mesh.coordinates(world.rank)
-        self.ledger = Ledger(counts=where["tensor"] == 0 and where["pipeline"] == 0)
+        self.share = self.mesh.share(world.rank, run.blueprint.dealt)
+        self.ledger = Ledger(counts=self.share.first)
         state.attempt = self._begin_attempt(driver)
         self.saver = Saver(self.folders, self.attempt, background=run.checkpoint.background)
         self.in_flight: State | None = None
@@ -185,8 +184,8 @@ class _Job:
             "train",
             global_batch=run.global_batch,
             seed=run.seed,
-            rank=self.mesh.coordinates(world.rank)["data"],
-            world_size=self.mesh.data,
+            rank=self.share.index,
+            world_size=self.share.count,
             cursor=state.cursor,
         )
         state.rows = self.data.rows("train")

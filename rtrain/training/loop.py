@@ -127,7 +127,7 @@ class _Window:
     """
 
     def __init__(self, state: State, replica: Replica, notice: Notice, save_every_s: float | None):
-        self.leads = replica.world.leads
+        self.replica, self.leads = replica, replica.world.leads
         self.notice, self.save_every_s = notice, save_every_s
         self.told_to_stop = self.save_due = False
         self.saved_at = time.perf_counter()
@@ -146,17 +146,22 @@ class _Window:
         self._begin_with(state.window_loss)
 
     def _total(self, state: State) -> float:
-        """The loss over all ranks; neither a point nor a checkpoint is made of one that is not finite."""
+        """The loss over all ranks; neither a point nor a checkpoint is made of what is not finite."""
         clock_says = self.leads and time.perf_counter() - self.saved_at >= (self.save_every_s or math.inf)
-        asked = torch.tensor([self.notice.given, clock_says], dtype=torch.float64, device=self.loss.device)
-        sums = torch.cat([self.loss.reshape(1), asked])
+        flags = [self.notice.given, clock_says, self.replica.skipped]
+        sums = torch.cat([self.loss.reshape(1), torch.tensor(flags, dtype=torch.float64, device=self.loss.device)])
         dist.all_reduce(sums)
-        total, stop, save = sums.tolist()
+        total, stop, save, skipped = sums.tolist()
         self.told_to_stop, self.save_due = stop > 0, save > 0
         if not math.isfinite(total):
             raise RunFailed(
                 f"the loss is {total} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set "
                 "optim.clip_norm, and start anew with --fresh or under another name"
+            )
+        if skipped:
+            raise RunFailed(
+                f"the gradients are not finite at step {state.step} or before, though the loss is: DeepSpeed left some "
+                "out. Look at what the objective makes of rows that only pad; or lower optim.lr or sparse_optim.lr"
             )
         return float(total)
 

@@ -106,7 +106,8 @@ def write_predictions(
     covered = 0
     for batch in scan(run, dataset, "test", replica.mesh, replica.world):
         probabilities = replica.predict(batch.to(replica.world.device))
-        mine |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
+        if probabilities is not None:
+            mine |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
         covered += batch.global_rows
         if covered >= rows:
             break

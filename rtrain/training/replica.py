@@ -5,9 +5,11 @@ Shape legend: B rows of this rank's batch.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from math import lcm
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
@@ -15,14 +17,16 @@ from rtrain.errors import CheckpointError
 from rtrain.mesh import Mesh
 from rtrain.models.protocol import Blueprint
 from rtrain.parallel import tower as towers
+from rtrain.parallel.carry import Carry
 from rtrain.parallel.chunks import Chunk
 from rtrain.parallel.groups import make_groups
 from rtrain.parallel.pipeline import Pipeline
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
 from rtrain.parallel.ranks import MeshRanks
-from rtrain.parallel.stage import build_stages, initialise, parameters_of_rank, shapes, stages_of_rank
+from rtrain.parallel.stage import build_stages, cut_into_stages, initialise, parameters_of_rank, shapes
 from rtrain.parallel.tensor import TensorRank
 from rtrain.run import Run
+from rtrain.schema import NONE
 from rtrain.training import rng
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.world import World
@@ -56,24 +60,35 @@ class Replica:
 
     def _build(self, training: bool) -> None:
         run, parallel, stored, device = self.run, self.run.parallel, self.stored, self.world.device
-        self.per_microbatch = -(-run.global_batch // (self.mesh.data * parallel.microbatches))
-        groups = make_groups(self.mesh)
+        blueprint, mesh = self.blueprint, self.mesh
+        self.readers = mesh.readers(blueprint.dealt)
+        self.per_microbatch = -(-run.global_batch // (self.readers * parallel.microbatches))
+        groups = make_groups(mesh)
         self.tables: ShardedTables | None = None
         self.placements: tuple[TablePlacement, ...] = ()
-        if self.blueprint.tables:
+        if blueprint.tables:
             self.tables, self.placements = self._shard_tables()
-        self.tensor = TensorRank(groups.along["tensor"], groups.index("tensor"), groups.size("tensor"))
-        self.ranks = MeshRanks(self.tensor, groups)
-        stages = stages_of_rank(self.blueprint.pieces, parallel, self.mesh, self.world.rank)
+        along = groups.along["tensor"]
+        self.tensor = TensorRank(along, groups.index("tensor"), groups.size("tensor"), blueprint.dealt)
+        self.ranks = MeshRanks(self.tensor, groups, blueprint.dealt)
+        everywhere = cut_into_stages(blueprint.pieces, parallel, mesh)
+        self.carry = Carry(groups, everywhere)
+        stages = everywhere[groups.index("pipeline")]
+        self.takes = {name for pieces in stages for piece in pieces for name in piece.takes}
         self.modules, places = build_stages(
-            stages, self.tensor, device, seed=run.seed, writes=groups.index("data") == 0
+            stages,
+            self.tensor,
+            device,
+            seed=run.seed,
+            first=blueprint.pieces[0].name,
+            writes=groups.index("data") == 0,
         )
         if stored:
             towers.load_weights(self.modules, places, stored.read)
         else:
             initialise(self.modules, places, stages, run.seed)
         self.pipeline: Pipeline | None = None
-        if self.mesh.pipeline > 1:
+        if mesh.pipeline > 1:
             self.pipeline = Pipeline(
                 list(self.modules),
                 parallel.schedule,
@@ -82,8 +97,9 @@ class Replica:
                 microbatches=parallel.microbatches,
                 loss=self._loss,
             )
-        self.counts = groups.index("tensor") == 0 and (self.pipeline is None or self.pipeline.last)
-        """Whether this rank's loss counts: it is the same on all tensor ranks, and known to the last stage only."""
+        of_its_own = blueprint.dealt == "rows" or groups.index("tensor") == 0
+        self.counts = of_its_own and (self.pipeline is None or self.pipeline.last)
+        """Whether this rank's loss counts: the last stage knows it, and tensor ranks that share tokens all the same."""
         whole = self.modules if self.pipeline else self.modules[0]
         if not self.pipeline:
             places = {name.removeprefix("0."): place for name, place in places.items()}
@@ -117,7 +133,7 @@ class Replica:
             run.sparse_optim,
             world.device,
             local_world_size=world.local_size,
-            batch_per_rank=self.per_microbatch * run.parallel.microbatches,
+            batch_per_rank=-(-run.global_batch // world.size),
             memory_bytes_per_rank=int(budget * 1024**3) if budget is not None else world.memory_bytes(),
         )
         if self.stored:
@@ -130,6 +146,11 @@ class Replica:
     def grad_norm(self) -> float | None:
         """Global norm of the last step's dense gradients before clipping; none where nothing computed it."""
         return self.tower.grad_norm if self.tower else None
+
+    @property
+    def skipped(self) -> bool:
+        """Whether some step was left out, because its gradients were not finite numbers."""
+        return self.tower is not None and self.tower.skipped
 
     def bytes_per_rank(self) -> list[dict[str, int]]:
         """As `rtrain.parallel.placement.bytes_per_rank`."""
@@ -147,55 +168,71 @@ class Replica:
         Gradients are averaged over data ranks, so each rank's sum is scaled by data ranks / loss units of
         the global batch: the result is the mean over the global batch however its rows were dealt.
         """
-        tower, run, count = self.tower, self.run, self.run.parallel.microbatches
+        tower, run = self.tower, self.run
         assert tower is not None, "built with training=False"
-        # Without tables as many rows in every step, since stages send tensors of one shape.
-        batch = batch.padded(self._share(batch) if self.tables is not None else self.per_microbatch * count)
+        batch = batch.padded(self._rows_of_step(batch), self._lengths_of_step())
         scale = self.mesh.data / batch.loss_units
         if self.tables is not None:
             self.tables.set_lr(run.sparse_optim.lr * run.sparse_optim.schedule.factor(step, total_steps))
+        with watch.phase("forward"):
+            looked_up = self._look_up(batch, self._lengths_of_step())
+            # Gradients are held here until all microbatches are through: fused optimizers want one update a step.
+            leaves = self.carry.there(looked_up)
+        named = self._named(batch, leaves)
         if self.pipeline:
             with watch.phase("pipeline"), tower.accumulate():
-                total = self.pipeline.train(batch.inputs[0], batch.target, scale)
+                total = self.pipeline.train(named, batch.target, scale)
         else:
-            with watch.phase("forward"):
-                vectors = self._look_up(batch)
-                # Gradients are held here until all microbatches are through: fused optimizers want one update a step.
-                leaves = [vector.detach().requires_grad_(vector.requires_grad) for vector in vectors]
-            total = self._accumulate((*batch.inputs, *leaves), batch.target, scale, watch)
-            with watch.phase("backward"):
-                _go_back(vectors, leaves)
+            total = self._accumulate(named, batch.target, scale, watch)
+        with watch.phase("backward"):
+            self.carry.back(looked_up, leaves)
         with watch.phase("optimizer"):
             tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
         return total if self.counts else torch.zeros_like(total)
 
-    def _accumulate(self, inputs: tuple[Tensor, ...], target: Tensor, scale: float, watch: Stopwatch) -> Tensor:
+    def _accumulate(self, named: dict[str, Tensor], target: Tensor, scale: float, watch: Stopwatch) -> Tensor:
         """Gradients of `scale` times the loss, microbatch by microbatch; the loss."""
         tower, count = self.tower, self.run.parallel.microbatches
         assert tower is not None
         if count == 1:
             with watch.phase("forward"):
-                loss = self._loss(tower.module(*inputs), target)
+                loss = self._loss(tower.module(**named), target)
             with watch.phase("backward"):
                 tower.backward(loss * scale)
             return loss.detach()
         total = torch.zeros((), device=self.world.device)
         with tower.accumulate():
-            for *part, part_target in zip(*(x.chunk(count) for x in (*inputs, target)), strict=True):
+            for *part, part_target in zip(*(x.chunk(count) for x in (*named.values(), target)), strict=True):
                 with watch.phase("forward"):
-                    loss = self._loss(tower.bare(*part), part_target)
+                    loss = self._loss(tower.bare(**dict(zip(named, part, strict=True))), part_target)
                 with watch.phase("backward"):
                     (loss * scale).backward()
                 total += loss.detach()
         return total
 
     def _share(self, batch: Any) -> int:
-        """Rows of the largest rank's share: shares differ by one, and TorchRec wants them equal."""
-        return int(-(-batch.global_rows // self.mesh.data))
+        """Rows of the largest rank's share: shares differ by one, and TorchRec and tensor ranks want them equal."""
+        return int(-(-batch.global_rows // self.readers))
 
-    def _look_up(self, batch: Any) -> tuple[Tensor, ...]:
-        """The vectors of the batch's ids, of a model with tables: a collective over all ranks."""
-        return self.tables(batch.ids) if self.tables is not None else ()
+    def _rows_of_step(self, batch: Any) -> int:
+        """Rows that a training batch is padded to."""
+        count = self.run.parallel.microbatches
+        if self.tables is not None and not self.pipeline:
+            return self._share(batch)
+        # Stages send tensors of one shape: as many rows in every step, which microbatches and lookups divide.
+        return _up(self.per_microbatch * count, lcm(count, self.mesh.pipeline))
+
+    def _lengths_of_step(self) -> Mapping[str, int]:
+        """Of sequences: one and the same for tensor ranks and stages, and the batch's own where there are none."""
+        return self.blueprint.longest if self.mesh.tensor * self.mesh.pipeline > 1 else NONE
+
+    def _look_up(self, batch: Any, longest: Mapping[str, int]) -> dict[str, Tensor]:
+        """The vectors of this rank's share of the batch's ids, of a model with tables: a collective over all ranks."""
+        return self.tables(self.carry.share(batch.ids), longest) if self.tables is not None else {}
+
+    def _named(self, batch: Any, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this rank's stages take."""
+        return {name: x for name, x in {**batch.inputs, **vectors}.items() if name in self.takes}
 
     def _loss(self, outputs: Any, target: Tensor) -> Tensor:
         return self.objective.loss(outputs, target, self.ranks)
@@ -217,16 +254,38 @@ class Replica:
 
     @torch.no_grad()
     def outputs(self, batch: Any) -> Any:
-        """Of the batch's rows, what the objective takes: a tensor, or several; a collective over all ranks."""
-        even = batch.padded(self._share(batch))
-        outputs: Any = self._module()(*even.inputs, *self._look_up(even))
-        return tuple(x[: batch.rows] for x in outputs) if isinstance(outputs, tuple) else outputs[: batch.rows]
+        """Of the batch's rows, what the objective takes: a tensor, or several; a collective over all ranks.
 
-    def predict(self, batch: Any) -> Tensor:
-        """What a server of the export answers for the batch's rows: float64 [B] or [B, labels]; a collective."""
+        None on the ranks of a pipeline that do not have its last stage.
+        """
+        longest = self._agreed_lengths(batch)
+        even = batch.padded(_up(self._share(batch), self.mesh.pipeline), longest)
+        outputs = self._forward(self._named(even, self.carry.there(self._look_up(even, longest))))
+        return tuple(x[: batch.rows] for x in outputs) if isinstance(outputs, tuple) else _first(outputs, batch.rows)
+
+    def _forward(self, named: dict[str, Tensor]) -> Any:
+        return self.pipeline.outputs(named) if self.pipeline else self._module()(**named)
+
+    def _agreed_lengths(self, batch: Any) -> Mapping[str, int]:
+        """Of sequences, in a batch of any size: as `_lengths_of_step`."""
+        if self.tables is None or self.mesh.tensor * self.mesh.pipeline == 1:
+            return NONE
+        longest = batch.ids.longest
+        if self.mesh.tensor == 1:
+            return dict(longest)
+        agreed = torch.tensor(list(longest.values()), device=self.world.device)
+        dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.tensor.group)
+        return dict(zip(longest, agreed.tolist(), strict=True))
+
+    def predict(self, batch: Any) -> Tensor | None:
+        """What a server of the export answers for the batch's rows: float64 [B] or [B, labels]; a collective.
+
+        None on the ranks of a pipeline that do not have its last stage.
+        """
         assert self.objective.link is not None, "asked by whoever knows that it has one"
         with self._evaluating():
-            return self.objective.link(self.outputs(batch))
+            outputs = self.outputs(batch)
+        return None if outputs is None else self.objective.link(outputs)
 
     def score(self, batches: Iterable[Any]) -> tuple[Mapping[str, Any], int]:
         """What the run's metrics measure of this rank's rows, and how many of those are not numbers; a collective.
@@ -239,7 +298,7 @@ class Replica:
             for given in batches:
                 batch = given.to(self.world.device)
                 found = self.outputs(batch) if of_outputs else self._sum_of_losses(batch)
-                if self.counts or of_outputs:
+                if self.counts:
                     tally.add(found, batch)
         return tally.scored()
 
@@ -248,10 +307,11 @@ class Replica:
         """Of a batch of any size, in parts of a training step's."""
         rows = self.per_microbatch * self.run.parallel.microbatches
         batch = batch.padded(-(-self._share(batch) // rows) * rows)  # as many parts on every rank
-        parts = zip(*(x.split(rows) for x in (*batch.inputs, batch.target)), strict=True)
-        if self.pipeline:
-            return sum(float(self.pipeline.score(*part)) for part in parts)
-        return sum(float(self._loss(self._module()(*inputs), target)) for *inputs, target in parts)
+        total = 0.0
+        for *inputs, target in zip(*(x.split(rows) for x in (*batch.inputs.values(), batch.target)), strict=True):
+            outputs = self._forward(dict(zip(batch.inputs, inputs, strict=True)))
+            total += 0.0 if outputs is None else float(self._loss(outputs, target))
+        return total
 
     def chunks(self) -> Iterator[Chunk]:
         """All state of this rank for a checkpoint; a collective."""
@@ -262,13 +322,12 @@ class Replica:
         yield from rng.chunks(self.world.rank)
 
 
-def _go_back(vectors: tuple[Tensor, ...], leaves: list[Tensor]) -> None:
-    """The gradients at `leaves` through the lookup, whose fused optimizers update the tables: a collective."""
-    pairs = [(vector, leaf) for vector, leaf in zip(vectors, leaves, strict=True) if leaf.requires_grad]
-    if pairs:
-        # What the model did not use has a gradient too, so that every rank takes part in every exchange.
-        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for _, leaf in pairs]
-        torch.autograd.backward([vector for vector, _ in pairs], gradients)
+def _up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple
+
+
+def _first(rows: Tensor | None, count: int) -> Tensor | None:
+    return None if rows is None else rows[:count]
 
 
 def shapes_of(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:

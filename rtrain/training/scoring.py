@@ -17,9 +17,9 @@ from rtrain.training.world import World
 
 
 def scan(run: Run, dataset: Samples[Any], split: Split, mesh: Mesh, world: World) -> Iterator[Any]:
-    """This rank's share of a split, once, in file order; ranks of one replica get the same rows."""
-    rank = mesh.coordinates(world.rank)["data"]
-    return dataset.scan(split, global_batch=run.evaluation.batch, rank=rank, world_size=mesh.data)
+    """This rank's share of a split, once, in file order."""
+    share = mesh.share(world.rank, run.blueprint.dealt)
+    return dataset.scan(split, global_batch=run.evaluation.batch, rank=share.index, world_size=share.count)
 
 
 def measure(replica: Replica, batches: Iterable[Any], metrics: tuple[Metric, ...]) -> dict[str, float]:

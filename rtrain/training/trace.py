@@ -41,12 +41,9 @@ def trace(
     world = join(gpu=False, timeout_s=run.faults.hang_s)
     mesh = lay_out(run.parallel, world.size)
     replica = Replica(run, mesh, world, stored=stored, training=True)
+    share = mesh.share(world.rank, run.blueprint.dealt)
     reader = open_data(run).reader(
-        "train",
-        global_batch=run.global_batch,
-        seed=run.seed,
-        rank=mesh.coordinates(world.rank)["data"],
-        world_size=mesh.data,
+        "train", global_batch=run.global_batch, seed=run.seed, rank=share.index, world_size=share.count
     )
     total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
     watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)

@@ -38,7 +38,7 @@ ROWS = 33  # odd, so that the shares of two ranks differ by one and padding is n
 STEPS = 20
 DEADLINE_S = 600.0
 TINY = DLRM(dim=8, bottom=(8,), top=(16,))
-DENSE_OPTIM = AdamW(lr=3e-2, clip_norm=0.5)
+DENSE_OPTIM = AdamW(lr=3e-2, eps=1e-5, clip_norm=0.5)  # eps: see test_retrieval.PARITY
 
 
 def global_batch(step: int, schema: Schema = SCHEMA) -> Batch:
@@ -95,6 +95,7 @@ def train(
     save_at: int = 10,
     config: RankingConfig = TINY,
     schema: Schema = SCHEMA,
+    spoil: bool = False,
 ) -> list[float]:
     """Train a tiny model in the present world; the loss of each global batch, the same on all ranks."""
     world = join(gpu=False, timeout_s=DEADLINE_S)
@@ -112,13 +113,17 @@ def train(
     if load_from:
         stored = Stored(CheckpointFolders(load_from).of(save_at), save_at)
         stored.verify()
-    replica = Replica(run, lay_out(parallel, world.size), world, stored=stored, training=True)
+    mesh = lay_out(parallel, world.size)
+    mine = mesh.share(world.rank, run.blueprint.dealt)
+    replica = Replica(run, mesh, world, stored=stored, training=True)
+    if spoil:
+        replica.carry.replica_ranks = 1  # a wrong factor
     watch = Stopwatch(world.device, sample_steps=0)
     losses = []
     for step in range(*steps):
         if step == save_at and save_to:
             save(CheckpointFolders(save_to), step, replica.chunks(), {})
-        batch = share(global_batch(step, schema), world.rank, world.size)
+        batch = share(global_batch(step, schema), mine.index, mine.count)
         loss = replica.train_step(batch, step=step, total_steps=STEPS, watch=watch)
         dist.all_reduce(loss)
         losses.append(float(loss) / ROWS)

@@ -123,7 +123,7 @@ def test_the_budget_is_what_decides() -> None:
         ({"parallel.embeddings": "column_wise"}, "column_wise with RowWiseAdagrad"),
         ({"parallel.embeddings": "column_wise", "sparse_optim": SGD(), "model.dim": 12}, "multiple of 8"),
         ({"cluster.workers": 3, "parallel.data": 2}, "makes 2 ranks, but cluster.workers is 3"),
-        ({"parallel.microbatches": 600}, "parallel.microbatches: 600, but a step has only 256 rows a data rank"),
+        ({"parallel.microbatches": 600}, "parallel.microbatches: 600, but a step has only 256 rows a rank"),
         ({"data.schema.features": (rtrain.Id(name="user_id", rows=4),)}, "the schema has no Dense feature"),
     ],
 )
@@ -146,8 +146,8 @@ ILLEGAL = [
     ({"pipeline": 4, "microbatches": 4, "schedule": "interleaved_1f1b"}, "make 8 stages, but the model has 4 blocks"),
     ({"pipeline": 2}, "parallel.microbatches: schedule '1f1b' over 2 pipeline ranks needs at least 2 microbatches"),
     ({"pipeline": 2, "microbatches": 3, "schedule": "interleaved_1f1b"}, "needs a multiple of the 2 pipeline ranks"),
-    ({"microbatches": 64}, "parallel.microbatches: 64, but a step has only 32 rows a data rank"),
-    ({"data": 64}, "global_batch: 32 rows cannot be shared by 64 data ranks"),
+    ({"microbatches": 64}, "parallel.microbatches: 64, but a step has only 32 rows a rank"),
+    ({"data": 64}, "global_batch: 32 rows cannot be shared by 64 ranks"),
     (
         {"pipeline": 2, "microbatches": 2, "schedule": "zbv_zero_bubble", "zero_stage": 3},
         "parallel.zero_stage: 3 with schedule 'zbv_zero_bubble'",

@@ -12,7 +12,7 @@ from rtrain.export.huggingface import CONFIG, our_config, their_config, their_na
 from rtrain.mesh import Mesh, Parallel
 from rtrain.models.decoder import Decoder
 from rtrain.models.plan import balance
-from rtrain.parallel.stage import Stage, build_stages, initialise, parameters_of_rank, stages_of_rank
+from rtrain.parallel.stage import Stage, build_stages, cut_into_stages, initialise, parameters_of_rank
 from rtrain.parallel.tensor import TensorRank
 from rtrain.storage import Folder
 
@@ -24,8 +24,8 @@ def built(config: Decoder, seed: int = 3) -> tuple[Stage, dict[str, Tensor]]:
     """The whole model in one process, and its tensors under their logical names."""
     one = Mesh(pipeline=1, data=1, tensor=1)
     alone = TensorRank(None, 0, 1)
-    stages = stages_of_rank(config.pieces(), Parallel(), one, 0)
-    modules, places = build_stages(stages, alone, torch.device("cpu"), seed=seed, writes=True)
+    stages = cut_into_stages(config.pieces(), Parallel(), one)[0]
+    modules, places = build_stages(stages, alone, torch.device("cpu"), seed=seed, first="embed", writes=True)
     initialise(modules, places, stages, seed)
     stage = modules[0]
     assert isinstance(stage, Stage)
@@ -45,7 +45,7 @@ def test_logits_equal_transformers_both_ways(config: Decoder, tmp_path: Path) ->
     assert type(theirs).__name__ == ("Qwen2ForCausalLM" if config.qkv_bias else "LlamaForCausalLM")
     tokens = torch.randint(0, config.vocab, (2, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours, wanted = stage(tokens), theirs(tokens).logits
+        ours, wanted = stage(tokens=tokens), theirs(tokens).logits
     # float32 sums of at most 96 products in another order, through a few layers.
     assert (ours - wanted).abs().max() < 1e-5
     assert wanted.std() > 1e-2, "logits that are all alike prove nothing"
@@ -81,7 +81,7 @@ def test_a_token_sees_only_those_before_it() -> None:
     changed = tokens.clone()
     changed[0, 7] = 90
     with torch.no_grad():
-        a, b = stage(tokens), stage(changed)
+        a, b = stage(tokens=tokens), stage(tokens=changed)
     assert torch.equal(a[:, :7], b[:, :7])
     assert ((a - b).abs().amax(dim=-1)[0, 7:] > 0).all()
 
@@ -108,9 +108,9 @@ def test_shares_of_all_ranks_make_the_whole(tensor: int, pipeline: int) -> None:
     _, whole = built(LLAMA)
     seen = {n: torch.zeros(w.shape) for n, w in whole.items()}
     for rank in range(mesh.world_size):
-        stages = stages_of_rank(LLAMA.pieces(), Parallel(pipeline=pipeline), mesh, rank)
+        stages = cut_into_stages(LLAMA.pieces(), Parallel(pipeline=pipeline), mesh)[mesh.coordinates(rank)["pipeline"]]
         share = TensorRank(None, mesh.coordinates(rank)["tensor"], tensor)
-        modules, places = build_stages(stages, share, torch.device("cpu"), seed=3, writes=True)
+        modules, places = build_stages(stages, share, torch.device("cpu"), seed=3, first="embed", writes=True)
         initialise(modules, places, stages, 3)
         assert parameters_of_rank(LLAMA.pieces(), Parallel(pipeline=pipeline), mesh, rank) == sum(
             p.numel() for p in modules.parameters()

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from rtrain.data.retrieval import RetrievalFacts
 from rtrain.models.hstu import BUCKET, HSTU
+from rtrain.models.plan import drawn
 from rtrain.models.sasrec import SASRec
+from rtrain.nn.tables import sequence
+from rtrain.parallel.stage import Stage
 
 FACTS = RetrievalFacts(users=1, items=9, longest=8, negatives=1)
 CONFIGS = {
@@ -18,17 +21,20 @@ CONFIGS = {
 }
 
 
-def tower(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    return CONFIGS[name].tower(FACTS)
+def tower(name: str) -> Stage:
+    return stage_of(CONFIGS[name])
 
 
-def asked(model: nn.Module, times_BT: Tensor, history_BTE: Tensor) -> Tensor:
+def stage_of(config: Any) -> Stage:
+    pieces = config.pieces(FACTS)
+    return Stage([drawn(p, 0, first=pieces[0].name) for p in pieces], [p.takes for p in pieces])
+
+
+def asked(model: Stage, times_BT: Tensor, history_BTE: Tensor, offered_each: int = 2) -> Tensor:
     rows, length, dim = history_BTE.shape
-    mask = torch.ones(rows, length, dtype=torch.bool)
-    nothing = torch.empty(rows, 0)
-    queries, offered = model(times_BT, nothing, history_BTE, mask, torch.ones(rows, 2 * length, dim), mask)
-    assert offered.shape == (rows, length, 2, dim)
+    named = {sequence("history"): history_BTE, sequence("item"): torch.ones(rows, offered_each * length, dim)}
+    queries, offered = model(times=times_BT, **named)
+    assert offered.shape == (rows, length, offered_each, dim)
     return queries  # type: ignore[no-any-return]
 
 
@@ -59,19 +65,21 @@ def test_a_row_is_the_same_alone_and_beside_longer_ones(name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_of_who_only_asks_nothing_is_offered(name: str) -> None:
     model, (times, history) = tower(name), rows()
-    mask = torch.ones(3, 6, dtype=torch.bool)
-    _, offered = model(times, torch.empty(3, 0), history, mask, torch.zeros(3, 1, 8), mask[:, :1])
+    named = {sequence("history"): history, sequence("item"): torch.zeros(3, 1, 8)}
+    _, offered = model(times=times, **named)
     assert offered.shape == (3, 6, 0, 8)
 
 
 def test_hstu_is_its_formula() -> None:
     """Position by position, head by head, as the paper writes it."""
-    torch.manual_seed(0)
-    model: Any = HSTU(dim=8, layers=1, heads=2, dropout=0.0, buckets=12, scale=0.5).tower(FACTS)
+    model = stage_of(HSTU(dim=8, layers=1, heads=2, dropout=0.0, buckets=12, scale=0.5))
     times, history = rows()
-    block, found = model.blocks[0], asked(model, times, history)
-    x = history * 8**0.5 + model.positions[:6]
-    u, v, q, k = nn.functional.silu(block.uvqk(block.norm(x))).split(8, dim=-1)
+    embed, whole_block, last = model.pieces
+    block: Any = whole_block.attention
+    found = asked(model, times, history)
+    x = history * 8**0.5 + embed.positions[:6]
+    of_heads = nn.functional.silu(block.uvqk(whole_block.norm(x))).unflatten(-1, (2, 4, 4))  # type: ignore[operator]
+    u, v, q, k = (of_heads[:, :, :, n].flatten(2) for n in range(4))
     for row in range(3):
         for i in range(6):
             seen = torch.zeros(8)
@@ -81,13 +89,13 @@ def test_hstu_is_its_formula() -> None:
                 for head in (slice(0, 4), slice(4, 8)):
                     weight = nn.functional.silu(q[row, i, head] @ k[row, j, head] + bias) / 8
                     seen[head] += weight * v[row, j, head]
-            out = x[row, i] + block.out(block.gated_norm(seen) * u[row, i])
-            assert torch.allclose(model.norm(out), found[row, i], atol=1e-5)
+            out = x[row, i] + block.out(block.norm(seen) * u[row, i])
+            assert torch.allclose(last.norm(out), found[row, i], atol=1e-5)
 
 
 def test_hstu_tells_times_apart_and_can_do_without() -> None:
     times, history = rows()
-    timed, untimed = tower("hstu"), HSTU(dim=8, layers=1, heads=2, dropout=0.0, buckets=0).tower(FACTS)
+    timed, untimed = tower("hstu"), stage_of(HSTU(dim=8, layers=1, heads=2, dropout=0.0, buckets=0))
     later = times * 1000
     assert not torch.allclose(asked(timed, times, history), asked(timed, later, history))
     assert torch.equal(asked(untimed, times, history), asked(untimed, later, history))

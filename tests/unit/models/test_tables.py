@@ -35,7 +35,7 @@ def test_every_feature_gets_its_vector_and_the_history_its_sequence() -> None:
         "bags.embedding_bags.kinds.weight",
         "sequences.embeddings.item.weight",
     }
-    vectors, history, mask = model.tables(IDS)
+    vectors, history, mask = model.tables(IDS).values()
     user, kinds, item = weights["user"], weights["kinds"], weights["item"]
     none = torch.zeros(4)
     expected = torch.stack(
@@ -78,7 +78,7 @@ def test_a_tower_may_read_every_feature_as_a_sequence() -> None:
     schema = Schema(features=(Sequence(name="seen", rows=7), Sequence(name="bought", rows=7, table="seen")))
     model = History(dim=4).build(schema, seed=0)
     ids = Jagged(("seen", "bought"), torch.tensor([1, 2, 3]), torch.tensor([2, 0, 1, 0], dtype=torch.int32))
-    vectors, *several = model.tables(ids)
+    vectors, *several = model.tables(ids).values()
     assert vectors.shape == (2, 0) and vectors.dtype == torch.float32
     assert [tuple(x.shape) for x in several] == [(2, 2, 4), (2, 2), (2, 1, 4), (2, 1)]
     model.tower(torch.zeros(2, 0), vectors, *several).sum().backward()

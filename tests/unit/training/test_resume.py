@@ -17,6 +17,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.export import artifact
 from rtrain.launch import local
+from rtrain.objectives.pointwise import Pointwise
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training import job as training_job
@@ -123,6 +124,15 @@ def test_a_loss_that_is_no_number_is_found_before_a_checkpoint_and_not_only_at_t
     with pytest.raises(RunFailed, match=r"step 7: the loss is nan at step 7\. Lower optim.lr"):
         job(run)
     assert CheckpointFolders(run.folder).committed() == []
+
+
+def test_a_step_that_deepspeed_leaves_out_ends_the_run(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loss may be finite when its gradients are not; training on would learn nothing, and say nothing."""
+    plain = Pointwise.row_losses
+    monkeypatch.setattr(Pointwise, "row_losses", lambda self, z, y: plain(self, z, y) + (0 * z).sqrt())
+    with pytest.raises(RunFailed, match=r"the gradients are not finite at step \d+ or before, though the loss is"):
+        job(rtrain.override(tiny, {"parallel.dense": "zero", "parallel.zero_stage": 1}))
+    assert CheckpointFolders(tiny.folder).committed() == []
 
 
 @pytest.mark.parametrize("seed", [20261123, 2**62])

@@ -61,7 +61,16 @@ REFUSED = {
     "data: MF is trained on Pairs. Give the data as rtrain.Pairs": ("bpr", {"data": RUNS["sasrec"].data}),
     "data: SASRec is trained on Histories": ("sasrec", {"data": RUNS["bpr"].data}),
     "data: SASRec is trained on Pairs or Histories, got Tokens": ("sasrec", {"data": rtrain.Tokens(source="stdlib")}),
-    "parallel.tensor: 2, but SASRec has no tensor-parallel plan": ("sasrec", {"parallel.tensor": 2}),
+    "parallel.tensor: 2, but MF has no tensor-parallel plan": ("bpr", {"parallel.tensor": 2}),
+    "parallel.tensor: 3 does not divide model.heads, 2": ("sasrec", {"parallel.tensor": 3, "cluster.workers": 3}),
+    "parallel.pipeline: 4 ranks with schedule '1f1b' make 4 stages, but SASRec has 3 pieces": (
+        "sasrec",
+        {"parallel.pipeline": 4, "parallel.microbatches": 4, "cluster.workers": 4},
+    ),
+    "parallel.schedule: 'zbv_zero_bubble' asks for gradients of weights and of what stages send": (
+        "sasrec",
+        {"parallel.pipeline": 2, "parallel.microbatches": 2, "parallel.schedule": "zbv_zero_bubble"},
+    ),
     "model.heads: 3 does not divide model.dim, 16": ("sasrec", {"model.heads": 3}),
     "model.objective.temperature: must be above 0": ("bpr", {"model.objective.temperature": 0.0}),
     "data.negatives.count: 0, but BPR compares with drawn negatives": ("bpr", {"data.negatives.count": 0}),

@@ -1,0 +1,299 @@
+"""Tables beside tensor and pipeline ranks and every wrapping: the losses of plain torch, what is found, a resume.
+
+Two kinds of lookup: pooled vectors, of a model that a user may have written (`users_model`), and histories beside
+candidates of the same table, which is read at the first stage and again at the last. `make test` trains a draw of the
+combinations, `make test-all` all of them. The controls know neither a carried vector nor a cut weight.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from rtrain.checkpoint.folders import CheckpointFolders
+from rtrain.checkpoint.format import Stored, save
+from rtrain.data.interactions import Interactions
+from rtrain.errors import ConfigError
+from rtrain.mesh import Parallel, lay_out
+from rtrain.nn.tables import initial_rows
+from rtrain.parallel import carry
+from rtrain.parity import name_of, world_of
+from rtrain.run import Cluster, Run
+from rtrain.training.agreement import refuse
+from rtrain.training.replica import Replica
+from rtrain.training.trace import trace
+from tests.parallel import test_retrieval as retrieval
+from tests.parallel.test_models import descent
+from tests.parallel.users_model import Blocks
+from tests.parallel.worlds import DENSE_OPTIM, ROWS, SCHEMA, STEPS, global_batch, in_world, train
+
+# Losses of 0.5 to 5; a wrong factor on the tables' gradients shows as 1e-2.
+PARITY = 1e-5
+DRAWN, SAVED = 16, 10
+AXES: tuple[dict[str, Any], ...] = (
+    {"data": 2},
+    {"data": 1, "tensor": 2},
+    {"data": 1, "pipeline": 2, "microbatches": 2, "schedule": "gpipe"},
+    {"data": 1, "pipeline": 2, "microbatches": 3, "schedule": "1f1b"},
+    {"data": 1, "pipeline": 2, "microbatches": 2, "schedule": "interleaved_1f1b"},
+    {"data": 2, "tensor": 2, "microbatches": 2},
+    {"data": 2, "pipeline": 2, "microbatches": 2},
+    {"data": 1, "tensor": 2, "pipeline": 2, "microbatches": 2},
+)
+WRAPS: tuple[dict[str, Any], ...] = ({"dense": "ddp"}, *({"dense": "zero", "zero_stage": stage} for stage in (1, 2, 3)))
+# Adagrad divides by the gradients' own size, so that SGD alone sees a wrong factor on all of them.
+SPARSE = {"table_wise": "sgd", "row_wise": "rowwise", "column_wise": "adagrad"}
+MODELS = ("pooled", "sasrec", "hstu")
+# What two stages of two tensor ranks saved goes on as two stages, and as two replicas.
+SAVED_AS = Parallel(data=1, tensor=2, pipeline=2, microbatches=2, zero_stage=1, embeddings="row_wise")
+RESUMED_AS = (
+    Parallel(data=1, pipeline=2, microbatches=2, zero_stage=3, embeddings="column_wise"),
+    Parallel(data=2, dense="ddp", embeddings="table_wise"),
+)
+Case = tuple[str, Parallel, str]
+Found = dict[str, dict[str, Any]]
+
+
+def run_of(model: str, parallel: Parallel, sparse: str, log: str) -> Run:
+    if model != "pooled":
+        return retrieval.run_of(model, parallel, sparse, log)
+    return Run(
+        name="pooled",
+        model=Blocks(dim=16),
+        data=Interactions(source="not read", schema=SCHEMA),
+        optim=DENSE_OPTIM,
+        sparse_optim=retrieval.SPARSE[sparse],
+        parallel=parallel,
+        global_batch=ROWS,
+        cluster=Cluster(memory_gb_per_worker=1.0),
+    )
+
+
+def combinations(log: str) -> Iterator[Case]:
+    """All that are legal; interleaved stages are more than the pooled model has pieces."""
+    for model, axes, wrap, tables in product(MODELS, AXES, WRAPS, SPARSE):
+        layout = Parallel(**axes, **wrap, embeddings=tables)  # type: ignore[arg-type]
+        try:
+            refuse(run_of(model, layout, SPARSE[tables], log), lay_out(layout, world_of(layout)))
+        except ConfigError as error:
+            assert "pieces" in str(error)
+            continue
+        yield model, layout, SPARSE[tables]
+
+
+def losses_of(case: Case, log: str, *, stored: str = "", save_to: str = "", spoil: bool = False) -> list[float]:
+    model, layout, sparse = case
+    if model == "pooled":
+        return train(
+            layout,
+            retrieval.SPARSE[sparse],
+            config=Blocks(dim=16),
+            save_to=save_to,
+            load_from=stored,
+            steps=(SAVED if stored else 0, STEPS),
+            save_at=SAVED,
+            spoil=spoil,
+        )
+
+    def before(step: int, replica: Replica) -> None:
+        if spoil:
+            replica.carry.replica_ranks = 1
+        if save_to and step == SAVED:
+            save(CheckpointFolders(save_to), step, replica.chunks(), {})
+
+    checkpoint = Stored(CheckpointFolders(stored).of(SAVED), SAVED) if stored else None
+    return trace(run_of(model, layout, sparse, log), steps=STEPS, stored=checkpoint, before_step=before).losses
+
+
+def everything(cases: list[Case], log: str, folder: str) -> Found:
+    found: Found = {"losses": {}, "ranked": {}, "resumed": {}, "spoiled": {}}
+    world = dist.get_world_size()
+    for case in cases:
+        found["losses"][named(case)] = losses_of(case, log)
+        if case[0] != "pooled":
+            found["ranked"][named(case)] = retrieval.measured(run_of(*case, log))
+    for model in MODELS:
+        if world == 4:
+            losses_of((model, SAVED_AS, "adagrad"), log, save_to=f"{folder}/{model}")
+        else:
+            for layout in RESUMED_AS:
+                case = (model, layout, "adagrad")
+                found["resumed"][named(case)] = losses_of(case, log, stored=f"{folder}/{model}")
+            wrong = (model, Parallel(data=1, tensor=2, dense="ddp", embeddings="row_wise"), "sgd")
+            found["spoiled"][named(wrong)] = losses_of(wrong, log, spoil=True)
+    return found
+
+
+def named(case: Case) -> str:
+    return f"{case[0]}: {name_of(case[1])}"
+
+
+log = retrieval.log
+
+
+@pytest.fixture(scope="module")
+def drawn(log: str) -> list[Case]:
+    """A seeded draw, in which every value of every axis is there."""
+    cases = random.Random(3).sample(list(combinations(log)), DRAWN)
+    for values in (MODELS, AXES, WRAPS, tuple({"embeddings": tables} for tables in SPARSE)):
+        for value in values:
+            fits = [c for c in cases if (c[0] == value if isinstance(value, str) else contains(c[1], value))]
+            assert fits, f"nothing drawn has {value}"
+    return cases
+
+
+def contains(layout: Parallel, value: dict[str, Any]) -> bool:
+    return all(getattr(layout, field) == x for field, x in value.items())
+
+
+@pytest.fixture(scope="module")
+def found(drawn: list[Case], log: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """The world of four saves what the world of two resumes."""
+    folder = str(tmp_path_factory.mktemp("kept"))
+    parts = [in_world(n, everything, [c for c in drawn if world_of(c[1]) == n], log, folder)[0] for n in (4, 2)]
+    return {key: parts[0][key] | parts[1][key] for key in parts[0]}
+
+
+@pytest.fixture(scope="module")
+def control(log: str) -> Callable[[str, str], list[float]]:
+    known: dict[tuple[str, str], list[float]] = {}
+
+    def of(model: str, sparse: str) -> list[float]:
+        if (model, sparse) not in known:
+            run = run_of(model, Parallel(dense="ddp"), sparse, log)
+            known[model, sparse] = plain_pooled(run) if model == "pooled" else retrieval.plain(run)
+        return known[model, sparse]
+
+    return of
+
+
+def plain_pooled(run: Run) -> list[float]:
+    """One process, whole tables, no piece cut."""
+    config: Any = run.model
+    model = config.build(SCHEMA, seed=run.seed)
+    tables = dict(model.tables.named_parameters())
+    for table in config.table_list(SCHEMA):
+        tables[f"{table.path}.weight"].data.copy_(initial_rows(table, run.seed, 0, table.rows))
+    states = {name: torch.zeros_like(p) for name, p in tables.items()}
+    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    adam, losses = run.optim.build(dense), []
+    for step in range(STEPS):
+        batch = global_batch(step)
+        loss = binary_cross_entropy_with_logits(model(batch), batch.label, reduction="none").square().mean()
+        model.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(dense, run.optim.clip_norm)
+        adam.step()
+        for name, table in tables.items():
+            assert table.grad is not None
+            table.data -= run.sparse_optim.lr * descent(run.sparse_optim, states[name], table.grad)
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+    return losses
+
+
+def far(a: list[float], b: list[float]) -> float:
+    assert len(a) == len(b) > 0
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def test_every_drawn_layout_trains_as_plain_torch(
+    drawn: list[Case], found: Found, control: Callable[[str, str], list[float]]
+) -> None:
+    worst = {named(c): far(found["losses"][named(c)], control(c[0], c[2])) for c in drawn}
+    assert max(worst.values()) < PARITY, worst
+
+
+def test_the_catalogue_is_ranked_alike(found: Found, log: str) -> None:
+    """By the first weights, at every layout; pipelines rank it where their last stage is."""
+    expected = {m: retrieval.by_hand(run_of(m, Parallel(dense="ddp"), "sgd", log)) for m in MODELS if m != "pooled"}
+    assert len(found["ranked"]) >= 8
+    for name, values in found["ranked"].items():
+        assert values == pytest.approx(expected[name.split(":")[0]], abs=1e-9), name
+
+
+def test_a_resume_at_another_layout_goes_on_exactly(found: Found, control: Callable[[str, str], list[float]]) -> None:
+    assert len(found["resumed"]) == len(MODELS) * len(RESUMED_AS)
+    worst = {n: far(losses, control(n.split(":")[0], "adagrad")[SAVED:]) for n, losses in found["resumed"].items()}
+    assert max(worst.values()) < PARITY, worst
+
+
+def test_a_wrong_factor_on_the_tables_gradients_is_caught(
+    found: Found, control: Callable[[str, str], list[float]]
+) -> None:
+    """TorchRec divides by all ranks, of which those of a replica share one loss."""
+    far_off = {n: far(losses, control(n.split(":")[0], "sgd")) for n, losses in found["spoiled"].items()}
+    assert len(far_off) == len(MODELS) and min(far_off.values()) > 100 * PARITY, far_off
+
+
+def count_bytes(log: str) -> tuple[int, int]:
+    """Sent by this rank in a step, and what the vectors that its pipeline reads take."""
+    sent = 0
+
+    class Counting:
+        @staticmethod
+        def gather(mine: torch.Tensor, parts: Any, *, group: Any, group_dst: int) -> None:
+            nonlocal sent
+            sent += 0 if parts else mine.nbytes
+            dist.gather(mine, parts, group=group, group_dst=group_dst)
+
+        @staticmethod
+        def scatter(mine: torch.Tensor, parts: Any, *, group: Any, group_src: int) -> None:
+            nonlocal sent
+            sent += sum(part.nbytes for part in parts[1:]) if parts else 0
+            dist.scatter(mine, parts, group=group, group_src=group_src)
+
+    run = run_of("sasrec", Parallel(pipeline=2, microbatches=2, embeddings="row_wise"), "sgd", log)
+    whole = 0
+
+    def before(step: int, replica: Replica) -> None:
+        nonlocal whole
+        carry.dist = Counting  # type: ignore[assignment,misc]
+        longest = run.blueprint.longest
+        rows = replica._rows_of_step(None)
+        whole = rows * (longest["history"] + longest["item"]) * 16 * 4
+
+    try:
+        trace(run, steps=1, before_step=before)
+    finally:
+        carry.dist = dist
+    return sent, whole
+
+
+def test_a_step_moves_each_vector_once_there_and_its_gradient_once_back(log: str) -> None:
+    """2 (p - 1) / p of the vectors' bytes over p stages' ranks, history and candidates: what cannot be spared."""
+    ranks = in_world(2, count_bytes, log)
+    whole = ranks[0][1]
+    assert whole > 0 and sum(sent for sent, _ in ranks) == whole  # p = 2
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_every_layout_trains_as_plain_torch(
+    log: str, control: Callable[[str, str], list[float]], tmp_path: Path
+) -> None:
+    cases = list(combinations(log))
+    worst = {}
+    for size in (2, 4):
+        of_size = [c for c in cases if world_of(c[1]) == size]
+        for part in range(0, len(of_size), 24):
+            some = of_size[part : part + 24]
+            worst |= dict(zip(map(named_fully, some), in_world(size, all_losses, some, log)[0], strict=True))
+    far_off = {named_fully(c): d for c in cases if (d := far(worst[named_fully(c)], control(c[0], c[2]))) >= PARITY}
+    assert len(worst) == len(cases) > 200 and not far_off, far_off
+
+
+def named_fully(case: Case) -> str:
+    return f"{named(case)} {case[1].embeddings}"
+
+
+def all_losses(cases: list[Case], log: str) -> list[list[float]]:
+    return [losses_of(case, log) for case in cases]
