@@ -106,7 +106,7 @@ def train(
             return None
         driver, outcome = ended
         clock.lap(WORKERS)
-        from rtrain.launch.finish import finish
+        from rtrain.handoff.finish import finish
 
         return Result(run, finish(run, outcome, driver=driver, command=command, clock=clock, say=say))
 

@@ -10,7 +10,8 @@ from rtrain.config import validate
 from rtrain.mesh import Mesh, lay_out
 from rtrain.nn.tables import Table
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
-from rtrain.parallel.stage import parameters_of_rank
+from rtrain.parallel.stage import parameters_of_ranks
+from rtrain.rounding import ceil_div
 from rtrain.run import Run
 from rtrain.training.agreement import refuse
 
@@ -105,7 +106,7 @@ def plan(run: Run) -> Plan:
     memory, source = _memory(run)
     blueprint = run.blueprint
     placed = _place_tables(run, blueprint.tables, mesh, memory) if blueprint.tables else ()
-    sizes = [parameters_of_rank(blueprint.pieces, run.parallel, mesh, r) for r in range(mesh.world_size)]
+    sizes = parameters_of_ranks(blueprint.pieces, run.parallel, mesh)
     per_rank = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
     return Plan(run.name, mesh, placed, tuple(per_rank), memory, source)
 
@@ -121,7 +122,7 @@ def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) 
         world_size=mesh.world_size,
         local_world_size=_local_world_size(run) if on_gpu else mesh.world_size,
         device="cuda" if on_gpu else "cpu",
-        batch_per_rank=-(-run.global_batch // mesh.world_size),
+        batch_per_rank=ceil_div(run.global_batch, mesh.world_size),
         memory_bytes_per_rank=memory,
     )
     return placements(sharding, tables)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rtrain.checkpoint.fence import Attempt
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Collected, collect, write_collected
+from rtrain.checkpoint.writing import Collected, collect, write_collected
 from rtrain.errors import one_line
 from rtrain.parallel.chunks import Chunk
 

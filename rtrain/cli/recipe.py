@@ -130,7 +130,7 @@ def _parity(run: "Run", *, every: bool, ranks: int, as_json: bool) -> int:
 
 def _chaos(run: "Run", options: argparse.Namespace) -> int:
     """Exit code 1 when a failure left a trace."""
-    from rtrain.chaos import KINDS, chaos
+    from rtrain.rehearsal.chaos import KINDS, chaos
 
     kinds = options.failures.split(",") if options.failures != "all" else list(KINDS)
     for kind in kinds:

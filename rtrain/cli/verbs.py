@@ -92,7 +92,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _ledger(options: argparse.Namespace) -> int:
-    from rtrain.training.proof import account
+    from rtrain.ledger.proof import account
 
     found = account(options.target, verify=options.verify)
     _print(options, found.to_json(), found)

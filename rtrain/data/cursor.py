@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rtrain.errors import ConfigError, DataError
+from rtrain.rounding import ceil_div
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def batches_per_epoch(rows: int, global_batch: int) -> int:
         raise ConfigError(f"global batch: must be at least 1 row, got {global_batch}")
     if rows < 1:
         raise DataError("the split has no rows, so it makes no batch")
-    return -(-rows // global_batch)
+    return ceil_div(rows, global_batch)
 
 
 def next_bounds(cursor: Cursor, rows: int, global_batch: int) -> tuple[int, int]:
@@ -76,11 +77,11 @@ def next_bounds(cursor: Cursor, rows: int, global_batch: int) -> tuple[int, int]
             f"cursor: it stands at sample {start} of an epoch that has {rows} rows, so it belongs to other data. "
             "Use the data that the run began with, or start a new run"
         )
-    batch = -(-start * batches // rows)
+    batch = ceil_div(start * batches, rows)
     if batch * rows // batches == start:
         return start, (batch + 1) * rows // batches
     left = rows - start
-    return start, start + left // -(-left // global_batch)
+    return start, start + left // ceil_div(left, global_batch)
 
 
 def rank_slice(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtrain.metrics.state import Floats, Partial, Scored
+from rtrain.rounding import ceil_div
 
 BOUND, BINS = 24.0, 4800
 """Logits are counted in bins of 0.01 from -BOUND to BOUND; beyond it a probability is 4e-11 from 0 or 1."""
@@ -63,7 +64,7 @@ def _scores(sums: Mapping[str, Floats]) -> dict[str, list[float]]:
     if not below[-1]:
         return {"edges": [], "without": [], "with": []}
     first, last = (int(np.searchsorted(below, share * below[-1])) for share in (0.001, 0.999))
-    width = max(1, -(-(last + 1 - first) // BARS))
+    width = max(1, ceil_div(last + 1 - first, BARS))
     starts = [at for at in range(first, first + width * BARS, width) if at < BINS]
     bars = [slice(a, b) for a, b in pairwise([0, *starts[1:], BINS])]
     positives = np.array([sums["positives"][bar].sum() for bar in bars])

@@ -18,6 +18,7 @@ from rtrain.models.plan import Cut, Fill, Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.attention import Attention, RMSNorm, SwiGLU
 from rtrain.objectives.next_token import NextToken
+from rtrain.rounding import ceil_div, round_up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +70,12 @@ class Decoder:
     @property
     def ffn(self) -> int:
         """Width of the feed-forward layer, spelled out."""
-        return self.hidden or -(-8 * self.dim // 3 // 32) * 32
+        return self.hidden or round_up(ceil_div(8 * self.dim, 3), 32)
 
     reads: ClassVar[Any] = TokenBatch
     gives: ClassVar[Any] = TokensScored
     served: ClassVar[bool] = False
-    exported: ClassVar[bool] = True
+    exported: ClassVar[str] = "hugging face"
 
     def blueprint(self, facts: TokenFacts) -> Blueprint:
         """See `rtrain.models.protocol`."""
@@ -134,6 +135,7 @@ class Decoder:
             fill=self.initialise,
             cuts=cuts,
             kv_heads=self.kv,
+            kv=("attention",),
             enter=("attention", "mlp"),
             leave=("attention.wo", "mlp.w_down"),
         )

@@ -43,6 +43,8 @@ class Piece:
     """Parameter name inside the piece -> logical name of an earlier piece's parameter that it is."""
     kv_heads: int = 1
     """Key-value heads that the cut `kv` divides."""
+    kv: tuple[str, ...] = ()
+    """Submodules with such heads: of `wq` and `wk`, and with a `kv_chosen` that says which of them a rank uses."""
     enter: tuple[str, ...] = ()
     """Submodules that need all rows or tokens: their inputs are gathered over the tensor ranks."""
     leave: tuple[str, ...] = ()

@@ -66,8 +66,8 @@ class Model(Protocol):
     """What the metrics are given; those that take another are refused."""
     served: ClassVar[bool]
     """Whether rtrain serves its export."""
-    exported: ClassVar[bool]
-    """Whether rtrain exports it."""
+    exported: ClassVar[str]
+    """The form of its export, of `rtrain.export.formats`; empty: there is none."""
 
     def blueprint(self, facts: Any) -> Blueprint:
         """The model for data of these `facts`: of interactions the schema, of tokens `TokenFacts`.

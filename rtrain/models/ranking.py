@@ -57,7 +57,7 @@ class RankingConfig:
     reads: ClassVar[Any] = Batch
     gives: ClassVar[Any] = Scored
     served: ClassVar[bool] = True
-    exported: ClassVar[bool] = True
+    exported: ClassVar[str] = "rtrain"
     several_labels: ClassVar[bool] = False
     """Whether the model gives a logit for each label of the schema, or just one."""
 

@@ -30,7 +30,7 @@ class RetrievalConfig(ABC):
     reads: ClassVar[Any] = RetrievalBatch
     gives: ClassVar[Any] = Retrieved
     served: ClassVar[bool] = False
-    exported: ClassVar[bool] = False
+    exported: ClassVar[str] = ""
     of_histories: ClassVar[bool]
     """Whether it reads users' histories; else pairs of a user and an item."""
 

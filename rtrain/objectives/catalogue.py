@@ -14,6 +14,7 @@ from torch import Tensor
 from rtrain.metrics.catalogue import NO_ITEM, Seen, rank_catalogue
 from rtrain.metrics.state import Retrieved
 from rtrain.objectives.ranks import Ranks, filled
+from rtrain.rounding import ceil_div
 
 
 class CatalogueTally:
@@ -50,7 +51,7 @@ class CatalogueTally:
         """
         if len(self.vectors) > 1:
             self.vectors, self.items = [torch.cat(self.vectors)], [torch.cat(self.items)]
-        share = -(-batch.global_rows // self.ranks.data)
+        share = ceil_div(batch.global_rows, self.ranks.data)
         longest = torch.tensor([int(batch.seen.lengths.max(initial=0))], device=asked.device)
         width = max(1, int(self.ranks.gather(longest).max()))
         all_QE = self.ranks.gather(filled(asked, share, 0.0))
@@ -77,12 +78,14 @@ class CatalogueTally:
 
     def _keep(self, found_BK: NDArray[np.int64], batch: Any) -> None:
         count, depth = found_BK.shape
-        wanted, lengths = batch.positives.values, batch.positives.lengths
-        rows = np.repeat(np.arange(count), lengths)
-        # One number a pair of row and item: whether a found item is wanted is whether its number is among them.
+        wanted = batch.positives.values
+        rows = np.repeat(np.arange(count), batch.positives.lengths)
+        # One number a pair of row and item: whether a found item is wanted is whether its number is among them. An item
+        # that a user had twice is to be found once.
         span = int(max(found_BK.max(initial=0), wanted.max(initial=0))) + 2
-        hits_BK = np.isin(found_BK + np.arange(count)[:, None] * span, wanted + rows * span) & (found_BK >= 0)
-        missed = np.repeat(np.arange(count), lengths - hits_BK.sum(1))
+        pairs = np.unique(wanted + rows * span)
+        hits_BK = np.isin(found_BK + np.arange(count)[:, None] * span, pairs) & (found_BK >= 0)
+        missed = np.repeat(np.arange(count), np.bincount(pairs // span, minlength=count) - hits_BK.sum(1))
         number = batch.row[:count].cpu().numpy()
         there = found_BK >= 0
         place = np.broadcast_to(np.arange(depth), there.shape)

@@ -25,6 +25,10 @@ class BareTower:
         """There is nothing to average."""
         yield
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """None."""
+        yield from ()
+
     def step(self, lr: float) -> None:
         """There is nothing to update."""
 

@@ -57,6 +57,12 @@ class ReplicatedTower:
         for gradient, averaged in zip(gradients, _unflatten_dense_tensors(flat, gradients), strict=True):
             gradient.copy_(averaged)
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Of every weight that the loss depends on."""
+        for name, parameter in self.bare.named_parameters():
+            if parameter.grad is not None:
+                yield self.places[name].name, parameter.grad
+
     def step(self, lr: float) -> None:
         """Clip, update, clear the gradients."""
         if self.optim.clip_norm:

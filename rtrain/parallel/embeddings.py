@@ -31,6 +31,7 @@ from rtrain.nn.tables import Table, initial_rows
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.chunks import Chunk, ReadChunk
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
+from rtrain.rounding import ceil_div
 from rtrain.schema import NONE, Jagged
 
 # The planner's own choice is held to what equals one process to 1e-5; on CPU row-wise must be added
@@ -51,7 +52,7 @@ def sharding_types(table: Table, embeddings: str, world_size: int) -> list[str]:
     backward, so such a table (it has few rows) stays whole on one rank.
     """
     types = CHOICES[embeddings]
-    block = -(-table.rows // world_size)
+    block = ceil_div(table.rows, world_size)
     if block * (world_size - 1) >= table.rows:
         types = [t for t in types if t != "row_wise"] or ["table_wise"]
     return types

@@ -7,6 +7,7 @@ from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
 from rtrain.optim import RowWiseAdagrad, SparseOptim
+from rtrain.rounding import ceil_div
 
 
 def refuse(
@@ -47,7 +48,7 @@ def reasons_against(
             f"global_batch: {global_batch} rows cannot be shared by {readers} ranks. "
             "Raise global_batch, or lower parallel.data"
         )
-    per_rank = -(-global_batch // readers)
+    per_rank = ceil_div(global_batch, readers)
     if parallel.microbatches > per_rank:
         yield (
             f"parallel.microbatches: {parallel.microbatches}, but a step has only {per_rank} rows a rank. "
@@ -73,11 +74,6 @@ def _against_carrying(parallel: Parallel, mesh: Mesh, blueprint: Blueprint, mode
         yield (
             f"parallel: {model} reads {feature!r} as a sequence of any length, which tensor and pipeline ranks cannot "
             "agree on. Give its blueprint's `longest`, or set parallel.tensor and parallel.pipeline to 1"
-        )
-    if mesh.pipeline > 1 and parallel.schedule.endswith("zero_bubble"):
-        yield (
-            f"parallel.schedule: {parallel.schedule!r} asks for gradients of weights and of what stages send, not of "
-            f"{model}'s vectors. Use 1f1b, interleaved_1f1b or gpipe"
         )
 
 

@@ -1,6 +1,7 @@
 """Pipeline parallelism: torch's own schedules over the pieces of a dense model."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,6 +54,11 @@ class Pipeline:
             PipelineStage(module, number, len(owners), device, group=self.group)
             for module, number in zip(modules, self.numbers, strict=True)
         ]
+        self.microbatches = microbatches
+        self.seen: list[dict[str, Tensor]] = []
+        """Gradients of what stages were given by name, microbatch by microbatch: the same to each of this rank's."""
+        if schedule.endswith("zero_bubble"):
+            modules[0].register_forward_pre_hook(self._watch, with_kwargs=True)
         kind = ONE_STAGE.get(schedule) or MANY_STAGES[schedule]
         self.schedule: Any = kind(
             stages[0] if schedule in ONE_STAGE else stages, microbatches, loss_fn=self._scaled, scale_grads=False
@@ -66,10 +72,22 @@ class Pipeline:
         self.scale = scale
         losses: list[Tensor] = []
         targets = {"target": target, "losses": losses} if self.last else {}
+        self.seen.clear()
         self.schedule.step(**targets, return_outputs=False, **named)
+        self._bring_to_leaves(named)
         if not losses:
             return torch.zeros((), device=target.device)
         return torch.stack([loss.detach() for loss in losses]).sum() / scale
+
+    def _bring_to_leaves(self, named: Mapping[str, Tensor]) -> None:
+        """Of zero-bubble schedules: they ask autograd for the gradients of a microbatch's inputs, and no further.
+
+        So the part of `named` that a stage was given has a gradient, but the whole that it was cut from has none.
+        """
+        for name, leaf in named.items():
+            if self.seen and leaf.requires_grad and leaf.grad is None:
+                # The first step begins with one call more, by which the schedule learns shapes.
+                leaf.grad = torch.cat([parts[name] for parts in self.seen[-self.microbatches :]])
 
     @torch.no_grad()
     def outputs(self, named: Mapping[str, Tensor]) -> Any:
@@ -105,5 +123,16 @@ class Pipeline:
             dist.recv(tensor, group=self.group, group_src=rank)
         return tensors
 
+    def _watch(self, _: nn.Module, given: Any, named: dict[str, Tensor]) -> None:
+        gradients = {name: torch.zeros_like(part) for name, part in named.items() if part.requires_grad}
+        for name, gradient in gradients.items():
+            named[name].register_hook(partial(_add, gradient))
+        self.seen.append(gradients)
+
     def _scaled(self, out: Any, target: Tensor) -> Tensor:
         return self.loss(out, target) * self.scale
+
+
+def _add(total: Tensor, gradient: Tensor) -> None:
+    """As a hook it gives nothing back, so that the gradient goes on as it is."""
+    total += gradient

@@ -6,6 +6,7 @@ from typing import Any
 
 from rtrain.mesh import Mesh, Parallel
 from rtrain.optim import Adagrad, RowWiseAdagrad, SparseOptim
+from rtrain.rounding import ceil_div
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def bytes_per_rank(
     stage = parallel.zero_stage if parallel.dense == "zero" else 0
     totals = []
     for rank, count in enumerate(dense_parameters):
-        share = -(-count // mesh.data)
+        share = ceil_div(count, mesh.data)
         whole_gradients = stage < 2 or parallel.microbatches > 1
         totals.append(
             {

@@ -1,6 +1,8 @@
 """Pieces of a dense model, built as this rank's share: tensor shares of their weights, the stages of a pipeline."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
+from math import prod
 from typing import Any
 
 import torch
@@ -114,16 +116,21 @@ def initialise(modules: nn.Module, places: Mapping[str, Place], stages: Sequence
         parameter.copy_(fill(place.name)(torch.empty(place.shape), generator)[place.cut])
 
 
-def parameters_of_rank(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh, rank: int) -> int:
-    """Elements of the weights that a rank holds before ZeRO divides them; no process group needed."""
-    at = mesh.coordinates(rank)
-    tensor = TensorRank(None, at["tensor"], mesh.tensor)
-    return sum(
-        torch.Size(tensor.place(piece, name, shape, writes=False).sizes).numel()
-        for stage in cut_into_stages(pieces, parallel, mesh)[at["pipeline"]]
-        for piece in stage
-        for name, shape in shapes(piece).items()
-    )
+def parameters_of_ranks(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh) -> list[int]:
+    """Elements of the weights that each rank holds before ZeRO divides them; no process group needed."""
+    stages = cut_into_stages(pieces, parallel, mesh)
+    whole = {piece.name: shapes(piece) for piece in pieces}
+    held: dict[tuple[int, int], int] = {}  # the same on all data ranks, of which there may be thousands
+    for p, t in product(range(mesh.pipeline), range(mesh.tensor)):
+        rank = TensorRank(None, t, mesh.tensor)
+        held[p, t] = sum(
+            prod(rank.place(piece, name, shape, writes=False).sizes)
+            for stage in stages[p]
+            for piece in stage
+            for name, shape in whole[piece.name].items()
+        )
+    where = (mesh.coordinates(rank) for rank in range(mesh.world_size))
+    return [held[at["pipeline"], at["tensor"]] for at in where]
 
 
 def shapes(piece: Piece) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,6 @@ from torch.nn.functional import cross_entropy, linear
 
 from rtrain.mesh import Dealt
 from rtrain.models.plan import Piece
-from rtrain.nn.attention import Attention
 from rtrain.objectives.next_token import IGNORED
 from rtrain.parallel.chunks import Place
 
@@ -53,9 +52,11 @@ class TensorRank:
         for name, parameter in module.named_parameters():
             if piece.cut_dim(name, self.size) is None:
                 parameter.register_hook(self._sum)
+        for name in piece.kv:
+            attention: Any = module.get_submodule(name)
+            if piece.cut_dim(f"{name}.wk.weight", self.size) is None:
+                attention.kv_chosen = self._kv_heads(attention)
         for name, child in module.named_modules():
-            if isinstance(child, Attention) and piece.cut_dim(f"{name}.wk.weight", self.size) is None:
-                child.kv_chosen = self._kv_heads(child)
             if isinstance(child, nn.Embedding) and piece.cut_dim(f"{name}.weight", self.size) is not None:
                 self._look_up_own_rows(child)
         for name in piece.enter:
@@ -96,7 +97,7 @@ class TensorRank:
         dist.all_reduce(total, group=self.group)
         return total
 
-    def _kv_heads(self, attention: Attention) -> list[int]:
+    def _kv_heads(self, attention: Any) -> list[int]:
         """With more tensor ranks than key-value heads these are whole on every rank, which picks those that it uses."""
         held = attention.wk.weight.shape[0] // attention.head_dim
         queries = attention.wq.weight.shape[0] // attention.head_dim

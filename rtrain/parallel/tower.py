@@ -37,6 +37,9 @@ class Tower(Protocol):
     def accumulate(self) -> AbstractContextManager[None]:
         """Several plain `loss.backward()` on `bare` inside; their sum is averaged over data ranks once, at its end."""
 
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Logical name and gradient of this rank's weights, averaged over data ranks; a collective over these."""
+
     def step(self, lr: float) -> None:
         """One optimizer step at learning rate `lr`."""
 

@@ -35,6 +35,7 @@ from deepspeed.runtime.zero.partition_parameters import Init
 from deepspeed.utils import groups as deepspeed_groups
 from deepspeed.utils import (
     safe_get_full_fp32_param,
+    safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_set_full_optimizer_state,
 )
@@ -162,6 +163,13 @@ class ZeroTower:
         else:
             yield
             self.engine.buffered_allreduce_fallback()
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Gathered one tensor at a time from the ranks that have a part of it."""
+        for name, parameter in self.bare.named_parameters():
+            gradient = safe_get_full_grad(parameter) if self.stage else parameter.grad
+            if gradient is not None:
+                yield self.places[name].name, gradient
 
     def step(self, lr: float) -> None:
         """Clip, update this rank's partition, gather the parameters."""

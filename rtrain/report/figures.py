@@ -17,6 +17,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentF
 from numpy.typing import NDArray
 
 from rtrain.report.words import is_better, number, spell_count, spell_metric, spell_name
+from rtrain.rounding import ceil_div
 
 POINTS = 1500
 """Points of a curve beyond which neighbours are averaged."""
@@ -65,7 +66,7 @@ def curve(history: Sequence[Line], *, best_step: int | None = None) -> Figure:
     names = metric_names(history)
     count = 1 + len(names)
     columns = min(3, count)
-    rows = -(-count // columns)
+    rows = ceil_div(count, columns)
     figure = Curve(figsize=(4.2 * columns, 2.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     draw_loss(axes[0], history, PAPER)

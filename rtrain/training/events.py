@@ -4,8 +4,9 @@
     repeat until state.done:
         batch from the reader              [data]
         logits, loss                       [forward]
-        gradients; tables are updated      [backward]
-        dense parameters are updated       [optimizer]
+        gradients                          [backward]
+        gradients_ready(state, gradients)  nothing is updated yet
+        tables and dense part are updated  [optimizer]
         step_end(state, point)             point: a TrainPoint every log_every_steps, else none
         evaluated(state, values)           after the validation split was scored
         saving(state)                      before a checkpoint is written: what it must not be ahead of
@@ -17,9 +18,11 @@
 Callbacks run on every rank; what prints or writes does so on rank 0 only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from rtrain.data.cursor import Cursor
 
@@ -107,11 +110,19 @@ class State:
         self.window_loss, self.window_units = stored["window_loss"], stored["window_units"]
 
 
+Gradients = Callable[[], Iterator[tuple[str, Tensor]]]
+"""Logical name and gradient of each of this rank's dense weights (of its tensor share), averaged over data ranks,
+before clipping; a collective over data ranks, to be asked by all of them or by none."""
+
+
 class Callback:
     """Listens to the loop; override what you need."""
 
     def fit_start(self, state: State) -> None:
         """Training begins, or goes on from a checkpoint."""
+
+    def gradients_ready(self, state: State, gradients: Gradients) -> None:
+        """The gradients of a step are there, nothing is updated yet; `state.step` counts the steps before it."""
 
     def step_end(self, state: State, point: TrainPoint | None) -> None:
         """An optimizer step is done."""
@@ -125,8 +136,71 @@ class Callback:
     def checkpointed(self, state: State) -> None:
         """The checkpoint of `state.step`, which may be some steps back, is committed."""
 
+    def state(self) -> dict[str, Any]:
+        """What the callback is to know again after a resume, as JSON; rank 0's is saved with each checkpoint."""
+        return {}
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """What `state` gave at the checkpoint, on every rank, before `fit_start`; empty where there was nothing."""
+
     def fit_end(self, state: State) -> None:
         """Training is over."""
 
     def close(self) -> None:
         """The attempt ends, whatever the reason."""
+
+
+class Together(Callback):
+    """Several callbacks as one, called in their order."""
+
+    def __init__(self, callbacks: Sequence[Callback]):
+        self.callbacks = tuple(callbacks)
+
+    def fit_start(self, state: State) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.fit_start(state)
+
+    def gradients_ready(self, state: State, gradients: Gradients) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.gradients_ready(state, gradients)
+
+    def step_end(self, state: State, point: TrainPoint | None) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.step_end(state, point)
+
+    def evaluated(self, state: State, values: Mapping[str, float]) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.evaluated(state, values)
+
+    def saving(self, state: State) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.saving(state)
+
+    def checkpointed(self, state: State) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.checkpointed(state)
+
+    def state(self) -> dict[str, Any]:
+        """By the callbacks' class names, of those that have something to keep."""
+        return {type(callback).__name__: kept for callback in self.callbacks if (kept := callback.state())}
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """To each its own."""
+        for callback in self.callbacks:
+            callback.restore(stored.get(type(callback).__name__, {}))
+
+    def fit_end(self, state: State) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.fit_end(state)
+
+    def close(self) -> None:
+        """Of each."""
+        for callback in self.callbacks:
+            callback.close()

@@ -19,29 +19,29 @@ import torch.distributed as dist
 
 from rtrain import config
 from rtrain.checkpoint import fence
-from rtrain.checkpoint.fence import Attempt, Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, newest
+from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.saver import Saver
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
+from rtrain.evaluation.scoring import examine, measure, scan
+from rtrain.ledger.record import Ledger
 from rtrain.mesh import Mesh, lay_out
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.storage.patience import Patience
 from rtrain.tracking import open_trackers
 from rtrain.training.agreement import open_data, refuse, refuse_shares
+from rtrain.training.attempt import find_newest, take_over
 from rtrain.training.breakdown import Stopwatch
-from rtrain.training.events import Callback, State
+from rtrain.training.events import Callback, State, Together
 from rtrain.training.history import History
 from rtrain.training.injection import Inject
-from rtrain.training.ledger import Ledger
 from rtrain.training.loop import fit
 from rtrain.training.preemption import Notice, Preempted
 from rtrain.training.records import CURVES, TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
-from rtrain.training.scoring import examine, measure, scan
 from rtrain.training.surroundings import write_surroundings
 from rtrain.training.watchdog import Watchdog
 from rtrain.training.world import World
@@ -114,14 +114,13 @@ class _Job:
         )
         patience = Patience(budget_s=run.checkpoint.retry_s, went_on=self.watchdog.alive)
         self.folder, self.folders = Folder(run.folder, patience), CheckpointFolders(run.folder, patience)
-        self.attempt: Attempt | None = None
         self.mesh: Mesh = lay_out(run.parallel, world.size)
         refuse(run, self.mesh)
         self.data: Samples[Any] = open_data(run)
         refuse_shares(run, self.data, self.mesh)
         self.share = self.mesh.share(world.rank, run.blueprint.dealt)
         self.ledger = Ledger(counts=self.share.first)
-        state.attempt = self._begin_attempt(driver)
+        self.attempt, state.attempt = take_over(self.folders, driver, leads=world.leads)
         self.saver = Saver(self.folders, self.attempt, background=run.checkpoint.background)
         self.in_flight: State | None = None
         self.opened: list[Stored] = []
@@ -197,6 +196,9 @@ class _Job:
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]
         if run.faults.inject:
             callbacks.append(Inject(run.faults.inject, self.folder, self.folders, world))
+        together = Together(callbacks)
+        if stored:
+            together.restore(stored.meta.get("callbacks", {}))
         batches = iter(reader)
         replica.restore_rng()  # last: building everything above draws numbers
         began, before = time.perf_counter(), state.rows_seen
@@ -206,10 +208,10 @@ class _Job:
                 state,
                 replica,
                 batches,
-                callbacks,
+                together,
                 ledger=self.ledger,
                 evaluate=lambda: measure(replica, self._scan("valid"), run.metrics),
-                save=partial(self._save, replica, history),
+                save=partial(self._save, replica, history, together),
                 watch=watch,
                 notice=self.notice,
             )
@@ -225,8 +227,7 @@ class _Job:
             raise
         finally:
             reader.close()
-        for callback in callbacks:
-            callback.close()
+        together.close()
         return time.perf_counter() - began, state.rows_seen - before
 
     def _goes_on(self, phase: str) -> None:
@@ -234,7 +235,7 @@ class _Job:
 
     def _scan(self, split: Split) -> Iterator[Any]:
         """This rank's share of a split to score; each batch shows that the rank goes on."""
-        for batch in scan(self.run, self.data, split, self.mesh, self.world):
+        for batch in scan(self.run, self.data, split, self.mesh, self.world.rank):
             self._goes_on(f"evaluation of {split}")
             if split == "test" and self.notice.given:
                 raise Preempted(
@@ -262,7 +263,7 @@ class _Job:
         self.opened.append(stored)
         return stored
 
-    def _save(self, replica: Replica, history: History | None, now: bool) -> list[State]:
+    def _save(self, replica: Replica, history: History | None, callbacks: Callback, now: bool) -> list[State]:
         """Begin a checkpoint, or write it now; the states whose commit was seen, the one in flight before first."""
         state, ledger, folders = self.state, self.ledger, self.folders
         self.saver.settle()
@@ -277,6 +278,7 @@ class _Job:
             "axes": asdict(self.mesh),
             "placement": [p.to_json() for p in replica.placements],
             "ledger": ledger.to_json() | {"rows": state.rows},
+            "callbacks": callbacks.state(),
             "attempt": state.attempt,
             "versions": {"rtrain": VERSION, "python": platform.python_version()},
             "saved_at": time.time(),
@@ -317,51 +319,18 @@ class _Job:
         )
         return [history, TrackerCalls(trackers, overtaken=history.overtaken)]
 
-    def _begin_attempt(self, driver: str) -> int:
-        """Take the run over; the number of this attempt of it, the same on every rank."""
-        said: list[Any] = [0, ""]
-        if self.world.leads:
-            try:
-                self.attempt = fence.begin(self.folders, driver=driver)
-                said = [self.attempt.number, ""]
-            except Fenced as error:
-                said = [0, str(error)]
-        dist.broadcast_object_list(said, src=0)
-        if said[1]:
-            raise Fenced(said[1])  # on every rank: nobody is left waiting
-        return int(said[0])
-
     def _newest_checkpoint(self) -> tuple[Stored | None, list[str]]:
-        """Rank 0 finds the newest intact checkpoint, all ranks open that one; what was wrong with newer ones."""
-        said: list[Any] = [None, [], False, None]
-        if self.world.leads:
-            try:
-                found, problems = newest(self.folders, note=True)
-                best = found.meta["state"]["best_step"] if found else None
-                lost = best is not None and best not in self.folders.committed()
-                if lost:
-                    problems.append(f"checkpoint step {best}: the best one so far is gone, so the next evaluation is")
-                said = [found.step if found else None, problems, lost, None]
-            except (OSError, CheckpointError) as error:
-                said[3] = one_line(error)
-        dist.broadcast_object_list(said, src=0)
-        step, problems, lost, broken = said
-        if broken:
-            raise RunFailed(f"checkpoints of {self.folders.root.uri} cannot be read: {broken}")
-        if step is None and problems:
-            raise CheckpointError(
-                f"run {self.run.name!r}: none of its checkpoints can be read ({problems[0]}). "
-                "Bring one back, or start anew with --fresh"
-            )
-        if step is None:
-            return None, problems
-        stored = self._open(step)
-        if lost:
+        """The newest intact checkpoint; what was wrong with newer ones."""
+        found = find_newest(self.folders, run=self.run.name, leads=self.world.leads)
+        if found.step is None:
+            return None, found.problems
+        stored = self._open(found.step)
+        if found.best_lost:
             stored.meta["state"] |= {"best": {}, "best_step": None, "stale": 0}
         if stored.meta["data_fingerprint"] != self.data.fingerprint:
             raise ConfigError(
-                f"run {self.run.name!r}: the data changed since step {step} (fingerprint "
+                f"run {self.run.name!r}: the data changed since step {found.step} (fingerprint "
                 f"{stored.meta['data_fingerprint']} -> {self.data.fingerprint}). "
                 "Train under another name, or start anew with --fresh"
             )
-        return stored, problems
+        return stored, found.problems

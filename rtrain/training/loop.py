@@ -10,10 +10,10 @@ import torch.distributed as dist
 
 from rtrain.data.cursor import Cursor
 from rtrain.errors import RunFailed
+from rtrain.ledger.record import Ledger
 from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, TrainPoint
-from rtrain.training.ledger import Ledger
 from rtrain.training.preemption import Notice, Preempted
 from rtrain.training.replica import Replica
 
@@ -25,7 +25,7 @@ def fit(
     state: State,
     replica: Replica,
     batches: Batches,
-    callbacks: Sequence[Callback],
+    callbacks: Callback,
     *,
     ledger: Ledger,
     evaluate: Callable[[], dict[str, float]],
@@ -46,15 +46,18 @@ def fit(
     """
     window = _Window(state, replica, notice, run.checkpoint.every_s)
     began, before = time.perf_counter(), state.elapsed_s
-    for callback in callbacks:
-        callback.fit_start(state)
+    callbacks.fit_start(state)
     while not state.done:
         watch.begin_step()
         with watch.phase("data"):
             batch, cursor = next(batches)
             rows = batch.row  # still on the host: the ledger costs no wait for the device
             batch = batch.to(replica.world.device)
-        loss = replica.train_step(batch, step=state.step, total_steps=state.total_steps, watch=watch)
+        loss = replica.forward_backward(batch, step=state.step, total_steps=state.total_steps, watch=watch)
+        watch.entered("callbacks")
+        with watch.between("records"):
+            callbacks.gradients_ready(state, replica.gradients)
+        replica.update(step=state.step, total_steps=state.total_steps, watch=watch)
         window.add(loss, batch)
         ledger.record(state.cursor.epoch, rows)
         epoch_ended = cursor.epoch > state.cursor.epoch
@@ -66,8 +69,7 @@ def fit(
             point = window.close(run, state, replica)
         watch.entered("callbacks")
         with watch.between("records"):
-            for callback in callbacks:
-                callback.step_end(state, point)
+            callbacks.step_end(state, point)
 
         improved = False
         every = run.evaluation.every_steps
@@ -78,19 +80,16 @@ def fit(
             state.latest, state.latest_step = dict(values), state.step
             improved = judge(run, state, values)
             with watch.between("records"):
-                for callback in callbacks:
-                    callback.evaluated(state, values)
+                callbacks.evaluated(state, values)
             window.restart()  # the rate is of training, not of scoring
         due = improved or state.step % run.checkpoint.every_steps == 0
         if due or state.done or window.save_due or window.told_to_stop:
             watch.entered("checkpoint")
             with watch.between("records"):
-                for callback in callbacks:
-                    callback.saving(state)
+                callbacks.saving(state)
             window.keep(state)
             for saved in save(state.done or window.told_to_stop):
-                for callback in callbacks:
-                    callback.checkpointed(saved)
+                callbacks.checkpointed(saved)
             window.restart()
             window.saved()
         if window.told_to_stop and not state.done:
@@ -98,8 +97,7 @@ def fit(
                 f"told to stop (SIGTERM); the checkpoint of step {state.step} is committed. "
                 "The same command resumes from there"
             )
-    for callback in callbacks:
-        callback.fit_end(state)
+    callbacks.fit_end(state)
 
 
 def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:

@@ -1,7 +1,9 @@
 """What a job writes into its folder beside the checkpoints: placement, predictions, trackers' points."""
 
 import json
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,13 +12,13 @@ import torch.distributed as dist
 
 from rtrain.checkpoint.fence import Attempt
 from rtrain.data.samples import Samples
+from rtrain.evaluation.scoring import scan
 from rtrain.mesh import Mesh
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.tracking import Tracker
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.replica import Replica
-from rtrain.training.scoring import scan
 
 PREDICTIONS = "predictions.json"
 PLACEMENT = "placement.json"
@@ -27,9 +29,15 @@ CURVES = "curves.json"
 class TrackerCalls(Callback):
     """Hands the loop's points to the trackers."""
 
-    def __init__(self, trackers: Sequence[Tracker], *, overtaken: Callable[[], bool] = lambda: False):
-        """`overtaken`: whether another attempt writes the run by now, whose curves these would mix with."""
+    def __init__(
+        self, trackers: Sequence[Tracker], *, overtaken: Callable[[], bool] = lambda: False, every_s: float = 2.0
+    ):
+        """`overtaken`: whether another attempt writes the run by now, whose curves these would mix with.
+
+        It lists storage, so it is asked at most every `every_s` seconds.
+        """
         self.trackers, self.overtaken = trackers, overtaken
+        self.every_s, self.asked, self.silent = every_s, -math.inf, False
 
     def step_end(self, state: State, point: TrainPoint | None) -> None:
         """A training point."""
@@ -60,7 +68,10 @@ class TrackerCalls(Callback):
             tracker.close()
 
     def _log(self, step: int, values: Mapping[str, float]) -> None:
-        if self.trackers and self.overtaken():
+        now = time.monotonic()
+        if self.trackers and now - self.asked >= self.every_s:
+            self.asked, self.silent = now, self.overtaken()
+        if self.silent:
             return
         for tracker in self.trackers:
             tracker.log(step, values)
@@ -104,7 +115,7 @@ def write_predictions(
     rows = min(run.handoff.rows, dataset.rows("test"))
     mine: dict[int, float | list[float]] = {}
     covered = 0
-    for batch in scan(run, dataset, "test", replica.mesh, replica.world):
+    for batch in scan(run, dataset, "test", replica.mesh, replica.world.rank):
         probabilities = replica.predict(batch.to(replica.world.device))
         if probabilities is not None:
             mine |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))

@@ -23,8 +23,9 @@ from rtrain.parallel.groups import make_groups
 from rtrain.parallel.pipeline import Pipeline
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank
 from rtrain.parallel.ranks import MeshRanks
-from rtrain.parallel.stage import build_stages, cut_into_stages, initialise, parameters_of_rank, shapes
+from rtrain.parallel.stage import build_stages, cut_into_stages, initialise, parameters_of_ranks, shapes
 from rtrain.parallel.tensor import TensorRank
+from rtrain.rounding import ceil_div, round_up
 from rtrain.run import Run
 from rtrain.schema import NONE
 from rtrain.training import rng
@@ -62,7 +63,9 @@ class Replica:
         run, parallel, stored, device = self.run, self.run.parallel, self.stored, self.world.device
         blueprint, mesh = self.blueprint, self.mesh
         self.readers = mesh.readers(blueprint.dealt)
-        self.per_microbatch = -(-run.global_batch // (self.readers * parallel.microbatches))
+        self._looked_up: dict[str, Tensor] = {}
+        self._leaves: dict[str, Tensor] = {}
+        self.per_microbatch = ceil_div(run.global_batch, self.readers * parallel.microbatches)
         groups = make_groups(mesh)
         self.tables: ShardedTables | None = None
         self.placements: tuple[TablePlacement, ...] = ()
@@ -133,7 +136,7 @@ class Replica:
             run.sparse_optim,
             world.device,
             local_world_size=world.local_size,
-            batch_per_rank=-(-run.global_batch // world.size),
+            batch_per_rank=ceil_div(run.global_batch, world.size),
             memory_bytes_per_rank=int(budget * 1024**3) if budget is not None else world.memory_bytes(),
         )
         if self.stored:
@@ -155,7 +158,7 @@ class Replica:
     def bytes_per_rank(self) -> list[dict[str, int]]:
         """As `rtrain.parallel.placement.bytes_per_rank`."""
         run, pieces = self.run, self.blueprint.pieces
-        sizes = [parameters_of_rank(pieces, run.parallel, self.mesh, r) for r in range(self.mesh.world_size)]
+        sizes = parameters_of_ranks(pieces, run.parallel, self.mesh)
         return bytes_per_rank(run.parallel, run.sparse_optim, self.placements, self.mesh, dense_parameters=sizes)
 
     def restore_rng(self) -> None:
@@ -163,32 +166,51 @@ class Replica:
         rng.begin(self.run.seed, self.world, self.stored)
 
     def train_step(self, batch: Any, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
-        """One optimizer step; returns the sum of the losses that this rank counts, detached.
+        """One optimizer step; the loss as `forward_backward` gives it."""
+        loss = self.forward_backward(batch, step=step, total_steps=total_steps, watch=watch)
+        self.update(step=step, total_steps=total_steps, watch=watch)
+        return loss
+
+    def forward_backward(self, batch: Any, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
+        """Gradients of the dense part and of the looked-up vectors; the sum of the losses that this rank counts.
+
+        `step` of `total_steps` counts from 0: the lookup already takes the rate of the tables' update with it.
 
         Gradients are averaged over data ranks, so each rank's sum is scaled by data ranks / loss units of
         the global batch: the result is the mean over the global batch however its rows were dealt.
         """
-        tower, run = self.tower, self.run
-        assert tower is not None, "built with training=False"
+        assert self.tower is not None, "built with training=False"
         batch = batch.padded(self._rows_of_step(batch), self._lengths_of_step())
         scale = self.mesh.data / batch.loss_units
         if self.tables is not None:
-            self.tables.set_lr(run.sparse_optim.lr * run.sparse_optim.schedule.factor(step, total_steps))
+            self.tables.set_lr(self.run.sparse_optim.lr * self.run.sparse_optim.schedule.factor(step, total_steps))
         with watch.phase("forward"):
-            looked_up = self._look_up(batch, self._lengths_of_step())
+            self._looked_up = self._look_up(batch, self._lengths_of_step())
             # Gradients are held here until all microbatches are through: fused optimizers want one update a step.
-            leaves = self.carry.there(looked_up)
-        named = self._named(batch, leaves)
+            self._leaves = self.carry.there(self._looked_up)
+        named = self._named(batch, self._leaves)
         if self.pipeline:
-            with watch.phase("pipeline"), tower.accumulate():
+            with watch.phase("pipeline"), self.tower.accumulate():
                 total = self.pipeline.train(named, batch.target, scale)
         else:
             total = self._accumulate(named, batch.target, scale, watch)
-        with watch.phase("backward"):
-            self.carry.back(looked_up, leaves)
-        with watch.phase("optimizer"):
-            tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
         return total if self.counts else torch.zeros_like(total)
+
+    def update(self, *, step: int, total_steps: int, watch: Stopwatch) -> None:
+        """What the gradients say goes into tables and dense part, at the rates of `step`."""
+        assert self.tower is not None, "built with training=False"
+        run = self.run
+        if self.tables is not None:
+            with watch.phase("backward"):
+                self.carry.back(self._looked_up, self._leaves)
+            self._looked_up, self._leaves = {}, {}
+        with watch.phase("optimizer"):
+            self.tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """As `rtrain.training.events.Gradients`."""
+        assert self.tower is not None, "built with training=False"
+        yield from self.tower.gradients()
 
     def _accumulate(self, named: dict[str, Tensor], target: Tensor, scale: float, watch: Stopwatch) -> Tensor:
         """Gradients of `scale` times the loss, microbatch by microbatch; the loss."""
@@ -212,7 +234,7 @@ class Replica:
 
     def _share(self, batch: Any) -> int:
         """Rows of the largest rank's share: shares differ by one, and TorchRec and tensor ranks want them equal."""
-        return int(-(-batch.global_rows // self.readers))
+        return ceil_div(int(batch.global_rows), self.readers)
 
     def _rows_of_step(self, batch: Any) -> int:
         """Rows that a training batch is padded to."""
@@ -220,7 +242,7 @@ class Replica:
         if self.tables is not None and not self.pipeline:
             return self._share(batch)
         # Stages send tensors of one shape: as many rows in every step, which microbatches and lookups divide.
-        return _up(self.per_microbatch * count, lcm(count, self.mesh.pipeline))
+        return round_up(self.per_microbatch * count, lcm(count, self.mesh.pipeline))
 
     def _lengths_of_step(self) -> Mapping[str, int]:
         """Of sequences: one and the same for tensor ranks and stages, and the batch's own where there are none."""
@@ -259,7 +281,7 @@ class Replica:
         None on the ranks of a pipeline that do not have its last stage.
         """
         longest = self._agreed_lengths(batch)
-        even = batch.padded(_up(self._share(batch), self.mesh.pipeline), longest)
+        even = batch.padded(round_up(self._share(batch), self.mesh.pipeline), longest)
         outputs = self._forward(self._named(even, self.carry.there(self._look_up(even, longest))))
         return tuple(x[: batch.rows] for x in outputs) if isinstance(outputs, tuple) else _first(outputs, batch.rows)
 
@@ -306,7 +328,7 @@ class Replica:
     def _sum_of_losses(self, batch: Any) -> float:
         """Of a batch of any size, in parts of a training step's."""
         rows = self.per_microbatch * self.run.parallel.microbatches
-        batch = batch.padded(-(-self._share(batch) // rows) * rows)  # as many parts on every rank
+        batch = batch.padded(round_up(self._share(batch), rows))  # as many parts on every rank
         total = 0.0
         for *inputs, target in zip(*(x.split(rows) for x in (*batch.inputs.values(), batch.target)), strict=True):
             outputs = self._forward(dict(zip(batch.inputs, inputs, strict=True)))
@@ -320,10 +342,6 @@ class Replica:
             yield from self.tables.chunks()
         yield from self.tower.chunks()
         yield from rng.chunks(self.world.rank)
-
-
-def _up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple
 
 
 def _first(rows: Tensor | None, count: int) -> Tensor | None:

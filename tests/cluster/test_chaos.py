@@ -11,9 +11,9 @@ import pytest
 
 import rtrain
 from recipes.dlrm_movielens import debug
-from rtrain.chaos import KINDS, chaos
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.training.proof import account
+from rtrain.ledger.proof import account
+from rtrain.rehearsal.chaos import KINDS, chaos
 
 SEED = random.randrange(1000)
 """Another failure each time, told by the test's output."""

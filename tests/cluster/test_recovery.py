@@ -16,7 +16,7 @@ import pytest
 import rtrain
 from recipes.dlrm_movielens import run as recipe_run
 from rtrain.errors import RunFailed
-from rtrain.training.proof import account
+from rtrain.ledger.proof import account
 from tests.cluster.conftest import (
     RECIPE,
     SHORT,

@@ -30,7 +30,6 @@ REFUSED: tuple[tuple[Run, dict[str, Any]], ...] = (
     (GPT, {"parallel.pipeline": 4, "parallel.microbatches": 2}),
     (GPT, {"parallel.pipeline": 2, "parallel.microbatches": 3, "parallel.schedule": "interleaved_1f1b"}),
     (GPT, {**PIPELINE, "parallel.schedule": "zbv_zero_bubble", "parallel.zero_stage": 3}),
-    (SASREC, {**PIPELINE, "parallel.schedule": "interleaved_zero_bubble"}),
     (GPT, {**PIPELINE, "model.tied": True}),
     (two_tower_movielens.debug(), {"parallel.microbatches": 2}),
     (GPT, {"global_batch": 4, "parallel.microbatches": 8}),

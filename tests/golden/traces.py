@@ -20,7 +20,8 @@ import numpy as np
 import rtrain
 from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.writing import save
 from rtrain.data.tokens import Tokens, write_shards
 from rtrain.mesh import Parallel
 from rtrain.parity import name_of

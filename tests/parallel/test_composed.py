@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.writing import save
 from rtrain.data.interactions import Interactions
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel, lay_out
@@ -37,13 +38,15 @@ from tests.parallel.worlds import DENSE_OPTIM, ROWS, SCHEMA, STEPS, global_batch
 
 # Losses of 0.5 to 5; a wrong factor on the tables' gradients shows as 1e-2.
 PARITY = 1e-5
-DRAWN, SAVED = 16, 10
+DRAWN, SAVED = 18, 10
 AXES: tuple[dict[str, Any], ...] = (
     {"data": 2},
     {"data": 1, "tensor": 2},
     {"data": 1, "pipeline": 2, "microbatches": 2, "schedule": "gpipe"},
     {"data": 1, "pipeline": 2, "microbatches": 3, "schedule": "1f1b"},
     {"data": 1, "pipeline": 2, "microbatches": 2, "schedule": "interleaved_1f1b"},
+    {"data": 1, "pipeline": 2, "microbatches": 4, "schedule": "interleaved_zero_bubble"},
+    {"data": 1, "pipeline": 2, "microbatches": 2, "schedule": "zbv_zero_bubble"},
     {"data": 2, "tensor": 2, "microbatches": 2},
     {"data": 2, "pipeline": 2, "microbatches": 2},
     {"data": 1, "tensor": 2, "pipeline": 2, "microbatches": 2},
@@ -78,13 +81,13 @@ def run_of(model: str, parallel: Parallel, sparse: str, log: str) -> Run:
 
 
 def combinations(log: str) -> Iterator[Case]:
-    """All that are legal; interleaved stages are more than the pooled model has pieces."""
+    """All that are legal; interleaved stages are more than the pooled model has pieces, ZeRO-3 knows no zero bubble."""
     for model, axes, wrap, tables in product(MODELS, AXES, WRAPS, SPARSE):
         layout = Parallel(**axes, **wrap, embeddings=tables)  # type: ignore[arg-type]
         try:
             refuse(run_of(model, layout, SPARSE[tables], log), lay_out(layout, world_of(layout)))
         except ConfigError as error:
-            assert "pieces" in str(error)
+            assert "pieces" in str(error) or "zero_bubble" in str(error)
             continue
         yield model, layout, SPARSE[tables]
 
@@ -142,7 +145,7 @@ log = retrieval.log
 @pytest.fixture(scope="module")
 def drawn(log: str) -> list[Case]:
     """A seeded draw, in which every value of every axis is there."""
-    cases = random.Random(3).sample(list(combinations(log)), DRAWN)
+    cases = random.Random(4).sample(list(combinations(log)), DRAWN)
     for values in (MODELS, AXES, WRAPS, tuple({"embeddings": tables} for tables in SPARSE)):
         for value in values:
             fits = [c for c in cases if (c[0] == value if isinstance(value, str) else contains(c[1], value))]

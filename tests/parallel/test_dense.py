@@ -17,6 +17,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.cursor import Cursor
 from rtrain.data.tokens import Tokens, write_shards
 from rtrain.errors import RunFailed
+from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Parallel, lay_out
 from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.models.decoder import Decoder
@@ -28,7 +29,6 @@ from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.job import run_job
 from rtrain.training.replica import Replica
-from rtrain.training.scoring import measure, scan
 from rtrain.training.world import join
 from tests.parallel.worlds import in_world
 
@@ -86,10 +86,10 @@ def scores(run: Run, layouts: tuple[Parallel, ...]) -> list[list[float]]:
         mesh, data = lay_out(layout, world.size), open_data(mine)
         replica = Replica(mine, mesh, world, stored=None, training=True)
         place = {"rank": mesh.coordinates(world.rank)["data"], "world_size": mesh.data}
-        before = measure(replica, scan(mine, data, "valid", mesh, world), mine.metrics)["loss"]
+        before = measure(replica, scan(mine, data, "valid", mesh, world.rank), mine.metrics)["loss"]
         batch = next(iter(data.reader("train", global_batch=mine.global_batch, seed=0, **place)))[0]
         replica.train_step(batch, step=0, total_steps=STEPS, watch=Stopwatch(world.device, sample_steps=0))
-        after = measure(replica, scan(mine, data, "valid", mesh, world), mine.metrics)["loss"]
+        after = measure(replica, scan(mine, data, "valid", mesh, world.rank), mine.metrics)["loss"]
         found.append([before, after])
     return found
 

@@ -19,9 +19,12 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, newest, save
+from rtrain.checkpoint.format import Stored, newest
+from rtrain.checkpoint.writing import save
 from rtrain.data.interactions import Interactions
 from rtrain.errors import RtrainError, RunFailed
+from rtrain.evaluation.scoring import measure
+from rtrain.ledger.proof import prove
 from rtrain.mesh import Parallel, lay_out
 from rtrain.metrics import AUC, GAUC, NDCG, LogLoss
 from rtrain.metrics.state import Scored, evaluate
@@ -35,9 +38,7 @@ from rtrain.storage import Folder
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.job import run_job
-from rtrain.training.proof import prove
 from rtrain.training.replica import Replica
-from rtrain.training.scoring import measure
 from rtrain.training.world import join
 
 WORLDS = (2, 1, 4)  # in the order in which the moving job meets them

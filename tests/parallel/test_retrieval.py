@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.writing import save
 from rtrain.data.holdout import LeaveOneOut, RandomPerUser
 from rtrain.data.negatives import Negatives
 from rtrain.data.retrieval import Histories, Pairs
+from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Parallel, lay_out
 from rtrain.metrics import MRR, NDCG, RecallAt
 from rtrain.models.hstu import HSTU
@@ -32,7 +34,6 @@ from rtrain.parallel.stage import Stage
 from rtrain.run import Cluster, Evaluation, Handoff, Run
 from rtrain.training.agreement import open_data
 from rtrain.training.replica import Replica
-from rtrain.training.scoring import measure, scan
 from rtrain.training.trace import trace
 from rtrain.training.world import join
 from tests.parallel.worlds import in_world
@@ -93,7 +94,7 @@ def measured(run: Run, stored: Stored | None = None) -> dict[str, float]:
     world = join(gpu=False, timeout_s=600.0)
     mesh = lay_out(run.parallel, world.size)
     replica = Replica(run, mesh, world, stored=stored, training=False)
-    return measure(replica, scan(run, open_data(run), "test", mesh, world), run.metrics)
+    return measure(replica, scan(run, open_data(run), "test", mesh, world.rank), run.metrics)
 
 
 def everything(log: str, folder: str, world: int) -> Found:

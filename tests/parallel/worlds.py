@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.writing import save
 from rtrain.data.interactions import Interactions
 from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dlrm import DLRM

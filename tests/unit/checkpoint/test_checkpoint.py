@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from rtrain.checkpoint import shards
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import FORMAT, Stored, newest, save
+from rtrain.checkpoint.format import FORMAT, Stored, newest
 from rtrain.checkpoint.marker import MANIFEST, MARKER
+from rtrain.checkpoint.writing import save
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import Chunk, whole
 from rtrain.storage import Folder, check_writable
@@ -194,7 +195,7 @@ def test_on_a_remote_store() -> None:
 
 CHILD = """
 import resource, sys, torch, torch.distributed as dist
-from rtrain.checkpoint.format import save
+from rtrain.checkpoint.writing import save
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole

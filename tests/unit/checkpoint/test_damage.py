@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, newest, save
+from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.marker import MANIFEST, MARKER
+from rtrain.checkpoint.writing import save
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
 from rtrain.storage import Folder

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from rtrain import cli
 from rtrain.checkpoint import examine
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.writing import save
 from rtrain.cli.checkpoints import line_of
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole

@@ -12,8 +12,9 @@ import torch
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Attempt, Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, newest, save
+from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.marker import MARKER
+from rtrain.checkpoint.writing import save
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
 from rtrain.storage import Folder

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from rtrain.checkpoint import fence, shards
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import newest, save
+from rtrain.checkpoint.format import newest
+from rtrain.checkpoint.writing import save
 from rtrain.parallel.chunks import Chunk, whole
 from rtrain.storage import sha256_of
 

@@ -12,7 +12,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from rtrain.checkpoint import fence, lease
 from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import newest, save
+from rtrain.checkpoint.format import newest
+from rtrain.checkpoint.writing import save
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
 from rtrain.storage import Folder

@@ -17,7 +17,8 @@ import torch
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, newest, save
+from rtrain.checkpoint.format import Stored, newest
+from rtrain.checkpoint.writing import save
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
 from rtrain.storage import Folder

@@ -12,7 +12,7 @@ from rtrain.export.huggingface import CONFIG, our_config, their_config, their_na
 from rtrain.mesh import Mesh, Parallel
 from rtrain.models.decoder import Decoder
 from rtrain.models.plan import balance
-from rtrain.parallel.stage import Stage, build_stages, cut_into_stages, initialise, parameters_of_rank
+from rtrain.parallel.stage import Stage, build_stages, cut_into_stages, initialise, parameters_of_ranks
 from rtrain.parallel.tensor import TensorRank
 from rtrain.storage import Folder
 
@@ -112,7 +112,7 @@ def test_shares_of_all_ranks_make_the_whole(tensor: int, pipeline: int) -> None:
         share = TensorRank(None, mesh.coordinates(rank)["tensor"], tensor)
         modules, places = build_stages(stages, share, torch.device("cpu"), seed=3, first="embed", writes=True)
         initialise(modules, places, stages, 3)
-        assert parameters_of_rank(LLAMA.pieces(), Parallel(pipeline=pipeline), mesh, rank) == sum(
+        assert parameters_of_ranks(LLAMA.pieces(), Parallel(pipeline=pipeline), mesh)[rank] == sum(
             p.numel() for p in modules.parameters()
         )
         for name, parameter in modules.named_parameters():

@@ -83,6 +83,13 @@ def test_the_catalogue_is_ranked_as_by_a_loop_over_users(ties: bool, count: int,
     assert 0 < found["hit"] <= 1
 
 
+def test_an_item_that_is_wanted_twice_is_to_be_found_once() -> None:
+    tally = ranked(torch.eye(2), torch.eye(2), [0, 1], [[], []], [[0, 0, 1], [1]], depth=2)
+    (scored,) = tally.scored()[0].values()
+    assert RecallAt(k=2).value(RecallAt(k=2).partial(scored)) == 1.0
+    assert int(scored.labels.sum()) == 3
+
+
 def test_vectors_that_are_no_numbers_are_counted() -> None:
     users, items = torch.ones(2, 4), torch.ones(5, 4)
     items[3, 1] = torch.nan

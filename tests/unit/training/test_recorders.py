@@ -27,7 +27,7 @@ class Kept:
 
 def test_an_overtaken_attempt_tells_its_trackers_nothing_more() -> None:
     kept, lost = Kept(), list[bool]()
-    calls = TrackerCalls([kept], overtaken=lambda: bool(lost))
+    calls = TrackerCalls([kept], overtaken=lambda: bool(lost), every_s=0.0)
     point = TrainPoint(loss=1.0, examples_per_s=1.0, lr=0.1, grad_norm=None)
     for step in (1, 2, 3):
         calls.step_end(State(total_steps=9, rows=1, step=step), point)

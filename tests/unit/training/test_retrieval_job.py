@@ -67,10 +67,6 @@ REFUSED = {
         "sasrec",
         {"parallel.pipeline": 4, "parallel.microbatches": 4, "cluster.workers": 4},
     ),
-    "parallel.schedule: 'zbv_zero_bubble' asks for gradients of weights and of what stages send": (
-        "sasrec",
-        {"parallel.pipeline": 2, "parallel.microbatches": 2, "parallel.schedule": "zbv_zero_bubble"},
-    ),
     "model.heads: 3 does not divide model.dim, 16": ("sasrec", {"model.heads": 3}),
     "model.objective.temperature: must be above 0": ("bpr", {"model.objective.temperature": 0.0}),
     "data.negatives.count: 0, but BPR compares with drawn negatives": ("bpr", {"data.negatives.count": 0}),

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.checkpoint.format import Stored, save
+from rtrain.checkpoint.format import Stored
+from rtrain.checkpoint.writing import save
 from rtrain.training import rng
 
 pytestmark = pytest.mark.usefixtures("world_of_one")

@@ -14,14 +14,14 @@ from rtrain.checkpoint import fence
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
+from rtrain.ledger.proof import account, lost_beside
+from rtrain.rehearsal.folders import ending_an_epoch, refuse_foreign, replace_earlier
 from rtrain.run import FailureKind, Handoff, Injection, Run
 from rtrain.storage import Folder
 from rtrain.tracking import Tracking
 from rtrain.training import history
 from rtrain.training.agreement import open_data
 from rtrain.training.injection import NOTE
-from rtrain.training.proof import account, lost_beside
-from rtrain.training.rehearsal import ending_an_epoch, refuse_foreign, replace_earlier
 
 KINDS: tuple[FailureKind, ...] = get_args(FailureKind)
 HARMLESS = ("slow-rank",)

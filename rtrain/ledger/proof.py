@@ -9,10 +9,10 @@ from rtrain import config
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.errors import CheckpointError
+from rtrain.ledger.record import KINDS, read
+from rtrain.ledger.samples import LIMIT, Samples, digest_of_range
 from rtrain.run import Run
 from rtrain.storage import Folder
-from rtrain.training.ledger import KINDS, read
-from rtrain.training.samples import LIMIT, Samples, digest_of_range
 
 
 @dataclass(frozen=True)

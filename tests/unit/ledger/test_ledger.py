@@ -19,10 +19,10 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data import reader
 from rtrain.data.columns import Columns
 from rtrain.errors import CheckpointError, RunFailed
+from rtrain.ledger.proof import account, lost_beside, prove
+from rtrain.ledger.record import Ledger
+from rtrain.ledger.samples import Samples, digest_of_range
 from rtrain.run import Run
-from rtrain.training.ledger import Ledger
-from rtrain.training.proof import account, lost_beside, prove
-from rtrain.training.samples import Samples, digest_of_range
 from rtrain.training.world import join, leave
 from tests.unit.training.jobs import At, job, train
 

@@ -3,35 +3,21 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.data.interactions import Dataset
-from rtrain.data.samples import Samples
-from rtrain.data.split import Split
-from rtrain.data.tokens import Tokens
 from rtrain.errors import RunFailed
-from rtrain.export.artifact import export
-from rtrain.export.huggingface import export_decoder
+from rtrain.evaluation.baseline import of_baseline
+from rtrain.export.formats import FORMATS
+from rtrain.handoff.served import SAME, compare_served
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.taking import RESULT, earlier_result
-from rtrain.metrics.state import Metric, evaluate
-from rtrain.models.decoder import Decoder
-from rtrain.models.ranking import RankingConfig
 from rtrain.report import write_report
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.tracking import mask_command
 from rtrain.training.job import Outcome
-from rtrain.training.records import PREDICTIONS
 from rtrain.training.surroundings import commit_of
-
-SAME = 1e-5
-"""Largest difference between a served probability and the trainer's. Both sum the same float32
-products, but in batches of other sizes and so in another order: some hundred roundings of 6e-8 in a
-logit of a few units, seen here as 5e-7. A wrong weight, row or feature shows as 1e-3 and more."""
 
 
 def finish(
@@ -47,8 +33,7 @@ def finish(
     """
     folder, commit = Folder(run.folder), commit_of()
     dataset = run.data.open()
-    ranked = dataset if isinstance(dataset, Dataset) else None
-    baseline, baseline_valid = (_of_baseline(run, dataset, split) for split in ("test", "valid"))
+    baseline, baseline_valid = (of_baseline(run, dataset, split) for split in ("test", "valid"))
     if baseline:
         clock.lap("baseline")
     exported = None
@@ -57,19 +42,12 @@ def finish(
         stored = Stored(CheckpointFolders(run.folder).of(outcome.best_step), outcome.best_step)
         target = f"{folder.uri}/export"
         driver.check()
-        if isinstance(run.model, Decoder):
-            assert isinstance(run.data, Tokens), "Run refuses another pair"
-            exported = export_decoder(run.model, stored, target, context=run.data.context, check=driver.check)
-        else:
-            assert ranked is not None and isinstance(run.model, RankingConfig), "Run refuses another"
-            exported = export(
-                run.model, ranked.schema, stored, target, run=run.name, metrics=outcome.test, check=driver.check
-            )
+        exported = FORMATS[run.model.exported](run, stored, target, outcome.test, driver.check)
         clock.lap("export")
     served, difference = None, None
-    if run.handoff.serve_check and exported and ranked:
+    if run.handoff.serve_check and exported:
         say(f"serving it on port {run.handoff.port} and comparing {run.handoff.rows} answers with the trainer's")
-        difference = compare_served(run, exported, ranked)
+        difference = compare_served(run, exported, dataset)
         served = difference <= SAME
         clock.lap("serving check")
     monitor = run.evaluation.monitor
@@ -128,27 +106,3 @@ def timeline(clock: Clock, worker: Mapping[str, float]) -> dict[str, float]:
         else:
             parts[name] = seconds
     return parts
-
-
-def _of_baseline(run: Run, dataset: Samples[Any], split: Split) -> dict[str, float] | None:
-    """The run's metrics of what the data's own baseline says; none where they have none."""
-    metrics: tuple[Metric, ...] = run.metrics
-    scored = dataset.baseline(split, metrics)
-    return evaluate(metrics, [metric.partial(scored) for metric in metrics]) if scored else None
-
-
-def compare_served(run: Run, exported: str, dataset: Dataset) -> float:
-    """Largest difference between HTTP answers and the probabilities that the trainer recorded."""
-    from rtrain.serving.app import deploy
-
-    said = Folder(run.folder).read_json(PREDICTIONS)
-    table = dataset.raw("test", 0, len(said["rows"])).select([f.name for f in dataset.schema.features])
-    # Left out rather than null: a request knows no null list, and what is left out means the same.
-    rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
-    served = deploy(exported, name=run.name, port=run.handoff.port)
-    try:
-        answers = served.predict_concurrently([rows[i : i + 16] for i in range(0, len(rows), 16)])
-    finally:
-        served.stop()
-    flat = [p for answer in answers for p in answer]
-    return float(np.max(np.abs(np.array(flat) - np.array(said["predictions"]))))

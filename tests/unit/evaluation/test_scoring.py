@@ -14,6 +14,7 @@ from scipy.special import expit, log_expit
 import rtrain
 from rtrain.data.interactions import Dataset, Interactions
 from rtrain.data.means import _numbered
+from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Mesh, lay_out
 from rtrain.metrics import AUC, GAUC, NDCG, LogLoss
 from rtrain.metrics.state import Metric, Scored, evaluate
@@ -21,7 +22,6 @@ from rtrain.run import Run
 from rtrain.schema import Id
 from rtrain.training.agreement import open_data
 from rtrain.training.replica import Replica
-from rtrain.training.scoring import measure, scan
 from rtrain.training.world import World, join, leave
 
 
@@ -41,7 +41,7 @@ def test_confident_rows_are_scored_by_their_logits(tiny: Run, world: World, mesh
     with torch.no_grad():  # every row's probability is 1 in float32
         list(replica.modules.parameters())[-1].add_(25.0)
     data = open_data(tiny)
-    batches = list(scan(tiny, data, "valid", mesh, world))
+    batches = list(scan(tiny, data, "valid", mesh, world.rank))
     with torch.no_grad():
         logits = np.concatenate([replica.outputs(batch).double().numpy() for batch in batches])
     labels = np.concatenate([batch.label.numpy() for batch in batches])
@@ -72,7 +72,7 @@ def test_users_that_the_vocabulary_lacks_are_ranked_each_for_themselves(
     replica = Replica(run, mesh, world, stored=None, training=False)
     data = open_data(run)
     assert isinstance(data, Dataset)
-    batches = list(scan(run, data, "test", mesh, world))
+    batches = list(scan(run, data, "test", mesh, world.rank))
     metrics: tuple[Metric, ...] = (GAUC(), NDCG(k=5))
     found = measure(replica, iter(batches), metrics)
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain import config
-from rtrain.chaos import Chaos, chaos
 from rtrain.data.cursor import batches_per_epoch, check_batches
 from rtrain.errors import ConfigError
+from rtrain.rehearsal.chaos import Chaos, chaos
+from rtrain.rehearsal.folders import MARK, ending_an_epoch, refuse_foreign, replace_earlier
 from rtrain.run import Run
 from rtrain.storage import Folder
-from rtrain.training.rehearsal import MARK, ending_an_epoch, refuse_foreign, replace_earlier
 
 
 @given(steps=st.integers(2, 50), batch=st.integers(1, 600), more=st.integers(1, 10**6), ranks=st.integers(1, 8))

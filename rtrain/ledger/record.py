@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rtrain.checkpoint.format import Stored
+from rtrain.ledger.samples import Samples
 from rtrain.parallel.chunks import Chunk, whole
-from rtrain.training.samples import Samples
 
 Kind = Literal["consumed", "skipped"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -1,0 +1,31 @@
+"""Whether a served export answers as the trainer did."""
+
+from typing import Any
+
+import numpy as np
+
+from rtrain.run import Run
+from rtrain.storage import Folder
+from rtrain.training.records import PREDICTIONS
+
+SAME = 1e-5
+"""Largest difference between a served probability and the trainer's. Both sum the same float32
+products, but in batches of other sizes and so in another order: some hundred roundings of 6e-8 in a
+logit of a few units, seen here as 5e-7. A wrong weight, row or feature shows as 1e-3 and more."""
+
+
+def compare_served(run: Run, exported: str, dataset: Any) -> float:
+    """Largest difference between HTTP answers and the probabilities that the trainer recorded."""
+    from rtrain.serving.app import deploy
+
+    said = Folder(run.folder).read_json(PREDICTIONS)
+    table = dataset.raw("test", 0, len(said["rows"])).select([f.name for f in dataset.schema.features])
+    # Left out rather than null: a request knows no null list, and what is left out means the same.
+    rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+    served = deploy(exported, name=run.name, port=run.handoff.port)
+    try:
+        answers = served.predict_concurrently([rows[i : i + 16] for i in range(0, len(rows), 16)])
+    finally:
+        served.stop()
+    flat = [p for answer in answers for p in answer]
+    return float(np.max(np.abs(np.array(flat) - np.array(said["predictions"]))))

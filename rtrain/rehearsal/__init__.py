@@ -1,0 +1,1 @@
+"""Failures brought about in runs of their own, each beside an undisturbed twin."""
