@@ -22,7 +22,6 @@ from rtrain import (
     Faults,
     Handoff,
     Id,
-    IdList,
     Interactions,
     LogLoss,
     Parallel,
@@ -33,26 +32,18 @@ from rtrain import (
     loguniform,
     main,
 )
-from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
-
-USERS, ITEMS = 944, 1683  # ids count from 1
+from rtrain.data.movielens_features import CONTENT, IDS, ITEMS, RESIDUALS, USER_SEEN
 
 SCHEMA = Schema(
     features=(
-        Id(name="user_id", entity="user", rows=USERS),
-        Id(name="item_id", entity="item", rows=ITEMS),
-        Id(name="gender", entity="user", vocabulary=GENDERS),
-        Id(name="occupation", entity="user", vocabulary=OCCUPATIONS),
-        IdList(name="genres", entity="item", vocabulary=GENRES),
+        *IDS,
         Id(name="hour", rows=24),
         Sequence(name="history", entity="user", rows=ITEMS, max_length=20),
-        Dense(name="age", entity="user", mean=33.0, std=12.0, missing=33.0),
-        Dense(name="release_year", entity="item", mean=1988.0, std=14.0, missing=1988.0),
-        # What was known of the user and of the item before this moment: how much was liked, of how many.
-        Dense(name="user_liked", entity="user", mean=0.55, std=0.2),
-        Dense(name="user_seen", entity="user", mean=3.0, std=1.5),
-        Dense(name="item_liked", entity="item", mean=0.55, std=0.2),
+        *CONTENT,
+        # What was known of the user and of the item before this moment: of how many rows, and what they said.
+        USER_SEEN,
         Dense(name="item_seen", entity="item", mean=4.0, std=1.5),
+        *RESIDUALS,
     ),
     group="user_id",
     time="timestamp",

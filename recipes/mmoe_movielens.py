@@ -20,8 +20,6 @@ from rtrain import (
     Dense,
     Evaluation,
     Handoff,
-    Id,
-    IdList,
     Interactions,
     Label,
     LogLoss,
@@ -33,23 +31,16 @@ from rtrain import (
     Sequence,
     main,
 )
-from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
-
-USERS, ITEMS = 944, 1683  # ids count from 1
+from rtrain.data.movielens_features import CONTENT, IDS, ITEMS, USER_SEEN
 
 SCHEMA = Schema(
     features=(
-        Id(name="user_id", entity="user", rows=USERS),
-        Id(name="item_id", entity="item", rows=ITEMS),
-        Id(name="gender", entity="user", vocabulary=GENDERS),
-        Id(name="occupation", entity="user", vocabulary=OCCUPATIONS),
-        IdList(name="genres", entity="item", vocabulary=GENRES),
+        *IDS,
         Sequence(name="history", entity="user", rows=ITEMS, table="item_id", max_length=20),
-        Dense(name="age", entity="user", mean=33.0, std=12.0, missing=33.0),
-        Dense(name="release_year", entity="item", mean=1988.0, std=14.0, missing=1988.0),
+        *CONTENT,
         # What was known of the user and of the item before this moment: how much was liked, of how many.
         Dense(name="user_liked", entity="user", mean=0.55, std=0.2),
-        Dense(name="user_seen", entity="user", mean=3.0, std=1.5),
+        USER_SEEN,
         Dense(name="item_liked", entity="item", mean=0.55, std=0.2),
         Dense(name="item_seen", entity="item", mean=3.0, std=2.0),
     ),

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rtrain.data.cached import write
-from rtrain.data.movielens import PRIOR_ROWS
+from rtrain.data.movielens import PRIOR_ROWS, RESIDUAL_COLUMNS
 
 NAME = "ml-100k-clicks"
 VERSION = 1
@@ -28,7 +28,8 @@ OF_ITEM = ("item_id", "genres", "release_year", "item_liked", "item_seen")
 def sample(ratings: Path, out_parquet: Path) -> None:
     """Write two rows for each row of the converted MovieLens-100K, sorted by (timestamp, user_id, item_id).
 
-    The columns are its own less `rating` and `label`, then click and like (double, 0 or 1; like may be null).
+    The columns are its own less `rating`, `label` and `RESIDUAL_COLUMNS`, which would be the rated film's; then click
+    and like (double, 0 or 1; like may be null).
     What a drawn film brings is what was known before that second, as for a rated one.
     """
     rated = pq.read_table(ratings)
@@ -43,7 +44,7 @@ def sample(ratings: Path, out_parquet: Path) -> None:
         "item_liked": pa.array(liked),
         "item_seen": pa.array(seen),
     }
-    kept = [name for name in rated.column_names if name not in ("rating", "label")]
+    kept = [name for name in rated.column_names if name not in ("rating", "label", *RESIDUAL_COLUMNS)]
     ones, nulls = np.ones(len(user)), pa.nulls(len(user), pa.float64())
     shown = rated.select(kept).append_column("click", pa.array(ones)).append_column("like", rated.column("label"))
     columns = {name: of_drawn.get(name, rated.column(name)) for name in kept}

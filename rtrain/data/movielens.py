@@ -14,15 +14,23 @@ from numpy.typing import NDArray
 
 from rtrain.data import cached
 from rtrain.data.columns import Lists
+from rtrain.data.point_in_time import Past, list_means, near_means, residual_means
 from rtrain.errors import DataError
 
 NAME = "ml-100k"
-VERSION = 2
+VERSION = 3
 """Raised whenever `convert` writes something else, so that old caches are made anew."""
 HISTORY = 20
 """Most items in a history."""
 PRIOR_ROWS = 5.0
 """Rows of one half that damp `liked_before`."""
+PRIOR_LABEL, PRIOR_RATING = 0.55, 3.53
+"""What a label and a rating are taken for before the first row."""
+RESIDUAL_COLUMNS = (
+    *("user_dev", "item_dev", "genre_dev", "near_dev", "near_seen"),
+    *("user_rdev", "item_rdev", "genre_rdev", "near_rdev"),
+)
+"""The columns that `rtrain.data.point_in_time` makes of the label and, those with an r, of the rating."""
 
 GENRES = (
     "unknown",
@@ -83,7 +91,8 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
     genres list<string>; release_year double (null: unknown); hour int64 (0..23, UTC); history
     list<int64> (the user's last 20 items before this second, oldest first); user_liked, user_seen,
     item_liked, item_seen double (see `liked_before`, of the user's and of the item's rows before this
-    second); timestamp int64 (seconds since 1970); label double (1 for a rating of at least 4).
+    second); timestamp int64 (seconds since 1970); label double (1 for a rating of at least 4); and the
+    doubles named in `RESIDUAL_COLUMNS` (see `residual_columns`).
 
     Raises:
         DataError: a raw file that is missing or is not what its name says, with the line.
@@ -101,6 +110,7 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
     item_liked, item_seen = liked_before(item_id, label, time)
     of_user = pc.index_in(inter.column("user_id"), value_set=user.column("user_id").combine_chunks())
     of_item = pc.index_in(inter.column("item_id"), value_set=item.column("item_id").combine_chunks())
+    genres = _genres(item, folder_of_raw / FILES[2]).take(of_item)
     table = pa.table(
         {
             "user_id": pa.array(user_id, pa.int64()),
@@ -109,7 +119,7 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
             "age": user.column("age").take(of_user),
             "gender": user.column("gender").take(of_user),
             "occupation": user.column("occupation").take(of_user),
-            "genres": _genres(item, folder_of_raw / FILES[2]).take(of_item),
+            "genres": genres,
             "release_year": _years(item).take(of_item),
             "hour": pa.array(time // 3600 % 24, pa.int64()),
             "history": pa.ListArray.from_arrays(
@@ -122,6 +132,7 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
             "timestamp": pa.array(time, pa.int64()),
             "label": pa.array(label),
         }
+        | residual_columns(inter, label, genres)
     )
     cached.write(table, out_parquet, VERSION)
 
@@ -136,9 +147,9 @@ def histories(user: NDArray[np.integer], item: NDArray[np.integer], time: NDArra
 
     Rows must be sorted by time. Rows of the same second do not see each other: their order is not known.
     """
-    by_user, first, stop = _older(user, time)
-    start = np.maximum(first, stop - longest)
-    return Lists(item[by_user], np.zeros(1, np.int64)).cut(start, stop - start)
+    past = Past.of(user, time)
+    start = np.maximum(past.first, past.stop - longest)
+    return Lists(item[past.by_key], np.zeros(1, np.int64)).cut(start, past.stop - start)
 
 
 def liked_before(
@@ -149,28 +160,29 @@ def liked_before(
     The share is mixed with `PRIOR_ROWS` rows of one half, so that it is defined from the first row on
     and owes nothing to any later row. Rows must be sorted by time.
     """
-    by_key, first, stop = _older(key, time)
-    liked = np.concatenate([[0.0], np.cumsum(label[by_key])])
-    seen = (stop - first).astype(np.float64)
-    return (liked[stop] - liked[first] + PRIOR_ROWS / 2) / (seen + PRIOR_ROWS), np.log1p(seen)
+    past = Past.of(key, time)
+    seen = past.count.astype(np.float64)
+    return (past.sums(label) + PRIOR_ROWS / 2) / (seen + PRIOR_ROWS), np.log1p(seen)
 
 
-def _older(
-    key: NDArray[np.integer], time: NDArray[np.integer]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """The order that brings equal keys together, and in it, for each row, where the strictly older ones lie."""
-    by_key = np.argsort(key, kind="stable")
-    new_key = _changes(key[by_key])
-    new_moment = new_key | _changes(time[by_key])
-    places = np.arange(len(key))
-    first, stop = np.empty(len(key), np.int64), np.empty(len(key), np.int64)
-    first[by_key] = np.maximum.accumulate(np.where(new_key, places, 0))
-    stop[by_key] = np.maximum.accumulate(np.where(new_moment, places, 0))
-    return by_key, first, stop
+def residual_columns(inter: pa.Table, label: NDArray[np.float64], genres: pa.ChunkedArray) -> dict[str, pa.Array]:
+    """The columns of `RESIDUAL_COLUMNS`, double [N]: what user, item, genres and neighbours said before this second.
 
-
-def _changes(values: NDArray[np.integer]) -> NDArray[np.bool_]:
-    return np.concatenate([np.ones(min(1, len(values)), bool), values[1:] != values[:-1]])
+    By `point_in_time`'s residual_means: user_dev, item_dev; list_means: genre_dev; near_means: near_dev, near_seen;
+    of the label, and _rdev of the rating. `inter`: user_id, item_id, rating and timestamp, sorted by time; `label`:
+    [N]; `genres`: list<string> [N], of the items.
+    """
+    user, item, time = (inter.column(c).to_numpy() for c in ("user_id", "item_id", "timestamp"))
+    lengths = pc.list_value_length(genres).fill_null(0).to_numpy()
+    lists = Lists.of(pc.index_in(pc.list_flatten(genres), value_set=pa.array(GENRES)).to_numpy(), lengths)
+    found = {}
+    for values, prior, suffix in ((label, PRIOR_LABEL, "dev"), (inter["rating"].to_numpy(), PRIOR_RATING, "rdev")):
+        means = residual_means(user, item, values, time, prior_mean=prior)
+        found[f"user_{suffix}"], found[f"item_{suffix}"] = means.user_dev, means.item_dev
+        found[f"genre_{suffix}"] = list_means(user, lists, means.residual, time)
+        found[f"near_{suffix}"], seen = near_means(user, item, means.residual, time)
+        found.setdefault("near_seen", seen)
+    return {name: pa.array(found[name]) for name in RESIDUAL_COLUMNS}
 
 
 _TYPES = {

@@ -29,6 +29,7 @@ from rtrain.run import Run
 from rtrain.training.processes import in_world
 from rtrain.training.replica import Replica
 from rtrain.training.trace import trace
+from tests.golden.dlrm_schema import SCHEMA
 
 FOLDER = Path(__file__).parent
 STEPS, SAVED = 12, 8
@@ -57,14 +58,16 @@ def runs(folder: Path) -> dict[str, Run]:
     text = (FOLDER.parents[1] / "LICENSE").read_bytes()
     if not (folder / "text").exists():
         write_shards(iter([np.frombuffer(text * 4, np.uint8)]), folder / "text", vocab=256, tokenizer="bytes")
+    dlrm = dlrm_movielens.debug()
+    dlrm = replace(dlrm, data=replace(dlrm.data, schema=SCHEMA))
     small = {"tables": {"model.dim": 4, "model.bottom": (8,), "model.top": (8,)}, "dense": {"model.dim": 16}}
     gpt = replace(gpt_stdlib.debug(), data=Tokens(source=str(folder / "text"), context=32, valid=0.05, test=0.05))
     return {
-        "dlrm_movielens": dlrm_movielens.debug(),
+        "dlrm_movielens": dlrm,
         "dlrm_synthetic": dlrm_synthetic.debug(),
         "mmoe_movielens": mmoe_movielens.debug(),
         "gpt_stdlib": gpt,
-        "small dlrm_movielens": rtrain.override(dlrm_movielens.debug(), small["tables"]),
+        "small dlrm_movielens": rtrain.override(dlrm, small["tables"]),
         "small gpt_stdlib": rtrain.override(gpt, small["dense"]),
     }
 

@@ -88,6 +88,7 @@ def test_the_columns_have_the_types_that_the_schema_needs(raw: Path) -> None:
         "item_seen": "double",
         "timestamp": "int64",
         "label": "double",
+        **dict.fromkeys(movielens.RESIDUAL_COLUMNS, "double"),
     }
 
 

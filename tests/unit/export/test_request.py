@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from recipes.dlrm_movielens import SCHEMA
+from rtrain.data.movielens_features import RESIDUALS
 from rtrain.export.request import json_schema, row_model
 from rtrain.schema import Dense, Id, IdList, Schema, Sequence
 
@@ -110,7 +111,7 @@ def test_the_json_schema_tells_a_caller_the_limits() -> None:
     assert told["additionalProperties"] is False
     assert list(told["properties"]) == [f.name for f in SCHEMA.features]
     assert told["required"] == [
-        "user_id", "item_id", "hour", "user_liked", "user_seen", "item_liked", "item_seen",
+        "user_id", "item_id", "hour", "user_seen", "item_seen", *(f.name for f in RESIDUALS),
     ]  # fmt: skip
     user = told["properties"]["user_id"]
     assert (user["minimum"], user["exclusiveMaximum"]) == (0, 944)
