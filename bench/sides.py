@@ -20,6 +20,8 @@ STEPS, WARM = 240, 40
 """The rate is of the steps after `WARM`, on rank 0's own clock."""
 DENSE_STEPS, DENSE_WARM, DENSE_LOG = 400, 100, 50
 """Of the decoder: steps of a few milliseconds, so more of them."""
+HISTORY_STEPS, HISTORY_WARM, HISTORY_LOG = 12, 2, 2
+"""Of histories, whose padded steps take a second or more; an epoch is ten steps."""
 SIDE_S = 1800.0
 """Seconds after which a run of one side is stuck; each takes a minute or two."""
 LAST_POINTS = 5
@@ -118,6 +120,17 @@ def decoder_by_hand(place: Place, *, workers: int) -> Measured:
 def catalogue(place: Place, way: str) -> Measured:
     """Users/s that the full catalogue is ranked for."""
     return {"rate": _last_line(["-m", "bench.catalogue", way], place.environment(0))[0]["users_per_s"]}
+
+
+def histories(place: Place, *, name: str, attention: str) -> Measured:
+    """Steps/s of HSTU in one process without Ray, and the loss of the last steps."""
+    env = place.environment(HISTORY_STEPS) | {"BENCH_LOG_EVERY": str(HISTORY_LOG)}
+    words = ["bench/histories.py", "train", "--json", "--launcher", "inline", "--storage", str(place.runs)]
+    _last_line([*words, "--name", name, "--model.attention", attention], env)
+    points = _history(place, name)
+    at = {p["step"]: p["at"] for p in points}
+    rate = (HISTORY_STEPS - HISTORY_WARM) / (at[HISTORY_STEPS] - at[HISTORY_WARM])
+    return {"rate": rate, "last_loss": points[-1]["loss"]}
 
 
 def zero_bytes(place: Place, stage: int) -> Measured:

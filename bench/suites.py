@@ -99,5 +99,11 @@ SUITES = (
         ours=lambda place, _: sides.catalogue(place, "ours"),
         theirs=lambda place, _: sides.catalogue(place, "bare"),
     ),
+    Suite(
+        name="hstu",
+        comparisons=_rate("hstu", "steps/s of HSTU, jagged", "the same, padded", 1.5),
+        ours=lambda place, name: sides.histories(place, name=f"{name}-jagged", attention="jagged"),
+        theirs=lambda place, name: sides.histories(place, name=f"{name}-padded", attention="padded"),
+    ),
     *(_zero_bytes(stage) for stage in (1, 2, 3)),
 )

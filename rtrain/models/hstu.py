@@ -3,20 +3,26 @@
 Attention weights are no softmax: how strong an interest is stays visible. They are divided by the longest history that
 the data allow, not by the batch's, so that no row depends on those beside it.
 
-Shape legend: B rows, T positions, E dim, H heads, D dim of a head.
+Rows of unequal length are computed in groups of similar length (`nn.jagged`), or all as long as the longest one.
+
+Shape legend: B rows, T positions, E dim, H heads, D dim of a head, G rows of a group, L positions of its longest, N
+positions of all groups.
 """
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
 from rtrain.errors import ConfigError
 from rtrain.models.history import HistoryConfig
 from rtrain.models.plan import Piece
 from rtrain.models.retrieval import AnyObjective
+from rtrain.nn.jagged import Groups, groups_of, one_group
+from rtrain.nn.tables import mask
 from rtrain.objectives.candidates import SampledSoftmax
 
 BUCKET = 0.301
@@ -29,6 +35,9 @@ class HSTU(HistoryConfig):
 
     buckets: int = 64
     """Time differences that are told apart; longer ones are all the last. 0: no bias of time."""
+    attention: Literal["jagged", "padded"] = "jagged"
+    """jagged: in groups of rows of similar length; padded: in one, all rows as long as the batch's longest. Both learn
+    the same, but for the rounding of sums in another order."""
     dropout: float = 0.2
     """After the embedding and after each block's output."""
     objective: AnyObjective = SampledSoftmax()
@@ -45,7 +54,7 @@ class HSTU(HistoryConfig):
             name="block",
             build=partial(HSTUBlock, self, longest),
             cost=2.0 * 5 * self.dim * self.dim,
-            takes=("times",),
+            takes=("times", mask("history")),
             cuts={
                 "attention.uvqk.weight": "column",
                 "attention.uvqk.bias": "column",
@@ -54,27 +63,27 @@ class HSTU(HistoryConfig):
                 "attention.out.weight": "row",
             },
             enter=("attention",),
-            leave=("attention.out",),
+            leave=("attention.out.unpack",),
             norms=("attention.norm",),
         )
 
 
 class HSTUBlock(nn.Module):
-    """[B, T, E] and times [B, T] -> [B, T, E]: gated attention behind a norm and beside a residual."""
+    """[B, T, E], times and where rows are real [B, T] -> [B, T, E]: norm and gated attention beside a residual."""
 
     def __init__(self, config: HSTU, longest: int):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(config.dim), GatedAttention(config, longest)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTE: Tensor, times_BT: Tensor) -> Tensor:
-        """Each position sees itself and those before it."""
-        out: Tensor = x_BTE + self.dropout(self.attention(self.norm(x_BTE), times_BT))
+    def forward(self, x_BTE: Tensor, times_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Each position sees itself and those before it; of what is not real, anything finite."""
+        out: Tensor = x_BTE + self.dropout(self.attention(self.norm(x_BTE), times_BT, mask_BT))
         return out
 
 
 class GatedAttention(nn.Module):
-    """[B, T, E] and times [B, T] -> [B, T, E]; how many heads there are follows from the weight.
+    """[B, T, E], times and where rows are real [B, T] -> [B, T, E]; the weight says how many heads there are.
 
     A head's gates, values, queries and keys are consecutive outputs of `uvqk`, so that a share of them is a share of
     the heads.
@@ -83,27 +92,59 @@ class GatedAttention(nn.Module):
     def __init__(self, config: HSTU, longest: int):
         super().__init__()
         self.head_dim, self.buckets, self.longest = config.dim // config.heads, config.buckets, longest
-        self.uvqk, self.out = nn.Linear(config.dim, 4 * config.dim), nn.Linear(config.dim, config.dim)
+        self.groups = groups_of if config.attention == "jagged" else one_group
+        self.uvqk, self.out = nn.Linear(config.dim, 4 * config.dim), UnpackedLinear(config.dim, config.dim)
         self.norm = nn.LayerNorm(config.dim)
         self.distance = nn.Parameter(torch.empty(longest).normal_(0.0, config.scale))
         if config.buckets:
             self.time = nn.Parameter(torch.empty(config.buckets).normal_(0.0, config.scale))
 
-    def forward(self, x_BTE: Tensor, times_BT: Tensor) -> Tensor:
+    def forward(self, x_BTE: Tensor, times_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Each position sees itself and those before it."""
-        uvqk_BHT4D = silu(self.uvqk(x_BTE)).unflatten(-1, (-1, 4, self.head_dim)).transpose(1, 2)
-        u_BHTD, v_BHTD, q_BHTD, k_BHTD = uvqk_BHT4D.unbind(3)
-        at_T = torch.arange(x_BTE.shape[1], device=x_BTE.device)
-        back_TT = at_T.unsqueeze(1) - at_T
-        bias = self.distance[back_TT.clamp(min=0)].unsqueeze(0)
-        if self.buckets:
-            bias = bias + self.time[self._bucket(times_BT)]
-        weights_BHTT = silu(q_BHTD @ k_BHTD.transpose(2, 3) + bias.unsqueeze(1)) * (back_TT >= 0) / self.longest
-        seen_BTE, gate_BTE = ((x.transpose(1, 2).flatten(2)) for x in (weights_BHTT @ v_BHTD, u_BHTD))
-        out: Tensor = self.out(self.norm(seen_BTE) * gate_BTE)
+        groups = self.groups(mask_BT)
+        uvqk_N4E = silu(self.uvqk(groups.pack(x_BTE)))
+        times_N1 = groups.pack(times_BT.unsqueeze(2))
+        pairs = zip(groups.split(uvqk_N4E), groups.split(times_N1), strict=True)
+        seen_NE, gate_NE = (torch.cat(parts) for parts in zip(*(self._seen(*pair) for pair in pairs), strict=True))
+        out: Tensor = self.out(self.norm(seen_NE) * gate_NE, groups)
         return out
 
-    def _bucket(self, times_BT: Tensor) -> Tensor:
-        """int64 [B, T, T]: of the time between a position and an earlier one."""
-        past_BTT = times_BT.unsqueeze(2) - times_BT.unsqueeze(1)
-        return (past_BTT.clamp(min=1).float().log() / BUCKET).long().clamp(max=self.buckets - 1)
+    def _seen(self, uvqk_GL4E: Tensor, times_GL1: Tensor) -> tuple[Tensor, Tensor]:
+        """What each position of a group gets to see, and its gate: [G * L, E] both."""
+        uvqk_GHL4D = uvqk_GL4E.unflatten(-1, (-1, 4, self.head_dim)).transpose(1, 2)
+        u_GHLD, v_GHLD, q_GHLD, k_GHLD = uvqk_GHL4D.unbind(3)
+        at_L = torch.arange(uvqk_GL4E.shape[1], device=uvqk_GL4E.device)
+        back_LL = at_L.unsqueeze(1) - at_L
+        bias = self.distance[back_LL.clamp(min=0)].unsqueeze(0)
+        if self.buckets:
+            bias = bias + self.time[self._bucket(times_GL1)]
+        share_LL = (back_LL >= 0).to(bias.dtype) / self.longest
+        weights_GHLL = silu(q_GHLD @ k_GHLD.transpose(2, 3) + bias.unsqueeze(1)) * share_LL
+        seen, gate = ((x.transpose(1, 2).flatten(2).flatten(0, 1)) for x in (weights_GHLL @ v_GHLD, u_GHLD))
+        return seen, gate
+
+    def _bucket(self, times_GL1: Tensor) -> Tensor:
+        """int64 [G, L, L]: of the time between a position and an earlier one."""
+        past_GLL = times_GL1 - times_GL1.transpose(1, 2)
+        return (past_GLL.clamp(min=1).float().log() / BUCKET).long().clamp(max=self.buckets - 1)
+
+
+class UnpackedLinear(nn.Linear):
+    """[N, E] -> [B, T, E]: where nothing was computed there is the bias alone."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        self.unpack = Unpack()
+
+    def forward(self, x_NE: Tensor, groups: Groups) -> Tensor:  # type: ignore[override]
+        """The bias comes after `unpack`, where partial sums of tensor ranks meet: once, not from each of them."""
+        unpacked: Tensor = self.unpack(linear(x_NE, self.weight), groups)
+        return unpacked + self.bias
+
+
+class Unpack(nn.Module):
+    """`Groups.unpack` as a module, whose output tensor ranks sum and deal out."""
+
+    def forward(self, x_NE: Tensor, groups: Groups) -> Tensor:
+        """[N, E] -> [B, T, E]"""
+        return groups.unpack(x_NE)

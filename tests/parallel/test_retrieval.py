@@ -26,7 +26,7 @@ from rtrain.models.mf import MF
 from rtrain.models.plan import drawn
 from rtrain.models.sasrec import SASRec
 from rtrain.models.two_tower import TwoTower
-from rtrain.nn.tables import initial_rows, sequence
+from rtrain.nn.tables import initial_rows, mask, sequence
 from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 from rtrain.objectives.ranks import Alone
 from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, SparseOptim
@@ -147,15 +147,16 @@ class Plain:
     def __call__(self, batch: Any) -> Any:
         lengths = batch.ids.lengths.view(2, batch.rows)
         whom, item = torch.split(batch.ids.values, lengths.sum(1).tolist())
-        named = batch.inputs | {sequence("item"): self._padded("item", item, lengths[1])}
+        named = batch.inputs | {sequence("item"): self._padded("item", item, lengths[1])[0]}
         if "user" in self.tables:
             return self.tower(**named, vectors=self.tables["user"][whom])
-        return self.tower(**named, **{sequence("history"): self._padded("item", whom, lengths[0])})
+        history, real = self._padded("item", whom, lengths[0])
+        return self.tower(**named, **{sequence("history"): history, mask("history"): real})
 
-    def _padded(self, table: str, ids: Tensor, lengths: Tensor) -> Tensor:
-        mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
-        rows = torch.zeros(*mask.shape, self.tables[table].shape[1])
-        return rows.masked_scatter(mask.unsqueeze(-1), self.tables[table][ids])
+    def _padded(self, table: str, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        real = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+        rows = torch.zeros(*real.shape, self.tables[table].shape[1])
+        return rows.masked_scatter(real.unsqueeze(-1), self.tables[table][ids]), real
 
 
 def plain(run: Run, *, learns: bool = True) -> list[float]:
