@@ -22,13 +22,13 @@ from rtrain import (
     Faults,
     Handoff,
     Id,
+    IdSequence,
     Interactions,
     LogLoss,
     Parallel,
     RowWiseAdagrad,
     Run,
     Schema,
-    Sequence,
     loguniform,
     main,
 )
@@ -38,7 +38,7 @@ SCHEMA = Schema(
     features=(
         *IDS,
         Id(name="hour", rows=24),
-        Sequence(name="history", entity="user", rows=ITEMS, max_length=20),
+        IdSequence(name="history", entity="user", rows=ITEMS, max_length=20),
         *CONTENT,
         # What was known of the user and of the item before this moment: of how many rows, and what they said.
         USER_SEEN,

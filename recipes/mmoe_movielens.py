@@ -20,6 +20,7 @@ from rtrain import (
     Dense,
     Evaluation,
     Handoff,
+    IdSequence,
     Interactions,
     Label,
     LogLoss,
@@ -28,7 +29,6 @@ from rtrain import (
     RowWiseAdagrad,
     Run,
     Schema,
-    Sequence,
     main,
 )
 from rtrain.data.movielens_features import CONTENT, IDS, ITEMS, USER_SEEN
@@ -36,7 +36,7 @@ from rtrain.data.movielens_features import CONTENT, IDS, ITEMS, USER_SEEN
 SCHEMA = Schema(
     features=(
         *IDS,
-        Sequence(name="history", entity="user", rows=ITEMS, table="item_id", max_length=20),
+        IdSequence(name="history", entity="user", rows=ITEMS, table="item_id", max_length=20),
         *CONTENT,
         # What was known of the user and of the item before this moment: how much was liked, of how many.
         Dense(name="user_liked", entity="user", mean=0.55, std=0.2),

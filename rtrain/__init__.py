@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from rtrain.objectives.pointwise import Pointwise
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
-    from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
+    from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
     from rtrain.tracking import Tracking
     from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
 
@@ -120,7 +120,7 @@ _HOMES = {
     "rtrain.objectives.pointwise": ("Pointwise",),
     "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
-    "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "Sequence"),
+    "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "IdSequence"),
     "rtrain.tracking": ("Tracking",),
     "rtrain.tuning": ("Tuned", "choice", "loguniform", "tune", "uniform"),
 }
@@ -165,6 +165,7 @@ __all__ = [
     "HitRate",
     "Id",
     "IdList",
+    "IdSequence",
     "InBatchSoftmax",
     "Interactions",
     "Label",
@@ -194,7 +195,6 @@ __all__ = [
     "SampledSoftmax",
     "Schedule",
     "Schema",
-    "Sequence",
     "TableOptions",
     "TokenLoss",
     "Tokens",

@@ -106,7 +106,7 @@ class IdList(Id):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequence(IdList):
+class IdSequence(IdList):
     """An `IdList` in time order, oldest first; beyond `max_length` the newest are kept."""
 
 
@@ -120,7 +120,9 @@ class Label:
     """Whether a row may be without it (null): its loss and metrics then leave that row out."""
 
 
-Feature = Dense | Id | IdList | Sequence
+Sequence = IdSequence  # what configs of earlier runs and exports name it
+
+Feature = Dense | Id | IdList | IdSequence
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class Columns:
     singles: NDArray[np.integer]
     """int32 or int64 [N, S]: side by side, because a row's ids are gathered together"""
     lists: tuple[Lists, ...]
-    """The `IdList` and `Sequence` features, in `schema.ids` order."""
+    """The `IdList` and `IdSequence` features, in `schema.ids` order."""
     label: NDArray[np.float32]
     """[N], or [N, L] of a schema of several labels; nan where a row does not have an optional one"""
     group: NDArray[np.int64]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
 from rtrain.errors import DataError, did_you_mean
-from rtrain.schema import Dense, Id, IdList, Label, Schema, Sequence
+from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
 
 __all__ = ["Columns", "check_columns", "concat", "encode"]
 
@@ -199,7 +199,7 @@ def _lists(column: pa.ChunkedArray, feature: IdList, at: _Place) -> Lists:
     lists = Lists(_ids(pc.list_flatten(column), feature, at, shape.offsets), shape.offsets)
     if not len(lengths) or lengths.max() <= feature.max_length:
         return lists
-    if not isinstance(feature, Sequence):
+    if not isinstance(feature, IdSequence):
         row = _first(lengths > feature.max_length)
         raise at.refuse(
             f"feature {feature.name!r} has {lengths[row]} values",

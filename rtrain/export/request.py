@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
-from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -52,7 +52,7 @@ def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
     if not isinstance(feature, IdList):
         # A missing word reads the table's row of unknown words; a missing integer has no such row.
         return (one | None, Field(None, description=doc)) if feature.vocabulary else (one, Field(description=doc))
-    limit = None if isinstance(feature, Sequence) else feature.max_length
+    limit = None if isinstance(feature, IdSequence) else feature.max_length
     return list[one], Field(default_factory=list, max_length=limit, description=doc)
 
 

@@ -49,7 +49,7 @@ class DIN(RankingConfig):
             name = getattr(self, field)
             if kinds.get(name) is not is_list:
                 near = did_you_mean(name, [n for n, k in kinds.items() if k is is_list])
-                wanted = "IdList or Sequence" if is_list else "Id"
+                wanted = "IdList or IdSequence" if is_list else "Id"
                 raise ConfigError(f"model.{field}: {name!r} is not an {wanted} feature of this schema{near}")
         return (self.history,)
 

@@ -40,7 +40,7 @@ class Column:
     name: str
     """As the file has it."""
     kind: str
-    """`Dense`, `Id`, `IdList` or `Sequence`; empty: it is left out."""
+    """`Dense`, `Id`, `IdList` or `IdSequence`; empty: it is left out."""
     why: str
     """A comment."""
     options: tuple[tuple[str, str], ...] = ()
@@ -95,7 +95,7 @@ def _feature(name: str, column: pa.ChunkedArray) -> Column:
         if flat.null_count:
             return Column(name, "", f"{flat.null_count} nulls inside its lists: drop them first")
         in_time = bool(IN_TIME & set(parts(name)))
-        return _looked_up(name, flat, "Sequence" if in_time else "IdList")
+        return _looked_up(name, flat, "IdSequence" if in_time else "IdList")
     if column.null_count == len(column):
         return Column(name, "", "it is empty")
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -128,8 +128,8 @@ def _number(name: str, column: pa.ChunkedArray) -> Column:
 def _looked_up(name: str, values: pa.ChunkedArray, kind: str) -> Column:
     """A column of ids or words; of lists, their values flat."""
     entity, what = _entity(name), "" if kind == "Id" else "lists of "
-    length = (("max_length", "50"),) if kind == "Sequence" else ()
-    order = ", oldest first, of which the newest count" if kind == "Sequence" else ""
+    length = (("max_length", "50"),) if kind == "IdSequence" else ()
+    order = ", oldest first, of which the newest count" if kind == "IdSequence" else ""
     if pa.types.is_integer(values.type):
         if values.null_count:
             return Column(name, "", f"{values.null_count} rows are without it, and a whole number has no 'unknown'")

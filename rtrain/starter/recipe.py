@@ -113,7 +113,7 @@ def recipe_text(recipe: Path, data: str, prepared: Prepared, columns: Sequence[C
         time=_quoted(prepared.time),
         name=_quoted(run),
         debug_name=_quoted(f"{run}-debug"),
-        model_comment="Others that read the same schema: DeepFM, DCNv2, and DIN where there is a Sequence.",
+        model_comment="Others that read the same schema: DeepFM, DCNv2, and DIN where there is a IdSequence.",
         model="DLRM(dim=16, bottom=(64,), top=(64, 32), dropout=0.1)" if dense else "DCNv2(dim=16, deep=(64, 32))",
         metrics=f"({', '.join(f'{m}(k=10)' if m == 'NDCG' else f'{m}()' for m in metrics)})",
         batch=batch,

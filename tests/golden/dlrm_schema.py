@@ -3,7 +3,7 @@
 The recipe may choose other features; what the files here hold against each other is the training, not the features.
 """
 
-from rtrain import Dense, Id, IdList, Schema, Sequence
+from rtrain import Dense, Id, IdList, IdSequence, Schema
 from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
 
 SCHEMA = Schema(
@@ -14,7 +14,7 @@ SCHEMA = Schema(
         Id(name="occupation", entity="user", vocabulary=OCCUPATIONS),
         IdList(name="genres", entity="item", vocabulary=GENRES),
         Id(name="hour", rows=24),
-        Sequence(name="history", entity="user", rows=1683, max_length=20),
+        IdSequence(name="history", entity="user", rows=1683, max_length=20),
         Dense(name="age", entity="user", mean=33.0, std=12.0, missing=33.0),
         Dense(name="release_year", entity="item", mean=1988.0, std=14.0, missing=1988.0),
         # What was known of the user and of the item before this moment: how much was liked, of how many.

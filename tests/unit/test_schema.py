@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rtrain import config
 from rtrain.errors import ConfigError
-from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Label, Schema, Sequence
+from rtrain.schema import Batch, Dense, Id, IdList, IdSequence, Jagged, Label, Schema
 
 KEYS = ("user", "tags", "seen")
 
@@ -84,7 +85,7 @@ def test_a_std_that_is_not_positive_is_refused(std: float) -> None:
     assert str(caught.value) == f"feature 'age': std must be positive, got {std}"
 
 
-@pytest.mark.parametrize("kind", [Id, IdList, Sequence])
+@pytest.mark.parametrize("kind", [Id, IdList, IdSequence])
 @pytest.mark.parametrize("given", [{}, {"rows": 3, "vocabulary": ("a",)}])
 def test_an_id_needs_rows_or_a_vocabulary_and_not_both(kind: Any, given: Any) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -92,14 +93,14 @@ def test_an_id_needs_rows_or_a_vocabulary_and_not_both(kind: Any, given: Any) ->
     assert str(caught.value) == "feature 'x': give either rows (for integers) or vocabulary (for strings)"
 
 
-@pytest.mark.parametrize("kind", [Id, IdList, Sequence])
+@pytest.mark.parametrize("kind", [Id, IdList, IdSequence])
 def test_negative_rows_are_refused(kind: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         kind(name="x", rows=-5)
     assert str(caught.value) == "feature 'x': rows must be positive, got -5"
 
 
-@pytest.mark.parametrize("kind", [IdList, Sequence])
+@pytest.mark.parametrize("kind", [IdList, IdSequence])
 @pytest.mark.parametrize("length", [0, -3])
 def test_a_max_length_that_holds_nothing_is_refused(kind: Any, length: int) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -150,7 +151,7 @@ def test_what_a_schema_derives_from_its_features() -> None:
             Dense(name="age"),
             Id(name="item", rows=7),
             Id(name="colour", vocabulary=("red", "blue")),
-            Sequence(name="history", rows=7, table="item", max_length=4),
+            IdSequence(name="history", rows=7, table="item", max_length=4),
             IdList(name="tags", vocabulary=("a", "b", "c")),
         ),
         label=Label(name="clicked"),
@@ -180,3 +181,10 @@ def test_several_labels() -> None:
     assert schema.arrow(label=False).names == ["a"]
     with pytest.raises(ConfigError, match="the name 'click' is used twice"):
         Schema(features=(Dense(name="a"),), label=Label(name="click"), more_labels=(Label(name="click"),))
+
+
+def test_a_config_of_before_the_feature_was_renamed_is_read() -> None:
+    feature = IdSequence(name="history", rows=9)
+    stored = config.to_dict(feature)
+    assert stored["$type"] == "rtrain.schema:IdSequence"
+    assert config.from_dict(stored | {"$type": "rtrain.schema:Sequence"}) == feature

@@ -14,7 +14,7 @@ import pytest
 
 from rtrain.errors import UserError
 from rtrain.export.request import row_model
-from rtrain.schema import Dense, Id, IdList, Sequence
+from rtrain.schema import Dense, Id, IdList, IdSequence
 from rtrain.starter import start
 
 ROWS = 400
@@ -107,7 +107,7 @@ def test_lists_and_what_no_feature_takes(begin: Any) -> None:
     )
     by_name = {f.name: f for f in run.data.schema.features}
     assert by_name["genres"] == IdList(name="genres", vocabulary=("x", "y"))
-    assert by_name["history"] == Sequence(name="history", rows=30, max_length=50)
+    assert by_name["history"] == IdSequence(name="history", rows=30, max_length=50)
     assert by_name.keys() == {"user_id", "itemId", "genres", "history", "with space"}
     left = made.to_json()["left_out"]
     assert left.keys() == {

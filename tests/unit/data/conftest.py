@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rtrain.data import sources
-from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 
 GENRES = ("action", "comedy", "drama")
 
@@ -23,7 +23,7 @@ def schema() -> Schema:
             Id(name="user", entity="user", rows=50),
             IdList(name="genres", entity="item", vocabulary=GENRES),
             Id(name="gender", entity="user", vocabulary=("F", "M")),
-            Sequence(name="history", rows=100, table="item", max_length=5),
+            IdSequence(name="history", rows=100, table="item", max_length=5),
             Dense(name="price"),
             Id(name="item", entity="item", rows=100),
         ),

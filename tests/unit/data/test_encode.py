@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import encode
 from rtrain.errors import DataError
-from rtrain.schema import Batch, Dense, Id, IdList, Label, Schema, Sequence
+from rtrain.schema import Batch, Dense, Id, IdList, IdSequence, Label, Schema
 
 Make = Callable[..., pa.Table]
 
@@ -26,7 +26,7 @@ def by_hand(rows: list[dict[str, Any]], numbers: list[int], schema: Schema, *, l
     for feature in schema.ids:
         for row in rows:
             found = row[feature.name]
-            if isinstance(feature, Sequence):
+            if isinstance(feature, IdSequence):
                 found = (found or [])[-feature.max_length :]
             elif isinstance(feature, IdList):
                 found = found or []
@@ -105,7 +105,7 @@ def test_no_row_and_one_row(make: Make, schema: Schema, rows: int) -> None:
 
 
 def test_a_schema_of_one_kind_only(make: Make) -> None:
-    for feature in (Dense(name="price"), Id(name="item", rows=100), Sequence(name="history", rows=100)):
+    for feature in (Dense(name="price"), Id(name="item", rows=100), IdSequence(name="history", rows=100)):
         schema = Schema(features=(feature,))
         table = make(30)
         batch = encode(table, schema, label=True, where="t", first_row=0).take(np.arange(30), global_rows=30)
@@ -159,7 +159,7 @@ def test_nulls_have_a_meaning_where_the_schema_gives_one() -> None:
             Dense(name="age", missing=3.0),
             Id(name="gender", vocabulary=("F",)),
             IdList(name="tags", vocabulary=("a", "b")),
-            Sequence(name="history", rows=5, max_length=2),
+            IdSequence(name="history", rows=5, max_length=2),
         )
     )
     rows: list[dict[str, Any]] = [
@@ -179,13 +179,13 @@ def test_a_null_list_hides_the_values_behind_it() -> None:
     lists = pa.ListArray.from_arrays(
         pa.array([0, 2, 4, 5], pa.int32()), pa.array([1, 2, 90, 91, 3]), mask=pa.array([False, True, False])
     )
-    schema = Schema(features=(Sequence(name="h", rows=10),))
+    schema = Schema(features=(IdSequence(name="h", rows=10),))
     columns = encode(pa.table({"h": lists}), schema, label=False, where="t", first_row=0)
     assert columns.lists[0].values.tolist() == [1, 2, 3] and columns.lists[0].lengths.tolist() == [2, 0, 1]
 
 
 def test_ids_of_a_table_above_2_to_the_31_stay_whole() -> None:
-    schema = Schema(features=(Id(name="a", rows=2**40), Id(name="b", rows=5), Sequence(name="c", rows=2**40)))
+    schema = Schema(features=(Id(name="a", rows=2**40), Id(name="b", rows=5), IdSequence(name="c", rows=2**40)))
     table = pa.table({"a": [2**40 - 1, 0], "b": [4, 0], "c": [[2**39], []]})
     batch = encode(table, schema, label=False, where="t", first_row=0).take(np.arange(2), global_rows=2)
     assert batch.ids.values.tolist() == [2**40 - 1, 0, 4, 0, 2**39]
@@ -244,7 +244,7 @@ def test_a_list_that_is_too_long_is_refused_and_a_sequence_is_cut(make: Make) ->
     assert "feature 'history' has 9 values at row 102, more than its max_length=8" in text
     cut: Columns = encode(
         table,
-        Schema(features=(Sequence(**features),)),
+        Schema(features=(IdSequence(**features),)),
         label=True,
         where="t",
         first_row=0,  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from rtrain import config
 from rtrain.data import ByTime, Interactions
 from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
 from rtrain.errors import ConfigError, DataError
-from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 
 Write = Callable[..., str]
 Make = Callable[..., pa.Table]
@@ -72,7 +72,7 @@ def test_movielens_opens_by_its_name(ml100k: Path, monkeypatch: pytest.MonkeyPat
             IdList(name="genres", entity="item", vocabulary=GENRES),
             Dense(name="release_year", entity="item", mean=1990, std=14, missing=1990),
             Id(name="hour", rows=24),
-            Sequence(name="history", entity="user", rows=1683, table="item_id", max_length=20),
+            IdSequence(name="history", entity="user", rows=1683, table="item_id", max_length=20),
         ),
         group="user_id",
         time="timestamp",

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from recipes.dlrm_movielens import SCHEMA
 from rtrain.data.movielens_features import RESIDUALS
 from rtrain.export.request import json_schema, row_model
-from rtrain.schema import Dense, Id, IdList, Schema, Sequence
+from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 
 Row: Any = row_model(
     Schema(
@@ -17,7 +17,7 @@ Row: Any = row_model(
             Id(name="user", entity="user", rows=5),
             Id(name="colour", entity="item", vocabulary=("red", "blue")),
             IdList(name="tags", rows=4, max_length=2),
-            Sequence(name="history", rows=4, max_length=2),
+            IdSequence(name="history", rows=4, max_length=2),
             IdList(name="words", vocabulary=("a", "b")),
             Dense(name="price"),
             Dense(name="age", missing=33.0),

@@ -260,7 +260,7 @@ def test_losses_of_several_labels() -> None:
         (lambda: DLRM(tables=(TableOptions(table="item"),) * 2), "table 'item' is there twice"),
         (lambda: DLRM(tables=(TableOptions(table="itm"),)).table_list(SCHEMA), "no table 'itm'; did you mean 'item'?"),
         (lambda: tower(DLRM(dim=4, tables=(TableOptions(table="item", dim=8),))), "so all need model.dim (4)"),
-        (lambda: tower(DIN(candidate="item")), "model.history: 'history' is not an IdList or Sequence feature"),
+        (lambda: tower(DIN(candidate="item")), "model.history: 'history' is not an IdList or IdSequence feature"),
         (lambda: tower(DIN(history="seen", candidate="seen")), "model.candidate: 'seen' is not an Id feature"),
         (
             lambda: DIN(history="seen", candidate="user", dim=4, tables=(TableOptions(table="user", dim=8),)).tower(

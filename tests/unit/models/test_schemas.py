@@ -13,7 +13,7 @@ from rtrain.models.dlrm import DLRM
 from rtrain.models.mmoe import MMoE
 from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
-from rtrain.schema import Batch, Dense, Feature, Id, IdList, Jagged, Label, Schema, Sequence
+from rtrain.schema import Batch, Dense, Feature, Id, IdList, IdSequence, Jagged, Label, Schema
 
 MODELS: tuple[RankingConfig, ...] = (
     DCNv2(dim=4),
@@ -25,7 +25,7 @@ MODELS: tuple[RankingConfig, ...] = (
     PLE(dim=4),
 )
 KINDS: dict[str, tuple[Feature, ...]] = {
-    "sequences": (Sequence(name="history", rows=9), Sequence(name="seen", rows=5)),
+    "sequences": (IdSequence(name="history", rows=9), IdSequence(name="seen", rows=5)),
     "lists": (IdList(name="history", rows=9),),
     "ids": (Id(name="item_id", rows=9),),
     "numbers": (Dense(name="age"), Dense(name="price")),
@@ -40,7 +40,7 @@ REFUSED = {
     },
     ("DIN", "sequences"): "model.candidate: 'item_id' is not an Id feature of this schema",
     ("DIN", "lists"): "model.candidate: 'item_id' is not an Id feature of this schema",
-    ("DIN", "ids"): "model.history: 'history' is not an IdList or Sequence feature of this schema",
+    ("DIN", "ids"): "model.history: 'history' is not an IdList or IdSequence feature of this schema",
 }
 
 

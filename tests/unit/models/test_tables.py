@@ -7,7 +7,7 @@ from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.din import DIN
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import Table, TableOptions, initial_rows
-from rtrain.schema import Id, IdList, Jagged, Schema, Sequence
+from rtrain.schema import Id, IdList, IdSequence, Jagged, Schema
 
 SCHEMA = Schema(
     features=(
@@ -75,7 +75,7 @@ class HistoryTower(nn.Module):
 
 
 def test_a_tower_may_read_every_feature_as_a_sequence() -> None:
-    schema = Schema(features=(Sequence(name="seen", rows=7), Sequence(name="bought", rows=7, table="seen")))
+    schema = Schema(features=(IdSequence(name="seen", rows=7), IdSequence(name="bought", rows=7, table="seen")))
     model = History(dim=4).build(schema, seed=0)
     ids = Jagged(("seen", "bought"), torch.tensor([1, 2, 3]), torch.tensor([2, 0, 1, 0], dtype=torch.int32))
     vectors, *several = model.tables(ids).values()
