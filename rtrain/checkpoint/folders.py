@@ -120,15 +120,18 @@ class CheckpointFolders:
         steps = self.steps()
         intact = [s for s in steps if self.looks_intact(s)]
         kept = set(intact[-keep:])
+        failed: list[OSError] = []
         for step in [] if under_way else intact:
             if step in kept | spare and len(self.of(step).names()) > 1 + len(self._files_of(step)):
-                sweep(self.of(step), check)
+                try:
+                    sweep(self.of(step), check)
+                except OSError as error:
+                    failed.append(error)
         oldest = min(kept, default=0)
         half = [s for s in steps if not self.of(s).exists(MARKER)]
         if under_way:
             half = [s for s in half if s < max(intact, default=0)]
         gone = [s for s in steps if s not in kept | spare and (s in half or (s < oldest and self.of(s).exists(MARKER)))]
-        failed: list[OSError] = []
         for step in gone:
             try:
                 clear(self.of(step), check)

@@ -3,6 +3,7 @@
 Shape legend: B samples, T positions of a sample, K negatives of a position.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,6 +32,8 @@ class Negatives:
     def __post_init__(self) -> None:
         if self.count < 0:
             raise ConfigError(f"data.negatives.count: must be at least 0, got {self.count}")
+        if not 0 <= self.power < math.inf:
+            raise ConfigError(f"data.negatives.power: must be at least 0, got {self.power}")
 
 
 class Sampler:

@@ -1,9 +1,9 @@
 """The served application holds to its own OpenAPI, whatever schemathesis sends it."""
 
+import random
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,8 @@ def test_the_openapi_is_of_the_export_that_is_served(served: Any) -> None:
 
 def test_values_that_the_model_makes_no_number_of_are_refused(served: Any) -> None:
     row = {"user_id": 1, "item_id": 2, "hour": 3} | dict.fromkeys(DENSE, 1.0)
-    signs = product((-3e38, 3e38), repeat=len(DENSE))
+    draw = random.Random(0)
+    signs = [draw.choices((-3e38, 3e38), k=len(DENSE)) for _ in range(64)]
     large = ({name: std * end for (name, std), end in zip(DENSE.items(), ends, strict=True)} for ends in signs)
     refused = 0
     for values in large:

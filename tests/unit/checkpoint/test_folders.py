@@ -201,6 +201,24 @@ def test_one_that_cannot_be_deleted_keeps_no_other(tmp_path: Path, monkeypatch: 
     assert folders.steps() == [2, 4]
 
 
+def test_left_over_files_that_cannot_be_deleted_keep_no_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = CheckpointFolders(str(tmp_path))
+    for step in (1, 2, 3):
+        commit(folders, step)
+    folders.of(3).write("left-over", b"of a writer that died")
+    delete = Folder.delete
+
+    def refuses(self: Folder, names: list[str]) -> None:
+        if self.uri == folders.of(3).uri:
+            raise PermissionError("kept")
+        delete(self, names)
+
+    monkeypatch.setattr(Folder, "delete", refuses)
+    with pytest.raises(PermissionError, match="kept"):
+        folders.prune(1, set())
+    assert folders.steps() == [3]
+
+
 def test_deleting_some_files_leaves_the_others_and_an_empty_folder_goes(folder: Folder) -> None:
     inside = folder.child("inside")
     for name in ("a", "b"):

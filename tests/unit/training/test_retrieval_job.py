@@ -69,6 +69,7 @@ REFUSED = {
     ),
     "model.heads: 3 does not divide model.dim, 16": ("sasrec", {"model.heads": 3}),
     "model.objective.temperature: must be above 0": ("bpr", {"model.objective.temperature": 0.0}),
+    "data.negatives.power: must be at least 0, got -1.0": ("bpr", {"data.negatives.power": -1.0}),
     "data.negatives.count: 0, but BPR compares with drawn negatives": ("bpr", {"data.negatives.count": 0}),
     "data.negatives.count: 1, but InBatchSoftmax takes the batch's own": ("bpr", {"model.objective": IN_BATCH}),
     "parallel.microbatches: 2, but InBatchSoftmax compares within the whole batch": (
