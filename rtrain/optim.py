@@ -75,6 +75,10 @@ class AdamW:
         if not self.clip_norm >= 0:
             raise ConfigError(f"optim.clip_norm: must be 0 (off) or positive, got {self.clip_norm}")
 
+    def clip_factor(self, norm: float) -> float:
+        """What gradients of a global norm are scaled by."""
+        return min(1.0, self.clip_norm / (norm + 1e-6)) if self.clip_norm else 1.0
+
     def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
         """torch's AdamW over `parameters`."""
         return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)
@@ -82,12 +86,14 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptim:
-    """What the fused table optimizers share; the update runs inside backward, touched rows only."""
+    """What the fused table optimizers share; touched rows only are updated."""
 
     lr: float = 0.02
     """Learning rate after warm-up."""
     schedule: Schedule = Schedule()
     """Factor on the learning rate over the run."""
+    clip_with_dense: bool = False
+    """Whether the tables' gradients are scaled by the factor that `optim.clip_norm` scales the dense ones by."""
 
     def __post_init__(self) -> None:
         _positive("sparse_optim.lr", self.lr)

@@ -258,6 +258,11 @@ class Run:
             raise ConfigError(f"handoff.export: {model} is not exported yet. Set handoff.export to false")
         if self.handoff.serve_check and not self.model.served:
             raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
+        if self.sparse_optim.clip_with_dense and not self.optim.clip_norm:
+            raise ConfigError(
+                "sparse_optim.clip_with_dense: scales by the factor of optim.clip_norm, which is 0 (off). Set it, or "
+                "leave this out"
+            )
         if self.sparse_optim != RowWiseAdagrad() and not self.blueprint.tables:
             raise ConfigError(f"sparse_optim: {model} has no embedding tables for it. Leave it out")
 

@@ -51,12 +51,14 @@ class Carry:
                     found[name] = arrived.requires_grad_(mine.requires_grad)
         return found
 
-    def back(self, looked_up: Vectors, leaves: Vectors) -> None:
+    def back(self, looked_up: Vectors, leaves: Vectors, *, scale: float = 1.0) -> None:
         """The leaves' gradients through the lookup, whose fused optimizers update the tables: a collective of all.
 
         What no stage used has a gradient too, so that every rank takes part in every exchange. TorchRec divides by the
-        number of ranks, but the ranks of a replica share one loss: that is put right here.
+        number of ranks, but the ranks of a replica share one loss: that is put right here. `scale`: of all gradients,
+        the same on every rank.
         """
+        factor = self.replica_ranks * scale
         vectors, gradients = [], []
         for name, mine in looked_up.items():
             if not mine.requires_grad:
@@ -64,7 +66,7 @@ class Carry:
             parts = [self._scatter(leaves.get(name), mine, rank) for rank in self._takers(name)]
             gradient = sum(parts[1:], parts[0]) if parts else torch.zeros_like(mine)
             vectors.append(mine)
-            gradients.append(gradient * self.replica_ranks if self.replica_ranks > 1 else gradient)
+            gradients.append(gradient * factor if factor != 1 else gradient)
         if vectors:
             torch.autograd.backward(vectors, gradients)
 

@@ -200,12 +200,14 @@ class Replica:
         """What the gradients say goes into tables and dense part, at the rates of `step`."""
         assert self.tower is not None, "built with training=False"
         run = self.run
-        if self.tables is not None:
-            with watch.phase("backward"):
-                self.carry.back(self._looked_up, self._leaves)
-            self._looked_up, self._leaves = {}, {}
         with watch.phase("optimizer"):
             self.tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
+        if self.tables is not None:
+            norm = self.tower.grad_norm if run.sparse_optim.clip_with_dense else None
+            with watch.phase("backward"):
+                scale = 1.0 if norm is None else run.optim.clip_factor(norm)
+                self.carry.back(self._looked_up, self._leaves, scale=scale)
+            self._looked_up, self._leaves = {}, {}
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """As `rtrain.training.events.Gradients`."""

@@ -7,6 +7,7 @@ combinations, `make test-all` all of them. The controls know neither a carried v
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,13 @@ SAVED_AS = Parallel(data=1, tensor=2, pipeline=2, microbatches=2, zero_stage=1, 
 RESUMED_AS = (
     Parallel(data=1, pipeline=2, microbatches=2, zero_stage=3, embeddings="column_wise"),
     Parallel(data=2, dense="ddp", embeddings="table_wise"),
+)
+# Whose tables' gradients are scaled as the dense ones are clipped; the norm is known otherwise in each.
+CLIPPED = (
+    Parallel(data=2, zero_stage=3),
+    Parallel(data=1, tensor=2, dense="ddp"),
+    Parallel(data=1, pipeline=2, microbatches=2, zero_stage=1),
+    Parallel(data=2, pipeline=2, microbatches=2, zero_stage=0),
 )
 Case = tuple[str, Parallel, str]
 Found = dict[str, dict[str, Any]]
@@ -117,12 +125,16 @@ def losses_of(case: Case, log: str, *, stored: str = "", save_to: str = "", spoi
 
 
 def everything(cases: list[Case], log: str, folder: str) -> Found:
-    found: Found = {"losses": {}, "ranked": {}, "resumed": {}, "spoiled": {}}
+    found: Found = {"losses": {}, "ranked": {}, "resumed": {}, "spoiled": {}, "clipped": {}}
     world = dist.get_world_size()
     for case in cases:
         found["losses"][named(case)] = losses_of(case, log)
         if case[0] != "pooled":
             found["ranked"][named(case)] = retrieval.measured(run_of(*case, log))
+    for layout in CLIPPED:
+        if world_of(layout) == world:
+            case = ("sasrec", layout, "clipped")
+            found["clipped"][named(case)] = losses_of(case, log)
     for model in MODELS:
         if world == 4:
             losses_of((model, SAVED_AS, "adagrad"), log, save_to=f"{folder}/{model}")
@@ -235,6 +247,17 @@ def test_a_wrong_factor_on_the_tables_gradients_is_caught(
     """TorchRec divides by all ranks, of which those of a replica share one loss."""
     far_off = {n: far(losses, control(n.split(":")[0], "sgd")) for n, losses in found["spoiled"].items()}
     assert len(far_off) == len(MODELS) and min(far_off.values()) > 100 * PARITY, far_off
+
+
+def test_tables_are_scaled_as_the_dense_part_is_clipped(
+    found: Found, control: Callable[[str, str], list[float]], log: str
+) -> None:
+    assert len(found["clipped"]) == len(CLIPPED)
+    worst = {n: far(losses, control("sasrec", "clipped")) for n, losses in found["clipped"].items()}
+    assert max(worst.values()) < PARITY, worst
+    run = run_of("sasrec", Parallel(dense="ddp"), "clipped", log)
+    unclipped = retrieval.plain(replace(run, sparse_optim=replace(run.sparse_optim, clip_with_dense=False)))
+    assert far(unclipped, control("sasrec", "clipped")) > 100 * PARITY
 
 
 def count_bytes(log: str) -> tuple[int, int]:

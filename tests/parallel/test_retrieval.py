@@ -50,7 +50,12 @@ MODELS = {
     "hstu": HSTU(dim=16, layers=2, heads=2, dropout=0.0, buckets=8, scale=0.1),
     "sasrec softmax": SASRec(dim=16, layers=1, heads=1, dropout=0.0, objective=SampledSoftmax(cosine=True), scale=0.1),
 }
-SPARSE: dict[str, SparseOptim] = {"sgd": SGD(lr=0.1), "adagrad": Adagrad(lr=0.05), "rowwise": RowWiseAdagrad(lr=0.05)}
+SPARSE: dict[str, SparseOptim] = {
+    "sgd": SGD(lr=0.1),
+    "adagrad": Adagrad(lr=0.05),
+    "rowwise": RowWiseAdagrad(lr=0.05),
+    "clipped": SGD(lr=0.5, clip_with_dense=True),
+}
 LAYOUTS: dict[str, tuple[Parallel, str]] = {
     "ddp row_wise": (Parallel(dense="ddp", embeddings="row_wise"), "rowwise"),
     "zero1 table_wise": (Parallel(zero_stage=1, embeddings="table_wise"), "adagrad"),
@@ -78,7 +83,7 @@ def run_of(model: str, parallel: Parallel, sparse: str, log: str) -> Run:
         name="tiny",
         model=MODELS[model],
         data=data,
-        optim=AdamW(lr=1e-2, eps=1e-5, clip_norm=0.5),  # eps: see PARITY
+        optim=AdamW(lr=1e-2, eps=1e-5, clip_norm=0.05 if sparse == "clipped" else 0.5),  # eps: see PARITY
         sparse_optim=SPARSE[sparse],
         parallel=parallel,
         global_batch=17,
@@ -174,11 +179,14 @@ def plain(run: Run, *, learns: bool = True) -> list[float]:
         for parameter in (*model.tables.values(), *weights):
             parameter.grad = None
         loss.backward()
+        scale = 1.0
         if adam:
-            nn.utils.clip_grad_norm_(weights, run.optim.clip_norm)
+            norm = float(nn.utils.clip_grad_norm_(weights, run.optim.clip_norm))
+            scale = min(1.0, run.optim.clip_norm / (norm + 1e-6)) if run.sparse_optim.clip_with_dense else 1.0
             adam.step()
         for name, table in model.tables.items():
             assert table.grad is not None
+            table.grad *= scale
             table.data -= run.sparse_optim.lr * descent(run.sparse_optim, states[name], table.grad)
     reader.close()
     return losses
