@@ -25,7 +25,22 @@ class Stage(nn.Module):
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """What the last piece gives of what the stage before has `given`, and of whatever the pieces take by name."""
-        return chain(self.pieces, self.takes, given, named)
+        return chain(self.pieces, self.takes, tuple(_Contiguous.apply(x) for x in given), named)  # type: ignore[no-untyped-call]
+
+
+class _Contiguous(torch.autograd.Function):
+    """What crosses from a stage to the next lies in one piece, as its gradient does: torch receives into nothing else.
+
+    Where a stage begins by putting its input beside something else, autograd gives a slice as the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
 
 
 def stages_of_ranks(schedule: PipelineSchedule, ranks: int) -> list[list[int]]:

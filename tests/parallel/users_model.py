@@ -35,5 +35,5 @@ class Blocks(RankingConfig):
         block = partial(Piece, cost=1.0, cuts=cuts, enter=("",), leave=("down",))
         return (
             block(name="first", build=partial(Block, width, width), takes=("dense", VECTORS)),
-            block(name="last", build=partial(Block, width, 1)),
+            block(name="last", build=partial(Block, width + self.width(schema), 1), takes=(VECTORS,)),
         )
