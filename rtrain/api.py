@@ -113,11 +113,9 @@ def train(
 
 def absolute(run: Run) -> Run:
     """The run with local paths made absolute, so that they mean the same in every process."""
-    changes: dict[str, object] = {}
+    changes: dict[str, object] = {"data": run.data.absolute()}
     if "://" not in run.storage:
         changes["storage"] = os.path.abspath(run.storage)
-    if "://" not in run.data.source and os.path.exists(run.data.source):
-        changes["data.source"] = os.path.abspath(run.data.source)
     return config.override(run, changes)
 
 

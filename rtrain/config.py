@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 
 from rtrain.errors import ConfigError, did_you_mean
 
@@ -50,12 +51,12 @@ def override(config: T, changes: Mapping[str, object]) -> T:
     Raises:
         ConfigError: unknown key (with the closest known one) or a value of the wrong type.
     """
-    for key, value in changes.items():
+    for key in changes:
         head = key.partition(".")[0]
         if is_config(config) and head not in _fields(config):
             raise ConfigError(f"{head}: {type(config).__name__} has no field {head!r}{_nearest(config, key)}")
-        config = _set(config, type(config), key.split("."), value, key)
-    return config
+    changed: T = _set(config, type(config), [(key.split("."), value, key) for key, value in changes.items()])
+    return changed
 
 
 def _nearest(config: object, key: str) -> str:
@@ -76,28 +77,42 @@ def _nearest(config: object, key: str) -> str:
     return f"; did you mean {leaves[close[0]]!r}?" if close else f". Its fields: {', '.join(_fields(config))}"
 
 
-def _set(node: Any, declared: Any, path: list[str], value: object, key: str) -> Any:
-    head, rest = path[0], path[1:]
-    where = key if not rest else key[: -len("." + ".".join(rest))]
+def _set(node: Any, declared: Any, changes: list[tuple[list[str], object, str]]) -> Any:
+    """`node` with (path below it, value, whole key) applied at once, so that its checks see all of them."""
+    new: dict[str, Any] = {}
+    for head in dict.fromkeys(path[0] for path, _, _ in changes):
+        mine = [(path[1:], value, key) for path, value, key in changes if path[0] == head]
+        rest, _, key = mine[0]
+        where = key if not rest else key[: -len("." + ".".join(rest))]
+        child, hint = _child(node, declared, head, where)
+        below: list[tuple[list[str], object, str]] = []
+        for rest, value, key in mine:
+            if rest:
+                below.append((rest, value, key))
+            else:  # a whole child; what was set in the one before is gone with it
+                child, below = coerce(value, hint, key), []
+        new[head] = _set(child, hint, below) if below else child
     if isinstance(node, tuple):
-        if not head.isdecimal() or int(head) >= len(node):
+        return tuple(new.get(str(index), item) for index, item in enumerate(node))
+    return dataclasses.replace(node, **new) if new else node
+
+
+def _child(node: Any, declared: Any, head: str, where: str) -> tuple[Any, Any]:
+    """What stands at `head` of a config or of a tuple, and its declared type."""
+    if isinstance(node, tuple):
+        if head not in map(str, range(len(node))):
             raise ConfigError(f"{where}: there are {len(node)} items here, so the index must be 0..{len(node) - 1}")
-        index = int(head)
-        hint = _item(declared, index)
-        item = _set(node[index], hint, rest, value, key) if rest else coerce(value, hint, where)
-        return (*node[:index], item, *node[index + 1 :])
+        return node[int(head)], _item(declared, int(head))
     if not is_config(node):
-        raise ConfigError(f"{where}: {key.rpartition('.')[0]} is a plain value, it has no fields")
+        owner = where.rpartition(".")[0]
+        if node is None:
+            raise ConfigError(f"{where}: {owner} is none, which has no fields. Give {owner} as a whole, in the recipe")
+        raise ConfigError(f"{where}: {owner} is a plain value, it has no fields")
     known = _fields(node)
     if head not in known:
-        name = type(node).__name__
-        near = did_you_mean(head, known)
-        raise ConfigError(
-            f"{where}: {name} has no field {head!r}{near or '. Its fields: ' + (', '.join(known) or 'none')}"
-        )
-    hint = _hints(type(node))[head]
-    new = _set(getattr(node, head), hint, rest, value, key) if rest else coerce(value, hint, where)
-    return dataclasses.replace(node, **{head: new})
+        near = did_you_mean(head, known) or ". Its fields: " + (", ".join(known) or "none")
+        raise ConfigError(f"{where}: {type(node).__name__} has no field {head!r}{near}")
+    return getattr(node, head), _hints(type(node))[head]
 
 
 def _item(hint: Any, index: int) -> Any:
@@ -128,9 +143,15 @@ def coerce(value: object, hint: Any, where: str) -> Any:
         if isinstance(value, bool):  # pydantic would take it for the number 1 or 0
             raise ConfigError(where)
         return _adapter(hint).validate_python(value)
-    except (ValidationError, ConfigError):
-        near = _nearest_choice(value, hint)
+    except (ValidationError, ConfigError, PydanticSchemaGenerationError):
+        near = ". Write one in the recipe" if only_python(hint) else _nearest_choice(value, hint)
         raise ConfigError(f"{where}: expected {spell(hint)}, got {value!r} ({type(value).__name__}){near}") from None
+
+
+def only_python(hint: Any) -> bool:
+    """Whether no command line can write a value: a class of its own, not numbers and words."""
+    protocol = getattr(hint, "_is_protocol", False)  # typing.is_protocol from Python 3.13 on
+    return dataclasses.is_dataclass(hint) or protocol or any(map(only_python, get_args(hint)))
 
 
 def _nearest_choice(value: object, hint: Any) -> str:

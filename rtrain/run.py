@@ -5,23 +5,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rtrain.config import flatten, validate
-from rtrain.data.interactions import Interactions
-from rtrain.data.retrieval import Histories, Pairs
-from rtrain.data.tokens import Tokens
+from rtrain.data.protocol import Data
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Parallel
-from rtrain.metrics import AUC, Calibration, GroupMetric, LogLoss, ScoredMetric
-from rtrain.metrics.language import Perplexity, TokenLoss
-from rtrain.metrics.state import takes
-from rtrain.models.decoder import Decoder
+from rtrain.metrics import AUC, LogLoss
+from rtrain.metrics.state import Metric, takes
 from rtrain.models.protocol import Blueprint, Model
-from rtrain.models.ranking import RankingConfig
-from rtrain.models.retrieval import RetrievalConfig
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.tracking import Tracking, has_secret
 
-LanguageMetric = TokenLoss | Perplexity
-Metric = ScoredMetric | LanguageMetric
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -167,9 +159,9 @@ class Run:
 
     name: str
     """Folder of the run under `storage`; starting a name again resumes it."""
-    model: RankingConfig | Decoder | RetrievalConfig
+    model: Model
     """What is trained."""
-    data: Interactions | Tokens | Pairs | Histories
+    data: Data
     """What it is trained on."""
     optim: AdamW = AdamW()
     """Optimizer of the dense parameters."""
@@ -225,9 +217,10 @@ class Run:
                 f"evaluation.monitor: {self.evaluation.monitor!r} is not among the metrics: {', '.join(names)}"
                 f"{did_you_mean(self.evaluation.monitor, names)}"
             )
-        if isinstance(self.monitored, Calibration):
+        if not self.monitored.monitored:
             raise ConfigError(
-                "evaluation.monitor: calibration is best at 1, not at its largest. Monitor log_loss instead"
+                f"evaluation.monitor: {self.evaluation.monitor} is best somewhere in between, not at an end. "
+                "Monitor log_loss instead"
             )
         self._check_kinds()
 
@@ -244,12 +237,13 @@ class Run:
         model, data = type(self.model).__name__, type(self.data).__name__
         if self.model.reads is not self.data.gives:
             raise ConfigError(f"data: {model} is trained on {self.model.reads.made_by}, got {data}")
-        if not all(takes(metric, self.model.gives) for metric in self.metrics):
+        blueprint = self.blueprint
+        gives = blueprint.objective.gives
+        if not all(takes(metric, gives) for metric in self.metrics):
             raise ConfigError(
-                f"metrics: {model} is measured by {self.model.gives.measured_by}, got "
-                f"{', '.join(m.name for m in self.metrics)}"
+                f"metrics: {model} is measured by {gives.measured_by}, got {', '.join(m.name for m in self.metrics)}"
             )
-        ranked = [m.name for m in self.metrics if isinstance(m, GroupMetric)]
+        ranked = [m.name for m in self.metrics if m.by_group]
         if ranked and not self.data.group:
             raise ConfigError(
                 f"metrics: {', '.join(ranked)} rank rows within a group; set schema.group to an Id feature"
@@ -263,7 +257,7 @@ class Run:
                 "sparse_optim.clip_with_dense: scales by the factor of optim.clip_norm, which is 0 (off). Set it, or "
                 "leave this out"
             )
-        if self.sparse_optim != RowWiseAdagrad() and not self.blueprint.tables:
+        if self.sparse_optim != RowWiseAdagrad() and not blueprint.tables:
             raise ConfigError(f"sparse_optim: {model} has no embedding tables for it. Leave it out")
 
     def _named_metrics(self) -> list[tuple[str, Metric]]:
@@ -278,8 +272,7 @@ class Run:
     @property
     def blueprint(self) -> Blueprint:
         """The model as it is built for the data."""
-        model: Model = self.model
-        return model.blueprint(self.data.facts)
+        return self.model.blueprint(self.data.facts)
 
     @property
     def folder(self) -> str:

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from rtrain.config import is_config
+from rtrain.config import is_config, only_python
 from rtrain.errors import ConfigError, did_you_mean
 
 TRUE, FALSE = "true", "false"
@@ -134,7 +134,7 @@ def help_text(config: Any) -> str:
         if field.group != group:
             group = field.group
             lines += ["", f"{group} - {field.about}" if field.about else group]
-        settable = not _holds_configs(field.hint)
+        settable = not only_python(field.hint)
         head = f"  --{field.key} {metavar(field.hint)}" if settable else f"  {field.key} (in the recipe alone)"
         text = f"{field.doc} (default: {_shown(field.value)})".strip()
         if len(head) <= 38:
@@ -162,11 +162,6 @@ def metavar(hint: Any) -> str:
     if hint is bool:
         return "true|false"
     return getattr(hint, "__name__", str(hint)).upper()
-
-
-def _holds_configs(hint: Any) -> bool:
-    """Whether only Python can write a value: a class of its own, not numbers and words."""
-    return dataclasses.is_dataclass(hint) or any(map(_holds_configs, get_args(hint)))
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

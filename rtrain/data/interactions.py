@@ -16,6 +16,7 @@ from rtrain.data.encode import check_columns, encode
 from rtrain.data.means import of_means
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
+from rtrain.data.protocol import Data
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError, did_you_mean
@@ -99,7 +100,7 @@ def _give_back() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interactions:
+class Interactions(Data):
     """Labelled rows of (user, item, context), from Parquet."""
 
     gives: ClassVar[Any] = Batch

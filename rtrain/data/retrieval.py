@@ -14,6 +14,7 @@ from rtrain.data import sources
 from rtrain.data.feedback import Feedback, from_parquet, from_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.negatives import Negatives
+from rtrain.data.protocol import Data
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.retrieval_set import RetrievalDataset
 from rtrain.data.split import ByTime, check_train_rows
@@ -33,12 +34,10 @@ class RetrievalFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Positives:
+class _Positives(Data):
     """What pairs and histories share."""
 
     gives: ClassVar[Any] = RetrievalBatch
-    group: ClassVar[str] = "user"
-    metric_prefixes: ClassVar[tuple[str, ...]] = ("",)
 
     source: str
     """A named data set (`ml-100k`), a Parquet file or folder anywhere, or a text file of `user item item ...` lines."""
@@ -78,6 +77,11 @@ class _Positives:
         check_train_rows(self.train_rows)
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
+
+    @property
+    def group(self) -> str:
+        """Items are ranked for each user."""
+        return "user"
 
     @property
     def longest(self) -> int | None:

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from rtrain.data import stdlib
 from rtrain.data.order import Order, Window
+from rtrain.data.protocol import Data
 from rtrain.data.reader import Whole
 from rtrain.data.samples import Samples
 from rtrain.data.split import Ranges, Split, check_train_rows, trained_on
@@ -207,12 +208,10 @@ class TokenDataset(Samples[TokenBatch]):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(Data):
     """Text as token shards, for language models."""
 
     gives: ClassVar[Any] = TokenBatch
-    group: ClassVar[str] = ""
-    metric_prefixes: ClassVar[tuple[str, ...]] = ("",)
 
     source: str
     """A folder that `rtrain data tokenize` wrote, or `stdlib`: the source text of Python's own library, by bytes."""

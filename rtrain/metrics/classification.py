@@ -6,11 +6,11 @@ from typing import ClassVar
 import numpy as np
 
 from rtrain.errors import ConfigError
-from rtrain.metrics.state import Floats, Partial, Scored
+from rtrain.metrics.state import Floats, Metric, Partial, Scored
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogLoss:
+class LogLoss(Metric):
     """Mean negative log-likelihood in nats; not clipped, so a confident error costs what it should."""
 
     name: ClassVar[str] = "log_loss"
@@ -27,9 +27,10 @@ class LogLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Calibration(Metric):
     """Predicted over observed positives; 1 is calibrated, above 1 promises too much."""
 
+    monitored: ClassVar[bool] = False  # best at 1, not at its largest
     name: ClassVar[str] = "calibration"
     higher_is_better: ClassVar[bool] = True
 
@@ -43,7 +44,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormalizedEntropy:
+class NormalizedEntropy(Metric):
     """Log loss over that of always saying the mean label; below 1 something was learnt.
 
     He et al., "Practical lessons from predicting clicks on ads at Facebook", ADKDD 2014.
@@ -67,7 +68,7 @@ class NormalizedEntropy:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MSE:
+class MSE(Metric):
     """Mean squared difference of probability and label (Brier, 1950)."""
 
     name: ClassVar[str] = "mse"
@@ -94,7 +95,7 @@ class RMSE(MSE):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAE:
+class MAE(Metric):
     """Mean absolute difference of probability and label."""
 
     name: ClassVar[str] = "mae"
@@ -110,7 +111,7 @@ class MAE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Threshold:
+class _Threshold(Metric):
     """What follows from calling probabilities of at least `threshold` 1."""
 
     higher_is_better: ClassVar[bool] = True

@@ -6,11 +6,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rtrain.metrics.state import Floats, Partial, Scored, every_row
+from rtrain.metrics.state import Floats, Metric, Partial, Scored, every_row
 
 
 @dataclass(frozen=True, kw_only=True)
-class AUC:
+class AUC(Metric):
     """Area under the ROC curve, exact: ties count one half; nan with one class only."""
 
     name: ClassVar[str] = "auc"
@@ -42,7 +42,7 @@ def auc(scores: NDArray[np.float64 | np.int64], labels: NDArray[np.float64 | np.
 
 
 @dataclass(frozen=True, kw_only=True)
-class AUPRC:
+class AUPRC(Metric):
     """Area under the precision-recall curve as average precision: no interpolation; nan without a positive."""
 
     name: ClassVar[str] = "auprc"
@@ -62,7 +62,7 @@ class AUPRC:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KS:
+class KS(Metric):
     """Kolmogorov-Smirnov: largest distance between the score distributions of the classes; nan with one class only."""
 
     name: ClassVar[str] = "ks"

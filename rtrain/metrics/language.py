@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from rtrain.metrics.state import Partial
+from rtrain.metrics.state import Metric, Partial
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TokensScored:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenLoss:
+class TokenLoss(Metric):
     """Mean cross-entropy of a token, in nats."""
 
     name: ClassVar[str] = "loss"
@@ -39,7 +39,7 @@ class TokenLoss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity:
+class Perplexity(Metric):
     """exp of the mean cross-entropy: as unsure as a choice among so many equally likely tokens."""
 
     name: ClassVar[str] = "perplexity"

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from rtrain.errors import ConfigError
 from rtrain.metrics.curves import auc
-from rtrain.metrics.state import Floats, Partial, Retrieved, Scored, every_row
+from rtrain.metrics.state import Floats, Metric, Partial, Retrieved, Scored, every_row
 
 
 @dataclass(frozen=True, kw_only=True)
-class _AtK:
+class _AtK(Metric):
     """A metric of each group's first k places."""
 
+    by_group: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
     short: ClassVar[str]
     k: int = 10
@@ -147,10 +148,11 @@ class MAP(_AtK):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPrecision:
+class RPrecision(Metric):
     """Precision at as many places as the group has positives."""
 
     name: ClassVar[str] = "r_precision"
+    by_group: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
 
     def partial(self, scored: Scored) -> Partial:
@@ -164,13 +166,14 @@ class RPrecision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAUC:
+class GAUC(Metric):
     """AUC within each group, weighted by the group's rows; groups of one class are left out.
 
     Zhu et al., "Optimized cost per click in Taobao display advertising", KDD 2017.
     """
 
     name: ClassVar[str] = "gauc"
+    by_group: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
 
     def partial(self, scored: Scored) -> Partial:

@@ -7,7 +7,7 @@ never a mean of means.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +75,14 @@ class Partial:
         )
 
 
+@runtime_checkable
 class Metric(Protocol):
-    """One number about scored rows."""
+    """One number about scored rows; a user's own file may hold one."""
+
+    by_group: ClassVar[bool] = False
+    """Whether it is of the order of rows within each group."""
+    monitored: ClassVar[bool] = True
+    """Whether the best checkpoint may be chosen by it: it is best at one end, not somewhere between."""
 
     @property
     def name(self) -> str:

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from rtrain.data.tokens import TokenBatch, TokenDataset, TokenFacts
 from rtrain.errors import ConfigError
-from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel
-from rtrain.metrics.language import TokensScored
+from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Cut, Fill, Piece
-from rtrain.models.protocol import Blueprint
+from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.attention import Attention, RMSNorm, SwiGLU
 from rtrain.objectives.next_token import NextToken
 from rtrain.rounding import ceil_div, round_up
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder:
+class Decoder(Model):
     """Next-token model: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
     vocab: int = 256
@@ -73,8 +72,6 @@ class Decoder:
         return self.hidden or round_up(ceil_div(8 * self.dim, 3), 32)
 
     reads: ClassVar[Any] = TokenBatch
-    gives: ClassVar[Any] = TokensScored
-    served: ClassVar[bool] = False
     exported: ClassVar[str] = "hugging face"
 
     def blueprint(self, facts: TokenFacts) -> Blueprint:
@@ -108,12 +105,6 @@ class Decoder:
             yield (
                 f"parallel.tensor: {ranks} ranks and {self.kv} key-value heads (model.kv_heads): one must divide the "
                 "other, so that heads are divided or replicated evenly"
-            )
-        stages = mesh.pipeline * (1 if parallel.schedule in ONE_STAGE_A_RANK else 2)
-        if mesh.pipeline > 1 and stages > self.layers:
-            yield (
-                f"parallel.pipeline: {mesh.pipeline} ranks with schedule {parallel.schedule!r} make {stages} stages, "
-                f"but the model has {self.layers} blocks. Lower parallel.pipeline, or raise model.layers"
             )
         if mesh.pipeline > 1 and self.tied:
             yield (
@@ -169,11 +160,6 @@ class Decoder:
         residual = name.endswith(("attention.wo.weight", "mlp.w_down.weight"))
         std = 0.02 / (2 * self.layers) ** 0.5 if residual else 0.02
         return lambda weight, generator: weight.normal_(0.0, std, generator=generator)
-
-    def flops_per_token(self, context: int) -> float:
-        """FLOPs of one training step for each token: three passes of the products, causal attention's half."""
-        attention = 2.0 * self.dim * context * self.layers  # scores and values, of which the causal half counts
-        return 3.0 * (sum(p.cost for p in self.pieces()) + attention)
 
 
 class Embed(nn.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -25,6 +25,8 @@ class Tally(Protocol):
 class Objective(Protocol):
     """What a model is trained towards."""
 
+    gives: ClassVar[Any]
+    """What the metrics are given; those that take another are refused."""
     tallies: ClassVar[str]
     """What the tally takes of a batch: its "outputs", or the sum of its "losses" where outputs are too many to keep."""
 
@@ -57,16 +59,15 @@ class Blueprint:
     """What speaks against a layout that only the model knows, one line each with what to change."""
 
 
+@runtime_checkable
 class Model(Protocol):
     """A frozen config; a user's own file may hold one."""
 
     reads: ClassVar[Any]
     """Kind of batch; data that give another are refused."""
-    gives: ClassVar[Any]
-    """What the metrics are given; those that take another are refused."""
-    served: ClassVar[bool]
+    served: ClassVar[bool] = False
     """Whether rtrain serves its export."""
-    exported: ClassVar[str]
+    exported: ClassVar[str] = ""
     """The form of its export, of `rtrain.export.formats`; empty: there is none."""
 
     def blueprint(self, facts: Any) -> Blueprint:
@@ -77,7 +78,7 @@ class Model(Protocol):
         """
 
     def check(self, data: Any) -> None:
-        """Look at data that have been opened.
+        """Look at data that have been opened; nothing by default.
 
         Raises:
             ConfigError: it cannot read them.

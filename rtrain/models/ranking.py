@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rtrain.errors import ConfigError, did_you_mean
-from rtrain.metrics.state import Scored
 from rtrain.models.plan import Piece, chain, drawn
-from rtrain.models.protocol import Blueprint
+from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import VECTORS, Table, TableOptions, mask, sequence
 from rtrain.objectives.pointwise import Pointwise
 from rtrain.schema import Batch, Schema
@@ -51,11 +50,10 @@ class RankingModel(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankingConfig:
+class RankingConfig(Model):
     """Config of a `RankingModel`."""
 
     reads: ClassVar[Any] = Batch
-    gives: ClassVar[Any] = Scored
     served: ClassVar[bool] = True
     exported: ClassVar[str] = "rtrain"
     several_labels: ClassVar[bool] = False
@@ -169,10 +167,6 @@ class RankingConfig:
             raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
         self.objective(schema)
 
-    def check(self, data: object) -> None:
-        """Rows are held against the schema when they are opened: nothing is left to look at."""
-        return
-
     def blueprint(self, schema: Schema) -> Blueprint:
         """See `rtrain.models.protocol`."""
         self.check_schema(schema)
@@ -192,7 +186,10 @@ class RankingConfig:
 
     def dense_part(self, schema: Schema) -> nn.Module:
         """What `tower` gives, for a schema that it has checked; of a model that gives no `pieces` of its own."""
-        raise NotImplementedError(f"{type(self).__name__} gives neither dense_part nor pieces")
+        raise ConfigError(
+            f"model {type(self).__name__}: it has no dense part. Give it `dense_part(schema)`, a module, or "
+            "`pieces(schema)`, as tests/parallel/users_model.py has"
+        )
 
     def build(self, schema: Schema, *, seed: int, table_device: torch.device | str = "cpu") -> RankingModel:
         """The model; the tower's weights are drawn from `seed`, the same at every layout.

@@ -1,6 +1,6 @@
 """What every model that finds items among all has: a table of items, vectors of who asks, an objective of the two."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,9 +9,8 @@ from rtrain.data.retrieval import RetrievalFacts
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, Parallel
-from rtrain.metrics.state import Retrieved
 from rtrain.models.plan import Piece
-from rtrain.models.protocol import Blueprint
+from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import Initial, Table
 from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 
@@ -24,13 +23,10 @@ def longest_of(positions: int, negatives: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalConfig(ABC):
+class RetrievalConfig(Model):
     """Config of such a model."""
 
     reads: ClassVar[Any] = RetrievalBatch
-    gives: ClassVar[Any] = Retrieved
-    served: ClassVar[bool] = False
-    exported: ClassVar[str] = ""
     of_histories: ClassVar[bool]
     """Whether it reads users' histories; else pairs of a user and an item."""
 
@@ -90,10 +86,6 @@ class RetrievalConfig(ABC):
             name=name, rows=rows, dim=self.dim, features=features, sequences=sequences, initial=self.initial,
             scale=self.scale,
         )  # fmt: skip
-
-    def check(self, data: object) -> None:
-        """Ids are held against the tables when the data are opened: nothing is left to look at."""
-        return
 
     @abstractmethod
     def pieces(self, facts: RetrievalFacts) -> tuple[Piece, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid, normalize
 
 from rtrain.errors import ConfigError
+from rtrain.metrics.state import Retrieved
 from rtrain.objectives.catalogue import CatalogueTally
 from rtrain.objectives.ranks import Ranks, filled
 
@@ -22,6 +23,7 @@ class CandidateLoss:
 
     link: ClassVar[None] = None
     """Who is asked about a whole catalogue answers with items, not with a number a row."""
+    gives: ClassVar[Any] = Retrieved
     tallies: ClassVar[str] = "outputs"
     draws: ClassVar[bool] = True
     """Whether it compares with negatives that the data draw."""

@@ -20,6 +20,7 @@ class NextToken:
 
     link = None
     """Logits of a vocabulary are too many to keep."""
+    gives: ClassVar[Any] = TokensScored
     tallies: ClassVar[str] = "losses"
 
     @staticmethod

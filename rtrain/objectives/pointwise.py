@@ -4,7 +4,7 @@ Shape legend: B rows, N rows of a split, L labels.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from rtrain.schema import Batch
 class Pointwise:
     """Binary cross-entropy of labels against logits; both [B], or [B, L] of several labels."""
 
+    gives: ClassVar[Any] = Scored
     tallies: ClassVar[str] = "outputs"
 
     weights: tuple[float, ...] = (1.0,)

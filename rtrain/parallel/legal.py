@@ -7,6 +7,7 @@ from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
 from rtrain.optim import RowWiseAdagrad, SparseOptim
+from rtrain.parallel.stage import shapes
 from rtrain.rounding import ceil_div
 
 
@@ -39,6 +40,8 @@ def reasons_against(
     yield from blueprint.against(parallel, mesh)
     if blueprint.tables:
         yield from _against_columns(parallel, optim, blueprint.tables, mesh.world_size)
+        if optim.clip_with_dense and not any(map(shapes, blueprint.pieces)):
+            yield f"sparse_optim.clip_with_dense: {model} has no dense weights whose norm would clip. Leave it out"
         yield from _against_carrying(parallel, mesh, blueprint, model)
     elif parallel.embeddings != "sharded":
         yield f"parallel.embeddings: {parallel.embeddings!r}, but {model} has no sharded tables"

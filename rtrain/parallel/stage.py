@@ -25,11 +25,13 @@ class Stage(nn.Module):
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """What the last piece gives of what the stage before has `given`, and of whatever the pieces take by name."""
-        return chain(self.pieces, self.takes, tuple(_Contiguous.apply(x) for x in given), named)  # type: ignore[no-untyped-call]
+        first = tuple(_ContiguousGradient.apply(x) for x in given)  # type: ignore[no-untyped-call]
+        out = chain(self.pieces, self.takes, first, named)
+        return tuple(x.contiguous() for x in out) if isinstance(out, tuple) else out.contiguous()
 
 
-class _Contiguous(torch.autograd.Function):
-    """What crosses from a stage to the next lies in one piece, as its gradient does: torch receives into nothing else.
+class _ContiguousGradient(torch.autograd.Function):
+    """What crosses between stages lies in one piece, there and back: torch sends and receives nothing else.
 
     Where a stage begins by putting its input beside something else, autograd gives a slice as the gradient.
     """

@@ -1,7 +1,5 @@
 """The runs that `chaos` makes of a run: on how many rows, and in folders that a later rehearsal may replace."""
 
-from dataclasses import replace
-
 from rtrain import config
 from rtrain.data.cursor import batches_per_epoch
 from rtrain.errors import ConfigError
@@ -22,7 +20,7 @@ def ending_an_epoch(run: Run, rows: int) -> Run:
     fewer = max(1, run.max_steps * 2 // 3) * run.global_batch
     # One less than fills the batches where each rank can spare it, so that padding is rehearsed too.
     fewer -= run.global_batch > run.cluster.workers
-    return replace(run, data=replace(run.data, train_rows=fewer), epochs=max(2, run.epochs))
+    return config.override(run, {"data.train_rows": fewer, "epochs": max(2, run.epochs)})
 
 
 def refuse_foreign(run: Run) -> None:

@@ -6,7 +6,7 @@ Shape legend: B rows of this rank's batch.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import lcm
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,24 +16,16 @@ from rtrain.checkpoint.format import Stored
 from rtrain.errors import CheckpointError
 from rtrain.mesh import Mesh
 from rtrain.models.protocol import Blueprint
-from rtrain.parallel import tower as towers
-from rtrain.parallel.carry import Carry
+from rtrain.parallel.apply import Layout, apply
 from rtrain.parallel.chunks import Chunk
-from rtrain.parallel.groups import make_groups
-from rtrain.parallel.pipeline import Pipeline
-from rtrain.parallel.placement import TablePlacement, bytes_per_rank
-from rtrain.parallel.ranks import MeshRanks
-from rtrain.parallel.stage import build_stages, cut_into_stages, initialise, parameters_of_ranks, shapes
-from rtrain.parallel.tensor import TensorRank
+from rtrain.parallel.placement import bytes_per_rank
+from rtrain.parallel.stage import parameters_of_ranks, shapes
 from rtrain.rounding import ceil_div, round_up
 from rtrain.run import Run
 from rtrain.schema import NONE
 from rtrain.training import rng
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.world import World
-
-if TYPE_CHECKING:
-    from rtrain.parallel.embeddings import ShardedTables
 
 
 class Replica:
@@ -52,98 +44,31 @@ class Replica:
         self.run, self.world, self.stored, self.mesh = run, world, stored, mesh
         self.blueprint = run.blueprint
         self.objective = self.blueprint.objective
+        self.readers = mesh.readers(self.blueprint.dealt)
+        self.per_microbatch = ceil_div(run.global_batch, self.readers * run.parallel.microbatches)
+        self._looked_up: dict[str, Tensor] = {}
+        self._leaves: dict[str, Tensor] = {}
+        budget = run.cluster.memory_gb_per_worker
+        layout = Layout(
+            parallel=run.parallel,
+            mesh=mesh,
+            optim=run.optim,
+            sparse_optim=run.sparse_optim,
+            seed=run.seed,
+            global_batch=run.global_batch,
+            device=world.device,
+            local_size=world.local_size,
+            memory_bytes=int(budget * 1024**3) if budget is not None else world.memory_bytes(),
+        )
         try:
-            self._build(training)
+            share = apply(self.blueprint, layout, read=stored.read if stored else None, training=training)
         except CheckpointError:
             if stored:
                 stored.check_model(shapes_of(self.blueprint))
             raise
-
-    def _build(self, training: bool) -> None:
-        run, parallel, stored, device = self.run, self.run.parallel, self.stored, self.world.device
-        blueprint, mesh = self.blueprint, self.mesh
-        self.readers = mesh.readers(blueprint.dealt)
-        self._looked_up: dict[str, Tensor] = {}
-        self._leaves: dict[str, Tensor] = {}
-        self.per_microbatch = ceil_div(run.global_batch, self.readers * parallel.microbatches)
-        groups = make_groups(mesh)
-        self.tables: ShardedTables | None = None
-        self.placements: tuple[TablePlacement, ...] = ()
-        if blueprint.tables:
-            self.tables, self.placements = self._shard_tables()
-        along = groups.along["tensor"]
-        self.tensor = TensorRank(along, groups.index("tensor"), groups.size("tensor"), blueprint.dealt)
-        self.ranks = MeshRanks(self.tensor, groups, blueprint.dealt)
-        everywhere = cut_into_stages(blueprint.pieces, parallel, mesh)
-        self.carry = Carry(groups, everywhere)
-        stages = everywhere[groups.index("pipeline")]
-        self.takes = {name for pieces in stages for piece in pieces for name in piece.takes}
-        self.modules, places = build_stages(
-            stages,
-            self.tensor,
-            device,
-            seed=run.seed,
-            first=blueprint.pieces[0].name,
-            writes=groups.index("data") == 0,
-        )
-        if stored:
-            towers.load_weights(self.modules, places, stored.read)
-        else:
-            initialise(self.modules, places, stages, run.seed)
-        self.pipeline: Pipeline | None = None
-        if mesh.pipeline > 1:
-            self.pipeline = Pipeline(
-                list(self.modules),
-                parallel.schedule,
-                groups,
-                device,
-                microbatches=parallel.microbatches,
-                loss=self._loss,
-            )
-        of_its_own = blueprint.dealt == "rows" or groups.index("tensor") == 0
-        self.counts = of_its_own and (self.pipeline is None or self.pipeline.last)
-        """Whether this rank's loss counts: the last stage knows it, and tensor ranks that share tokens all the same."""
-        whole = self.modules if self.pipeline else self.modules[0]
-        if not self.pipeline:
-            places = {name.removeprefix("0."): place for name, place in places.items()}
-        self.tower: towers.Tower | None = None
-        if training:
-            self.tower = towers.wrap(
-                whole,
-                places,
-                parallel,
-                run.optim,
-                groups,
-                device,
-                rows_per_microbatch=self.per_microbatch,
-                accumulates=self.pipeline is not None or parallel.microbatches > 1,
-            )
-            if stored:
-                self.tower.restore(stored.read)
-        self.modules.train(training)
-
-    def _shard_tables(self) -> tuple["ShardedTables", tuple[TablePlacement, ...]]:
-        """The tables' shards, filled."""
-        # torchrec and fbgemm, seconds to import: a model without tables does without.
-        from rtrain.parallel.embeddings import apply_tables
-
-        run, world = self.run, self.world
-        budget = run.cluster.memory_gb_per_worker
-        tables, placements = apply_tables(
-            self.blueprint.tables,
-            self.blueprint.features,
-            run.parallel,
-            run.sparse_optim,
-            world.device,
-            local_world_size=world.local_size,
-            batch_per_rank=ceil_div(run.global_batch, world.size),
-            memory_bytes_per_rank=int(budget * 1024**3) if budget is not None else world.memory_bytes(),
-        )
-        if self.stored:
-            tables.restore(self.stored.read)
-        else:
-            tables.initialise(run.seed)
-        return tables, placements
+        self.tables, self.placements, self.carry, self.takes = share.tables, share.placements, share.carry, share.takes
+        self.modules, self.pipeline, self.tower = share.modules, share.pipeline, share.tower
+        self.tensor, self.ranks, self.counts = share.tensor, share.ranks, share.counts
 
     @property
     def grad_norm(self) -> float | None:

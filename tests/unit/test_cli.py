@@ -89,7 +89,7 @@ REFUSED = [
     (["--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["plan", "--optim.lr", "fast"], "optim.lr: expected float, got 'fast' (str)"),
     (["plan", "--max-steps", "ten"], "max_steps: expected int | none, got 'ten' (str)"),
-    (["plan", "--metrics.2", "5"], "metrics.2: expected AUC | AUPRC | KS | "),
+    (["plan", "--metrics.2", "5"], "metrics.2: expected Metric, got '5' (str). Write one in the recipe"),
     (["plan", "--metrics.7.k", "5"], "metrics.7: there are 3 items here, so the index must be 0..2"),
     (["plan", "--optim.lr", "-1"], "optim.lr: must be positive, got -1.0"),
     (["plan", "--model.bottom", "-1"], "model.bottom: a hidden size is at least 1, got (-1,)"),

@@ -26,12 +26,40 @@ def classes(tree: ast.Module) -> set[str]:
 
 
 def asked(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and name of each class that `isinstance` is called with."""
+    """Line and name of each class that something is asked for: by `isinstance`, by its type, or in a `match`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
-            for n in ast.walk(node.args[1]):
-                if isinstance(n, ast.Name | ast.Attribute):
-                    yield node.lineno, n.id if isinstance(n, ast.Name) else n.attr
+            yield from named(node.args[1])
+        elif isinstance(node, ast.MatchClass):
+            yield from named(node.cls)
+        elif isinstance(node, ast.Compare) and any(is_type_of(side) for side in (node.left, *node.comparators)):
+            for side in (node.left, *node.comparators):
+                if not is_type_of(side):
+                    yield from named(side)
+
+
+def named(node: ast.AST) -> Iterator[tuple[int, str]]:
+    for n in ast.walk(node):
+        if isinstance(n, ast.Name | ast.Attribute):
+            yield n.lineno, n.id if isinstance(n, ast.Name) else n.attr
+
+
+def is_type_of(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "type"
+
+
+@pytest.mark.parametrize(
+    "asks",
+    [
+        "isinstance(run.model, Decoder)",
+        "isinstance(model, (DLRM, models.Decoder))",
+        "type(model) is Decoder",
+        "Decoder == type(model)",
+        "match model:\n case Decoder(vocab=v): pass",
+    ],
+)
+def test_each_way_of_asking_is_seen(asks: str) -> None:
+    assert "Decoder" in {name for _, name in asked(ast.parse(asks))}
 
 
 def test_nobody_asks_for_a_kind_of_model_data_or_objective_outside_its_own_file() -> None:

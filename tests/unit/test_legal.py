@@ -143,7 +143,7 @@ ILLEGAL = [
         {"pipeline": 8, "microbatches": 8},
         "parallel.pipeline: 8 ranks with schedule '1f1b' make 8 stages",
     ),
-    ({"pipeline": 4, "microbatches": 4, "schedule": "interleaved_1f1b"}, "make 8 stages, but the model has 4 blocks"),
+    ({"pipeline": 4, "microbatches": 4, "schedule": "interleaved_1f1b"}, "make 8 stages, but Decoder has 6 pieces"),
     ({"pipeline": 2}, "parallel.microbatches: schedule '1f1b' over 2 pipeline ranks needs at least 2 microbatches"),
     ({"pipeline": 2, "microbatches": 3, "schedule": "interleaved_1f1b"}, "needs a multiple of the 2 pipeline ranks"),
     ({"microbatches": 64}, "parallel.microbatches: 64, but a step has only 32 rows a rank"),

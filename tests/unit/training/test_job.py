@@ -204,7 +204,7 @@ def test_a_further_labels_metric_decides() -> None:
         ),
         (
             {"metrics": (AUC(), Calibration()), "evaluation.monitor": "like_calibration"},
-            "evaluation.monitor: calibration is best at 1, not at its largest. Monitor log_loss instead",
+            "evaluation.monitor: like_calibration is best somewhere in between, not at an end. Monitor log_loss instead",
         ),
         ({"metrics": (AUC(), AUC())}, "metrics: two of them would be called 'auc'. Drop one, or rename its label"),
     ],
