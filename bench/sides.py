@@ -73,7 +73,7 @@ def job_alone(place: Place, *, steps: int, name: str) -> Measured:
 def stall(place: Place, *, name: str, background: bool) -> Measured:
     """Seconds that one process's training waits for its checkpoints, one every 40 steps; the last one apart."""
     words = ["bench/job.py", "train", "--json", "--launcher", "inline", "--storage", str(place.runs), "--name", name]
-    words += ["--checkpoint.every_steps", "40", "--checkpoint.background", str(background).lower()]
+    words += ["--checkpoint.every.steps", "40", "--checkpoint.background", str(background).lower()]
     _last_line(words, place.environment(STEPS))
     return {"stall": json.loads((place.runs / name / "result.json").read_text())["breakdown"]["checkpoint"]}
 
@@ -98,8 +98,8 @@ def bare_ray(place: Place) -> Measured:
 def decoder(place: Place, *, name: str, workers: int) -> Measured:
     """The decoder's recipe without Ray: in one process with eager torch, or under torchrun with ZeRO-1."""
     launcher = "torchrun" if workers > 1 else "inline"
-    options: dict[str, Any] = {"launcher": launcher, "max_steps": DENSE_STEPS, "name": name, "storage": place.runs}
-    options |= {"log_every_steps": DENSE_LOG, "evaluation.every_steps": 10**9, "checkpoint.every_steps": 10**9}
+    options: dict[str, Any] = {"launcher": launcher, "duration.steps": DENSE_STEPS, "name": name, "storage": place.runs}
+    options |= {"log_every_steps": DENSE_LOG, "evaluation.every.steps": 10**9, "checkpoint.every.steps": 10**9}
     options |= {"parallel.dense": "zero" if workers > 1 else "ddp", "tracking.to": "jsonl", "handoff.export": "false"}
     words = [w for key, value in options.items() for w in (f"--{key}", str(value))]
     start = _torchrun(workers) if workers > 1 else []

@@ -14,6 +14,7 @@ from rtrain import (
     Adagrad,
     Checkpoint,
     Cluster,
+    Duration,
     Evaluation,
     Handoff,
     HitRate,
@@ -37,10 +38,10 @@ def run() -> Run:
         data=Pairs(source="ml-100k", users=USERS, items=ITEMS, split=RandomPerUser(valid=0.1, test=0.1)),
         sparse_optim=Adagrad(lr=0.03),
         global_batch=2048,
-        epochs=100,
+        duration=Duration(epochs=100),
         parallel=Parallel(dense="ddp"),
         evaluation=Evaluation(monitor="mrr@10", patience=20),
-        checkpoint=Checkpoint(every_steps=1000),
+        checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
         handoff=Handoff(export=False),
         metrics=(NDCG(k=10), RecallAt(k=10), MRR(k=10), HitRate(k=10), PrecisionAt(k=10)),
@@ -49,7 +50,7 @@ def run() -> Run:
 
 def debug() -> Run:
     """The same path in seconds."""
-    return replace(run(), name="bpr-movielens-debug", max_steps=20, log_every_steps=5)
+    return replace(run(), name="bpr-movielens-debug", duration=Duration(steps=20), log_every_steps=5)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rtrain import (
     Checkpoint,
     Cluster,
     Dense,
+    Duration,
     Evaluation,
     Faults,
     Handoff,
@@ -61,10 +62,10 @@ def run() -> Run:
         optim=AdamW(lr=2e-3),
         sparse_optim=RowWiseAdagrad(lr=2e-3),
         global_batch=512,
-        epochs=3,
+        duration=Duration(epochs=3),
         parallel=Parallel(dense="zero", zero_stage=1, embeddings="sharded"),
-        evaluation=Evaluation(every_steps=20, monitor="auc", patience=8),
-        checkpoint=Checkpoint(every_steps=200, keep=3),
+        evaluation=Evaluation(every=Duration(steps=20), monitor="auc", patience=8),
+        checkpoint=Checkpoint(every=Duration(steps=200), keep=3),
         faults=Faults(max_failures=3),
         cluster=Cluster(workers=2),
         handoff=Handoff(serve_check=True),
@@ -74,7 +75,9 @@ def run() -> Run:
 
 def debug() -> Run:
     """The same path in seconds."""
-    return replace(run(), name="dlrm-movielens-debug", max_steps=20, log_every_steps=5, handoff=Handoff())
+    return replace(
+        run(), name="dlrm-movielens-debug", duration=Duration(steps=20), log_every_steps=5, handoff=Handoff()
+    )
 
 
 if __name__ == "__main__":

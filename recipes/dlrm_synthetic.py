@@ -16,6 +16,7 @@ from rtrain import (
     Checkpoint,
     Cluster,
     Dense,
+    Duration,
     Evaluation,
     Handoff,
     Id,
@@ -47,10 +48,10 @@ def run() -> Run:
         optim=AdamW(lr=2e-3, schedule=Schedule(decay="linear")),
         sparse_optim=RowWiseAdagrad(lr=2e-2, schedule=Schedule(decay="linear")),
         global_batch=4096,
-        epochs=1,
+        duration=Duration(epochs=1),
         parallel=Parallel(dense="ddp", embeddings="sharded"),
-        evaluation=Evaluation(every_steps=100, monitor="auc"),
-        checkpoint=Checkpoint(every_steps=400, keep=1),
+        evaluation=Evaluation(every=Duration(steps=100), monitor="auc"),
+        checkpoint=Checkpoint(every=Duration(steps=400), keep=1),
         cluster=Cluster(workers=2),
         handoff=Handoff(),
         metrics=(AUC(), LogLoss()),
@@ -61,7 +62,7 @@ def debug() -> Run:
     """The same path in seconds."""
     made = run()
     data = replace(made.data, window_rows=100_000)
-    return replace(made, name="dlrm-synthetic-debug", data=data, max_steps=5, log_every_steps=1)
+    return replace(made, name="dlrm-synthetic-debug", data=data, duration=Duration(steps=5), log_every_steps=1)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rtrain import (
     Checkpoint,
     Cluster,
     Dense,
+    Duration,
     Evaluation,
     Handoff,
     IdSequence,
@@ -59,10 +60,10 @@ def run() -> Run:
         optim=AdamW(lr=2e-3),
         sparse_optim=RowWiseAdagrad(lr=2e-3),
         global_batch=1024,
-        epochs=3,
+        duration=Duration(epochs=3),
         parallel=Parallel(dense="zero", zero_stage=1, embeddings="sharded"),
-        evaluation=Evaluation(every_steps=40, monitor="auc", patience=6),
-        checkpoint=Checkpoint(every_steps=200, keep=3),
+        evaluation=Evaluation(every=Duration(steps=40), monitor="auc", patience=6),
+        checkpoint=Checkpoint(every=Duration(steps=200), keep=3),
         cluster=Cluster(workers=2),
         handoff=Handoff(serve_check=True),
         metrics=(AUC(), LogLoss(), GAUC()),
@@ -71,7 +72,9 @@ def run() -> Run:
 
 def debug() -> Run:
     """The same path in seconds."""
-    return replace(run(), name="mmoe-movielens-debug", max_steps=20, log_every_steps=5, handoff=Handoff())
+    return replace(
+        run(), name="mmoe-movielens-debug", duration=Duration(steps=20), log_every_steps=5, handoff=Handoff()
+    )
 
 
 if __name__ == "__main__":

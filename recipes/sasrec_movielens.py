@@ -13,6 +13,7 @@ from rtrain import (
     AdamW,
     Checkpoint,
     Cluster,
+    Duration,
     Evaluation,
     Handoff,
     Histories,
@@ -40,10 +41,10 @@ def run() -> Run:
         optim=AdamW(lr=1e-3),
         sparse_optim=Adagrad(lr=0.05),
         global_batch=128,
-        epochs=200,
+        duration=Duration(epochs=200),
         parallel=Parallel(dense="zero", zero_stage=1),
-        evaluation=Evaluation(every_steps=40, monitor="ndcg@10", patience=6),
-        checkpoint=Checkpoint(every_steps=1000),
+        evaluation=Evaluation(every=Duration(steps=40), monitor="ndcg@10", patience=6),
+        checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
         handoff=Handoff(export=False),
         metrics=(NDCG(k=10), HitRate(k=10), MRR(k=10)),
@@ -52,7 +53,7 @@ def run() -> Run:
 
 def debug() -> Run:
     """The same path in seconds."""
-    return replace(run(), name="sasrec-movielens-debug", max_steps=20, log_every_steps=5)
+    return replace(run(), name="sasrec-movielens-debug", duration=Duration(steps=20), log_every_steps=5)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rtrain import (
     AdamW,
     Checkpoint,
     Cluster,
+    Duration,
     Evaluation,
     Handoff,
     Histories,
@@ -41,10 +42,10 @@ def run() -> Run:
         optim=AdamW(lr=1e-3),
         sparse_optim=Adagrad(lr=0.05),
         global_batch=128,
-        epochs=200,
+        duration=Duration(epochs=200),
         parallel=Parallel(dense="zero", zero_stage=1),
         evaluation=Evaluation(monitor="ndcg@10", patience=10),
-        checkpoint=Checkpoint(every_steps=1000),
+        checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
         handoff=Handoff(export=False),
         metrics=(NDCG(k=10), HitRate(k=10), MRR(k=10)),
@@ -54,7 +55,7 @@ def run() -> Run:
 def debug() -> Run:
     """The same path in seconds, on MovieLens-100K."""
     data = replace(run().data, source="ml-100k", users=944, items=1683, time="timestamp")
-    return replace(run(), name="sasrec-sequences-debug", data=data, max_steps=20, log_every_steps=5)
+    return replace(run(), name="sasrec-sequences-debug", data=data, duration=Duration(steps=20), log_every_steps=5)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from rtrain import (
     AdamW,
     Checkpoint,
     Cluster,
+    Duration,
     Evaluation,
     Handoff,
     HitRate,
@@ -43,10 +44,10 @@ def run() -> Run:
         optim=AdamW(lr=1e-3),
         sparse_optim=Adagrad(lr=0.03),
         global_batch=2048,
-        epochs=100,
+        duration=Duration(epochs=100),
         parallel=Parallel(dense="zero", zero_stage=1),
         evaluation=Evaluation(monitor="mrr@10", patience=20),
-        checkpoint=Checkpoint(every_steps=1000),
+        checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
         handoff=Handoff(export=False),
         metrics=(NDCG(k=10), RecallAt(k=10), MRR(k=10), HitRate(k=10), PrecisionAt(k=10)),
@@ -55,7 +56,7 @@ def run() -> Run:
 
 def debug() -> Run:
     """The same path in seconds."""
-    return replace(run(), name="two-tower-movielens-debug", max_steps=20, log_every_steps=5)
+    return replace(run(), name="two-tower-movielens-debug", duration=Duration(steps=20), log_every_steps=5)
 
 
 if __name__ == "__main__":

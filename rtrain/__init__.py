@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rtrain.data.retrieval import Histories, Pairs
     from rtrain.data.split import ByTime
     from rtrain.data.tokens import Tokens
+    from rtrain.duration import Duration
     from rtrain.mesh import Parallel
     from rtrain.metrics import (
         AUC,
@@ -76,6 +77,7 @@ _HOMES = {
     "rtrain.data.retrieval": ("Histories", "Pairs"),
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
+    "rtrain.duration": ("Duration",),
     "rtrain.mesh": ("Parallel",),
     "rtrain.metrics": (
         "AUC",
@@ -157,6 +159,7 @@ __all__ = [
     "Decoder",
     "DeepFM",
     "Dense",
+    "Duration",
     "Evaluation",
     "FAt",
     "Faults",

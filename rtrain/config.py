@@ -323,6 +323,8 @@ def from_dict(tree: Any) -> Any:
         return {k: from_dict(v) for k, v in tree.items()}
     cls = _resolve(tree[TYPE_KEY])
     values = {k: from_dict(v) for k, v in tree.items() if k != TYPE_KEY}
+    if hasattr(cls, "of_older"):
+        values = cls.of_older(values)
     unknown = sorted(set(values) - {f.name for f in dataclasses.fields(cls)})
     if unknown:
         raise ConfigError(f"{tree[TYPE_KEY]}: the stored config has fields that this version does not: {unknown}")

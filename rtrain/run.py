@@ -2,10 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from rtrain.config import flatten, validate
+from rtrain.data.cursor import batches_per_epoch
 from rtrain.data.protocol import Data
+from rtrain.duration import Duration
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Parallel
 from rtrain.metrics import AUC, LogLoss
@@ -21,10 +23,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 class Checkpoint:
     """When checkpoints are written and how many stay."""
 
-    every_steps: int = 200
-    """Steps between checkpoints; one more is written at the end, and one at each best evaluation."""
-    every_s: float | None = None
-    """Seconds after which one is written too, at the next point of the training curve; none: by steps alone."""
+    every: Duration = Duration(steps=200)
+    """Between checkpoints; one more is written at the end, and one at each best evaluation."""
     background: bool = True
     """Write while training goes on, from a copy in the host's memory (as large as the state); else it waits."""
     keep: int = 3
@@ -33,20 +33,25 @@ class Checkpoint:
     """Seconds for which an operation of the storage that failed is tried again, with growing pauses."""
 
     def __post_init__(self) -> None:
-        if self.every_steps < 1 or self.keep < 1:
-            raise ConfigError("checkpoint: every_steps and keep must be at least 1")
-        if self.every_s is not None and not self.every_s > 0:
-            raise ConfigError(f"checkpoint.every_s: must be above 0, or none, got {self.every_s}")
+        if self.keep < 1:
+            raise ConfigError(f"checkpoint.keep: must be at least 1, got {self.keep}")
         if self.retry_s < 0:
             raise ConfigError(f"checkpoint.retry_s: must be at least 0, got {self.retry_s}")
+
+    @classmethod
+    def of_older(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a config that was stored before there were durations."""
+        if "every_steps" in stored:
+            stored["every"] = Duration(steps=stored.pop("every_steps"), seconds=stored.pop("every_s", None))
+        return stored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """When the validation split is scored, and what stops a run early."""
 
-    every_steps: int | None = None
-    """Steps between evaluations; none: at the end of each epoch."""
+    every: Duration = Duration(epochs=1)
+    """Between evaluations; one more comes at the end."""
     monitor: str = "auc"
     """Metric that decides which checkpoint is the best; of a further label `<label>_<metric>`."""
     patience: int | None = None
@@ -55,12 +60,18 @@ class Evaluation:
     """Rows of a global batch in evaluation."""
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "patience"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"evaluation.{name}: must be at least 1, or none, got {value}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"evaluation.patience: must be at least 1, or none, got {self.patience}")
         if self.batch < 1:
             raise ConfigError(f"evaluation.batch: must be at least 1, got {self.batch}")
+
+    @classmethod
+    def of_older(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a config that was stored before there were durations."""
+        if "every_steps" in stored:
+            steps = stored.pop("every_steps")
+            stored["every"] = Duration(epochs=1) if steps is None else Duration(steps=steps)
+        return stored
 
 
 FailureKind = Literal[
@@ -169,10 +180,8 @@ class Run:
     """Optimizer of the embedding tables, fused into backward."""
     global_batch: int = 1024
     """Rows of a step over all workers; an epoch is cut into equal batches of at most this many."""
-    epochs: int = 1
-    """Passes over the training split."""
-    max_steps: int | None = None
-    """Optimizer steps after which the run ends, if that is sooner."""
+    duration: Duration = Duration(epochs=1)
+    """How long it trains."""
     parallel: Parallel = Parallel()
     """How the run is laid out over its workers."""
     evaluation: Evaluation = Evaluation()
@@ -201,13 +210,16 @@ class Run:
         self._check_secrets()  # first: the other messages repeat values
         if not NAME.fullmatch(self.name):
             raise ConfigError(f"name: {self.name!r} must be letters, digits, '.', '_' or '-', at most 100")
-        for field in ("global_batch", "epochs", "log_every_steps"):
+        for field in ("global_batch", "log_every_steps"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field}: must be at least 1, got {getattr(self, field)}")
         if self.seed < 0:
             raise ConfigError(f"seed: must be at least 0, got {self.seed}")
-        if self.max_steps is not None and self.max_steps < 1:
-            raise ConfigError(f"max_steps: must be at least 1, or none, got {self.max_steps}")
+        if self.duration.limit(1, 1) is None:
+            raise ConfigError(
+                "duration: it has seconds alone, but the schedule of the learning rate needs an end that it knows. "
+                "Give steps, samples or epochs too; what is reached first counts"
+            )
         names = [name for name, _ in self._named_metrics()]
         for name in names:
             if names.count(name) > 1:
@@ -263,6 +275,19 @@ class Run:
     def _named_metrics(self) -> list[tuple[str, Metric]]:
         """Key in results -> metric, of every label."""
         return [(f"{prefix}{metric.name}", metric) for prefix in self.data.metric_prefixes for metric in self.metrics]
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps on a training split of `rows`, if no clock and no patience ends the run before."""
+        steps = self.duration.limit(rows, batches_per_epoch(rows, self.global_batch))
+        assert steps is not None, "a run has more than seconds"
+        return steps
+
+    @classmethod
+    def of_older(cls, stored: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a config that was stored before there were durations."""
+        if "epochs" in stored:
+            stored["duration"] = Duration(epochs=stored.pop("epochs"), steps=stored.pop("max_steps", None))
+        return stored
 
     @property
     def monitored(self) -> Metric:

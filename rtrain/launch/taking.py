@@ -9,7 +9,7 @@ from rtrain import config
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.folders import CheckpointFolders
-from rtrain.data.cursor import batches_per_epoch
+from rtrain.duration import CLOCK
 from rtrain.errors import ConfigError
 from rtrain.run import Run
 from rtrain.storage import Folder
@@ -18,13 +18,13 @@ from rtrain.training.agreement import open_data
 # A resumed run may differ in these; anything else would make it another run.
 MAY_CHANGE = (
     "storage", "parallel", "cluster", "checkpoint", "evaluation", "faults", "tracking", "handoff",
-    "metrics", "log_every_steps", "epochs", "max_steps", "data.prefetch",
+    "metrics", "log_every_steps", "duration", "data.prefetch",
 )  # fmt: skip
 # And of these, a finished run has something to do again.
 GIVES_WORK = ("metrics", "handoff")
 CHANGES_NOTHING = ("handoff.port",)
 # And of these, one whose steps are not all trained.
-LENGTH, EVALUATION = ("epochs", "max_steps"), "evaluation"
+LENGTH, EVALUATION = "duration", "evaluation"
 RESULT, REPORT = "result.json", "report.html"
 KEPT = re.compile(r"result~(\d+)\.json")
 Say = Callable[[str], None]
@@ -45,19 +45,20 @@ def finished(run: Run, asked: Run, say: Say) -> Mapping[str, Any] | None:
     if works or not all(c.startswith(MAY_CHANGE) for c in changed):
         return None
     longer, judged = (any(c.startswith(names) for c in changed) for names in (LENGTH, EVALUATION))
-    if (judged or (longer and not stored["stop"])) and _total_steps(run) > stored["steps"]:
+    by_clock = stored["stop"].startswith(CLOCK)
+    goes_on = judged or (longer and (not stored["stop"] or by_clock))
+    if goes_on and _total_steps(run) > stored["steps"]:
         return None
     said = f"finished already, at step {stored['steps']}; this is its stored result (--fresh trains it anew)"
     if changed:
-        why = f": {stored['stop']}; evaluation.patience gives it more" if stored["stop"] else ""
+        why = f": {stored['stop']}; evaluation.patience gives it more" if stored["stop"] and not by_clock else ""
         said += f". What changed ({'; '.join(changed)}) leaves no step to train{why}"
     say(said)
     return stored
 
 
 def _total_steps(run: Run) -> int:
-    batches = batches_per_epoch(open_data(run).rows("train"), run.global_batch)
-    return min(run.epochs * batches, run.max_steps or 2**62)
+    return run.total_steps(open_data(run).rows("train"))
 
 
 def refuse_another(run: Run) -> None:

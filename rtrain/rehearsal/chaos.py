@@ -130,11 +130,13 @@ def chaos(
         assert result is not None, "only other ranks of torchrun get none"
         steps, metrics = int(result.values["steps"]), result.metrics
         # The first ones may have been pruned by now, and an evaluation may have written one before its time.
-        earliest = min(run.checkpoint.every_steps, CheckpointFolders(calm.folder).committed()[0]) + 1
+        earliest = CheckpointFolders(calm.folder).committed()[0] + 1
+        if run.checkpoint.every.steps is not None:
+            earliest = min(earliest, run.checkpoint.every.steps + 1)
         if earliest >= steps:
             raise ConfigError(
                 f"chaos: {run.name!r} has {steps} steps and its first checkpoint at step {earliest - 1}, so no failure "
-                "can come between. Lower checkpoint.every_steps"
+                "can come between. Lower checkpoint.every"
             )
         proved = account(calm.folder, verify=True)
         if not proved.holds:
@@ -158,7 +160,7 @@ def _on_enough_rows(run: Run, say: Callable[[str], None]) -> Run:
     cut = ending_an_epoch(run, rows)
     if cut != run:
         say(
-            f"{run.max_steps} steps end no epoch of {rows} rows, so every rehearsal trains on the last "
+            f"{run.total_steps(rows)} steps end no epoch of {rows} rows, so every rehearsal trains on the last "
             f"{cut.data.train_rows} (data.train_rows)"
         )
     return cut

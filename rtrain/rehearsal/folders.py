@@ -1,7 +1,10 @@
 """The runs that `chaos` makes of a run: on how many rows, and in folders that a later rehearsal may replace."""
 
+from dataclasses import replace
+
 from rtrain import config
 from rtrain.data.cursor import batches_per_epoch
+from rtrain.duration import Duration
 from rtrain.errors import ConfigError
 from rtrain.run import Run
 from rtrain.storage import Folder, check_writable
@@ -15,12 +18,13 @@ def ending_an_epoch(run: Run, rows: int) -> Run:
 
     Only of an epoch that has ended does the data say by itself whether a sample is missing.
     """
-    if run.max_steps is None or run.max_steps >= batches_per_epoch(rows, run.global_batch):
+    steps = run.total_steps(rows)
+    if steps >= batches_per_epoch(rows, run.global_batch):
         return run
-    fewer = max(1, run.max_steps * 2 // 3) * run.global_batch
+    fewer = max(1, steps * 2 // 3) * run.global_batch
     # One less than fills the batches where each rank can spare it, so that padding is rehearsed too.
     fewer -= run.global_batch > run.cluster.workers
-    return config.override(run, {"data.train_rows": fewer, "epochs": max(2, run.epochs)})
+    return replace(config.override(run, {"data.train_rows": fewer}), duration=Duration(steps=steps))
 
 
 def refuse_foreign(run: Run) -> None:

@@ -55,7 +55,7 @@ def run() -> Run:
         optim=AdamW(lr=2e-3),  # of the dense layers
         sparse_optim=RowWiseAdagrad(lr=2e-2),  # of the embedding tables
         global_batch={batch},  # rows of a step; an epoch is about {steps} steps
-        epochs={epochs},  # more where an epoch is short: about a thousand steps in all
+        duration=Duration(epochs={epochs}),  # more where an epoch is short: about a thousand steps in all
         # The validation rows are scored at the end of each epoch; the best AUC is kept.
         evaluation=Evaluation(monitor="auc"),
         # Two worker processes. On GPUs: Cluster(workers=<GPUs>, gpus_per_worker=1).
@@ -69,7 +69,7 @@ def run() -> Run:
 
 def debug() -> Run:
     """The same path in seconds: what --debug trains."""
-    return replace(run(), name={debug_name}, max_steps=20, log_every_steps=5, handoff=Handoff())
+    return replace(run(), name={debug_name}, duration=Duration(steps=20), log_every_steps=5, handoff=Handoff())
 
 
 if __name__ == "__main__":
@@ -84,8 +84,8 @@ def recipe_text(recipe: Path, data: str, prepared: Prepared, columns: Sequence[C
     group = next((c.name for c in used if c.kind == "Id" and c.entity == "user"), "")
     model = "DLRM" if dense else "DCNv2"
     metrics = ["AUC", "LogLoss", *(["NDCG"] if group else [])]
-    names = {"Label", "AdamW", "ByTime", "Cluster", "Evaluation", "Handoff", "Interactions", "RowWiseAdagrad", "Run"}
-    names |= {"Schema", "main", model, *metrics} | {c.kind for c in used}
+    names = {"Label", "AdamW", "ByTime", "Cluster", "Duration", "Evaluation", "Handoff", "Interactions"}
+    names |= {"RowWiseAdagrad", "Run", "Schema", "main", model, *metrics} | {c.kind for c in used}
     constants = _constants(used)
     batch = _batch(prepared.data.rows * 0.8)
     steps = max(1, round(prepared.data.rows * 0.8 / batch))

@@ -174,9 +174,10 @@ class _Job:
         replica = Replica(run, self.mesh, world, stored=stored, training=True)
         if stored:
             state.load(stored.meta["state"])
-            patience = run.evaluation.patience
-            if patience is None or state.stale < patience:
-                state.stop = ""  # it had stopped early, and has been given more patience since
+            patience, seconds = run.evaluation.patience, run.duration.seconds
+            patient = patience is None or state.stale < patience
+            if patient and (seconds is None or state.elapsed_s < seconds):
+                state.stop = ""  # it had stopped early, and has been given more patience or time since
             if world.leads:
                 self.ledger.load(stored)
         reader = self.data.reader(
@@ -188,7 +189,7 @@ class _Job:
             cursor=state.cursor,
         )
         state.rows = self.data.rows("train")
-        state.total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
+        state.total_steps = run.total_steps(state.rows)
         write_placement(self.folder, self.mesh, replica, self.attempt)
         write_surroundings(self.folder, world, self.attempt)
         attempt = self.attempt

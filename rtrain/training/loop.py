@@ -3,12 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from rtrain.data.cursor import Cursor
+from rtrain.duration import CLOCK
 from rtrain.errors import RunFailed
 from rtrain.ledger.record import Ledger
 from rtrain.run import Run
@@ -35,7 +37,7 @@ def fit(
 ) -> None:
     """Train until `state.done`; a collective over all ranks.
 
-    A checkpoint is written every `checkpoint.every_steps`, at each new best evaluation (so that the
+    A checkpoint is written as `checkpoint.every` says, at each new best evaluation (so that the
     best step always has one) and at the end. Evaluation comes before the checkpoint of its step,
     so that a resume never evaluates a step twice. `save(now)` begins one, or, with `now`, returns
     when it is committed; it gives the states of the checkpoints whose commit it has seen.
@@ -44,7 +46,7 @@ def fit(
         RunFailed: the loss is not finite.
         Preempted: some rank was given notice; a checkpoint of the last step is committed.
     """
-    window = _Window(state, replica, notice, run.checkpoint.every_s)
+    window = _Window(state, replica, notice, run)
     began, before = time.perf_counter(), state.elapsed_s
     callbacks.fit_start(state)
     while not state.done:
@@ -60,20 +62,21 @@ def fit(
         replica.update(step=state.step, total_steps=state.total_steps, watch=watch)
         window.add(loss, batch)
         ledger.record(state.cursor.epoch, rows)
-        epoch_ended = cursor.epoch > state.cursor.epoch
+        earlier = replace(state)
         state.step, state.cursor = state.step + 1, cursor
         state.elapsed_s = before + time.perf_counter() - began
 
         point = None
         if state.step % run.log_every_steps == 0 or state.done:
             point = window.close(run, state, replica)
+            if "end" in window.due and not state.done:
+                state.stop = f"{CLOCK}: {run.duration.seconds:g} s are over"
         watch.entered("callbacks")
         with watch.between("records"):
             callbacks.step_end(state, point)
 
         improved = False
-        every = run.evaluation.every_steps
-        if state.done or (epoch_ended if every is None else state.step % every == 0):
+        if state.done or run.evaluation.every.due(earlier, state) or "evaluation" in window.due:
             watch.entered("evaluation")
             with watch.between("evaluation"):
                 values = evaluate()
@@ -82,8 +85,9 @@ def fit(
             with watch.between("records"):
                 callbacks.evaluated(state, values)
             window.restart()  # the rate is of training, not of scoring
-        due = improved or state.step % run.checkpoint.every_steps == 0
-        if due or state.done or window.save_due or window.told_to_stop:
+            window.did("evaluation")
+        due = improved or run.checkpoint.every.due(earlier, state) or "checkpoint" in window.due
+        if due or state.done or window.told_to_stop:
             watch.entered("checkpoint")
             with watch.between("records"):
                 callbacks.saving(state)
@@ -91,7 +95,7 @@ def fit(
             for saved in save(state.done or window.told_to_stop):
                 callbacks.checkpointed(saved)
             window.restart()
-            window.saved()
+            window.did("checkpoint")
         if window.told_to_stop and not state.done:
             raise Preempted(
                 f"told to stop (SIGTERM); the checkpoint of step {state.step} is committed. "
@@ -124,11 +128,14 @@ class _Window:
     ranks act on it at the same step.
     """
 
-    def __init__(self, state: State, replica: Replica, notice: Notice, save_every_s: float | None):
-        self.replica, self.leads = replica, replica.world.leads
-        self.notice, self.save_every_s = notice, save_every_s
-        self.told_to_stop = self.save_due = False
-        self.saved_at = time.perf_counter()
+    def __init__(self, state: State, replica: Replica, notice: Notice, run: Run):
+        self.replica, self.leads, self.notice = replica, replica.world.leads, notice
+        self.told_to_stop = False
+        self.due = set[str]()
+        """Whose clock has run out: that of the next "evaluation", of the next "checkpoint", of the "end"."""
+        self.seconds = {"evaluation": run.evaluation.every.seconds, "checkpoint": run.checkpoint.every.seconds}
+        self.since = dict.fromkeys(self.seconds, time.perf_counter())
+        self.seconds["end"], self.since["end"] = run.duration.seconds, time.perf_counter() - state.elapsed_s
         self.loss = torch.zeros((), device=replica.world.device, dtype=torch.float64)
         self._begin_with(state.window_loss)
         self.units, self.timed_rows = state.window_units, 0
@@ -140,17 +147,21 @@ class _Window:
 
     def keep(self, state: State) -> None:
         """Put the sums into the state of a checkpoint, so that a resume draws the very same curve."""
-        state.window_loss, state.window_units = self._total(state), self.units
+        state.window_loss, state.window_units = self._total(state)[0], self.units
         self._begin_with(state.window_loss)
 
-    def _total(self, state: State) -> float:
-        """The loss over all ranks; neither a point nor a checkpoint is made of what is not finite."""
-        clock_says = self.leads and time.perf_counter() - self.saved_at >= (self.save_every_s or math.inf)
-        flags = [self.notice.given, clock_says, self.replica.skipped]
+    def _total(self, state: State) -> tuple[float, set[str]]:
+        """The loss over all ranks, and whose clock has run out.
+
+        Neither a point nor a checkpoint is made of what is not finite.
+        """
+        now = time.perf_counter()
+        over = [self.leads and now - self.since[what] >= (s or math.inf) for what, s in self.seconds.items()]
+        flags = [self.notice.given, self.replica.skipped, *over]
         sums = torch.cat([self.loss.reshape(1), torch.tensor(flags, dtype=torch.float64, device=self.loss.device)])
         dist.all_reduce(sums)
-        total, stop, save, skipped = sums.tolist()
-        self.told_to_stop, self.save_due = stop > 0, save > 0
+        total, stop, skipped, *clocks = sums.tolist()
+        self.told_to_stop = stop > 0
         if not math.isfinite(total):
             raise RunFailed(
                 f"the loss is {total} at step {state.step}. Lower optim.lr or sparse_optim.lr, or set "
@@ -161,10 +172,11 @@ class _Window:
                 f"the gradients are not finite at step {state.step} or before, though the loss is: DeepSpeed left some "
                 "out. Look at what the objective makes of rows that only pad; or lower optim.lr or sparse_optim.lr"
             )
-        return float(total)
+        return float(total), {what for what, over in zip(self.seconds, clocks, strict=True) if over > 0}
 
-    def saved(self) -> None:
-        self.saved_at, self.save_due = time.perf_counter(), False
+    def did(self, what: str) -> None:
+        self.since[what] = time.perf_counter()
+        self.due.discard(what)
 
     def add(self, loss: torch.Tensor, batch: Any) -> None:
         self.loss += loss
@@ -175,11 +187,11 @@ class _Window:
         self.timed_rows, self.began = 0, time.perf_counter()
 
     def close(self, run: Run, state: State, replica: Replica) -> TrainPoint:
-        loss = self._total(state) / self.units
+        total, self.due = self._total(state)
         seconds = time.perf_counter() - self.began
         factor = run.optim.schedule.factor(state.step - 1, state.total_steps)
         point = TrainPoint(
-            loss=loss,
+            loss=total / self.units,
             examples_per_s=self.timed_rows / seconds if seconds > 0 else 0.0,
             lr=run.optim.lr * factor,
             grad_norm=replica.grad_norm,

@@ -42,10 +42,11 @@ def trace(
     mesh = lay_out(run.parallel, world.size)
     replica = Replica(run, mesh, world, stored=stored, training=True)
     share = mesh.share(world.rank, run.blueprint.dealt)
-    reader = open_data(run).reader(
+    data = open_data(run)
+    reader = data.reader(
         "train", global_batch=run.global_batch, seed=run.seed, rank=share.index, world_size=share.count
     )
-    total_steps = min(run.epochs * reader.batches_per_epoch, run.max_steps or 2**62)
+    total_steps = run.total_steps(data.rows("train"))
     watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)
     replica.restore_rng()
     losses, norms = list[float](), list[float]()

@@ -51,10 +51,10 @@ def joined_ray(ray_temp_dir: str) -> Iterator[None]:
 # The main job cut short, with enough checkpoints that a kill finds the run under way.
 SHORT = {
     "global_batch": 256,
-    "max_steps": 120,
+    "duration.steps": 120,
     "log_every_steps": 1,
-    "checkpoint.every_steps": 10,
-    "evaluation.every_steps": 60,
+    "checkpoint.every.steps": 10,
+    "evaluation.every.steps": 60,
     "evaluation.patience": "none",
     "handoff.serve_check": "false",
 }

@@ -21,7 +21,7 @@ SEED = random.randrange(1000)
 
 @pytest.mark.timeout(600)
 def test_a_drawn_failure_leaves_no_trace(joined_ray: None, tmp_path: Path) -> None:
-    changes = {"storage": str(tmp_path / "runs"), "checkpoint.every_steps": 5, "checkpoint.keep": 9}
+    changes = {"storage": str(tmp_path / "runs"), "checkpoint.every.steps": 5, "checkpoint.keep": 9}
     run: Any = rtrain.override(debug(), changes)
     kind = random.Random(SEED).choice([k for k in KINDS if k not in ("slow-rank", "hang")])
     print(f"seed {SEED}: {kind}")
@@ -51,7 +51,7 @@ def test_a_drawn_failure_leaves_no_trace(joined_ray: None, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_verb_answers_with_one_line(recipe: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    done = recipe("chaos", "--debug", "--json", "--checkpoint.every_steps", "5", "--failures", "kill-rank")
+    done = recipe("chaos", "--debug", "--json", "--checkpoint.every.steps", "5", "--failures", "kill-rank")
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()  # Ray prints of a worker that died, too
     said = json.loads(line)

@@ -81,7 +81,7 @@ def test_demo_report_and_the_same_name_again(newcomer: Newcomer) -> None:
     told = newcomer.types("make -n demo").stdout
     assert "recipes/dlrm_movielens.py train --json" in told
     newcomer.types("rtrain --help")
-    demo = f"python recipes/dlrm_movielens.py train --json --max_steps 40 --handoff.port {free_port()}"
+    demo = f"python recipes/dlrm_movielens.py train --json --duration.steps 40 --handoff.port {free_port()}"
     first = newcomer.types(demo)
     result = last_json(first.stdout)
     assert result["served"] is True
@@ -145,7 +145,10 @@ def test_a_mistake_of_each_other_kind(newcomer: Newcomer) -> None:
         for command, message in [
             ("python recipes/dlrm_movielens.py trian", "unknown verb 'trian'; did you mean 'train'?"),
             ("python recipes/dlrm_movielens.py train --optim.lrr 1", "did you mean 'lr'?"),
-            ("python recipes/dlrm_movielens.py train --epochs many", "epochs: expected int, got 'many' (str)"),
+            (
+                "python recipes/dlrm_movielens.py train --duration.epochs many",
+                "duration.epochs: expected int | none, got 'many' (str)",
+            ),
             ("python recipes/dlrm_movielens.py plan --fresh", "--fresh: plan does not take it"),
             ("rtrain train recipes/dlrm.py", "there is no recipe 'recipes/dlrm.py'"),
             ("rtrain train half.py", "half.py:2 is not Python"),

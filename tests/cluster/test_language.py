@@ -19,10 +19,10 @@ from tests.cluster.test_recovery import losses
 SHORT = {
     "cluster.workers": 2,  # dp2 x tp2 with 4: docs/chaos.md, tests/parallel
     "parallel.tensor": 2,
-    "max_steps": 60,
+    "duration.steps": 60,
     "log_every_steps": 1,
-    "checkpoint.every_steps": 5,
-    "evaluation.every_steps": 30,
+    "checkpoint.every.steps": 5,
+    "evaluation.every.steps": 30,
     "model.layers": 2,
 }
 

@@ -117,7 +117,7 @@ def words(**changes: object) -> list[str]:
 @contextmanager
 def under_way(place: Place) -> Iterator[subprocess.Popen[str]]:
     """A run in the middle of its training."""
-    process = place.start(*PYTHON, *words(max_steps=5000))
+    process = place.start(*PYTHON, *words(**{"duration.steps": 5000}))
     with process:
         wait_for(
             lambda: committed_step(place.work / "runs" / "leaks") >= 10 or process.poll() is not None, "the first steps"
@@ -129,7 +129,7 @@ def under_way(place: Place) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_run_that_ends_well_and_the_verbs_that_look_at_it(place: Place) -> None:
-    process = place.start(*PYTHON, *words(max_steps=20))
+    process = place.start(*PYTHON, *words(**{"duration.steps": 20}))
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert last_json(out)["steps"] == 20

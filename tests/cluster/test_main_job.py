@@ -16,7 +16,7 @@ KEYS = {
 
 
 def test_end_to_end(recipe: Recipe) -> None:
-    done = recipe("train", "--json", "--max_steps", "40", "--handoff.port", str(free_port()))
+    done = recipe("train", "--json", "--duration.steps", "40", "--handoff.port", str(free_port()))
     assert done.returncode == 0, done.stderr
     result = last_json(done.stdout)
     assert result.keys() >= KEYS

@@ -108,7 +108,13 @@ def test_interrupted_and_resumed_by_name(tmp_path: Path, ray_temp_dir: str, undi
 @pytest.mark.slow
 def test_a_second_driver_takes_the_run_over(tmp_path: Path, ray_temp_dir: str) -> None:
     """Each has a Ray of its own, as on two machines; Ray's retries do not give the first one's workers the run back."""
-    long = {**SHORT, "name": "twice", "max_steps": 100_000, "epochs": 1000, "evaluation.every_steps": 50_000}
+    long = {
+        **SHORT,
+        "name": "twice",
+        "duration.steps": 100_000,
+        "duration.epochs": 1000,
+        "evaluation.every.steps": 50_000,
+    }
     command = [sys.executable, str(RECIPE), "train", *(w for k, v in long.items() for w in (f"--{k}", str(v)))]
     folder = tmp_path / "runs" / "twice"
     with ExitStack() as ends:

@@ -25,7 +25,7 @@ DENSE = {feature.name: feature.std for feature in debug().data.schema.dense}
 @pytest.fixture(scope="module")
 def served(joined_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     storage = str(tmp_path_factory.mktemp("served"))
-    changes = {"storage": storage, "max_steps": 5, "handoff.serve_check": "false", "tracking.to": ()}
+    changes = {"storage": storage, "duration.steps": 5, "handoff.serve_check": "false", "tracking.to": ()}
     result = rtrain.train(rtrain.override(debug(), changes), launcher="inline", quiet=True)
     assert result is not None
     serving = rtrain.serve(result, port=free_port())

@@ -49,7 +49,7 @@ def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) 
     """In a process of its own: the workers must have the bucket's address in their environment."""
     from tests.cluster.conftest import RECIPE, SHORT, environment, last_json
 
-    words = [w for k, v in (SHORT | {"max_steps": 30}).items() for w in (f"--{k}", str(v))]
+    words = [w for k, v in (SHORT | {"duration.steps": 30}).items() for w in (f"--{k}", str(v))]
     command = [sys.executable, str(RECIPE), "train", "--json", "--name", "far", "--storage", bucket, *words]
     env = environment(ray_temp_dir) | {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
     first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
@@ -60,7 +60,7 @@ def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) 
     assert fs.exists(f"{result['checkpoint']}/COMMITTED")
     assert b"<svg" in fs.cat_file(result["report"])
     # Inline, from another process: the run goes on from what is in the bucket.
-    longer = [*command, "--max_steps", "40", "--launcher", "inline"]
+    longer = [*command, "--duration.steps", "40", "--launcher", "inline"]
     second = subprocess.run(longer, env=env, capture_output=True, text=True, timeout=240)
     assert second.returncode == 0, second.stderr
     assert "resumes from step 30" in second.stderr

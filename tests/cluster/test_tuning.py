@@ -11,7 +11,7 @@ from rtrain.errors import ConfigError
 
 @pytest.mark.slow
 def test_two_trials(small_run: Any, joined_ray: None) -> None:
-    run = rtrain.override(small_run, {"max_steps": 20, "evaluation.every_steps": 20})
+    run = rtrain.override(small_run, {"duration.steps": 20, "evaluation.every.steps": 20})
     space = {"optim.lr": rtrain.loguniform(1e-4, 1e-2), "sparse_optim.lr": rtrain.choice(0.01, 0.05)}
     tuned = rtrain.tune(run, space, trials=2, command="python recipe.py train")
     assert len(tuned.trials) == 2

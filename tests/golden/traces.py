@@ -23,6 +23,7 @@ from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.writing import save
 from rtrain.data.tokens import Tokens, write_shards
+from rtrain.duration import Duration
 from rtrain.mesh import Parallel
 from rtrain.parity import name_of
 from rtrain.run import Run
@@ -98,7 +99,7 @@ def train(case: Case, data: Path, *, stored: Stored | None = None, keep: bool = 
         if keep and step == SAVED:
             save(CheckpointFolders(folder_of(key(case))), SAVED, replica.chunks(), {"attempt": 1})
 
-    run = replace(runs(data)[name], parallel=layout, max_steps=STEPS)
+    run = replace(runs(data)[name], parallel=layout, duration=Duration(steps=STEPS))
     found = trace(run, steps=STEPS, stored=stored, before_step=save_in_the_middle)
     return {"losses": found.losses, "grad_norms": found.grad_norms}
 

@@ -16,6 +16,7 @@ from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.data.cursor import Cursor
 from rtrain.data.tokens import Tokens, write_shards
+from rtrain.duration import Duration
 from rtrain.errors import RunFailed
 from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Parallel, lay_out
@@ -68,10 +69,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         data=Tokens(source=str(folder / "text"), context=32, valid=0.01, test=0.01),
         optim=AdamW(lr=3e-3, clip_norm=0.2, weight_decay=0.1, schedule=Schedule(warmup_steps=5, decay="cosine")),
         global_batch=11,
-        max_steps=STEPS,
+        duration=Duration(steps=STEPS),
         log_every_steps=1,
-        evaluation=Evaluation(every_steps=8, monitor="loss", batch=30),
-        checkpoint=Checkpoint(every_steps=5, keep=9),
+        evaluation=Evaluation(every=Duration(steps=8), monitor="loss", batch=30),
+        checkpoint=Checkpoint(every=Duration(steps=5), keep=9),
         metrics=(TokenLoss(), Perplexity()),
         storage=str(folder / "runs"),
     )

@@ -22,6 +22,7 @@ from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.writing import save
 from rtrain.data.interactions import Interactions
+from rtrain.duration import Duration
 from rtrain.errors import RtrainError, RunFailed
 from rtrain.evaluation.scoring import measure
 from rtrain.ledger.proof import prove
@@ -86,10 +87,10 @@ MOVING = replace(
     optim=AdamW(lr=0.02, clip_norm=0.5),
     sparse_optim=RowWiseAdagrad(lr=0.1),
     global_batch=101,
-    epochs=2,
+    duration=Duration(epochs=2),
     log_every_steps=1,
-    evaluation=Evaluation(every_steps=8, batch=64),
-    checkpoint=Checkpoint(every_steps=5, keep=9),
+    evaluation=Evaluation(every=Duration(steps=8), batch=64),
+    checkpoint=Checkpoint(every=Duration(steps=5), keep=9),
 )
 MOVES = {
     2: (Parallel(zero_stage=1, embeddings="row_wise"), 9),
@@ -226,7 +227,9 @@ def check_failing_prune(moving: Run) -> dict[str, Any]:
 
     CheckpointFolders.prune = prune  # type: ignore[method-assign]
     try:
-        run = replace(moving, name="unpruned", parallel=MOVES[2][0], checkpoint=Checkpoint(every_steps=5, keep=1))
+        run = replace(
+            moving, name="unpruned", parallel=MOVES[2][0], checkpoint=Checkpoint(every=Duration(steps=5), keep=1)
+        )
         found = train_part(run, None)
     finally:
         CheckpointFolders.prune = kept  # type: ignore[method-assign]

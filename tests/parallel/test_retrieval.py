@@ -18,6 +18,7 @@ from rtrain.checkpoint.writing import save
 from rtrain.data.holdout import LeaveOneOut, RandomPerUser
 from rtrain.data.negatives import Negatives
 from rtrain.data.retrieval import Histories, Pairs
+from rtrain.duration import Duration
 from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Parallel, lay_out
 from rtrain.metrics import MRR, NDCG, RecallAt
@@ -87,7 +88,7 @@ def run_of(model: str, parallel: Parallel, sparse: str, log: str) -> Run:
         sparse_optim=SPARSE[sparse],
         parallel=parallel,
         global_batch=17,
-        epochs=50,
+        duration=Duration(epochs=50),
         evaluation=Evaluation(monitor="ndcg@10", batch=13),
         cluster=Cluster(memory_gb_per_worker=1.0),
         handoff=Handoff(export=False),

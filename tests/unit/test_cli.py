@@ -88,7 +88,7 @@ REFUSED = [
     (["plan", "--optim.lrr=1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["plan", "--optim.lr", "fast"], "optim.lr: expected float, got 'fast' (str)"),
-    (["plan", "--max-steps", "ten"], "max_steps: expected int | none, got 'ten' (str)"),
+    (["plan", "--duration.steps", "ten"], "duration.steps: expected int | none, got 'ten' (str)"),
     (["plan", "--metrics.2", "5"], "metrics.2: expected Metric, got '5' (str). Write one in the recipe"),
     (["plan", "--metrics.7.k", "5"], "metrics.7: there are 3 items here, so the index must be 0..2"),
     (["plan", "--optim.lr", "-1"], "optim.lr: must be positive, got -1.0"),
@@ -203,7 +203,7 @@ def test_plan_as_text_names_each_table_and_each_rank(recipe: Any) -> None:
 
 
 def test_config_prints_the_resolved_config(recipe: Any) -> None:
-    changes = {"optim.lr": "3e-4", "max_steps": "none", "model.top": "8,4"}
+    changes = {"optim.lr": "3e-4", "duration.steps": "none", "model.top": "8,4"}
     words = [word for key, value in changes.items() for word in (f"--{key}", value)]
     assert recipe("config", *words) == (0, golden(config.override(run(), changes)), "")
     assert recipe("config") == (0, golden(run()), "")
@@ -229,7 +229,7 @@ def test_config_prints_the_resolved_config(recipe: Any) -> None:
         ("--metrics.2.k 20", "metrics.2.k", 20),
         ("--data.schema.features.0.rows=2000", "data.schema.features.0.rows", 2000),
         ("--optim.lr 3e-4", "optim.lr", 3e-4),
-        ("--max_steps none", "max_steps", None),
+        ("--duration.steps none", "duration.steps", None),
     ],
 )
 def test_a_value_in_every_form_that_help_shows(recipe: Any, words: str, key: str, value: Any) -> None:
@@ -336,9 +336,10 @@ def test_report_of_an_empty_folder_is_refused_and_writes_nothing(rtrain_command:
 
 
 def test_rtrain_hands_a_recipe_its_own_words(rtrain_command: Any) -> None:
-    ended = rtrain_command("config", RECIPE, "--optim.lr", "3e-4", "--debug", "--seed=7", "--max_steps", "none")
+    words = ["--optim.lr", "3e-4", "--debug", "--seed=7", "--evaluation.patience", "none"]
+    ended = rtrain_command("config", RECIPE, *words)
     assert (ended.code, ended.err) == (0, "")
-    changes = {"optim.lr": 3e-4, "seed": 7, "max_steps": None}
+    changes = {"optim.lr": 3e-4, "seed": 7, "evaluation.patience": None}
     assert ended.out == golden(config.override(debug(), changes))
 
 

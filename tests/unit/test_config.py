@@ -274,7 +274,7 @@ def test_the_recipe_survives_json(make: Any) -> None:
 
 
 def test_json_keeps_what_an_override_changed() -> None:
-    config = override(run(), {"sparse_optim": SGD(lr=0.5), "optim.betas": "0.8,0.9", "max_steps": "7"})
+    config = override(run(), {"sparse_optim": SGD(lr=0.5), "optim.betas": "0.8,0.9", "duration.steps": "7"})
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 
 

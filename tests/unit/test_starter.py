@@ -57,7 +57,7 @@ def begin(tmp_path: Path) -> Any:
         assert batch.rows == run.global_batch
         run.model.tower(run.data.schema)
         row_model(run.data.schema)
-        assert recipe["debug"]().max_steps == 20
+        assert recipe["debug"]().duration.steps == 20
         return run, made
 
     return call

@@ -23,7 +23,7 @@ def test_runs_that_cannot_be() -> None:
     for changes, said in [
         ({"name": "a/b"}, "name: 'a/b' must be letters"),
         ({"evaluation.monitor": "gauc"}, "evaluation.monitor: 'gauc' is not among the metrics: auc, log_loss, ndcg@10"),
-        ({"epochs": 0}, "epochs: must be at least 1, got 0"),
+        ({"duration.epochs": 0}, "duration: epochs must be at least 1, or none, got 0"),
         ({"storage": "s3://key:secret@bucket/runs"}, "storage: the URI carries a password"),
         ({"handoff.export": False}, "handoff.serve_check: needs handoff.export"),
     ]:

@@ -108,7 +108,7 @@ def test_a_run_that_died_again_and_again_is_proved(
 
 
 def test_in_the_middle_of_an_epoch_it_is_held_against_the_cursor(tiny: Run) -> None:
-    train(rtrain.override(tiny, {"max_steps": 13}))
+    train(rtrain.override(tiny, {"duration.steps": 13}))
     first, second = account(tiny.folder, verify=True).epochs
     assert (first.complete, second.complete, second.verdict) == (
         True, False, "under way: none twice, as many as the cursor says",
@@ -118,7 +118,7 @@ def test_in_the_middle_of_an_epoch_it_is_held_against_the_cursor(tiny: Run) -> N
 
 def test_other_samples_in_an_open_epoch_are_seen_beside_the_twin(tiny: Run) -> None:
     """As many as the cursor says, none twice: the ledger alone finds nothing wrong with them."""
-    runs = [rtrain.override(tiny, {"name": f"seed-{seed}", "seed": seed, "max_steps": 13}) for seed in (0, 1)]
+    runs = [rtrain.override(tiny, {"name": f"seed-{seed}", "seed": seed, "duration.steps": 13}) for seed in (0, 1)]
     for run in runs:
         train(run)
     one, other = (Stored(CheckpointFolders(run.folder).of(13), 13) for run in runs)
@@ -134,7 +134,7 @@ def test_a_row_that_never_came_is_missing_in_an_epoch_that_ended_and_in_an_open_
     tiny: Run, monkeypatch: pytest.MonkeyPatch, step: int, epoch: int
 ) -> None:
     run, twin = (
-        rtrain.override(tiny, {"name": name, "max_steps": 13, "data.prefetch": 0, "evaluation.every_steps": 50})
+        rtrain.override(tiny, {"name": name, "duration.steps": 13, "data.prefetch": 0, "evaluation.every.steps": 50})
         for name in ("mine", "twin")
     )
     job(twin)
@@ -178,7 +178,7 @@ def twice(select: Callable[..., Columns]) -> Callable[..., Columns]:
 
 def test_a_row_that_is_read_twice_instead_of_another_is_named(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Columns, "select", twice(Columns.select))
-    job(rtrain.override(tiny, {"epochs": 1, "data.prefetch": 0}))
+    job(rtrain.override(tiny, {"duration.epochs": 1, "data.prefetch": 0}))
     newest = max(CheckpointFolders(tiny.folder).committed())
     (found,) = prove(Stored(CheckpointFolders(tiny.folder).of(newest), newest), tiny.data.open().numbers("train"))
     assert (found.holds, found.missing, found.repeated, found.foreign) == (False, 1, 1, 0)
@@ -190,7 +190,7 @@ def test_a_row_that_is_read_twice_instead_of_another_is_named(tiny: Run, monkeyp
 def test_a_resume_at_a_wrong_place_is_caught(
     tiny: Run, monkeypatch: pytest.MonkeyPatch, by: int, lost: int, repeated: int
 ) -> None:
-    run = rtrain.override(tiny, {"epochs": 1, "data.prefetch": 0})
+    run = rtrain.override(tiny, {"duration.epochs": 1, "data.prefetch": 0})
     with pytest.raises(RunFailed):
         job(run, At(8))
     made = reader.batches
@@ -213,7 +213,7 @@ def _last(run: Run) -> tuple[Stored, range]:
 
 
 def test_a_ledger_that_was_altered_does_not_hold(tiny: Run) -> None:
-    job(rtrain.override(tiny, {"epochs": 1}))
+    job(rtrain.override(tiny, {"duration.epochs": 1}))
     stored, data = _last(tiny)
     (said,) = stored.meta["ledger"]["consumed"].values()
     said["hash"] = f"{int(said['hash'], 16) ^ 1:032x}"

@@ -11,6 +11,7 @@ import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain import config
 from rtrain.data.cursor import batches_per_epoch, check_batches
+from rtrain.duration import Duration
 from rtrain.errors import ConfigError
 from rtrain.rehearsal.chaos import Chaos, chaos
 from rtrain.rehearsal.folders import MARK, ending_an_epoch, refuse_foreign, replace_earlier
@@ -24,17 +25,17 @@ def test_steps_that_end_no_epoch_are_taken_on_rows_of_which_they_end_one(
 ) -> None:
     batch = max(batch, ranks)
     rows = steps * batch + more
-    run = rtrain.override(debug(), {"max_steps": steps, "global_batch": batch, "cluster.workers": ranks, "epochs": 1})
+    run = rtrain.override(debug(), {"duration.steps": steps, "global_batch": batch, "cluster.workers": ranks})
     cut = ending_an_epoch(run, rows)
     assert cut.data.train_rows is not None and cut.data.train_rows < rows
     check_batches(cut.data.train_rows, batch, 0, ranks)
     an_epoch = batches_per_epoch(cut.data.train_rows, batch)
-    assert an_epoch < steps <= cut.epochs * an_epoch, "one ends, another is begun, and no step is lacking"
+    assert an_epoch < steps == cut.total_steps(cut.data.train_rows), "one ends, another is begun, no step is lacking"
     assert ending_an_epoch(cut, cut.data.train_rows) == cut
 
 
 def test_a_run_that_ends_an_epoch_is_rehearsed_as_it_is() -> None:
-    for changes in ({"max_steps": 20}, {"max_steps": None}):
+    for changes in ({"duration.steps": 20}, {"duration": Duration(epochs=1)}):
         run = rtrain.override(debug(), changes)
         assert ending_an_epoch(run, 20 * run.global_batch) is run
 
@@ -56,7 +57,7 @@ def trained(run: Run) -> Folder:
 def test_an_earlier_rehearsal_is_replaced(run: Run) -> None:
     replace_earlier(run)
     trained(run)
-    other = rtrain.override(run, {"max_steps": 21})
+    other = rtrain.override(run, {"duration.steps": 21})
     replace_earlier(other)
     folder = Folder(run.folder)
     assert folder.names() == [MARK]
@@ -77,7 +78,7 @@ def test_a_run_of_the_users_is_refused_and_stays(run: Run) -> None:
 
 def test_a_rehearsal_that_was_trained_on_is_the_users(run: Run) -> None:
     replace_earlier(run)
-    folder = trained(rtrain.override(run, {"max_steps": 40}))
+    folder = trained(rtrain.override(run, {"duration.steps": 40}))
     with pytest.raises(ConfigError, match="it is not replaced"):
         replace_earlier(run)
     assert folder.exists("checkpoints")

@@ -86,7 +86,7 @@ RUN = {
     },
     "optim": {"$type": "rtrain.optim:AdamW", "lr": 0.001, "weight_decay": 0.0},
     "global_batch": 512,
-    "epochs": 5,
+    "duration.epochs": 5,
     "evaluation": {"$type": "rtrain.run:Evaluation", "monitor": "auc", "patience": 3},
     "tracking": {"$type": "rtrain.tracking.protocol:Tracking", "to": ["tensorboard"]},
     "storage": "s3://AKIA:hunter2@bucket/runs",

@@ -31,7 +31,7 @@ class Norms(Callback):
 @pytest.mark.parametrize("changes", [{"parallel.dense": "ddp"}, *({"parallel.zero_stage": s} for s in (0, 1, 2, 3))])
 def test_gradients_are_whole_before_the_update(tiny: Run, changes: dict[str, Any]) -> None:
     norms = Norms()
-    changes = {"parallel.dense": "zero", "max_steps": 3, "optim.clip_norm": 1e-3} | changes
+    changes = {"parallel.dense": "zero", "duration.steps": 3, "optim.clip_norm": 1e-3} | changes
     job(rtrain.override(tiny, changes), norms)
     assert len(norms.own) == 3 and norms.own == pytest.approx(norms.told, rel=1e-5)
 
@@ -55,7 +55,7 @@ class Average(Callback):
 
 
 def test_a_callback_knows_after_a_resume_what_it_knew_before(tiny: Run) -> None:
-    calm, stopped = (rtrain.override(tiny, {"name": name, "epochs": 1}) for name in ("calm", "stopped"))
+    calm, stopped = (rtrain.override(tiny, {"name": name, "duration.epochs": 1}) for name in ("calm", "stopped"))
     straight = Average()
     job(calm, straight)
     with pytest.raises(Exception, match="RuntimeError"):

@@ -1,6 +1,7 @@
 """A whole job in one process: resume, early stop, what stops it, and what its folder holds."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import rtrain
 from recipes.mmoe_movielens import run as mmoe_run
 from rtrain.checkpoint.folders import CheckpointFolders
+from rtrain.duration import Duration
 from rtrain.errors import ConfigError, RunFailed
 from rtrain.mesh import lay_out
 from rtrain.metrics import AUC, MAE, Calibration, LogLoss
@@ -17,13 +19,13 @@ from rtrain.run import Run
 from rtrain.training.agreement import open_data, refuse_shares
 from rtrain.training.events import State
 from rtrain.training.loop import judge
-from tests.unit.training.jobs import lines, train
+from tests.unit.training.jobs import job, lines, train
 
 
 def test_resume_in_the_middle_of_an_epoch_is_bit_identical(tiny: Run) -> None:
     straight = rtrain.override(tiny, {"name": "straight"})
     whole = train(straight)
-    train(rtrain.override(tiny, {"max_steps": 13}))
+    train(rtrain.override(tiny, {"duration.steps": 13}))
     assert lines(tiny, "train")[-1]["step"] == 13
     halves = train(tiny)
     assert halves["attempts"] == 2
@@ -36,7 +38,7 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_identical(tiny: Run) -> None:
 
 
 def test_another_seed_is_another_run(tiny: Run) -> None:
-    short = rtrain.override(tiny, {"max_steps": 3})
+    short = rtrain.override(tiny, {"duration.steps": 3})
     train(short)
     other = rtrain.override(short, {"name": "other", "seed": 1})
     train(other)
@@ -44,7 +46,7 @@ def test_another_seed_is_another_run(tiny: Run) -> None:
 
 
 def test_the_best_checkpoint_stays_and_is_the_one_that_is_tested(tiny: Run) -> None:
-    result = train(rtrain.override(tiny, {"checkpoint.keep": 1, "evaluation.patience": 2, "epochs": 6}))
+    result = train(rtrain.override(tiny, {"checkpoint.keep": 1, "evaluation.patience": 2, "duration.epochs": 6}))
     scored = {x["step"]: x["auc"] for x in lines(tiny, "valid")}
     assert result["best_step"] == max(scored, key=lambda s: (scored[s], -s))
     assert result["valid"]["auc"] == max(scored.values())
@@ -56,7 +58,7 @@ def test_the_best_checkpoint_stays_and_is_the_one_that_is_tested(tiny: Run) -> N
 
 
 def test_every_second_is_accounted_for_and_the_test_scores_are_drawn(tiny: Run) -> None:
-    result = train(rtrain.override(tiny, {"max_steps": 20, "evaluation.every_steps": 5}))
+    result = train(rtrain.override(tiny, {"duration.steps": 20, "evaluation.every.steps": 5}))
     timeline, breakdown = result["timeline"], result["breakdown"]
     assert list(timeline) == ["start-up", "workers", "build", "loop", "test", "baseline", "export"]
     assert sum(timeline.values()) == pytest.approx(result["seconds"], abs=0.1)  # which has one digit
@@ -71,7 +73,7 @@ def test_every_second_is_accounted_for_and_the_test_scores_are_drawn(tiny: Run) 
 
 
 def test_a_finished_run_gives_its_stored_result(tiny: Run) -> None:
-    short = rtrain.override(tiny, {"max_steps": 3})
+    short = rtrain.override(tiny, {"duration.steps": 3})
     first = train(short)
     assert train(short) == first
     assert len(lines(short, "start")) == 1
@@ -81,7 +83,7 @@ def test_a_finished_run_gives_its_stored_result(tiny: Run) -> None:
 
 
 def test_a_start_that_only_judges_keeps_what_training_said(tiny: Run) -> None:
-    short = rtrain.override(tiny, {"max_steps": 6})
+    short = rtrain.override(tiny, {"duration.steps": 6})
     first = train(short)
     assert train(rtrain.override(short, {"evaluation.patience": 9})) == first, "no step is left for more patience"
     judged = train(rtrain.override(short, {"metrics": (AUC(), MAE())}))
@@ -93,58 +95,78 @@ def test_a_start_that_only_judges_keeps_what_training_said(tiny: Run) -> None:
 
 def test_a_finished_run_is_not_overwritten(tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """What leaves nothing to do gives its result; what does goes on, and the first result stays beside the new."""
-    short = rtrain.override(tiny, {"max_steps": 6})
+    short = rtrain.override(tiny, {"duration.steps": 6})
     first = train(short)
-    nothing = {"cluster.workers": 4, "parallel.zero_stage": 2, "checkpoint.every_steps": 50, "max_steps": 4} | {
+    nothing = {"cluster.workers": 4, "parallel.zero_stage": 2, "checkpoint.every.steps": 50, "duration.steps": 4} | {
         "handoff.port": 8123
     }
     assert train(rtrain.override(short, nothing), quiet=False) == first
     said = capsys.readouterr().err
-    assert "finished already, at step 6" in said and "max_steps: 6 -> 4" in said
+    assert "finished already, at step 6" in said and "duration.steps: 6 -> 4" in said
     folder = Path(short.folder)
     assert json.loads((folder / "result.json").read_text()) == first
 
-    longer = train(rtrain.override(short, {"max_steps": 9}), quiet=False)
+    longer = train(rtrain.override(short, {"duration.steps": 9}), quiet=False)
     assert longer["steps"] == 9
     said = capsys.readouterr().err
-    assert "max_steps: 6 -> 9" in said and "resumes from step 6" in said and "stays as result~1.json" in said
+    assert "duration.steps: 6 -> 9" in said and "resumes from step 6" in said and "stays as result~1.json" in said
     assert json.loads((folder / "result~1.json").read_text()) == first
     assert (folder / "report~1.html").exists()
-    assert train(rtrain.override(short, {"max_steps": 9, "metrics": (rtrain.AUC(),)}))["test"].keys() == {"auc"}
+    assert train(rtrain.override(short, {"duration.steps": 9, "metrics": (rtrain.AUC(),)}))["test"].keys() == {"auc"}
     assert json.loads((folder / "result~2.json").read_text()) == longer
 
 
 def test_a_run_that_stopped_early_says_what_more_epochs_need(tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    stopped = rtrain.override(tiny, {"evaluation.every_steps": 1, "evaluation.patience": 1})
+    stopped = rtrain.override(tiny, {"evaluation.every.steps": 1, "evaluation.patience": 1})
     first = train(stopped)
     assert first["stop"]
-    assert train(rtrain.override(stopped, {"epochs": 9}), quiet=False) == first
+    assert train(rtrain.override(stopped, {"duration.epochs": 9}), quiet=False) == first
     assert "evaluation.patience gives it more" in capsys.readouterr().err
 
 
+def test_a_clock_ends_a_run_with_a_score_and_a_checkpoint_and_more_time_goes_on(tiny: Run) -> None:
+    """At the next point of the curve, which comes each step here."""
+    timed = replace(tiny, duration=Duration(epochs=1, seconds=1e-6))
+    first = train(timed)
+    assert first["steps"] == 1 and first["stop"] == "duration.seconds: 1e-06 s are over"
+    assert CheckpointFolders(tiny.folder).committed() == [1] and [x["step"] for x in lines(tiny, "valid")] == [1]
+    assert train(timed) == first
+    calm = train(replace(tiny, name="calm", duration=Duration(epochs=1)))
+    longer = train(replace(tiny, duration=Duration(epochs=1, seconds=1e6)))
+    assert longer["steps"] == calm["steps"] == 10 and not longer["stop"]
+    losses = [[x["loss"] for x in lines(replace(tiny, name=name), "train")] for name in ("tiny", "calm")]
+    assert losses[0] == losses[1]
+
+
+def test_a_clock_has_the_validation_split_scored(tiny: Run) -> None:
+    timed = replace(tiny, duration=Duration(epochs=1), log_every_steps=4)
+    job(replace(timed, evaluation=replace(tiny.evaluation, every=Duration(seconds=1e-6))))
+    assert [x["step"] for x in lines(tiny, "valid")] == [4, 8, 10]
+
+
 def test_another_run_of_a_name_is_refused_with_a_free_one(tiny: Run) -> None:
-    first = train(rtrain.override(tiny, {"max_steps": 3}))
+    first = train(rtrain.override(tiny, {"duration.steps": 3}))
     (Path(tiny.storage) / "tiny-2").mkdir()
     with pytest.raises(ConfigError, match=r"optim.lr: .* -> 0.5\. .*--name tiny-3\), .*--fresh"):
         train(rtrain.override(tiny, {"optim.lr": 0.5}))
-    assert train(rtrain.override(tiny, {"max_steps": 3})) == first
+    assert train(rtrain.override(tiny, {"duration.steps": 3})) == first
 
 
 def test_what_cannot_be_continued_is_refused(tiny: Run) -> None:
-    train(rtrain.override(tiny, {"max_steps": 3}))
+    train(rtrain.override(tiny, {"duration.steps": 3}))
     with pytest.raises(ConfigError, match=r"exists with another config: model.dim: 16 -> 8\. Train this one"):
         train(rtrain.override(tiny, {"model.dim": 8}))
-    longer = rtrain.override(tiny, {"max_steps": 4, "cluster.workers": 3, "checkpoint.keep": 9})
+    longer = rtrain.override(tiny, {"duration.steps": 4, "cluster.workers": 3, "checkpoint.keep": 9})
     assert train(longer)["steps"] == 4, "a longer run on other workers is the same run"
 
 
 def test_data_that_changed_is_refused(tiny: Run) -> None:
-    train(rtrain.override(tiny, {"max_steps": 3}))
+    train(rtrain.override(tiny, {"duration.steps": 3}))
     path = Path(tiny.data.source)
     table = pq.read_table(path)
     pq.write_table(table.slice(0, table.num_rows - 50), path, row_group_size=700)
     with pytest.raises(ConfigError, match="rank 0 on .*the data changed since step 3"):
-        train(rtrain.override(tiny, {"max_steps": 4}))
+        train(rtrain.override(tiny, {"duration.steps": 4}))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: Run) -> None:
@@ -155,20 +177,20 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny: Run) -> None:
 
 
 def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(tiny: Run) -> None:
-    train(rtrain.override(tiny, {"max_steps": 14}))
+    train(rtrain.override(tiny, {"duration.steps": 14}))
     newest = CheckpointFolders(tiny.folder).of(14)
     shard = next(Path(newest.path).glob("rank-00000*"))
     shard.write_bytes(shard.read_bytes()[:-1])
-    straight = rtrain.override(tiny, {"name": "straight", "max_steps": 20})
+    straight = rtrain.override(tiny, {"name": "straight", "duration.steps": 20})
     train(straight)
     before = max(s for s in CheckpointFolders(tiny.folder).committed() if s < 14)
-    assert train(rtrain.override(tiny, {"max_steps": 20}))["steps"] == 20
+    assert train(rtrain.override(tiny, {"duration.steps": 20}))["steps"] == 20
     assert f"Resuming from step {before}" in lines(tiny, "event")[0]["text"]
     assert [x["loss"] for x in lines(tiny, "train")] == [x["loss"] for x in lines(straight, "train")]
 
 
 def test_the_folder_holds_what_the_report_and_a_server_need(tiny: Run) -> None:
-    train(rtrain.override(tiny, {"max_steps": 5, "handoff.rows": 16}))
+    train(rtrain.override(tiny, {"duration.steps": 5, "handoff.rows": 16}))
     folder = Path(tiny.folder)
     said = json.loads((folder / "predictions.json").read_text())
     assert len(said["rows"]) == len(said["predictions"]) == 16
@@ -204,7 +226,8 @@ def test_a_further_labels_metric_decides() -> None:
         ),
         (
             {"metrics": (AUC(), Calibration()), "evaluation.monitor": "like_calibration"},
-            "evaluation.monitor: like_calibration is best somewhere in between, not at an end. Monitor log_loss instead",
+            "evaluation.monitor: like_calibration is best somewhere in between, not at an end. "
+            "Monitor log_loss instead",
         ),
         ({"metrics": (AUC(), AUC())}, "metrics: two of them would be called 'auc'. Drop one, or rename its label"),
     ],

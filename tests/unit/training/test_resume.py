@@ -14,6 +14,7 @@ from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
+from rtrain.duration import Duration
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.export import artifact
 from rtrain.launch import local
@@ -49,7 +50,7 @@ def test_a_job_that_dies_again_and_again_ends_the_same(tiny: Run, dense: str) ->
 
 
 def test_an_early_stop_is_the_same_after_a_resume_and_more_patience_goes_on(tiny: Run) -> None:
-    impatient = named(tiny, "straight", evaluation__patience=1, epochs=6, checkpoint__keep=9)
+    impatient = named(tiny, "straight", evaluation__patience=1, duration=Duration(epochs=6), checkpoint__keep=9)
     stopped = job(impatient)
     assert stopped.stop == "no better auc in 1 evaluations"
     assert stopped.steps < 60
@@ -93,7 +94,7 @@ def test_when_the_best_checkpoint_is_gone_the_next_score_is_the_best(tiny: Run) 
 
 
 def test_a_full_disk_is_what_is_told_even_when_nothing_more_can_be_written(tiny: Run, tiny_disk: Path) -> None:
-    run = rtrain.override(tiny, {"storage": str(tiny_disk), "epochs": 1, "model.dim": 8})
+    run = rtrain.override(tiny, {"storage": str(tiny_disk), "duration.epochs": 1, "model.dim": 8})
 
     def fill() -> None:
         with pytest.raises(OSError, match="No space left"), open(tiny_disk / "others", "wb", buffering=0) as file:
@@ -104,14 +105,14 @@ def test_a_full_disk_is_what_is_told_even_when_nothing_more_can_be_written(tiny:
         job(run, At(3, fill))
     (tiny_disk / "others").unlink()
     assert job(run).steps == 10
-    straight = named(tiny, "straight", epochs=1, model__dim=8)
+    straight = named(tiny, "straight", duration=Duration(epochs=1), model__dim=8)
     job(straight)
     assert losses(run) == losses(straight)
 
 
 def test_probabilities_that_are_no_numbers_are_no_result(tiny: Run) -> None:
     # The one step's loss is fine; what it makes of the tables is not.
-    run = rtrain.override(tiny, {"max_steps": 1, "sparse_optim.lr": 1e38})
+    run = rtrain.override(tiny, {"duration.steps": 1, "sparse_optim.lr": 1e38})
     with pytest.raises(RunFailed, match=r"step 1: the model gives \d+ rows a logit that is not a finite number"):
         job(run)
     assert CheckpointFolders(run.folder).committed() == []
@@ -119,7 +120,7 @@ def test_probabilities_that_are_no_numbers_are_no_result(tiny: Run) -> None:
 
 def test_a_loss_that_is_no_number_is_found_before_a_checkpoint_and_not_only_at_the_next_point(tiny: Run) -> None:
     run = rtrain.override(
-        tiny, {"log_every_steps": 100, "evaluation.every_steps": 100, "sparse_optim.lr": 1e30, "optim.lr": 1e20}
+        tiny, {"log_every_steps": 100, "evaluation.every.steps": 100, "sparse_optim.lr": 1e30, "optim.lr": 1e20}
     )
     with pytest.raises(RunFailed, match=r"step 7: the loss is nan at step 7\. Lower optim.lr"):
         job(run)
@@ -137,7 +138,7 @@ def test_a_step_that_deepspeed_leaves_out_ends_the_run(tiny: Run, monkeypatch: p
 
 @pytest.mark.parametrize("seed", [20261123, 2**62])
 def test_any_seed_will_do(tiny: Run, seed: int) -> None:
-    run = rtrain.override(tiny, {"max_steps": 2, "seed": seed})
+    run = rtrain.override(tiny, {"duration.steps": 2, "seed": seed})
     job(run)
     other = named(run, "other", seed=seed + 1)
     job(other)
@@ -146,9 +147,9 @@ def test_any_seed_will_do(tiny: Run, seed: int) -> None:
 
 def test_a_job_leaves_no_process_group_and_no_random_state_that_matters(tiny: Run) -> None:
     torch.manual_seed(5)
-    first = job(named(tiny, "first", max_steps=2))
+    first = job(named(tiny, "first", duration=Duration(steps=2)))
     torch.manual_seed(6)
-    second = job(named(tiny, "second", max_steps=2))
+    second = job(named(tiny, "second", duration=Duration(steps=2)))
     assert not torch.distributed.is_initialized()
     assert first.test == second.test
 
@@ -195,7 +196,7 @@ def test_a_driver_that_is_overtaken_in_the_middle_of_its_export_leaves_the_other
     tiny: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files of an export have plain names, so each one asks whose the folder is."""
-    short = rtrain.override(tiny, {"max_steps": 3})
+    short = rtrain.override(tiny, {"duration.steps": 3})
     folder, packs = Folder(short.folder), artifact._packs
 
     def overtaken(stored: Any) -> Any:
@@ -260,6 +261,6 @@ def test_workers_that_torchrun_starts_once_more_belong_to_the_same_driver(
 
 
 def test_a_checkpoint_of_another_model_is_refused_by_the_tensors_that_differ(tiny: Run) -> None:
-    job(named(tiny, "tiny", max_steps=3))
+    job(named(tiny, "tiny", duration=Duration(steps=3)))
     with pytest.raises(CheckpointError, match=r"it is of another model: model\.\S+ \[\d+, 16\] there, .*and \d+ more"):
-        job(named(tiny, "tiny", max_steps=4, model__dim=8))
+        job(named(tiny, "tiny", duration=Duration(steps=4), model__dim=8))

@@ -12,15 +12,15 @@ from rtrain.run import Run
 from tests.unit.training.jobs import At, job, lines, losses, train
 
 SHORT: dict[str, Any] = {
-    "parallel.dense": "ddp", "tracking.to": (), "checkpoint.every_steps": 10, "checkpoint.background": False,
+    "parallel.dense": "ddp", "tracking.to": (), "checkpoint.every.steps": 10, "checkpoint.background": False,
     "log_every_steps": 1,
 }  # fmt: skip
 SASREC: dict[str, Any] = {"model.dim": 16, "model.layers": 1, "data.length": 20, "data.negatives.count": 5}
 RUNS = {
-    "bpr": rtrain.override(bpr_movielens.debug(), SHORT | {"max_steps": 60, "evaluation.every_steps": 20}),
+    "bpr": rtrain.override(bpr_movielens.debug(), SHORT | {"duration.steps": 60, "evaluation.every.steps": 20}),
     "two towers": rtrain.override(two_tower_movielens.debug(), SHORT),
     "sasrec": rtrain.override(
-        sasrec_movielens.debug(), SHORT | SASREC | {"max_steps": 40, "evaluation.every_steps": 20}
+        sasrec_movielens.debug(), SHORT | SASREC | {"duration.steps": 40, "evaluation.every.steps": 20}
     ),
 }
 
@@ -32,7 +32,7 @@ TRAINED = ("bpr", "sasrec")
 def test_a_job_finds_more_the_longer_it_trains(name: str, tmp_path: Path) -> None:
     run = rtrain.override(RUNS[name], {"storage": str(tmp_path)})
     result = train(run)
-    assert result["steps"] == run.max_steps and result["export"] is None
+    assert result["steps"] == run.duration.steps and result["export"] is None
     curve = [line["ndcg@10"] for line in lines(run, "valid")]
     assert curve[-1] > curve[0] > 0
     assert set(result["test"]) == {metric.name for metric in run.metrics}

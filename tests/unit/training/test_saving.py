@@ -11,6 +11,7 @@ import pytest
 
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.saver import still_writing
+from rtrain.duration import Duration
 from rtrain.errors import CheckpointError, RunFailed
 from rtrain.launch.local import train_inline
 from rtrain.run import Run
@@ -108,10 +109,24 @@ def test_a_prune_that_fails_is_told_and_tried_again(
 
 
 def test_seconds_between_checkpoints(tiny: Run) -> None:
-    run = named(tiny, "clock", checkpoint__every_s=1e-6, checkpoint__keep=99, log_every_steps=3, epochs=1)
+    run = named(
+        tiny,
+        "clock",
+        checkpoint__every__seconds=1e-6,
+        checkpoint__keep=99,
+        log_every_steps=3,
+        duration=Duration(epochs=1),
+    )
     job(run)
     assert {3, 6, 9, 10} <= set(CheckpointFolders(run.folder).committed())
-    never = named(tiny, "never", checkpoint__every_s=1e6, checkpoint__keep=99, log_every_steps=3, epochs=1)
+    never = named(
+        tiny,
+        "never",
+        checkpoint__every__seconds=1e6,
+        checkpoint__keep=99,
+        log_every_steps=3,
+        duration=Duration(epochs=1),
+    )
     job(never)
     assert CheckpointFolders(never.folder).committed() == [5, 7, 10]
 

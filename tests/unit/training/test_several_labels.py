@@ -10,6 +10,7 @@ import pytest
 import rtrain
 from recipes.mmoe_movielens import run as recipe_run
 from rtrain.data import clicks, sources
+from rtrain.duration import Duration
 from rtrain.export.artifact import Predictor
 from rtrain.metrics import AUC
 from rtrain.metrics.curves import auc
@@ -31,10 +32,10 @@ def test_two_tasks_from_data_to_answers(model: RankingConfig, tmp_path: Path) ->
             "data.source": str(tmp_path / "rows.parquet"),
             "parallel.dense": "ddp",
             "metrics": (AUC(),),
-            "epochs": 2,
+            "duration.epochs": 2,
             "handoff.serve_check": False,
             "handoff.rows": 600,
-            "evaluation.every_steps": None,
+            "evaluation.every": Duration(epochs=1),
             "evaluation.monitor": "like_auc",
             "tracking.to": (),
         },

@@ -80,7 +80,7 @@ def test_a_silent_rank_of_a_decoder_is_named(tmp_path: Path, layout: dict[str, A
             "name": "hang",
             "storage": str(tmp_path),
             "cluster.workers": ranks,
-            "checkpoint.every_steps": 2,
+            "checkpoint.every.steps": 2,
             "tracking.to": (),
             "checkpoint.background": False,
         },
