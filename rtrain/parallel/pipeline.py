@@ -57,6 +57,9 @@ class Pipeline:
         self.microbatches = microbatches
         self.seen: list[dict[str, Tensor]] = []
         """Gradients of what stages were given by name, microbatch by microbatch: the same to each of this rank's."""
+        for module, number in zip(modules, self.numbers, strict=True):
+            if number + 1 < len(owners):
+                module.register_forward_hook(_whole)
         if schedule.endswith("zero_bubble"):
             modules[0].register_forward_pre_hook(self._watch, with_kwargs=True)
         kind = ONE_STAGE.get(schedule) or MANY_STAGES[schedule]
@@ -82,10 +85,11 @@ class Pipeline:
     def _bring_to_leaves(self, named: Mapping[str, Tensor]) -> None:
         """Of zero-bubble schedules: they ask autograd for the gradients of a microbatch's inputs, and no further.
 
-        So the part of `named` that a stage was given has a gradient, but the whole that it was cut from has none.
+        So the part of `named` that a stage was given has a gradient, but the whole that it was cut from has none, or
+        that of the model's first stage alone, whose backward is a whole one: all that was seen takes its place.
         """
         for name, leaf in named.items():
-            if self.seen and leaf.requires_grad and leaf.grad is None:
+            if self.seen and leaf.requires_grad:
                 # The first step begins with one call more, by which the schedule learns shapes.
                 leaf.grad = torch.cat([parts[name] for parts in self.seen[-self.microbatches :]])
 
@@ -131,6 +135,14 @@ class Pipeline:
 
     def _scaled(self, out: Any, target: Tensor) -> Tensor:
         return self.loss(out, target) * self.scale
+
+
+def _whole(_: nn.Module, given: Any, output: Any) -> Any:
+    """What goes to the next stage, in one piece and no view: torch sends nothing else, and detaches it in place."""
+    if isinstance(output, tuple):
+        return tuple(_whole(_, given, x) for x in output)
+    sound = output.is_contiguous() and not output._is_view()
+    return output if sound else output.clone(memory_format=torch.contiguous_format)
 
 
 def _add(total: Tensor, gradient: Tensor) -> None:

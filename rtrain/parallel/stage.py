@@ -26,12 +26,11 @@ class Stage(nn.Module):
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """What the last piece gives of what the stage before has `given`, and of whatever the pieces take by name."""
         first = tuple(_ContiguousGradient.apply(x) for x in given)  # type: ignore[no-untyped-call]
-        out = chain(self.pieces, self.takes, first, named)
-        return tuple(x.contiguous() for x in out) if isinstance(out, tuple) else out.contiguous()
+        return chain(self.pieces, self.takes, first, named)
 
 
 class _ContiguousGradient(torch.autograd.Function):
-    """What crosses between stages lies in one piece, there and back: torch sends and receives nothing else.
+    """What crosses between stages lies in one piece, also as its gradient: torch receives into nothing else.
 
     Where a stage begins by putting its input beside something else, autograd gives a slice as the gradient.
     """

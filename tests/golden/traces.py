@@ -18,7 +18,17 @@ from typing import Any
 import numpy as np
 
 import rtrain
-from recipes import dlrm_movielens, dlrm_synthetic, gpt_stdlib, mmoe_movielens
+from recipes import (
+    bpr_movielens,
+    dlrm_movielens,
+    dlrm_synthetic,
+    gpt_stdlib,
+    hstu_movielens,
+    mmoe_movielens,
+    sasrec_movielens,
+    sasrec_sequences,
+    two_tower_movielens,
+)
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.writing import save
@@ -43,6 +53,18 @@ DENSE = (
     Parallel(data=1, tensor=2, zero_stage=1),
     Parallel(data=1, pipeline=2, microbatches=2, zero_stage=1),
 )
+# Every one of DENSE that is legal for the recipe's model (a test asks): what has one piece has no stages.
+LAYOUTS = {
+    "dlrm_movielens": RANKING,
+    "dlrm_synthetic": RANKING,
+    "mmoe_movielens": RANKING,
+    "bpr_movielens": RANKING,
+    "two_tower_movielens": RANKING,
+    "sasrec_movielens": DENSE,
+    "sasrec_sequences": DENSE,
+    "hstu_movielens": DENSE,
+    "gpt_stdlib": DENSE,
+}
 # Their checkpoints lie in the repository, so they are small.
 SMALL = {
     "dlrm_movielens": (
@@ -67,6 +89,11 @@ def runs(folder: Path) -> dict[str, Run]:
         "dlrm_movielens": dlrm,
         "dlrm_synthetic": dlrm_synthetic.debug(),
         "mmoe_movielens": mmoe_movielens.debug(),
+        "bpr_movielens": bpr_movielens.debug(),
+        "two_tower_movielens": two_tower_movielens.debug(),
+        "sasrec_movielens": sasrec_movielens.debug(),
+        "sasrec_sequences": sasrec_sequences.debug(),
+        "hstu_movielens": hstu_movielens.debug(),
         "gpt_stdlib": gpt,
         "small dlrm_movielens": rtrain.override(dlrm, small["tables"]),
         "small gpt_stdlib": rtrain.override(gpt, small["dense"]),
@@ -75,8 +102,7 @@ def runs(folder: Path) -> dict[str, Run]:
 
 def cases(world: int) -> list[Case]:
     """What a world of so many ranks trains."""
-    found = [(name, layout) for name in ("dlrm_movielens", "dlrm_synthetic", "mmoe_movielens") for layout in RANKING]
-    found += [("gpt_stdlib", layout) for layout in DENSE]
+    found = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]
     found += [(f"small {name}", layout) for name, layouts in SMALL.items() for layout in layouts]
     return [c for c in found if (c[1].data or 1) * c[1].tensor * c[1].pipeline == world]
 

@@ -5,15 +5,23 @@ On the machine that wrote them the curves are met bit for bit. Another processor
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rtrain.errors import ConfigError
+from rtrain.mesh import lay_out
+from rtrain.parity import world_of
+from rtrain.training.agreement import refuse
 from tests.golden import traces
 from tests.golden.traces import DEADLINE_S, DENSE, FOLDER, SAVED, SMALL, in_world, key
 
 SAME = 1e-6
+# First weights of .02 go through layer norms, which blow rounding up: with other vector instructions than those that
+# wrote them (ATEN_CPU_CAPABILITY=avx2, default) SASRec's curves were 3.0e-5 off and HSTU's 1.3e-6.
+OF_OTHER_PROCESSORS = {"sasrec_movielens": 1e-4, "sasrec_sequences": 1e-4, "hstu_movielens": 1e-5}
 RESUMED = 5e-6
 """At another layout the sums of the steps after the checkpoint are taken in another order, and Adam carries them on."""
 GOLDEN: dict[str, dict[str, list[float]]] = json.loads((FOLDER / "curves.json").read_text())
@@ -46,7 +54,8 @@ def test_every_case_has_its_curve() -> None:
 @pytest.mark.parametrize("name", sorted(GOLDEN))
 def test_a_layout_trains_along_its_golden_curve(found: dict[str, Any], name: str) -> None:
     for what in ("losses", "grad_norms"):
-        assert apart(found[name][what], GOLDEN[name][what]) <= SAME, (what, found[name][what], GOLDEN[name][what])
+        same = OF_OTHER_PROCESSORS.get(name.split()[0].rstrip(":"), SAME)
+        assert apart(found[name][what], GOLDEN[name][what]) <= same, (what, found[name][what], GOLDEN[name][what])
 
 
 def test_golden_checkpoints_go_on_at_every_layout(data: str) -> None:
@@ -62,6 +71,19 @@ def test_golden_checkpoints_go_on_at_every_layout(data: str) -> None:
     for name, case in pairs:
         curve = resumed[f"{name} -> {key(case)}"]
         assert apart(curve["losses"], GOLDEN[name]["losses"][SAVED:]) <= RESUMED, (name, case)
+
+
+@pytest.mark.parametrize("name", traces.LAYOUTS)
+def test_a_recipe_is_trained_at_each_layout_that_it_can_have(data: str, name: str) -> None:
+    run, legal = traces.runs(Path(data))[name], []
+    for layout in DENSE:
+        try:
+            refuse(replace(run, parallel=layout), lay_out(layout, world_of(layout)))
+        except ConfigError as error:
+            assert "parallel plan" in str(error)
+        else:
+            legal.append(layout)
+    assert tuple(legal) == traces.LAYOUTS[name]
 
 
 def test_a_wrong_factor_would_be_seen() -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,9 @@ class Blocks(RankingConfig):
         return Squared()
 
     def pieces(self, schema: Schema) -> tuple[Piece, ...]:
-        width = len(schema.dense) + self.width(schema)
         cuts = {"up.weight": "column", "up.bias": "column", "down.weight": "row"}
         block = partial(Piece, cost=1.0, cuts=cuts, enter=("",), leave=("down",))
-        return (
-            block(name="first", build=partial(Block, width, width), takes=("dense", VECTORS)),
-            block(name="last", build=partial(Block, width + self.width(schema), 1), takes=(VECTORS,)),
-        )
+        shapes = pairwise((len(schema.dense), 8, 8, 8, 1))
+        builds = [partial(Block, given + self.width(schema), gives) for given, gives in shapes]
+        takes = [("dense", VECTORS)] + [(VECTORS,)] * 3
+        return tuple(block(name=f"blocks.{i}", build=builds[i], takes=takes[i]) for i in range(4))

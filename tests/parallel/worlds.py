@@ -42,6 +42,10 @@ TINY = DLRM(dim=8, bottom=(8,), top=(16,))
 DENSE_OPTIM = AdamW(lr=3e-2, eps=1e-5, clip_norm=0.5)  # eps: see test_retrieval.PARITY
 
 
+Tables = dict[str, list[list[float]]]
+"""Table -> its weights [rows, dim], wherever they lay; lists, so that a world can send them home."""
+
+
 def global_batch(step: int, schema: Schema = SCHEMA) -> Batch:
     """The rows of one step, the same in every world; a second label is there for two rows of three."""
     g = torch.Generator().manual_seed(step % 5)
@@ -97,8 +101,12 @@ def train(
     config: RankingConfig = TINY,
     schema: Schema = SCHEMA,
     spoil: bool = False,
+    after: Callable[[Replica], None] = lambda replica: None,
 ) -> list[float]:
-    """Train a tiny model in the present world; the loss of each global batch, the same on all ranks."""
+    """Train a tiny model in the present world; the loss of each global batch, the same on all ranks.
+
+    `after`: called with the replica when the last step is done.
+    """
     world = join(gpu=False, timeout_s=DEADLINE_S)
     run = Run(
         name="tiny",
@@ -128,7 +136,26 @@ def train(
         loss = replica.train_step(batch, step=step, total_steps=STEPS, watch=watch)
         dist.all_reduce(loss)
         losses.append(float(loss) / ROWS)
+    after(replica)
     return losses
+
+
+def whole_tables(replica: Replica) -> Tables:
+    """The tables' weights of all ranks put together; a collective.
+
+    A rectangle that no rank has is nan, and one that two have is an error.
+    """
+    assert replica.tables is not None
+    mine = [(c.name, c.shape, c.offsets, c.data) for c in replica.tables.chunks() if c.name.startswith("model.")]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    found: dict[str, torch.Tensor] = {}
+    for name, shape, (row, column), data in (chunk for of_rank in everyone for chunk in of_rank):
+        table = found.setdefault(name.split(".")[-2], torch.full(shape, torch.nan))
+        here = table[row : row + data.shape[0], column : column + data.shape[1]]
+        assert here.shape == data.shape and here.isnan().all(), f"{name} {row}, {column}: beyond, or there twice"
+        here.copy_(data)
+    return {name: table.tolist() for name, table in found.items()}
 
 
 Case = tuple[str, dict[str, Any]]
