@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rtrain.data.split import ByTime
     from rtrain.data.tokens import Tokens
     from rtrain.duration import Duration
+    from rtrain.encodings import PiecewiseLinear, Quantiles
     from rtrain.mesh import Parallel
     from rtrain.metrics import (
         AUC,
@@ -78,6 +79,7 @@ _HOMES = {
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
     "rtrain.duration": ("Duration",),
+    "rtrain.encodings": ("PiecewiseLinear", "Quantiles"),
     "rtrain.mesh": ("Parallel",),
     "rtrain.metrics": (
         "AUC",
@@ -181,9 +183,11 @@ __all__ = [
     "Parallel",
     "Perplexity",
     "Piece",
+    "PiecewiseLinear",
     "Pointwise",
     "Precision",
     "PrecisionAt",
+    "Quantiles",
     "RPrecision",
     "Random",
     "RandomPerUser",

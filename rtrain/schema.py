@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rtrain.errors import ConfigError
+from rtrain.encodings import LARGEST, Encoding
+from rtrain.errors import ConfigError, DataError
 
 Entity = Literal["user", "item", "context"]
 NONE: Mapping[str, int] = MappingProxyType({})
@@ -24,7 +27,7 @@ NONE: Mapping[str, int] = MappingProxyType({})
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """One number a row, fed to the model as `(value - mean) / std`."""
+    """One number a row, fed to the model as `(value - mean) / std`, or as its encoding."""
 
     name: str
     """Column in the data and key in a request."""
@@ -36,10 +39,29 @@ class Dense:
     """Divides the raw value; must be positive."""
     missing: float | None = None
     """Raw value that stands for a null; none refuses nulls."""
+    encoding: Encoding | None = None
+    """`PiecewiseLinear` or `Quantiles` of the raw value, in place of mean and std."""
 
     def __post_init__(self) -> None:
         if not self.std > 0:
             raise ConfigError(f"feature {self.name!r}: std must be positive, got {self.std}")
+        if self.encoding and (self.mean, self.std) != (0, 1):
+            raise ConfigError(f"feature {self.name!r}: mean and std are not read beside an encoding. Leave them out")
+
+    @property
+    def width(self) -> int:
+        """Columns of the model's input that it becomes."""
+        return self.encoding.width if self.encoding else 1
+
+    def scaled(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Raw values [N] -> the one number of each that a row keeps; `encodings.widened` makes the columns of it."""
+        return self.encoding.scaled(raw) if self.encoding else (raw - self.mean) / self.std
+
+    def reach(self) -> tuple[float, float]:
+        """The smallest and largest raw value that float32 can hold the scaled number of."""
+        if self.encoding:
+            return self.encoding.reach()
+        return self.mean - LARGEST * self.std, self.mean + LARGEST * self.std
 
     def arrow_type(self) -> pa.DataType:
         """float64: wide enough for every number a column may hold."""
@@ -112,10 +134,13 @@ class IdSequence(IdList):
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """What is predicted: 0 or 1."""
+    """What is predicted: 0 or 1, or a number."""
 
     name: str = "label"
     """Column in the data; never part of a request."""
+    kind: Literal["binary", "number"] = "binary"
+    """binary: 0 or 1, trained by cross-entropy, predicted as a probability; number: any finite one (a rating, a price),
+    trained by squared error, predicted as it is. All labels of a schema are of one kind."""
     optional: bool = False
     """Whether a row may be without it (null): its loss and metrics then leave that row out."""
 
@@ -139,12 +164,23 @@ class Schema:
     """Id feature whose rows are ranked together (usually the user); empty: no ranking metrics."""
     time: str = ""
     """Column of seconds since 1970 that orders the rows; empty: the file's own order."""
+    weight: str = ""
+    """Column of numbers of at least 0 that scale the rows' losses; empty: every row counts as 1.
+
+    A step's loss is the sum of weight times loss over the sum of the weights of its global batch. Metrics do not read
+    it: in them every row of a split counts as 1, so that they stay comparable with other weights and with none.
+    """
 
     def __post_init__(self) -> None:
-        names = [f.name for f in self.features] + [label.name for label in self.labels]
+        names = (
+            [f.name for f in self.features] + [label.name for label in self.labels] + [self.weight] * bool(self.weight)
+        )
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"schema: the name {name!r} is used twice")
+        kinds = [f"{label.name!r} is {label.kind}" for label in self.labels]
+        if len({label.kind for label in self.labels}) > 1:
+            raise ConfigError(f"schema: all labels are of one kind, but {', '.join(kinds)}. Give each kind its own run")
         if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, IdList)]:
             raise ConfigError(f"schema.group: {self.group!r} is not an Id feature of this schema")
         for table, rows in ((f.table_name, f.table_rows) for f in self.ids):
@@ -155,8 +191,13 @@ class Schema:
 
     @property
     def dense(self) -> tuple[Dense, ...]:
-        """The numbers, in the order of `Batch.dense`'s columns."""
+        """The numbers, in the order of `Batch.dense`'s columns; an encoded one has several."""
         return tuple(f for f in self.features if isinstance(f, Dense))
+
+    @property
+    def dense_widths(self) -> tuple[int, ...]:
+        """Columns of `Batch.dense` of each number; their sum is what a model is built for."""
+        return tuple(f.width for f in self.dense)
 
     @property
     def ids(self) -> tuple[Id, ...]:
@@ -167,6 +208,11 @@ class Schema:
     def labels(self) -> tuple[Label, ...]:
         """All that is predicted, in the order of the model's outputs."""
         return (self.label, *self.more_labels)
+
+    @property
+    def predicts_numbers(self) -> bool:
+        """Whether the labels are numbers, not 0 or 1."""
+        return self.label.kind == "number"
 
     @property
     def metric_prefixes(self) -> tuple[str, ...]:
@@ -186,6 +232,7 @@ class Schema:
         columns = [pa.field(f.name, f.arrow_type()) for f in self.features]
         if label:
             columns += [pa.field(one.name, pa.float64()) for one in self.labels]
+            columns += [pa.field(self.weight, pa.float64())] if self.weight else []
         return pa.schema(columns)
 
 
@@ -229,7 +276,7 @@ class Batch:
     made_by: ClassVar[str] = "Interactions"
 
     dense: Tensor
-    """float32 [B, D], normalised"""
+    """float32 [B, sum of `Schema.dense_widths`], normalised or encoded"""
     ids: Jagged
     label: Tensor
     """float32 [B], or [B, L] of a schema of several labels; nan where a row does not have it, as none does that pads"""
@@ -243,6 +290,10 @@ class Batch:
     """int64 [B]: the sample's number in its data set, the identity that resume is proved with; -1 pads"""
     global_rows: int
     """Rows of the global batch, over all data ranks."""
+    weight: Tensor | None = None
+    """float32 [B]: factor on each row's loss, 0 of one that pads; none without `schema.weight`"""
+    global_weight: float = 0.0
+    """Sum of the weights of the global batch, over all data ranks."""
 
     @property
     def rows(self) -> int:
@@ -250,9 +301,20 @@ class Batch:
         return int(self.label.shape[0])
 
     @property
-    def loss_units(self) -> int:
-        """What the global batch's loss is a mean over: its rows."""
-        return self.global_rows
+    def loss_units(self) -> float:
+        """What the global batch's loss is a mean over: its rows, or their weights.
+
+        Raises:
+            DataError: weights that are all 0; on every rank alike.
+        """
+        if self.weight is None:
+            return self.global_rows
+        if not self.global_weight > 0:
+            raise DataError(
+                f"row {int(self.row[0])} of the data: its weight (schema.weight) is 0, and so is that of all "
+                f"{self.global_rows} rows of its global batch, which has no loss then. Raise global_batch, or drop them"
+            )
+        return self.global_weight
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -261,8 +323,14 @@ class Batch:
 
     @property
     def target(self) -> Tensor:
-        """What its outputs are held against."""
-        return self.label
+        """What its outputs are held against: the label; where there is a weight, both as [B, L + 1], it last.
+
+        One tensor, which microbatches and pipelines cut by rows.
+        """
+        if self.weight is None:
+            return self.label
+        labels_BL = self.label if self.label.dim() == 2 else self.label.unsqueeze(1)
+        return torch.cat([labels_BL, self.weight.unsqueeze(1)], dim=1)
 
     def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "Batch":
         """The batch with rows without ids and labels, and with row -1, added at its end, up to `rows`.
@@ -282,6 +350,8 @@ class Batch:
             group=pad(self.group, (0, extra)),
             row=pad(self.row, (0, extra), value=-1),
             global_rows=self.global_rows,
+            weight=None if self.weight is None else pad(self.weight, (0, extra)),
+            global_weight=self.global_weight,
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -295,4 +365,6 @@ class Batch:
             group=self.group.to(device, non_blocking=True),
             row=self.row.to(device, non_blocking=True),
             global_rows=self.global_rows,
+            weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
+            global_weight=self.global_weight,
         )

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from rtrain.data.reader import Whole
+from rtrain.encodings import widened
 from rtrain.schema import Batch, IdList, Jagged, Schema
 
 
@@ -56,7 +57,7 @@ class Columns:
 
     schema: Schema
     dense: NDArray[np.float32]
-    """[N, D], normalised"""
+    """[N, D], normalised, or scaled by its encoding: of what is one number here, a batch has every column"""
     singles: NDArray[np.integer]
     """int32 or int64 [N, S]: side by side, because a row's ids are gathered together"""
     lists: tuple[Lists, ...]
@@ -67,6 +68,8 @@ class Columns:
     """[N]: whom the rows are ranked for, as `Batch.group`"""
     row: NDArray[np.int64]
     """[N]: the rows' numbers in their data set"""
+    weight: NDArray[np.float32] | None = None
+    """[N]: factor on each row's loss; none without `schema.weight`, and of requests"""
 
     @property
     def rows(self) -> int:
@@ -83,10 +86,15 @@ class Columns:
             label=self.label.take(indices, axis=0),
             group=self.group.take(indices),
             row=self.row.take(indices),
+            weight=None if self.weight is None else self.weight.take(indices),
         )
 
-    def batch(self, *, global_rows: int) -> Batch:
-        """All rows as a `Batch`; `global_rows` counts the rows of all data ranks."""
+    def units(self, indices: NDArray[np.integer]) -> float:
+        """Sum of the given rows' weights; how many they are where they have none."""
+        return len(indices) if self.weight is None else float(self.weight.take(indices).sum(dtype=np.float64))
+
+    def batch(self, *, global_rows: int, global_weight: float = 0.0) -> Batch:
+        """All rows as a `Batch`; `global_rows` and `global_weight` are of the rows of all data ranks."""
         ids, count = self.schema.ids, self.rows
         lengths_FB = np.ones((len(ids), count), np.int32)
         values = np.empty(self.singles.size + sum(len(x.values) for x in self.lists), np.int64)
@@ -102,18 +110,20 @@ class Columns:
             values[at : at + len(found)] = found
             at += len(found)
         return Batch(
-            dense=torch.from_numpy(self.dense),
+            dense=torch.from_numpy(widened(self.dense, self.schema.dense_widths)),
             ids=Jagged(tuple(f.name for f in ids), torch.from_numpy(values), torch.from_numpy(lengths_FB.ravel())),
             label=torch.from_numpy(self.label),
             group=torch.from_numpy(self.group),
             row=torch.from_numpy(self.row),
             global_rows=global_rows,
+            weight=None if self.weight is None else torch.from_numpy(self.weight),
+            global_weight=global_weight,
         )
 
     @staticmethod
     def batch_of(parts: Sequence["Columns"], whole: Whole) -> Batch:
         """The rows of all parts as one `Batch`."""
-        return concat(parts).batch(global_rows=whole.rows)
+        return concat(parts).batch(global_rows=whole.rows, global_weight=whole.units)
 
     def take(self, indices: NDArray[np.integer], *, global_rows: int) -> Batch:
         """The given rows (numbers 0..N-1) as a `Batch` that shares no memory with these columns."""
@@ -137,4 +147,5 @@ def concat(parts: Sequence[Columns]) -> Columns:
         label=np.concatenate([p.label for p in parts]),
         group=np.concatenate([p.group for p in parts]),
         row=np.concatenate([p.row for p in parts]),
+        weight=None if first.weight is None else np.concatenate([p.weight for p in parts if p.weight is not None]),
     )

@@ -61,6 +61,7 @@ def encode(
         label=_all_labels(table, schema, at) if label else np.zeros(rows, np.float32),
         group=groups,
         row=np.arange(first_row, first_row + rows),
+        weight=_weights(table.column(schema.weight), schema.weight, at) if label and schema.weight else None,
     )
 
 
@@ -134,8 +135,8 @@ def _numbers(column: pa.ChunkedArray, feature: Dense, at: _Place) -> NDArray[np.
     raw = column.cast(pa.float64()).fill_null(feature.missing if feature.missing is not None else 0.0).to_numpy()
     # A float64 that float32 cannot hold becomes inf, and is refused as such.
     with np.errstate(over="ignore", invalid="ignore"):
-        values: NDArray[np.float32] = ((raw - feature.mean) / feature.std).astype(np.float32)
-    finite = np.isfinite(values)
+        values: NDArray[np.float32] = feature.scaled(raw).astype(np.float32)
+    finite = np.isfinite(values) & np.isfinite(raw)
     if not finite.all():
         row = _first(~finite)
         raise at.refuse(f"{what} is {raw[row]}", row, "; it must be a finite number that float32 can hold")
@@ -219,11 +220,27 @@ def _all_labels(table: pa.Table, schema: Schema, at: _Place) -> NDArray[np.float
 def _labels(column: pa.ChunkedArray, label: Label, at: _Place) -> NDArray[np.float32]:
     # A null becomes NaN.
     values: NDArray[np.float64] = _plain(column, pa.float64()).cast(pa.float64()).to_numpy()
-    wrong = (values != 0) & (values != 1)
+    number = label.kind == "number"
+    wrong = ~_fits_float32(values) if number else (values != 0) & (values != 1)
     if label.optional and column.null_count:
         wrong &= ~pc.is_null(column).to_numpy()
     if wrong.any():
         row = _first(wrong)
         got = "null" if pc.is_null(column)[row].as_py() else values[row]
-        raise at.refuse(f"label {label.name!r} is {got}", row, "; it must be 0 or 1")
+        must = "a finite number that float32 can hold" if number else "0 or 1"
+        raise at.refuse(f"label {label.name!r} is {got}", row, f"; it must be {must}")
     return values.astype(np.float32)
+
+
+def _weights(column: pa.ChunkedArray, name: str, at: _Place) -> NDArray[np.float32]:
+    values: NDArray[np.float64] = _plain(column, pa.float64()).cast(pa.float64()).to_numpy()
+    wrong = ~_fits_float32(values) | (values < 0)
+    if wrong.any():
+        row = _first(wrong)
+        got = "null" if pc.is_null(column)[row].as_py() else values[row]
+        raise at.refuse(f"weight {name!r} is {got}", row, "; it must be a finite number of at least 0")
+    return values.astype(np.float32)
+
+
+def _fits_float32(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return np.abs(values) <= np.finfo(np.float32).max

@@ -4,7 +4,7 @@ import ctypes
 import hashlib
 import json
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +19,13 @@ from rtrain.data.parquet import ParquetRows
 from rtrain.data.protocol import Data
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
+from rtrain.encodings import Encoding, PiecewiseLinear
 from rtrain.errors import ConfigError, DataError, did_you_mean
-from rtrain.metrics.state import Scored
-from rtrain.schema import Batch, Schema
+from rtrain.metrics.state import Scored, Valued
+from rtrain.schema import Batch, Dense, Feature, Schema
+
+MOST_ROWS = 1_000_000
+"""Training rows that edges are taken from."""
 
 
 class Dataset(Samples[Batch]):
@@ -42,16 +46,16 @@ class Dataset(Samples[Batch]):
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
 
-    def baseline(self, split: Split, metrics: object) -> Scored | None:
+    def baseline(self, split: Split, metrics: object) -> Scored | Valued | None:
         """As `rtrain.data.means.of_means`."""
         return of_means(self, split)
 
-    def raw(self, split: Split, start: int, stop: int) -> pa.Table:
-        """Rows [start, stop) of the split as they are stored, all columns."""
+    def raw(self, split: Split, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
+        """Rows [start, stop) of the split as they are stored; none: all columns."""
         first, last = self._range(split)
         if not 0 <= start <= stop <= last - first:
             raise DataError(f"split {split!r} has rows 0..{last - first - 1}, but {start}..{stop - 1} are asked for")
-        return self._rows.read(first + start, first + stop)
+        return self._rows.read(first + start, first + stop, columns)
 
     def _blocks(self, split: Split) -> tuple[Block, ...]:
         start, stop = self._range(split)
@@ -139,6 +143,39 @@ class Interactions(Data):
     def metric_prefixes(self) -> tuple[str, ...]:
         """Of the names of each label's metrics."""
         return self.schema.metric_prefixes
+
+    def encoded(
+        self, kind: type[Encoding] = PiecewiseLinear, *, bins: int = 16, features: tuple[str, ...] = ()
+    ) -> "Interactions":
+        """These data with numbers encoded: edges at the quantiles of training rows, of the last million at most.
+
+        `features`: which numbers; none: all that have no encoding yet. Opens the data.
+
+        Raises:
+            ConfigError: a name that is no `Dense` feature, or bins below 1.
+            DataError: as `open`; or a feature that is the same in all those rows.
+        """
+        names = [f.name for f in self.schema.dense]
+        for name in features:
+            if name not in names:
+                raise ConfigError(f"encoded: {name!r} is no Dense feature of the schema{did_you_mean(name, names)}")
+        if bins < 1:
+            raise ConfigError(f"encoded: bins must be at least 1, got {bins}")
+        wanted = [f.name for f in self.schema.dense if (f.name in features if features else not f.encoding)]
+        data = self.open()
+        rows = data.rows("train")
+        seen = data.raw("train", max(0, rows - MOST_ROWS), rows, wanted)
+
+        def with_edges(feature: Feature) -> Feature:
+            if not isinstance(feature, Dense) or feature.name not in wanted:
+                return feature
+            try:
+                made = kind.of(seen.column(feature.name).cast(pa.float64()).drop_null().to_numpy(), bins)
+            except DataError as error:
+                raise DataError(f"feature {feature.name!r}: {error}") from None
+            return replace(feature, mean=0.0, std=1.0, encoding=made)
+
+        return replace(self, schema=replace(self.schema, features=tuple(map(with_edges, self.schema.features))))
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.

@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 
 from rtrain.data.split import Split
 from rtrain.metrics.baseline import UserItemBias
-from rtrain.metrics.state import Scored
+from rtrain.metrics.state import Scored, Valued
 from rtrain.schema import Id
 
 MOST_ROWS = 5_000_000
 """Training rows beyond which they, computed in the driver's memory, are left out."""
 
 
-def of_means(dataset: Any, split: Split) -> Scored | None:
+def of_means(dataset: Any, split: Split) -> Scored | Valued | None:
     """The split's rows; none where the schema has no user and item, or a label that rows may be without.
 
     `dataset`: a `rtrain.data.interactions.Dataset`.
@@ -30,6 +30,8 @@ def of_means(dataset: Any, split: Split) -> Scored | None:
     users, item_ids = (_numbered(both[name]) for name in names[:2])
     labels = both[names[2]].cast(pa.float64()).to_numpy()
     bias = UserItemBias.fit(users[:known], item_ids[:known], labels[:known])
+    if schema.predicts_numbers:
+        return Valued(bias.predict_numbers(users[known:], item_ids[known:]), labels[known:])
     scores = bias.predict(users[known:], item_ids[known:])
     return Scored.of_probabilities(scores, labels[known:], users[known:])
 

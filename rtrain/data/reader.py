@@ -23,6 +23,8 @@ class Whole:
     """Over all data ranks."""
     places: NDArray[np.int64]
     """Where its rows lie in the last window that it reaches into; all of them, for data that are one window."""
+    units: float
+    """What its loss is a mean over: its rows, or the sum of their weights; the same on every rank."""
     key: tuple[int | None, int]
     """Seed and epoch: what may differ from one visit of a row to the next is drawn by them."""
 
@@ -32,6 +34,9 @@ class Rows(Protocol[B]):
 
     def select(self, indices: NDArray[np.integer]) -> "Rows[B]":
         """The given rows, in their order."""
+
+    def units(self, indices: NDArray[np.integer]) -> float:
+        """The given rows' share of `Whole.units`."""
 
     def batch_of(self, parts: Sequence[Any], whole: Whole) -> B:
         """The rows of all parts as one batch, a rank's share of the `whole` one."""
@@ -156,18 +161,20 @@ def batches(
         loaded = None
         while epochs is None or cursor.epoch < epochs:
             start, stop = next_bounds(cursor, order.rows, global_batch)
-            at, last = rank_slice(start, stop, rank, world_size)
-            parts = []
-            while at < last:
+            first, last = rank_slice(start, stop, rank, world_size)
+            at, parts, units = start, [], 0.0
+            while at < stop:  # also what is other ranks': all count in what the loss is a mean over
                 while loaded is None or loaded.epoch < cursor.epoch or loaded.stop <= at:
                     loaded = None  # before the next one is made: two windows are enough in memory
                     loaded = next(windows)
-                upto = min(last, loaded.stop)
-                parts.append(loaded.columns.select(loaded.order[at - loaded.start : upto - loaded.start]))
+                upto = min(stop, loaded.stop)
+                here = loaded.order[at - loaded.start : upto - loaded.start]
+                units += loaded.columns.units(here)
+                mine = here[max(0, first - at) : max(0, last - at)]
+                if len(mine):
+                    parts.append(loaded.columns.select(mine))
                 at = upto
-            assert loaded is not None, "every rank has a row of every batch"
-            here = loaded.order[max(0, start - loaded.start) : stop - loaded.start]
-            whole = Whole(rows=stop - start, places=here, key=(order.seed, cursor.epoch))
+            whole = Whole(rows=stop - start, places=here, units=units, key=(order.seed, cursor.epoch))
             cursor = cursor.after(stop, order.rows)
             yield parts[0].batch_of(parts, whole), cursor
     finally:

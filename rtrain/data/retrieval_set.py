@@ -40,6 +40,10 @@ class Rows:
         """The samples at the given places."""
         return Rows(self.data, self.numbers.take(indices))
 
+    def units(self, indices: NDArray[np.integer]) -> float:
+        """How many samples these are; of the positives among them the batch itself knows."""
+        return len(indices)
+
     def batch_of(self, parts: Sequence["Rows"], whole: Whole) -> RetrievalBatch:
         """The samples of all parts."""
         numbers = np.concatenate([part.numbers for part in parts])

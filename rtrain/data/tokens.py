@@ -115,6 +115,10 @@ class Sequences:
         """The samples at the given positions."""
         return Sequences(self.shards, self.numbers.take(indices))
 
+    def units(self, indices: NDArray[np.integer]) -> float:
+        """How many samples these are."""
+        return len(indices)
+
     @staticmethod
     def batch_of(parts: Sequence["Sequences"], whole: Whole) -> TokenBatch:
         """All samples of all parts."""

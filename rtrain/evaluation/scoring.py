@@ -10,7 +10,7 @@ from rtrain.data.split import Split
 from rtrain.errors import RunFailed
 from rtrain.mesh import Mesh
 from rtrain.metrics.shape import curves_of, shape_of
-from rtrain.metrics.state import Metric, Partial, evaluate
+from rtrain.metrics.state import Metric, Partial, Scored, evaluate
 from rtrain.models.protocol import Objective
 from rtrain.run import Run
 
@@ -45,10 +45,11 @@ def measure(scorer: Scorer, batches: Iterable[Any], metrics: tuple[Metric, ...])
 def examine(
     scorer: Scorer, batches: Iterable[Any], metrics: tuple[Metric, ...]
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """As `measure`; and by label the curves of `rtrain.metrics.shape`, none of a language model's tokens."""
+    """As `measure`; and by label the curves of `rtrain.metrics.shape`, none of tokens or of numbers."""
 
     def partials(of: Any) -> list[Partial]:
-        return [*(metric.partial(of) for metric in metrics), *([shape_of(of)] if scorer.objective.link else [])]
+        drawn = scorer.objective.link and isinstance(of, Scored)
+        return [*(metric.partial(of) for metric in metrics), *([shape_of(of)] if drawn else [])]
 
     merged = _gather(scorer, batches, partials)
     shapes = {prefix: found[len(metrics)] for prefix, found in merged.items() if len(found) > len(metrics)}

@@ -31,7 +31,7 @@ from rtrain.version import VERSION
 FORMAT = 1
 
 Prediction = float | list[float]
-"""A row's probability; of a schema of several labels one for each, in their order."""
+"""A row's probability, or number; of a schema of several labels one for each, in their order."""
 
 HEAD = "export.json"
 FILE_BYTES = 2 * 1024**3
@@ -96,7 +96,7 @@ def _packs(stored: Stored) -> Iterator[dict[str, Tensor]]:
 
 
 class Predictor:
-    """An export, loaded on one process: raw rows in, probabilities out."""
+    """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
     def __init__(self, uri: str):
         """Load and check an export.
@@ -129,7 +129,7 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:
-        """Probability of label 1 (of each label) for each row; missing keys and ids out of range are refused.
+        """Probability of label 1 (of each label), or number, for each row; keys missing, ids out of range are refused.
 
         Raises:
             DataError: a row that does not fit the schema, by feature and value.

@@ -6,9 +6,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
 
+from rtrain.encodings import LARGEST
 from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
-
-LARGEST = float(np.finfo(np.float32).max)
 
 
 def row_model(schema: Schema) -> type[BaseModel]:
@@ -17,7 +16,7 @@ def row_model(schema: Schema) -> type[BaseModel]:
     for feature in schema.features:
         doc = f"{type(feature).__name__.lower()} feature of the {feature.entity}"
         if isinstance(feature, Dense):
-            ends = (feature.mean - LARGEST * feature.std, feature.mean + LARGEST * feature.std)
+            ends = feature.reach()
             bounds = Field(allow_inf_nan=False, json_schema_extra={"minimum": ends[0], "maximum": ends[1]})
             number = Annotated[float, bounds, AfterValidator(_fits(feature))]
             optional = feature.missing is not None
@@ -38,7 +37,7 @@ def _fits(feature: Dense) -> Callable[[float], float]:
     """Refuses what encoding would refuse: there it would take the other requests of the batch along."""
 
     def check(value: float) -> float:
-        if not abs((value - feature.mean) / feature.std) <= LARGEST:
+        if not abs(feature.scaled(np.array([value]))[0]) <= LARGEST:
             raise ValueError("it must be a number that float32 can hold")
         return value
 

@@ -11,11 +11,12 @@ from rtrain.training.records import PREDICTIONS
 SAME = 1e-5
 """Largest difference between a served probability and the trainer's. Both sum the same float32
 products, but in batches of other sizes and so in another order: some hundred roundings of 6e-8 in a
-logit of a few units, seen here as 5e-7. A wrong weight, row or feature shows as 1e-3 and more."""
+logit of a few units, seen here as 5e-7. A wrong weight, row or feature shows as 1e-3 and more.
+A number beyond 1 differs by its share of it."""
 
 
 def compare_served(run: Run, exported: str, dataset: Any) -> float:
-    """Largest difference between HTTP answers and the probabilities that the trainer recorded."""
+    """Largest difference between HTTP answers and the predictions that the trainer recorded."""
     from rtrain.serving.app import deploy
 
     said = Folder(run.folder).read_json(PREDICTIONS)
@@ -28,4 +29,5 @@ def compare_served(run: Run, exported: str, dataset: Any) -> float:
     finally:
         served.stop()
     flat = [p for answer in answers for p in answer]
-    return float(np.max(np.abs(np.array(flat) - np.array(said["predictions"]))))
+    wanted = np.array(said["predictions"])
+    return float(np.max(np.abs(np.array(flat) - wanted) / np.maximum(1.0, np.abs(wanted))))

@@ -13,7 +13,7 @@ DAMPING = 10.0
 
 @dataclass(frozen=True)
 class UserItemBias:
-    """global mean + user's deviation + item's deviation, clipped into (0, 1)."""
+    """global mean + user's deviation + item's deviation."""
 
     mean: float
     users: dict[int, float]
@@ -26,11 +26,16 @@ class UserItemBias:
         return cls(mean, _deviations(users, labels - mean), _deviations(items, labels - mean))
 
     def predict(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> Floats:
-        """Probabilities float64 [n]; a user or item that training did not have adds nothing."""
+        """Probabilities, clipped into (0, 1), float64 [n]; a user or item that training did not have adds nothing."""
+        clipped: Floats = np.clip(self.predict_numbers(users, items), 1e-3, 1 - 1e-3)
+        return clipped
+
+    def predict_numbers(self, users: NDArray[np.int64], items: NDArray[np.int64]) -> Floats:
+        """As `predict`, of labels that are numbers: not clipped."""
         by_user = np.array([self.users.get(u, 0.0) for u in users.tolist()])
         by_item = np.array([self.items.get(i, 0.0) for i in items.tolist()])
-        clipped: Floats = np.clip(self.mean + by_user + by_item, 1e-3, 1 - 1e-3)
-        return clipped
+        found: Floats = self.mean + by_user + by_item
+        return found
 
 
 def _deviations(keys: NDArray[np.int64], centred: NDArray[np.float64]) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Metrics of probabilities against 0/1 labels that a few sums give. All sums are float64."""
+"""Metrics of probabilities against 0/1 labels, or of numbers, that a few sums give. All sums are float64."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from rtrain.errors import ConfigError
-from rtrain.metrics.state import Floats, Metric, Partial, Scored
+from rtrain.metrics.state import Floats, Metric, Partial, Scored, Valued
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +69,14 @@ class NormalizedEntropy(Metric):
 
 @dataclass(frozen=True, kw_only=True)
 class MSE(Metric):
-    """Mean squared difference of probability and label (Brier, 1950)."""
+    """Mean squared difference of probability and label (Brier, 1950), or of predicted number and label."""
 
     name: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
 
-    def partial(self, scored: Scored) -> Partial:
+    def partial(self, scored: Scored | Valued) -> Partial:
         """Sum and count."""
-        return _sums(error=((scored.probabilities - scored.labels) ** 2).sum(), rows=len(scored.labels))
+        return _sums(error=((scored.predicted - scored.labels) ** 2).sum(), rows=len(scored.labels))
 
     def value(self, partial: Partial) -> float:
         """The mean."""
@@ -96,14 +96,14 @@ class RMSE(MSE):
 
 @dataclass(frozen=True, kw_only=True)
 class MAE(Metric):
-    """Mean absolute difference of probability and label."""
+    """Mean absolute difference of probability, or predicted number, and label."""
 
     name: ClassVar[str] = "mae"
     higher_is_better: ClassVar[bool] = False
 
-    def partial(self, scored: Scored) -> Partial:
+    def partial(self, scored: Scored | Valued) -> Partial:
         """Sum and count."""
-        return _sums(error=np.abs(scored.probabilities - scored.labels).sum(), rows=len(scored.labels))
+        return _sums(error=np.abs(scored.predicted - scored.labels).sum(), rows=len(scored.labels))
 
     def value(self, partial: Partial) -> float:
         """The mean."""

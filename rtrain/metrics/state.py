@@ -38,6 +38,11 @@ class Scored:
         with np.errstate(divide="ignore"):
             return cls(np.log(probabilities) - np.log1p(-probabilities), labels, groups)
 
+    @property
+    def predicted(self) -> Floats:
+        """What is held against the label: the probabilities."""
+        return self.probabilities
+
     @cached_property
     def probabilities(self) -> Floats:
         """float64 [n]: sigmoid of the logits"""
@@ -55,6 +60,18 @@ class Retrieved(Scored):
     """
 
     measured_by: ClassVar[str] = "metrics of the first places (NDCG, RecallAt, MRR, HitRate and so on)"
+
+
+@dataclass(frozen=True)
+class Valued:
+    """Rows of which a model predicts a number, not whether something holds."""
+
+    measured_by: ClassVar[str] = "RMSE, MSE and MAE where the label is a number"
+
+    predicted: Floats
+    """float64 [n]: in the units of the label"""
+    labels: Floats
+    """float64 [n]: any finite number"""
 
 
 @dataclass(frozen=True)

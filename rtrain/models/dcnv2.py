@@ -52,7 +52,7 @@ class DCNv2(RankingConfig):
 
     def dense_part(self, schema: Schema) -> nn.Module:
         """The cross layers, the MLP and the last linear layer."""
-        return DCNv2Tower(self, width=len(schema.dense) + self.width(schema))
+        return DCNv2Tower(self, width=sum(schema.dense_widths) + self.width(schema))
 
 
 class DCNv2Tower(nn.Module):

@@ -66,7 +66,7 @@ class DIN(RankingConfig):
             if name == self.candidate:
                 break
             before += dim if name != self.history else 0
-        width = len(schema.dense) + self.width(schema)
+        width = sum(schema.dense_widths) + self.width(schema)
         return DINTower(self, width=width, candidate=slice(before, before + dims[self.candidate]))
 
 

@@ -35,7 +35,7 @@ class DLRM(RankingConfig):
         if not schema.dense:
             raise ConfigError("model DLRM: the schema has no Dense feature for its bottom MLP. Add one")
         self.one_dim(schema)
-        return DLRMTower(self, dense=len(schema.dense), vectors=len(schema.ids))
+        return DLRMTower(self, dense=sum(schema.dense_widths), vectors=len(schema.ids))
 
 
 class DLRMTower(nn.Module):

@@ -32,7 +32,7 @@ class MMoE(MultiTaskConfig):
 
     def dense_part(self, schema: Schema) -> nn.Module:
         """Experts, gates and the tasks' towers."""
-        return MMoETower(self, width=len(schema.dense) + self.width(schema), tasks=len(schema.labels))
+        return MMoETower(self, width=sum(schema.dense_widths) + self.width(schema), tasks=len(schema.labels))
 
 
 class MMoETower(nn.Module):

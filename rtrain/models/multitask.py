@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rtrain.errors import ConfigError
 from rtrain.models.ranking import RankingConfig, check_dropout, check_sizes
 from rtrain.nn.interaction import mlp
-from rtrain.objectives.pointwise import Pointwise
+from rtrain.objectives.pointwise import Pointwise, pointwise
 from rtrain.schema import Schema
 
 
@@ -50,7 +50,7 @@ class MultiTaskConfig(RankingConfig):
             raise ConfigError(
                 f"model.task_weights: {len(self.task_weights)} weights for the labels {names}. Give one for each"
             )
-        return Pointwise(self.task_weights or (1.0,) * len(schema.labels), schema.metric_prefixes)
+        return pointwise(schema, self.task_weights)
 
 
 class TaskTowers(nn.Module):

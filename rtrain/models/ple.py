@@ -39,7 +39,7 @@ class PLE(MultiTaskConfig):
 
     def dense_part(self, schema: Schema) -> nn.Module:
         """The levels and the tasks' towers."""
-        return PLETower(self, width=len(schema.dense) + self.width(schema), tasks=len(schema.labels))
+        return PLETower(self, width=sum(schema.dense_widths) + self.width(schema), tasks=len(schema.labels))
 
 
 class PLETower(nn.Module):

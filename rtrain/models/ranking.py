@@ -18,7 +18,7 @@ from rtrain.errors import ConfigError, did_you_mean
 from rtrain.models.plan import Piece, chain, drawn
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import VECTORS, Table, TableOptions, mask, sequence
-from rtrain.objectives.pointwise import Pointwise
+from rtrain.objectives.pointwise import Pointwise, pointwise
 from rtrain.schema import Batch, Schema
 
 
@@ -138,7 +138,7 @@ class RankingConfig(Model):
 
     def objective(self, schema: Schema) -> Pointwise:
         """What the model is trained towards."""
-        return Pointwise(prefixes=schema.metric_prefixes)
+        return pointwise(schema)
 
     def tower(self, schema: Schema) -> nn.Module:
         """The dense part: (dense [B, D], vectors [B, V], and [B, T, E] and [B, T] a sequence) -> logits.
@@ -153,7 +153,8 @@ class RankingConfig(Model):
         """Look at a schema.
 
         Raises:
-            ConfigError: it is without an id feature, or of another number of labels than the model predicts.
+            ConfigError: it is without an id feature, of another number of labels than the model predicts, or has
+                weights that the objective does not read.
         """
         name, labels = type(self).__name__, [label.name for label in schema.labels]
         if self.several_labels != (len(labels) > 1):
@@ -165,7 +166,11 @@ class RankingConfig(Model):
             )
         if not schema.ids:
             raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
-        self.objective(schema)
+        if self.objective(schema).weighted != bool(schema.weight):
+            raise ConfigError(
+                f"model {name}: its objective does not read the weights of rows (schema.weight). Make it with "
+                "weighted=bool(schema.weight), or leave schema.weight out"
+            )
 
     def blueprint(self, schema: Schema) -> Blueprint:
         """See `rtrain.models.protocol`."""

@@ -95,7 +95,7 @@ class Ranker:
 
     @api.post("/predict", response_model=Predictions, responses=REFUSALS)
     async def predict(self, body: Rows) -> dict[str, Any]:
-        """Probability of label 1 for each row; 422 names the row and key that do not fit."""
+        """Probability of label 1, or the number, for each row; 422 names the row and key that do not fit."""
         if len(body.rows) > MAX_ROWS:
             raise HTTPException(413, f"{len(body.rows)} rows in one request; at most {MAX_ROWS}")
         try:

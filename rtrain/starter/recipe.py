@@ -51,6 +51,7 @@ def run() -> Run:
         # {model_comment}
         model={model},
         # The oldest 80 % of the rows train; the next 10 % pick the best checkpoint; the newest 10 % test.
+{encoded}\
         data=Interactions(source=SOURCE, schema=SCHEMA, split=ByTime(valid=0.1, test=0.1)),
         optim=AdamW(lr=2e-3),  # of the dense layers
         sparse_optim=RowWiseAdagrad(lr=2e-2),  # of the embedding tables
@@ -111,6 +112,9 @@ def recipe_text(recipe: Path, data: str, prepared: Prepared, columns: Sequence[C
         if prepared.time == ORDER
         else "What orders the rows: the newest test, so that nothing of the future is trained on.",
         time=_quoted(prepared.time),
+        encoded="        # Where numbers act in steps or waves: add .encoded(bins=16), bins of the training rows.\n"
+        if dense
+        else "",
         name=_quoted(run),
         debug_name=_quoted(f"{run}-debug"),
         model_comment="Others that read the same schema: DeepFM, DCNv2, and DIN where there is a IdSequence.",

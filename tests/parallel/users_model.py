@@ -33,7 +33,7 @@ class Blocks(RankingConfig):
     def pieces(self, schema: Schema) -> tuple[Piece, ...]:
         cuts = {"up.weight": "column", "up.bias": "column", "down.weight": "row"}
         block = partial(Piece, cost=1.0, cuts=cuts, enter=("",), leave=("down",))
-        shapes = pairwise((len(schema.dense), 8, 8, 8, 1))
+        shapes = pairwise((sum(schema.dense_widths), 8, 8, 8, 1))
         builds = [partial(Block, given + self.width(schema), gives) for given, gives in shapes]
         takes = [("dense", VECTORS)] + [(VECTORS,)] * 3
         return tuple(block(name=f"blocks.{i}", build=builds[i], takes=takes[i]) for i in range(4))

@@ -50,7 +50,7 @@ def batch_of(schema: Schema) -> Batch:
     lengths = [torch.randint(0, 4, (rows,)) if isinstance(f, IdList) else torch.ones(rows) for f in schema.ids]
     counts = torch.cat([*lengths, torch.zeros(0)]).int()
     return Batch(
-        dense=torch.randn(rows, len(schema.dense)),
+        dense=torch.randn(rows, sum(schema.dense_widths)),
         ids=Jagged(tuple(f.name for f in schema.ids), torch.randint(0, 5, (int(counts.sum()),)), counts),
         label=torch.randint(0, 2, (rows, labels) if labels > 1 else (rows,)).float(),
         group=torch.zeros(rows, dtype=torch.int64),

@@ -1,0 +1,130 @@
+"""Numbers as tabular networks read them best: by bins, or by their rank.
+
+Gorishniy, Rubachev & Babenko, "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS 2022.
+
+Shape legend: N rows, T bins, D dense features, P columns that they become.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtrain.errors import ConfigError, DataError
+
+Floats = NDArray[np.float64]
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binned:
+    """Bins of a number; `PiecewiseLinear` and `Quantiles` say what becomes of them."""
+
+    edges: tuple[float, ...]
+    """Where bins begin and end, rising, in the units of the raw value: T + 1 for T bins. Take them from training rows
+    alone, as `Interactions.encoded` does."""
+
+    def __post_init__(self) -> None:
+        where = f"{type(self).__name__}.edges"
+        if len(self.edges) < 2:
+            raise ConfigError(f"{where}: a bin has two, but there are {len(self.edges)}. Give two or more")
+        for number, edge in enumerate(self.edges):
+            if not math.isfinite(edge):
+                raise ConfigError(f"{where}: edge {number} is {edge}; each must be a finite number")
+        for number, (low, high) in enumerate(pairwise(self.edges), 1):
+            if not low < high:
+                raise ConfigError(f"{where}: edge {number} is {high}, after {low}; they must rise. Sort, drop repeats")
+
+    @classmethod
+    def of(cls, values: Floats, bins: int = 16) -> Self:
+        """Edges at the quantiles of float64 [N] values: bins of about as many rows, fewer where values repeat.
+
+        Raises:
+            DataError: fewer than two different finite values.
+        """
+        known = values[np.isfinite(values)]
+        edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1))) if len(known) else known
+        if len(edges) < 2:
+            raise DataError(f"{cls.__name__}: edges need two different finite values, got {len(edges)}. Leave it out")
+        return cls(edges=tuple(edges.tolist()))
+
+    @property
+    def bins(self) -> int:
+        """T."""
+        return len(self.edges) - 1
+
+    @property
+    def width(self) -> int:
+        """Columns that the feature becomes."""
+        return 1
+
+    def scaled(self, raw: Floats) -> Floats:
+        """The place of values [N] on an axis where edge t lies at t; it goes on below the first and beyond the last."""
+        edges = np.asarray(self.edges)
+        own = np.clip(np.searchsorted(edges, raw, side="right") - 1, 0, self.bins - 1)
+        places: Floats = own + (raw - edges[own]) / np.diff(edges)[own]
+        return places
+
+    def reach(self) -> tuple[float, float]:
+        """The raw values that float32 can hold the place of."""
+        lowest, highest = self.edges[1] - self.edges[0], self.edges[-1] - self.edges[-2]
+        most = float(np.finfo(np.float64).max)
+        return max(-most, self.edges[0] - LARGEST * lowest), min(most, self.edges[-2] + LARGEST * highest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PiecewiseLinear(Binned):
+    """A column a bin: 0 for values below it, 1 for those above, and linear within (the paper's PLE, formula 1).
+
+    The first bin's column goes on below 0 for values below all edges, the last bin's beyond 1 for those above.
+    """
+
+    @property
+    def width(self) -> int:
+        """T."""
+        return self.bins
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantiles(Binned):
+    """One column: the share of training rows below the value, linear within a bin, moved to mean 0 and variance 1.
+
+    That is exact for bins of equally many rows. Values beyond the edges count as the edge itself.
+    """
+
+    def scaled(self, raw: Floats) -> Floats:
+        """Of values [N], numbers from -sqrt(3) to sqrt(3)."""
+        places: Floats = (np.clip(super().scaled(raw), 0, self.bins) / self.bins - 0.5) * math.sqrt(12)
+        return places
+
+    def reach(self) -> tuple[float, float]:
+        """Every finite number."""
+        most = float(np.finfo(np.float64).max)
+        return -most, most
+
+
+Encoding = PiecewiseLinear | Quantiles
+
+
+@cache
+def _columns(widths: tuple[int, ...]) -> tuple[NDArray[np.int64], ...]:
+    """Of each of P columns: its feature, its bin, and whether it is the feature's first and last."""
+    of = np.repeat(np.arange(len(widths)), widths)
+    bins = np.concatenate([np.arange(width) for width in widths])
+    last = np.concatenate([np.arange(width) == width - 1 for width in widths])
+    return of, bins, bins == 0, last
+
+
+def widened(scaled_ND: NDArray[np.float32], widths: tuple[int, ...]) -> NDArray[np.float32]:
+    """Each feature's columns side by side, float32 [N, P]; a feature of one column stays as it is."""
+    if all(width == 1 for width in widths):
+        return scaled_ND
+    of, bins, first, last = _columns(widths)
+    low, high = np.where(first, -np.inf, 0).astype(np.float32), np.where(last, np.inf, 1).astype(np.float32)
+    out_NP = scaled_ND.take(of, axis=1)
+    out_NP -= bins.astype(np.float32)
+    return np.clip(out_NP, low, high, out=out_NP)
