@@ -4,13 +4,13 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rtrain import config
 from rtrain.errors import UserError
 from rtrain.launch.clock import WORKERS, Clock
-from rtrain.launch.launchers import LAUNCHERS, Launcher, Start
+from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
 from rtrain.launch.taking import finished, refuse_another
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
@@ -61,12 +61,12 @@ class Result:
 
 
 def train(
-    run: Run, *, launcher: Launcher = "ray", fresh: bool = False, command: str = "", quiet: bool = False
+    run: Run, *, launcher: Name | Launcher = "ray", fresh: bool = False, command: str = "", quiet: bool = False
 ) -> Result | None:
     """Train a run to its end and hand it on; a name that exists resumes.
 
     `launcher`: "ray" (a cluster by RAY_ADDRESS, else an embedded one), "inline" (this process, no
-    Ray), "torchrun" (this process is a rank; the result comes on rank 0, none elsewhere).
+    Ray), "torchrun" (this process is a rank; the result comes on rank 0, none elsewhere), or one of your own.
     `fresh`: start anew; what the name held before is moved aside, never deleted.
 
     Raises:
@@ -75,23 +75,18 @@ def train(
     """
     clock = Clock()
     run = absolute(run)
-    leads = os.environ.get("RANK", "0") == "0" or launcher != "torchrun"
+    place = LAUNCHERS[launcher] if isinstance(launcher, str) else launcher
+    leads = place.leads
 
     def say(text: str) -> None:
         if leads and not quiet:
             print(f"{run.name}: {text}", file=sys.stderr, flush=True)
 
     asked = run
-    if launcher != "ray":
-        run = replace(run, cluster=replace(run.cluster, workers=int(os.environ.get("WORLD_SIZE", "1"))))
-        if run.handoff.serve_check:
-            say("the serving check needs Ray; left out under this launcher")
-            run = replace(run, handoff=replace(run.handoff, serve_check=False))
+    run = place.prepare(run, say)
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "_ray_pkg_" in run.storage:
         say(f"storage {run.storage} is in the job's own folder, which goes when the job goes. Keep it with --storage")
     mesh = check(run)
-    if launcher != "ray":
-        plan(run)
     if leads:
         check_writable(run.storage)
         refuse_shares(run, open_data(run), mesh)  # gets and checks the data before any worker starts
@@ -101,7 +96,7 @@ def train(
     if leads and not fresh:
         refuse_another(run)
     with ExitStack() as stack:
-        ended = LAUNCHERS[launcher](Start(run, stack, fresh, leads, clock, say))
+        ended = place.run(Start(run, stack, fresh, clock, say))
         if ended is None:
             return None
         driver, outcome = ended
@@ -150,4 +145,4 @@ def _export_of(target: str) -> str:
     raise UserError(f"serve: there is no export in {target!r}. Give a finished run's folder, or its export/ folder")
 
 
-__all__ = ["Launcher", "Plan", "Result", "absolute", "plan", "serve", "train"]
+__all__ = ["Launcher", "Name", "Plan", "Result", "absolute", "plan", "serve", "train"]

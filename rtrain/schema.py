@@ -163,7 +163,7 @@ class Schema:
     group: str = ""
     """Id feature whose rows are ranked together (usually the user); empty: no ranking metrics."""
     time: str = ""
-    """Column of seconds since 1970 that orders the rows; empty: the file's own order."""
+    """Column of seconds since 1970 that orders the rows; empty: nothing does, and `data.split=Random()` parts them."""
     weight: str = ""
     """Column of numbers of at least 0 that scale the rows' losses; empty: every row counts as 1.
 

@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,6 +46,16 @@ def save(
     write_collected(folders, step, collect(chunks), meta, attempt=attempt, group=group)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """Of one rank's part of the work."""
+
+    value: Any = None
+    problem: str = ""
+    fenced: bool = False
+    """Whether the problem is that another attempt has taken the run over."""
+
+
 def write_collected(
     folders: CheckpointFolders,
     step: int,
@@ -60,30 +71,29 @@ def write_collected(
 
     def everywhere(work: Callable[[], T]) -> list[T]:
         """What `work` gives on each rank. A failure is told to all and raised on all: nobody is left waiting."""
-        mine: tuple[Any, str, bool]
         try:
-            mine = (work(), "", False)
+            outcome = _Outcome(value=work())
         except Fenced as error:
-            mine = (None, str(error), True)
+            outcome = _Outcome(problem=str(error), fenced=True)
         except Exception as error:  # whatever the store raises; botocore's errors are no OSError
-            mine = (None, f"rank {rank}: {one_line(error)}", False)
-        found: list[tuple[Any, str, bool]] = [mine] * world
+            outcome = _Outcome(problem=f"rank {rank}: {one_line(error)}")
+        outcomes = [outcome] * world
         if world > 1:
-            dist.all_gather_object(found, mine, group=group)
-        for _, problem, fenced in found:
-            if fenced:
-                raise Fenced(problem)
-            if problem:
+            dist.all_gather_object(outcomes, outcome, group=group)
+        for one in outcomes:
+            if one.fenced:
+                raise Fenced(one.problem)
+            if one.problem:
                 verdict = [_give_up(folder, attempt) if rank == 0 else ""]
                 if world > 1:
                     dist.broadcast_object_list(verdict, group_src=0, group=group)
                 if verdict[0]:
                     raise Fenced(verdict[0])
                 raise CheckpointError(
-                    f"checkpoint step {step}: {problem}. Nothing was committed; free space or mend the storage "
+                    f"checkpoint step {step}: {one.problem}. Nothing was committed; free space or mend the storage "
                     f"{folder.uri!r} and start the run again: it resumes from its last committed step"
                 )
-        return [value for value, _, _ in found]
+        return [one.value for one in outcomes]
 
     def prepare() -> str:
         """What this checkpoint's files have in their names; rank 0 decides."""

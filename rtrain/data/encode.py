@@ -19,7 +19,13 @@ __all__ = ["Columns", "check_columns", "concat", "encode"]
 
 
 def encode(
-    table: pa.Table, schema: Schema, *, label: bool, where: str, first_row: int, shown_row: int | None = None
+    table: pa.Table,
+    schema: Schema,
+    *,
+    label: bool,
+    where: str,
+    first_row: int,
+    shown: NDArray[np.integer] | None = None,
 ) -> Columns:
     """Check and encode all rows of `table`; columns that the schema does not name are left out.
 
@@ -29,14 +35,14 @@ def encode(
         label: whether the label is there to be read; without it labels are 0.
         where: what messages call the table: `train.parquet rows 0..65535`, `request`.
         first_row: number of the table's first row in the data set (`Batch.row`).
-        shown_row: number of the first row as messages count it; none: `first_row`.
+        shown: each row's number as messages count it; none: from `first_row` on.
 
     Raises:
         DataError: a column missing or of the wrong type, or a value that cannot be used, with its row.
     """
     check_columns(table.schema, schema, label=label, where=where)
-    at = _Place(where, first_row if shown_row is None else shown_row)
     rows = table.num_rows
+    at = _Place(where, np.arange(first_row, first_row + rows) if shown is None else shown)
     dense = np.empty((rows, len(schema.dense)), np.float32)
     for number, feature in enumerate(schema.dense):
         dense[:, number] = _numbers(table.column(feature.name), feature, at)
@@ -107,12 +113,11 @@ def _widens(got: pa.DataType, wanted: pa.DataType) -> bool:
 class _Place:
     """Where a value stands, for messages."""
 
-    def __init__(self, where: str, first_row: int):
-        self.where = where
-        self.first_row = first_row
+    def __init__(self, where: str, shown: NDArray[np.integer]):
+        self.where, self.shown = where, shown
 
     def refuse(self, what: str, row: int, why: str) -> DataError:
-        return DataError(f"{self.where}: {what} at row {self.first_row + row}{why}")
+        return DataError(f"{self.where}: {what} at row {self.shown[row]}{why}")
 
 
 def _first(mask: NDArray[np.bool_]) -> int:

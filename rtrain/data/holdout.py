@@ -1,5 +1,7 @@
 """Which interactions train, validate and test: of each user or of all, by order or by chance.
 
+`Random` parts labelled rows too, also those that no time orders.
+
 Shape legend: N interactions, sorted by user and then by time.
 """
 
@@ -11,7 +13,10 @@ from numpy.typing import NDArray
 
 from rtrain.data.feedback import Feedback
 from rtrain.data.keyed import drawn
-from rtrain.errors import ConfigError
+from rtrain.data.parquet import ParquetRows
+from rtrain.data.parted import Parted
+from rtrain.data.split import Ranges
+from rtrain.errors import ConfigError, DataError
 
 Codes = NDArray[np.int8]
 TRAIN, VALID, TEST = 0, 1, 2
@@ -75,6 +80,23 @@ class Random(_Shares):
         """[N]"""
         count = len(feedback.user)
         return _by_chance(self, np.zeros(count, np.int64), np.array([0, count]))
+
+    def part(self, rows: ParquetRows, time: str) -> tuple[Parted, Ranges]:
+        """Rows of Parquet with each split in one piece, and the splits' ranges; of large data shares are near enough.
+
+        `time`: not looked at; of rows in time, some train that are newer than some that test.
+
+        Raises:
+            DataError: a split that would be empty.
+        """
+        parted = Parted(rows, valid=self.valid, test=self.test, seed=self.seed)
+        train, valid, test = parted.sizes
+        if not all(parted.sizes):
+            raise DataError(
+                f"{rows.uri}: parted by chance, {train} rows train, {valid} validate and {test} test: too few rows "
+                f"({rows.rows}). Change data.split.valid and data.split.test, or bring more data"
+            )
+        return parted, {"train": (0, train), "valid": (train, train + valid), "test": (train + valid, rows.rows)}
 
 
 def _by_chance(split: RandomPerUser | Random, key: NDArray[np.int64], starts: NDArray[np.int64]) -> Codes:

@@ -13,9 +13,11 @@ import pyarrow as pa
 from rtrain.data import sources
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import check_columns, encode
+from rtrain.data.holdout import Random
 from rtrain.data.means import of_means
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
+from rtrain.data.parted import Parted
 from rtrain.data.protocol import Data
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
@@ -34,7 +36,7 @@ class Dataset(Samples[Batch]):
     split_field = "data.split"
     baseline_name = "user and item means alone"
 
-    def __init__(self, rows: ParquetRows, schema: Schema, ranges: Ranges, *, window_rows: int, prefetch: int):
+    def __init__(self, rows: ParquetRows | Parted, schema: Schema, ranges: Ranges, *, window_rows: int, prefetch: int):
         # What a cursor means depends on the rows, on where the splits part, and on what is shuffled together.
         start, stop = ranges["train"]
         counted = [rows.fingerprint(), ranges, window_rows if stop - start > window_rows else None]
@@ -77,16 +79,15 @@ class Dataset(Samples[Batch]):
         names = self.schema.arrow(label=True).names
         parts = []
         for start, stop in blocks:
-            group = self._rows.groups(start, stop)[0]
-            first = group.file_row + start - group.first_row
+            group, shown = self._rows.groups(start, stop)[0], self._rows.file_rows(start, stop)
             parts.append(
                 encode(
                     self._rows.read(start, stop, names),
                     self.schema,
                     label=True,
-                    where=f"{self._rows.name(group)} rows {first}..{first + stop - start - 1}",
+                    where=f"{self._rows.name(group)} rows {shown[0]}..{shown[-1]}",
                     first_row=start,
-                    shown_row=first,
+                    shown=shown,
                 )
             )
         encoded = concat(parts)
@@ -113,7 +114,7 @@ class Interactions(Data):
     """A named data set (`ml-100k`), or the path or URI of a Parquet file or of a folder of them."""
     schema: Schema
     """The features, label and time column."""
-    split: ByTime = ByTime()
+    split: ByTime | Random = ByTime()
     """How rows are parted into train, valid and test."""
     train_rows: int | None = None
     """Rows to train on, the last before validation; none, or more than there are: all."""
@@ -195,12 +196,12 @@ class Interactions(Data):
             DataError: data that is missing, damaged, out of order, or does not fit the schema.
             ConfigError: no time column to split by.
         """
-        rows = ParquetRows(_locate(self.source))
-        check_columns(rows.schema, self.schema, label=True, where=rows.uri)
-        if self.schema.time and self.schema.time not in rows.schema.names:
-            near = did_you_mean(self.schema.time, rows.schema.names)
-            raise DataError(f"{rows.uri}: the time column {self.schema.time!r} (schema.time) is missing{near}")
-        ranges = self.split.ranges(rows, self.schema.time)
+        stored = ParquetRows(_locate(self.source))
+        check_columns(stored.schema, self.schema, label=True, where=stored.uri)
+        if self.schema.time and self.schema.time not in stored.schema.names:
+            near = did_you_mean(self.schema.time, stored.schema.names)
+            raise DataError(f"{stored.uri}: the time column {self.schema.time!r} (schema.time) is missing{near}")
+        rows, ranges = self.split.part(stored, self.schema.time)
         ranges["train"] = trained_on(ranges["train"], self.train_rows)
         return Dataset(rows, self.schema, ranges, window_rows=self.window_rows, prefetch=self.prefetch)
 

@@ -10,9 +10,11 @@ from itertools import groupby
 from typing import IO, Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
+from numpy.typing import NDArray
 
 from rtrain.errors import DataError, did_you_mean
 
@@ -113,6 +115,12 @@ class ParquetRows:
         # The files' columns have the same names and types, but perhaps another order or other metadata.
         table = pa.concat_tables([t.select(wanted).replace_schema_metadata() for t in tables])
         return table.slice(start - groups[0].first_row, stop - start) if groups else table
+
+    def file_rows(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Number of each of the rows [start, stop) in its file, from 0."""
+        groups = self.groups(start, stop)
+        rows = [np.arange(group.rows) + group.file_row for group in groups]
+        return np.concatenate(rows)[start - groups[0].first_row :][: stop - start]
 
     def fingerprint(self) -> str:
         """16 hex digits over the names, sizes and footers of the files: changes when the data does."""

@@ -47,6 +47,10 @@ class ByTime:
                 f"data.split: valid and test must be above 0 and their sum below 1, got {self.valid}, {self.test}"
             )
 
+    def part(self, rows: ParquetRows, time: str) -> tuple[ParquetRows, Ranges]:
+        """The rows as they are, and as `ranges`."""
+        return rows, self.ranges(rows, time)
+
     def ranges(self, rows: ParquetRows, time: str) -> Ranges:
         """Row ranges of the three splits; reads the column `time`, row group by row group.
 
@@ -55,7 +59,10 @@ class ByTime:
             DataError: rows out of order, a time missing, or a split that would be empty.
         """
         if not time:
-            raise ConfigError("schema.time: it is empty, but data.split=ByTime needs the column that orders the rows")
+            raise ConfigError(
+                "schema.time: it is empty, but data.split=ByTime needs the column that orders the rows. "
+                "Name it, or give data.split=Random()"
+            )
         lasts = _ordered(rows, time)
         total = rows.rows
         test = _moment(rows, time, lasts, total - max(1, round(total * self.test)))

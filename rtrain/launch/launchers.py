@@ -1,10 +1,11 @@
-"""How each launcher trains a run that is ready to start."""
+"""The launchers: where the ranks of a run come from, and how each trains one that is ready to start."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from rtrain.checkpoint.fence import Driver
 from rtrain.launch.clock import Clock
@@ -15,9 +16,10 @@ from rtrain.run import Run
 if TYPE_CHECKING:
     from rtrain.training.job import Outcome
 
-Launcher = Literal["ray", "inline", "torchrun"]
+Name = Literal["ray", "inline", "torchrun"]
 Ended = tuple[Driver, "Outcome"]
-"""Who took the run, and what came of it; none on a rank that leaves the rest to another."""
+"""Who took the run, and what came of it."""
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -28,9 +30,8 @@ class Start:
     stack: ExitStack
     """Left when the run has ended, well or not."""
     fresh: bool
-    leads: bool
     clock: Clock
-    say: Callable[[str], None]
+    say: Say
 
     def take(self, *, again: str = "") -> Driver:
         """As `rtrain.launch.taking.take`; all that comes before the workers is done then."""
@@ -39,49 +40,102 @@ class Start:
         return driver
 
 
-def _on_ray(start: Start) -> Ended:
-    from rtrain.launch.bar import Watch
-    from rtrain.launch.session import ray_session
+class Launcher(Protocol):
+    """Where a run's ranks come from."""
 
-    run = start.run
-    with ThreadPoolExecutor(1) as beside:
-        planned = beside.submit(plan, run)  # imports torchrec while Ray starts
-        start.stack.enter_context(ray_session(run.cluster))
-        planned.result()
-    if run.handoff.serve_check:
-        from rtrain.serving.app import check_port
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that checks, says and hands on: of several ranks the first."""
 
-        check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
-    from rtrain.launch import worker_logs
-    from rtrain.launch.ray_train import train_on_ray
+    def prepare(self, run: Run, say: Say) -> Run:
+        """The run as it can be had here, before anything is checked; `say` tells the user what is left out."""
 
-    driver = start.take()
-    start.say(f"starting {run.cluster.workers} workers")
-    with worker_logs.kept_on_failure(run.folder, driver), Watch(run, start.say):
-        return driver, train_on_ray(run, driver=driver.token)
+    def run(self, start: Start) -> Ended | None:
+        """Train it to its end; none on a rank that leaves the rest to another.
+
+        Raises:
+            RtrainError: it did not get there.
+        """
 
 
-def _inline(start: Start) -> Ended:
-    from rtrain.launch.local import train_inline
+class OnRay:
+    """Workers of Ray Train, on a cluster by RAY_ADDRESS or an embedded one."""
 
-    driver = start.take()
-    return driver, train_inline(start.run, driver.token)
+    leads = True
+
+    def prepare(self, run: Run, say: Say) -> Run:
+        """As it is."""
+        return run
+
+    def run(self, start: Start) -> Ended:
+        """See `Launcher`."""
+        from rtrain.launch.bar import Watch
+        from rtrain.launch.session import ray_session
+
+        run = start.run
+        with ThreadPoolExecutor(1) as beside:
+            planned = beside.submit(plan, run)  # imports torchrec while Ray starts
+            start.stack.enter_context(ray_session(run.cluster))
+            planned.result()
+        if run.handoff.serve_check:
+            from rtrain.serving.app import check_port
+
+            check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
+        from rtrain.launch import worker_logs
+        from rtrain.launch.ray_train import train_on_ray
+
+        driver = start.take()
+        start.say(f"starting {run.cluster.workers} workers")
+        with worker_logs.kept_on_failure(run.folder, driver), Watch(run, start.say):
+            return driver, train_on_ray(run, driver=driver.token)
 
 
-def _under_torchrun(start: Start) -> Ended | None:
-    from rtrain.launch.local import Agent, train_under_torchrun
+class _WithoutRay:
+    """As many workers as there are processes already, and nothing served."""
 
-    driver = None
-    if start.leads:  # the others wait for it when they join the process group
-        agent = Agent()
-        driver = start.take(again=agent.driver)
-        agent.keep(driver.token)
-    outcome = train_under_torchrun(start.run, driver.token if driver else "")
-    return (driver, outcome) if driver and outcome else None
+    def prepare(self, run: Run, say: Say) -> Run:
+        """With those workers, and without the serving check."""
+        run = replace(run, cluster=replace(run.cluster, workers=int(os.environ.get("WORLD_SIZE", "1"))))
+        if run.handoff.serve_check:
+            say("the serving check needs Ray; left out under this launcher")
+            run = replace(run, handoff=replace(run.handoff, serve_check=False))
+        return run
 
 
-LAUNCHERS: dict[Launcher, Callable[[Start], Ended | None]] = {
-    "ray": _on_ray,
-    "inline": _inline,
-    "torchrun": _under_torchrun,
-}
+class Inline(_WithoutRay):
+    """This process alone."""
+
+    leads = True
+
+    def run(self, start: Start) -> Ended:
+        """See `Launcher`."""
+        from rtrain.launch.local import train_inline
+
+        plan(start.run)
+        driver = start.take()
+        return driver, train_inline(start.run, driver.token)
+
+
+class UnderTorchrun(_WithoutRay):
+    """The rank that torchrun made this process."""
+
+    @property
+    def leads(self) -> bool:
+        """Of rank 0."""
+        return os.environ.get("RANK", "0") == "0"
+
+    def run(self, start: Start) -> Ended | None:
+        """See `Launcher`."""
+        from rtrain.launch.local import Agent, train_under_torchrun
+
+        plan(start.run)
+        driver = None
+        if self.leads:  # the others wait for it when they join the process group
+            agent = Agent()
+            driver = start.take(again=agent.driver)
+            agent.keep(driver.token)
+        outcome = train_under_torchrun(start.run, driver.token if driver else "")
+        return (driver, outcome) if driver and outcome else None
+
+
+LAUNCHERS: dict[Name, Launcher] = {"ray": OnRay(), "inline": Inline(), "torchrun": UnderTorchrun()}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-from rtrain.api import Launcher, Result, absolute, train
+from rtrain.api import Name, Result, absolute, train
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
@@ -100,7 +100,7 @@ def chaos(
     *,
     kinds: Sequence[FailureKind] = KINDS,
     seed: int = 0,
-    launcher: Launcher = "ray",
+    launcher: Name = "ray",
     say: Callable[[str], None] = lambda _: None,
 ) -> Chaos:
     """Train `run` undisturbed and once with each failure, at a step and on a rank that `seed` draws.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rtrain.data import cached
+from rtrain.data.holdout import Random
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.split import ByTime
 from rtrain.errors import DataError, UserError
@@ -46,7 +47,7 @@ class Started:
 
     def __str__(self) -> str:
         lines = [f"data      {self.data}" + (f" ({'; '.join(self.done)})" if self.done else "")]
-        lines += [f"label     {self.label}", f"time      {self.time}"]
+        lines += [f"label     {self.label}", f"time      {self.time or 'none: chance parts the rows'}"]
         lines += [f"{c.kind or 'left out':<9} {c.name}: {c.why}" for c in self.columns]
         return "\n".join([*lines, f"{self.recipe} is written. Read it, then: python {self.recipe} train --debug"])
 
@@ -73,7 +74,7 @@ def start(source: str, *, label: str = "", out: str = "recipe.py", data_out: str
     if prepared.table is not None:
         cached.write(prepared.table, Path(data), version=1)
     try:
-        ByTime().ranges(ParquetRows(data), prepared.time)
+        (ByTime() if prepared.time else Random()).part(ParquetRows(data), prepared.time)
     except DataError:
         if prepared.table is not None:
             Path(data).unlink()

@@ -15,7 +15,6 @@ RULE = re.compile(r"\s*(.+?)\s*(>=|<=|==|>|<)\s*(-?\d+(?:\.\d+)?)\s*")
 COMPARE: dict[str, Callable[..., pa.ChunkedArray]] = {
     ">=": pc.greater_equal, "<=": pc.less_equal, "==": pc.equal, ">": pc.greater, "<": pc.less,
 }  # fmt: skip
-ORDER = "row_number"
 """The column that a file without times is given."""
 
 
@@ -62,13 +61,6 @@ def prepare(data: Given, asked: str) -> Prepared:
     if time and pa.types.is_date32(data.schema.field(time).type):
         changes[time] = data.column(time).cast(pa.timestamp("s"))
         done.append(f"{time!r} is a timestamp")
-    if not time:
-        if ORDER in data.schema.names:
-            raise DataError(f"{data.uri}: no column tells the time, and {ORDER!r} is a column already. Rename it")
-        time = ORDER
-        changes[time] = pa.array(range(data.rows), pa.int64())
-        done.append(f"{time!r} counts the rows, as no column tells the time")
-    taken[time] = ""
     for field in data.schema:
         if pa.types.is_boolean(field.type) and field.name not in taken:
             changes[field.name] = data.column(field.name).cast(pa.int8())

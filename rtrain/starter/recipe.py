@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rtrain.starter.guess import Column
-from rtrain.starter.prepare import ORDER, Prepared
+from rtrain.starter.prepare import Prepared
 
 WIDTH = 110
 INLINE_WORDS = 8
@@ -40,8 +40,7 @@ SCHEMA = Schema(
     # What is predicted: 1 or 0.
     label=Label(name={label}),
 {group}\
-    # {time_comment}
-    time={time},
+{time}\
 )
 
 
@@ -50,9 +49,9 @@ def run() -> Run:
         name={name},
         # {model_comment}
         model={model},
-        # The oldest 80 % of the rows train; the next 10 % pick the best checkpoint; the newest 10 % test.
+        # {split_comment}
 {encoded}\
-        data=Interactions(source=SOURCE, schema=SCHEMA, split=ByTime(valid=0.1, test=0.1)),
+        data=Interactions(source=SOURCE, schema=SCHEMA, split={split}(valid=0.1, test=0.1)),
         optim=AdamW(lr=2e-3),  # of the dense layers
         sparse_optim=RowWiseAdagrad(lr=2e-2),  # of the embedding tables
         global_batch={batch},  # rows of a step; an epoch is about {steps} steps
@@ -85,7 +84,8 @@ def recipe_text(recipe: Path, data: str, prepared: Prepared, columns: Sequence[C
     group = next((c.name for c in used if c.kind == "Id" and c.entity == "user"), "")
     model = "DLRM" if dense else "DCNv2"
     metrics = ["AUC", "LogLoss", *(["NDCG"] if group else [])]
-    names = {"Label", "AdamW", "ByTime", "Cluster", "Duration", "Evaluation", "Handoff", "Interactions"}
+    split = "ByTime" if prepared.time else "Random"
+    names = {"Label", "AdamW", split, "Cluster", "Duration", "Evaluation", "Handoff", "Interactions"}
     names |= {"RowWiseAdagrad", "Run", "Schema", "main", model, *metrics} | {c.kind for c in used}
     constants = _constants(used)
     batch = _batch(prepared.data.rows * 0.8)
@@ -108,10 +108,14 @@ def recipe_text(recipe: Path, data: str, prepared: Prepared, columns: Sequence[C
         left_out="".join(f"    # Left out: {_quoted(c.name)}: {_comment(c.why)}.\n" for c in columns if not c.kind),
         label=_quoted(prepared.label),
         group=f"    # Whose rows are ranked together, for NDCG.\n    group={_quoted(group)},\n" if group else "",
-        time_comment="The file's own order stands for time: name a column of times here if you have one."
-        if prepared.time == ORDER
-        else "What orders the rows: the newest test, so that nothing of the future is trained on.",
-        time=_quoted(prepared.time),
+        time=f"    # What orders the rows: the newest test, so that nothing of the future is trained on.\n"
+        f"    time={_quoted(prepared.time)},\n"
+        if prepared.time
+        else "",
+        split=split,
+        split_comment="The oldest 80 % of the rows train; the next 10 % pick the best checkpoint; the newest 10 % test."
+        if prepared.time
+        else "No column tells the time: chance has 80 % of the rows train, 10 % pick the best checkpoint, 10 % test.",
         encoded="        # Where numbers act in steps or waves: add .encoded(bins=16), bins of the training rows.\n"
         if dense
         else "",

@@ -80,8 +80,10 @@ class Stopwatch:
             self._totals[name] += time.perf_counter() - began
 
     @contextmanager
-    def between(self, name: str) -> Iterator[None]:
-        """The time of the block, on this host's clock, is no part of a step: one of BETWEEN."""
+    def between(self, name: str, doing: str = "") -> Iterator[None]:
+        """The time of the block, on this host's clock, is no part of a step: one of BETWEEN. `doing`: as `entered`."""
+        if doing:
+            self.entered(doing)
         began = time.perf_counter()
         yield
         self._between[name] += time.perf_counter() - began

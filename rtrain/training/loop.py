@@ -56,8 +56,7 @@ def fit(
             rows = batch.row  # still on the host: the ledger costs no wait for the device
             batch = batch.to(replica.world.device)
         loss = replica.forward_backward(batch, step=state.step, total_steps=state.total_steps, watch=watch)
-        watch.entered("callbacks")
-        with watch.between("records"):
+        with watch.between("records", "callbacks"):
             callbacks.gradients_ready(state, replica.gradients)
         replica.update(step=state.step, total_steps=state.total_steps, watch=watch)
         window.add(loss, batch)
@@ -71,30 +70,24 @@ def fit(
             point = window.close(run, state, replica)
             if "end" in window.due and not state.done:
                 state.stop = f"{CLOCK}: {run.duration.seconds:g} s are over"
-        watch.entered("callbacks")
-        with watch.between("records"):
+        with watch.between("records", "callbacks"):
             callbacks.step_end(state, point)
 
         improved = False
         if state.done or run.evaluation.every.due(earlier, state) or "evaluation" in window.due:
-            watch.entered("evaluation")
-            with watch.between("evaluation"):
+            with watch.between("evaluation", "evaluation"):
                 values = evaluate()
-            state.latest, state.latest_step = dict(values), state.step
             improved = judge(run, state, values)
             with watch.between("records"):
                 callbacks.evaluated(state, values)
-            window.restart()  # the rate is of training, not of scoring
             window.did("evaluation")
         due = improved or run.checkpoint.every.due(earlier, state) or "checkpoint" in window.due
         if due or state.done or window.told_to_stop:
-            watch.entered("checkpoint")
-            with watch.between("records"):
+            with watch.between("records", "checkpoint"):
                 callbacks.saving(state)
             window.keep(state)
             for saved in save(state.done or window.told_to_stop):
                 callbacks.checkpointed(saved)
-            window.restart()
             window.did("checkpoint")
         if window.told_to_stop and not state.done:
             raise Preempted(
@@ -105,10 +98,11 @@ def fit(
 
 
 def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:
-    """Whether `values` are the best so far; sets `state.stop` when patience has run out.
+    """Whether `values`, of this step, are the best so far; sets `state.stop` when patience has run out.
 
     Every rank has the same exact values, so every rank decides the same.
     """
+    state.latest, state.latest_step = dict(values), state.step
     monitor = run.evaluation.monitor
     new, old = values[monitor], state.best.get(monitor)
     if old is None or old != old or (new > old if run.monitored.higher_is_better else new < old):
@@ -175,8 +169,10 @@ class _Window:
         return float(total), {what for what, over in zip(self.seconds, clocks, strict=True) if over > 0}
 
     def did(self, what: str) -> None:
+        """It has been done, and begins anew; the rate is of training, not of that."""
         self.since[what] = time.perf_counter()
         self.due.discard(what)
+        self.restart()
 
     def add(self, loss: torch.Tensor, batch: Any) -> None:
         self.loss += loss

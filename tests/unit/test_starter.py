@@ -12,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+import rtrain
 from rtrain.errors import UserError
 from rtrain.export.request import row_model
 from rtrain.schema import Dense, Id, IdList, IdSequence
@@ -54,7 +55,7 @@ def begin(tmp_path: Path) -> Any:
         run = recipe["run"]()
         data = run.data.open()
         batch, _ = next(iter(data.reader("train", global_batch=run.global_batch, seed=0, rank=0, world_size=1)))
-        assert batch.rows == run.global_batch
+        assert run.global_batch - batch.rows in (0, 1)
         run.model.tower(run.data.schema)
         row_model(run.data.schema)
         assert recipe["debug"]().duration.steps == 20
@@ -143,10 +144,12 @@ def test_rows_are_sorted_by_their_time_and_the_file_stays(begin: Any, tmp_path: 
     assert (run.data.schema.time, {f.name for f in run.data.schema.features}) == ("day", {"user_id", "itemId", "flag"})
 
 
-def test_without_a_time_the_files_order_is_kept(begin: Any) -> None:
+def test_without_a_time_chance_parts_the_rows(begin: Any) -> None:
     run, made = begin(table(time=None))
-    assert run.data.schema.time == "row_number"
-    assert "no column tells the time" in Path(made.recipe).read_text()
+    assert (run.data.schema.time, run.data.split) == ("", rtrain.Random(valid=0.1, test=0.1))
+    assert "No column tells the time: chance has 80 % of the rows train" in Path(made.recipe).read_text()
+    data = run.data.open()
+    assert sum(data.rows(split) for split in ("train", "valid", "test")) == ROWS
 
 
 REFUSED: list[tuple[pa.Table, dict[str, str], str]] = [
