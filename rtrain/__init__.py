@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rtrain.data.split import ByTime
     from rtrain.data.tokens import Tokens
     from rtrain.duration import Duration
-    from rtrain.encodings import PiecewiseLinear, Quantiles
+    from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
     from rtrain.mesh import Parallel
     from rtrain.metrics import (
         AUC,
@@ -79,7 +79,7 @@ _HOMES = {
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
     "rtrain.duration": ("Duration",),
-    "rtrain.encodings": ("PiecewiseLinear", "Quantiles"),
+    "rtrain.encodings": ("Log1p", "PiecewiseLinear", "Quantiles"),
     "rtrain.mesh": ("Parallel",),
     "rtrain.metrics": (
         "AUC",
@@ -175,6 +175,7 @@ __all__ = [
     "Interactions",
     "Label",
     "LeaveOneOut",
+    "Log1p",
     "LogLoss",
     "MMoE",
     "Negatives",

@@ -107,7 +107,27 @@ class Quantiles(Binned):
         return -most, most
 
 
-Encoding = PiecewiseLinear | Quantiles
+@dataclass(frozen=True, kw_only=True)
+class Log1p:
+    """One column: log(1 + x), of counts; what is below 0 counts as 0 (Naumov et al., arXiv:1906.00091)."""
+
+    @property
+    def width(self) -> int:
+        """One."""
+        return 1
+
+    def scaled(self, raw: Floats) -> Floats:
+        """Of values [N]."""
+        logs: Floats = np.log1p(np.maximum(raw, 0))
+        return logs
+
+    def reach(self) -> tuple[float, float]:
+        """Every finite number."""
+        most = float(np.finfo(np.float64).max)
+        return -most, most
+
+
+Encoding = PiecewiseLinear | Quantiles | Log1p
 
 
 @cache

@@ -51,6 +51,17 @@ def _init(options: argparse.Namespace) -> int:
     return 0
 
 
+def _criteo(options: argparse.Namespace) -> int:
+    from rtrain.data.criteo import convert
+
+    def say(text: str) -> None:
+        print(f"rtrain: {text}", file=sys.stderr, flush=True)
+
+    folder = convert(options.source, options.out, hashed=options.rows, say=say)
+    _print(options, {"folder": folder}, folder)
+    return 0
+
+
 def _get(options: argparse.Namespace) -> int:
     from rtrain.data import sources
 
@@ -132,6 +143,16 @@ VERBS = (
         "get and prepare data sets",
         actions=(
             Verb("get", "fetch a named data set into the cache", (Argument("name", help="ml-100k"),), _get),
+            Verb(
+                "criteo",
+                "Criteo's click logs, from their published text to Parquet",
+                (
+                    Argument("source", help="the text: a path or any URI, also compressed"),
+                    Argument("--out", required=True, help="folder or URI of the Parquet; new or empty"),
+                    Argument("--rows", type=int, default=2**18, help="rows of each word's table (default: 262144)"),
+                ),
+                _criteo,
+            ),
             Verb(
                 "tokenize",
                 "text files -> token shards for a language model",

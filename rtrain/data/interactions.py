@@ -21,7 +21,7 @@ from rtrain.data.parted import Parted
 from rtrain.data.protocol import Data
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
-from rtrain.encodings import Encoding, PiecewiseLinear
+from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.metrics.state import Scored, Valued
 from rtrain.schema import Batch, Dense, Feature, Schema
@@ -146,7 +146,11 @@ class Interactions(Data):
         return self.schema.metric_prefixes
 
     def encoded(
-        self, kind: type[Encoding] = PiecewiseLinear, *, bins: int = 16, features: tuple[str, ...] = ()
+        self,
+        kind: type[PiecewiseLinear | Quantiles] = PiecewiseLinear,
+        *,
+        bins: int = 16,
+        features: tuple[str, ...] = (),
     ) -> "Interactions":
         """These data with numbers encoded: edges at the quantiles of training rows, of the last million at most.
 

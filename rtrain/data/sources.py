@@ -19,13 +19,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rtrain.data import cached, clicks, movielens, synthetic
+from rtrain.data import cached, clicks, criteo, movielens, synthetic
 from rtrain.errors import DataError, did_you_mean
 
 VERSIONS = {
     movielens.NAME: movielens.VERSION,
     clicks.NAME: clicks.VERSION,
     synthetic.NAME: synthetic.VERSION,
+    criteo.SAMPLE: criteo.VERSION,
 }
 NAMES: tuple[str, ...] = tuple(VERSIONS)
 """The data sets that `get` knows."""
@@ -78,6 +79,9 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
                 ratings = get(movielens.NAME, cache=cache, progress=progress)
                 _say(progress, f"making {name}")
                 clicks.sample(ratings / f"{movielens.NAME}.parquet", parquet)
+            elif name == criteo.SAMPLE:
+                _say(progress, f"making {name}")
+                criteo.sample(parquet)
             else:
                 _say(progress, f"making {name}, {synthetic.ROWS:,} rows")
                 synthetic.plant(parquet)

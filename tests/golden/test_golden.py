@@ -11,6 +11,7 @@ import pytest
 
 from recipes import (
     bpr_movielens,
+    dlrm_criteo,
     dlrm_movielens,
     dlrm_synthetic,
     gpt_stdlib,
@@ -25,6 +26,7 @@ from rtrain.run import Run
 
 FOLDER = Path(__file__).parent
 RECIPES: dict[str, Callable[[], Run]] = {
+    "dlrm_criteo": dlrm_criteo.run,
     "dlrm_movielens": dlrm_movielens.run,
     "dlrm_synthetic": dlrm_synthetic.run,
     "gpt_stdlib": gpt_stdlib.run,

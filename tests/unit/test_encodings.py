@@ -19,7 +19,8 @@ from pydantic import ValidationError
 from rtrain import config
 from rtrain.data.encode import encode
 from rtrain.data.interactions import Interactions
-from rtrain.encodings import PiecewiseLinear, Quantiles
+from rtrain.duration import Duration
+from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError
 from rtrain.export.artifact import Predictor
 from rtrain.export.request import row_model
@@ -77,11 +78,12 @@ def test_each_feature_has_its_own_columns_in_order() -> None:
         Dense(name="bins", encoding=PiecewiseLinear(edges=EDGES), missing=0.25),
         Dense(name="rank", encoding=Quantiles(edges=EDGES)),
         Dense(name="one", encoding=PiecewiseLinear(edges=(0, 4))),
+        Dense(name="count", encoding=Log1p(), missing=0.0),
     )
-    assert schema.dense_widths == (1, 3, 1, 1)
-    given = {"plain": [5.0, 1.0], "bins": [None, 20.0], "rank": [0.25, 99.0], "one": [-4.0, 8.0]}
+    assert schema.dense_widths == (1, 3, 1, 1, 1)
+    given = {"plain": [5.0, 1.0], "bins": [None, 20.0], "rank": [0.25, 99.0], "one": [-4.0, 8.0], "count": [7, None]}
     middle = (1.5 / 3 - 0.5) * math.sqrt(12)
-    wanted = [[2.0, 1.0, 0.5, 0.0, middle, -1.0], [0.0, 1.0, 1.0, 39 / 19, math.sqrt(3), 2.0]]
+    wanted = [[2.0, 1.0, 0.5, 0.0, middle, -1.0, math.log(8)], [0.0, 1.0, 1.0, 39 / 19, math.sqrt(3), 2.0, 0.0]]
     torch.testing.assert_close(batch_of(schema, given), torch.tensor(wanted))
 
 
@@ -197,7 +199,7 @@ def test_an_export_answers_raw_values_as_the_trainer_did(model: Any, tmp_path: P
         data=data,
         parallel=Parallel(dense="ddp"),
         global_batch=64,
-        epochs=2,
+        duration=Duration(epochs=2),
         evaluation=Evaluation(monitor="log_loss"),
         handoff=Handoff(rows=300),
         storage=str(tmp_path / "runs"),
