@@ -13,6 +13,7 @@ dense   steps/s of a small decoder       recipes/gpt_stdlib.py in one process, e
 zero    the same on 2 ranks, ZeRO-1      the recipe under torchrun / bare DeepSpeed under torchrun
 catalogue  users/s, 100,000 items each   rank_catalogue / a loop over users; _floor: / bare matmul + top-k
 hstu    steps/s of HSTU, one process     in groups of similar length / all rows as long as the longest
+sasrec  steps/s of SASRec, one process   rtrain without Ray / a plain torch loop over padded arrays
 zero_bytes_1, _2, _3                     what a rank of 2 holds / the ZeRO paper's formula for float32 (no bound)
 
 The first six: DLRM, 26 tables of 100,000 x 16 with table-wise sharding and fused row-wise Adagrad, dense part under

@@ -1,4 +1,5 @@
-"""HSTU over users of unequal histories as an rtrain recipe: most are short, nearly every batch has one of 200 items.
+"""HSTU, or SASRec, over users of unequal histories as an rtrain recipe: most are short, nearly every batch has one of
+200 items (SASRec reads the newest 50).
 
 The lengths are lognormal, about 40 positions in the mean and 27 in the median, cut at `BENCH_LONGEST`; with 128 users a
 batch, a fifth of what is padded to the batch's longest row is real.
@@ -25,11 +26,13 @@ from rtrain import (
     LeaveOneOut,
     Parallel,
     Run,
+    SASRec,
     Tracking,
     main,
 )
 
 USERS, ITEMS, BATCH, LONGEST = 1280, 5000, 128, 200
+SASREC_LENGTH = 50
 HELD_OUT = 3
 """Items of a user that are no position of training: those of validation and test, and the last one to predict."""
 
@@ -56,13 +59,14 @@ def write(folder: Path, *, longest: int = LONGEST, seed: int = 0) -> Path:
 
 def run() -> Run:
     """No evaluation, checkpoint or hand-off within the measured steps."""
+    sasrec = os.environ.get("BENCH_MODEL") == "sasrec"
     longest = int(os.environ.get("BENCH_LONGEST", LONGEST))
     return Run(
         name="histories",
-        model=HSTU(dim=64, layers=2),
+        model=SASRec(dim=64, layers=2, heads=2, dropout=0.2) if sasrec else HSTU(dim=64, layers=2),
         data=Histories(
             source=str(write(Path(os.environ["BENCH_STORAGE"]) / "data", longest=longest)),
-            users=USERS, items=ITEMS, length=longest, split=LeaveOneOut(),
+            users=USERS, items=ITEMS, length=SASREC_LENGTH if sasrec else longest, split=LeaveOneOut(),
         ),
         optim=AdamW(lr=1e-3),
         sparse_optim=Adagrad(lr=0.05),

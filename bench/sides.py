@@ -133,6 +133,24 @@ def histories(place: Place, *, name: str, attention: str) -> Measured:
     return {"rate": rate, "last_loss": points[-1]["loss"]}
 
 
+def sasrec(place: Place, *, name: str) -> Measured:
+    """Steps/s of SASRec in one process without Ray."""
+    env = place.environment(DENSE_STEPS) | {"BENCH_LOG_EVERY": str(DENSE_LOG), "BENCH_MODEL": "sasrec"}
+    words = ["bench/histories.py", "train", "--json", "--launcher", "inline", "--storage", str(place.runs)]
+    _last_line([*words, "--name", name], env)
+    points = _history(place, name)
+    at = {p["step"]: p["at"] for p in points}
+    rate = (DENSE_STEPS - DENSE_WARM) / (at[DENSE_STEPS] - at[DENSE_WARM])
+    return {"rate": rate, "last_loss": points[-1]["loss"]}
+
+
+def sasrec_by_hand(place: Place) -> Measured:
+    """The same in a plain torch loop."""
+    env = place.environment(DENSE_STEPS) | {"BENCH_WARM": str(DENSE_WARM)}
+    said, _ = _last_line(["-m", "bench.peers.sasrec"], env)
+    return {"rate": said["steps_per_s"], "last_loss": said["last_loss"]}
+
+
 def zero_bytes(place: Place, stage: int) -> Measured:
     """Bytes of a rank of two, and what the ZeRO paper's formula gives."""
     env = place.environment(0) | {"BENCH_STAGE": str(stage)}

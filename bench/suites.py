@@ -105,5 +105,11 @@ SUITES = (
         ours=lambda place, name: sides.histories(place, name=f"{name}-jagged", attention="jagged"),
         theirs=lambda place, name: sides.histories(place, name=f"{name}-padded", attention="padded"),
     ),
+    Suite(
+        name="sasrec",
+        comparisons=_rate("sasrec", "steps/s of SASRec", "plain torch loop", 0.97),
+        ours=lambda place, name: sides.sasrec(place, name=name),
+        theirs=lambda place, _: sides.sasrec_by_hand(place),
+    ),
     *(_zero_bytes(stage) for stage in (1, 2, 3)),
 )
