@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         RecallAt,
         RPrecision,
     )
+    from rtrain.metrics.beyond import Coverage, Novelty, PopularityBias
     from rtrain.metrics.language import Perplexity, TokenLoss
     from rtrain.models.dcnv2 import DCNv2
     from rtrain.models.decoder import Decoder
@@ -105,6 +106,7 @@ _HOMES = {
         "Recall",
         "RecallAt",
     ),
+    "rtrain.metrics.beyond": ("Coverage", "Novelty", "PopularityBias"),
     "rtrain.metrics.language": ("Perplexity", "TokenLoss"),
     "rtrain.models.decoder": ("Decoder",),
     "rtrain.models.dcnv2": ("DCNv2",),
@@ -157,6 +159,7 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "Cluster",
+    "Coverage",
     "DCNv2",
     "Decoder",
     "DeepFM",
@@ -180,12 +183,14 @@ __all__ = [
     "MMoE",
     "Negatives",
     "NormalizedEntropy",
+    "Novelty",
     "Pairs",
     "Parallel",
     "Perplexity",
     "Piece",
     "PiecewiseLinear",
     "Pointwise",
+    "PopularityBias",
     "Precision",
     "PrecisionAt",
     "Quantiles",

@@ -11,7 +11,7 @@ from rtrain.duration import Duration
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Parallel
 from rtrain.metrics import AUC, LogLoss
-from rtrain.metrics.state import Metric, takes
+from rtrain.metrics.state import Metric, group_columns, takes
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.tracking import Tracking, has_secret
@@ -58,6 +58,9 @@ class Evaluation:
     """Evaluations without a better `monitor` after which the run stops; none: never."""
     batch: int = 8192
     """Rows of a global batch in evaluation."""
+    slices: tuple[str, ...] = ()
+    """Columns of the schema by whose values the metrics of the test split are told too, as `auc[gender=F]`: the 20 most
+    frequent values of each, the others together."""
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
@@ -255,7 +258,16 @@ class Run:
             raise ConfigError(
                 f"metrics: {model} is measured by {gives.measured_by}, got {', '.join(m.name for m in self.metrics)}"
             )
-        ranked = [m.name for m in self.metrics if m.by_group]
+        ranked = [m.name for m in self.metrics if m.by_group and not group_columns(m)]
+        apart = [m.name for m in self.metrics if group_columns(m)]
+        if apart and not self.data.columns:
+            raise ConfigError(f"metrics: {', '.join(apart)} group by columns, of which {data} has none. Leave out by")
+        for name in self.evaluation.slices:
+            if name not in self.data.columns:
+                near = did_you_mean(name, self.data.columns) or ". Name another, or leave it out"
+                raise ConfigError(f"evaluation.slices: {name!r} is no column of the schema with one value a row{near}")
+        if len(set(self.evaluation.slices)) < len(self.evaluation.slices):
+            raise ConfigError("evaluation.slices: it names a column twice. Name it once")
         if ranked and not self.data.group:
             raise ConfigError(
                 f"metrics: {', '.join(ranked)} rank rows within a group; set schema.group to an Id feature"

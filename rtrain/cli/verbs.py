@@ -95,10 +95,11 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from rtrain.report.compare import compare, write_compare
+    from rtrain.report.compare import compare, spell_differences, write_compare
 
-    page = write_compare(options.targets, options.out)
-    _print(options, compare(options.targets) | {"page": page} if options.json else {}, page)
+    found = compare(options.targets)
+    page = write_compare(options.targets, options.out, found)
+    _print(options, found | {"page": page}, "\n".join(filter(None, (spell_differences(found), page))))
     return 0
 
 

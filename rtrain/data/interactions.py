@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from rtrain.data import sources
+from rtrain.data.coded import Coded, coded
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import check_columns, encode
 from rtrain.data.holdout import Random
@@ -24,7 +26,7 @@ from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_o
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.metrics.state import Scored, Valued
-from rtrain.schema import Batch, Dense, Feature, Schema
+from rtrain.schema import Batch, Dense, Feature, IdList, Schema
 
 MOST_ROWS = 1_000_000
 """Training rows that edges are taken from."""
@@ -47,6 +49,7 @@ class Dataset(Samples[Batch]):
         self._whole = {self._blocks(split) for split in SPLITS}
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
+        self._coded: dict[tuple[Split, tuple[str, ...]], Coded] = {}
 
     def baseline(self, split: Split, metrics: object) -> Scored | Valued | None:
         """As `rtrain.data.means.of_means`."""
@@ -58,6 +61,24 @@ class Dataset(Samples[Batch]):
         if not 0 <= start <= stop <= last - first:
             raise DataError(f"split {split!r} has rows 0..{last - first - 1}, but {start}..{stop - 1} are asked for")
         return self._rows.read(first + start, first + stop, columns)
+
+    def refuse_columns(self, names: Sequence[str], asker: str) -> None:
+        """As `Samples`: any column that the files have, of the schema or not, but for lists."""
+        there = self._rows.schema
+        for name in names:
+            if name not in there.names:
+                near = did_you_mean(name, there.names) or f". The columns are {', '.join(there.names)}"
+                raise ConfigError(f"{asker}: the data have no column {name!r}{near}")
+            if pa.types.is_nested(there.field(name).type):
+                raise ConfigError(
+                    f"{asker}: column {name!r} is {there.field(name).type}, not one value a row. Name another"
+                )
+
+    def coded(self, split: Split, names: tuple[str, ...]) -> Coded:
+        """As `Samples`; kept, for every evaluation asks."""
+        if (split, names) not in self._coded:
+            self._coded[split, names] = coded(self.raw(split, 0, self.rows(split), list(names)).select(list(names)))
+        return self._coded[split, names]
 
     def _blocks(self, split: Split) -> tuple[Block, ...]:
         start, stop = self._range(split)
@@ -139,6 +160,13 @@ class Interactions(Data):
     def group(self) -> str:
         """The feature whom rows are ranked for; empty where there is none."""
         return self.schema.group
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of the schema with one value a row."""
+        schema = self.schema
+        named = [f.name for f in schema.features if not isinstance(f, IdList)] + [one.name for one in schema.labels]
+        return (*named, *(name for name in (schema.time, schema.weight) if name and name not in named))
 
     @property
     def metric_prefixes(self) -> tuple[str, ...]:

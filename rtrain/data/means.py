@@ -1,5 +1,6 @@
 """What user and item means alone say of labelled rows: the least that a model must beat."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,16 @@ def of_means(dataset: Any, split: Split) -> Scored | Valued | None:
     if not schema.group or not items or schema.label.optional or dataset.rows("train") > MOST_ROWS:
         return None
     names = [schema.group, items[0], schema.label.name]
-    known = dataset.rows("train")
+    known, rows = dataset.rows("train"), np.array(dataset.numbers(split), np.int64)
     both = pa.concat_tables([dataset.raw(s, 0, dataset.rows(s)).select(names) for s in ("train", split)])
     users, item_ids = (_numbered(both[name]) for name in names[:2])
     labels = both[names[2]].cast(pa.float64()).to_numpy()
     bias = UserItemBias.fit(users[:known], item_ids[:known], labels[:known])
     if schema.predicts_numbers:
-        return Valued(bias.predict_numbers(users[known:], item_ids[known:]), labels[known:])
+        numbers = bias.predict_numbers(users[known:], item_ids[known:])
+        return Valued(numbers, labels[known:], users[known:], rows)
     scores = bias.predict(users[known:], item_ids[known:])
-    return Scored.of_probabilities(scores, labels[known:], users[known:])
+    return replace(Scored.of_probabilities(scores, labels[known:], users[known:]), rows=rows)
 
 
 def _numbered(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -24,6 +24,11 @@ class Data(Protocol):
         return ""
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """Those by whose values the metrics of the test split may be told apart; none: data without columns."""
+        return ()
+
+    @property
     def metric_prefixes(self) -> tuple[str, ...]:
         """Of the names of each label's metrics."""
         return ("",)

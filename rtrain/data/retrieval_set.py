@@ -153,6 +153,22 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             tally.add((one, popularity.view(-1, 1, 1, 1)), replace(batch, last=torch.zeros_like(batch.last)))
         return tally.scored()[0][""]
 
+    def told(self, scored: Retrieved) -> Retrieved:
+        """As `Samples`: how often items were had in training, by everybody and by the rows' users."""
+        assert scored.items is not None
+        trained = self._lists(TRAIN, alone=True)[0]
+        logs = np.log1p(self.often[np.searchsorted(self.catalogue, trained.values)])
+        summed = np.diff(np.concatenate([[0.0], np.cumsum(logs)])[trained.offsets])
+        often = self.often[np.searchsorted(self.catalogue, scored.items)].astype(np.float64)
+        users = self._of[scored.groups]
+        return replace(
+            scored,
+            often=often,
+            popularity=(often + 1) / (self.often.sum() + len(self.catalogue)),
+            had=summed[users] / self._trained[users],
+            catalogue=len(self.catalogue),
+        )
+
     def trained(self, numbers: Ids, whole: Ids, key: tuple[int, int]) -> RetrievalBatch:
         """Samples of training with their negatives; `whole`: the numbers of the global batch's."""
         of = self._of[numbers]

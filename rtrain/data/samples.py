@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Generic, get_args
 
+from rtrain.data.coded import Coded
 from rtrain.data.cursor import Cursor, check_batches
 from rtrain.data.order import Order, Window
 from rtrain.data.reader import B, Reader, Rows, batches
@@ -81,6 +82,22 @@ class Samples(ABC, Generic[B]):
     def baseline(self, split: Split, metrics: Sequence[Any]) -> Any:
         """What the least that a model must beat says of the split, as the metrics take it; none where there is none."""
         return None
+
+    def refuse_columns(self, names: Sequence[str], asker: str) -> None:
+        """Refuse columns that rows cannot be told apart by; `asker`: the setting that names them.
+
+        Raises:
+            ConfigError: there are no such columns, or one holds lists.
+        """
+        raise ConfigError(f"{asker}: these data have no columns, got {', '.join(names)}. Leave it out")
+
+    def told(self, scored: Any) -> Any:
+        """The rows that a model scored, with what the data know of their items; as they are where it is nothing."""
+        return scored
+
+    def coded(self, split: Split, names: tuple[str, ...]) -> Coded:
+        """What the split's rows have in these columns, in the order of their numbers, whole on every rank."""
+        raise NotImplementedError("asked only after refuse_columns")
 
     def _range(self, split: Split) -> tuple[int, int]:
         if split not in SPLITS:

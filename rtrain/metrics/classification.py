@@ -1,25 +1,48 @@
 """Metrics of probabilities against 0/1 labels, or of numbers, that a few sums give. All sums are float64."""
 
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtrain.errors import ConfigError
 from rtrain.metrics.state import Floats, Metric, Partial, Scored, Valued
 
+Addends = Mapping[str, NDArray[np.float64 | np.bool_]]
+"""Name of a sum -> what each row adds to it, [n]."""
+
+
+class _OfSums(Metric):
+    """A metric that a few sums over the rows give."""
+
+    @abstractmethod
+    def each(self, scored: Scored) -> Addends:
+        """What each row adds to each sum."""
+
+    def partial(self, scored: Scored) -> Partial:
+        """The sums."""
+        return Partial(sums={k: np.array(v.sum(), dtype=np.float64) for k, v in self.each(scored).items()})
+
+    def weighted(self, scored: Scored) -> Callable[[Floats], float]:
+        """As `rtrain.metrics.state.Weighable`."""
+        each = {k: v.astype(np.float64) for k, v in self.each(scored).items()}
+        return lambda counts: self.value(Partial(sums={k: np.array(v @ counts) for k, v in each.items()}))
+
 
 @dataclass(frozen=True, kw_only=True)
-class LogLoss(Metric):
+class LogLoss(_OfSums):
     """Mean negative log-likelihood in nats; not clipped, so a confident error costs what it should."""
 
     name: ClassVar[str] = "log_loss"
     higher_is_better: ClassVar[bool] = False
 
-    def partial(self, scored: Scored) -> Partial:
-        """Sum and count."""
+    def each(self, scored: Scored) -> Addends:
+        """Its loss."""
         against = np.where(scored.labels == 1, -scored.logits, scored.logits)
-        return _sums(loss=np.logaddexp(0.0, against).sum(), rows=len(against))
+        return {"loss": np.logaddexp(0.0, against), "rows": np.ones(len(against))}
 
     def value(self, partial: Partial) -> float:
         """The mean."""
@@ -27,16 +50,16 @@ class LogLoss(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration(Metric):
+class Calibration(_OfSums):
     """Predicted over observed positives; 1 is calibrated, above 1 promises too much."""
 
     monitored: ClassVar[bool] = False  # best at 1, not at its largest
     name: ClassVar[str] = "calibration"
     higher_is_better: ClassVar[bool] = True
 
-    def partial(self, scored: Scored) -> Partial:
-        """Both sums."""
-        return _sums(predicted=scored.probabilities.sum(), observed=scored.labels.sum())
+    def each(self, scored: Scored) -> Addends:
+        """Prediction and label."""
+        return {"predicted": scored.probabilities, "observed": scored.labels}
 
     def value(self, partial: Partial) -> float:
         """The ratio."""
@@ -44,7 +67,7 @@ class Calibration(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormalizedEntropy(Metric):
+class NormalizedEntropy(_OfSums):
     """Log loss over that of always saying the mean label; below 1 something was learnt.
 
     He et al., "Practical lessons from predicting clicks on ads at Facebook", ADKDD 2014.
@@ -53,10 +76,9 @@ class NormalizedEntropy(Metric):
     name: ClassVar[str] = "normalized_entropy"
     higher_is_better: ClassVar[bool] = False
 
-    def partial(self, scored: Scored) -> Partial:
-        """Sum of losses, positives and rows."""
-        of_loss = LogLoss().partial(scored).sums
-        return Partial(sums={**of_loss, "positives": np.array(scored.labels.sum(), dtype=np.float64)})
+    def each(self, scored: Scored) -> Addends:
+        """Loss and label."""
+        return {**LogLoss().each(scored), "positives": scored.labels}
 
     def value(self, partial: Partial) -> float:
         """The ratio; nan with one class only."""
@@ -68,15 +90,19 @@ class NormalizedEntropy(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MSE(Metric):
+class MSE(_OfSums):
     """Mean squared difference of probability and label (Brier, 1950), or of predicted number and label."""
 
     name: ClassVar[str] = "mse"
     higher_is_better: ClassVar[bool] = False
 
+    def each(self, scored: Scored | Valued) -> Addends:
+        """Its error."""
+        return {"error": (scored.predicted - scored.labels) ** 2, "rows": np.ones(len(scored.labels))}
+
     def partial(self, scored: Scored | Valued) -> Partial:
-        """Sum and count."""
-        return _sums(error=((scored.predicted - scored.labels) ** 2).sum(), rows=len(scored.labels))
+        """The sums."""
+        return super().partial(scored)  # type: ignore[arg-type]  # which only hands it on to `each`
 
     def value(self, partial: Partial) -> float:
         """The mean."""
@@ -95,15 +121,19 @@ class RMSE(MSE):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAE(Metric):
+class MAE(_OfSums):
     """Mean absolute difference of probability, or predicted number, and label."""
 
     name: ClassVar[str] = "mae"
     higher_is_better: ClassVar[bool] = False
 
+    def each(self, scored: Scored | Valued) -> Addends:
+        """Its error."""
+        return {"error": np.abs(scored.predicted - scored.labels), "rows": np.ones(len(scored.labels))}
+
     def partial(self, scored: Scored | Valued) -> Partial:
-        """Sum and count."""
-        return _sums(error=np.abs(scored.predicted - scored.labels).sum(), rows=len(scored.labels))
+        """The sums."""
+        return super().partial(scored)  # type: ignore[arg-type]  # which only hands it on to `each`
 
     def value(self, partial: Partial) -> float:
         """The mean."""
@@ -111,7 +141,7 @@ class MAE(Metric):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Threshold(Metric):
+class _Threshold(_OfSums):
     """What follows from calling probabilities of at least `threshold` 1."""
 
     higher_is_better: ClassVar[bool] = True
@@ -128,16 +158,11 @@ class _Threshold(Metric):
         """Such as `recall`; `recall>=0.3` where the threshold is not one half."""
         return self.short if self.threshold == 0.5 else f"{self.short}>={self.threshold:g}"
 
-    def partial(self, scored: Scored) -> Partial:
-        """Rows by what they are called and what they are."""
+    def each(self, scored: Scored) -> Addends:
+        """What it is called and what it is."""
         called, is_one = scored.probabilities >= self.threshold, scored.labels == 1
-        return _sums(
-            right_ones=(called & is_one).sum(),
-            called=called.sum(),
-            ones=is_one.sum(),
-            right=(called == is_one).sum(),
-            rows=len(called),
-        )
+        right, rows = called == is_one, np.ones(len(called))
+        return {"right_ones": called & is_one, "called": called, "ones": is_one, "right": right, "rows": rows}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +208,6 @@ class F1(_Threshold):
         """The mean."""
         both = float(partial.sums["called"] + partial.sums["ones"])
         return 2 * float(partial.sums["right_ones"]) / both if both else float("nan")
-
-
-def _sums(**values: float) -> Partial:
-    return Partial(sums={k: np.array(v, dtype=np.float64) for k, v in values.items()})
 
 
 def _ratio(partial: Partial, above: str, below: str) -> float:

@@ -2,22 +2,50 @@
 
 import re
 from functools import cache
-from typing import get_args
+from typing import Any, get_args
 
 from rtrain.metrics import ScoredMetric
+from rtrain.metrics.beyond import Coverage, Novelty, PopularityBias
 from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.metrics.state import Metric
+
+PARTS = r"@|>=|\["
+"""What a name goes on with behind the metric's own: its k, its threshold, its groups or its slice."""
 
 
 @cache
 def _known() -> dict[str, Metric]:
     """Name without its `@k` or `>=threshold` -> metric; of two of one name either will do, they judge alike."""
-    metrics: list[Metric] = [cls() for cls in (*get_args(ScoredMetric), TokenLoss, Perplexity)]
-    return {re.split("@|>=", metric.name)[0]: metric for metric in metrics}
+    metrics: list[Metric] = [
+        cls() for cls in (*get_args(ScoredMetric), Coverage, Novelty, PopularityBias, TokenLoss, Perplexity)
+    ]
+    return {re.split(PARTS, metric.name)[0]: metric for metric in metrics}
 
 
 def metric_of(key: str) -> Metric | None:
     """The metric with its default settings, whichever label's it is; none for a name that no metric here has."""
-    name = re.split("@|>=", key)[0]
+    name = re.split(PARTS, key)[0]
     fitting = [known for known in _known() if name == known or name.endswith(f"_{known}")]
     return _known()[max(fitting, key=len)] if fitting else None
+
+
+def spelled(name: str) -> ScoredMetric | None:
+    """The metric of rows that a name without a label's prefix stands for, its k or threshold set; none: no such one."""
+    for cls in get_args(ScoredMetric):
+        metric: ScoredMetric = cls()
+        short = getattr(cls, "short", metric.name)
+        for separator, key, kind in (("@", "k", int), (">=", "threshold", float)):
+            head, found, number = name.partition(separator)
+            if found and head == short and hasattr(metric, key):
+                return _with(cls, key, kind, number)
+        if metric.name == name:
+            return metric
+    return None
+
+
+def _with(cls: type[Any], key: str, kind: type[Any], number: str) -> ScoredMetric | None:
+    try:
+        made: ScoredMetric = cls(**{key: kind(number)})
+    except ValueError:
+        return None
+    return made

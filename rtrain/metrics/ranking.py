@@ -7,6 +7,8 @@ The others put the negatives of a score before its positives: what a model canno
 All are means over the groups that have a positive; nan when none has one.
 """
 
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,15 +20,56 @@ from rtrain.metrics.curves import auc
 from rtrain.metrics.state import Floats, Metric, Partial, Retrieved, Scored, every_row
 
 
-@dataclass(frozen=True, kw_only=True)
-class _AtK(Metric):
-    """A metric of each group's first k places."""
+@dataclass(frozen=True)
+class _Each:
+    """What some groups are worth, each by itself."""
+
+    values: Floats
+    """[g]"""
+    weights: Floats
+    """How much each counts in the mean, [g]"""
+    groups: NDArray[np.int64]
+    """[g]"""
+
+
+class _OfGroups(Metric):
+    """A mean over groups."""
 
     by_group: ClassVar[bool] = True
     higher_is_better: ClassVar[bool] = True
     short: ClassVar[str]
+    by: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Such as `gauc`, or `gauc[user_id,timestamp]`."""
+        return f"{self.short}[{','.join(self.by)}]" if self.by else self.short
+
+    @abstractmethod
+    def each(self, partial: Partial) -> _Each:
+        """Of every group that counts."""
+
+    def value(self, partial: Partial) -> float:
+        """The mean; nan when no group counts."""
+        each = self.each(partial)
+        return _mean(each.values, each.weights)
+
+    def weighted(self, scored: Scored) -> Callable[[Floats], float]:
+        """As `rtrain.metrics.state.Weighable`: a group counts as often as its first row."""
+        each = self.each(every_row(scored))
+        groups, first = np.unique(scored.groups, return_index=True)
+        row = first[np.searchsorted(groups, each.groups)]
+        return lambda counts: _mean(each.values, each.weights * counts[row])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AtK(_OfGroups):
+    """A metric of each group's first k places."""
+
     k: int = 10
     """Places that count."""
+    by: tuple[str, ...] = ()
+    """Columns of the data, features or not, whose rows of equal values are a group; none: `schema.group`."""
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -34,8 +77,9 @@ class _AtK(Metric):
 
     @property
     def name(self) -> str:
-        """Such as `ndcg@10`."""
-        return f"{self.short}@{self.k}"
+        """Such as `ndcg@10`, or `ndcg@10[user_id,timestamp]`."""
+        head, bracket, columns = super().name.partition("[")
+        return f"{head}@{self.k}{bracket}{columns}"
 
     def partial(self, scored: Scored | Retrieved) -> Partial:
         """Every row: a group's rows may lie on several ranks."""
@@ -51,11 +95,11 @@ class NDCG(_AtK):
 
     short: ClassVar[str] = "ndcg"
 
-    def value(self, partial: Partial) -> float:
-        """The mean over groups; nan when no group has a positive."""
-        scores, labels, starts, sizes = _sorted(partial)
+    def each(self, partial: Partial) -> _Each:
+        """Gain over the largest possible."""
+        scores, labels, starts, sizes, groups = _sorted(partial)
         if not len(sizes):
-            return float("nan")
+            return _Each(np.empty(0), np.empty(0), groups)
         place = np.arange(len(scores)) - np.repeat(starts, sizes)
         discount = np.where(place < self.k, 1 / np.log2(place + 2.0), 0.0)
         # Within a group, rows of equal score are one block that shares its places' discounts evenly.
@@ -69,7 +113,7 @@ class NDCG(_AtK):
         positives = np.add.reduceat(labels, starts).astype(np.int64)
         ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(self.k) + 2.0))])[np.minimum(positives, self.k)]
         ranked = positives > 0
-        return float((gained[ranked] / ideal[ranked]).mean()) if ranked.any() else float("nan")
+        return _Each(gained[ranked] / ideal[ranked], np.ones(int(ranked.sum())), groups[ranked])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +122,10 @@ class PrecisionAt(_AtK):
 
     short: ClassVar[str] = "precision"
 
-    def value(self, partial: Partial) -> float:
-        """The mean over groups."""
+    def each(self, partial: Partial) -> _Each:
+        """Of every group with a positive."""
         ranked = _ranked(partial)
-        return _mean(ranked.found(self.k) / self.k)
+        return ranked.each(ranked.found(self.k) / self.k)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +134,10 @@ class RecallAt(_AtK):
 
     short: ClassVar[str] = "recall"
 
-    def value(self, partial: Partial) -> float:
-        """The mean over groups."""
+    def each(self, partial: Partial) -> _Each:
+        """Of every group with a positive."""
         ranked = _ranked(partial)
-        return _mean(ranked.found(self.k) / ranked.positives)
+        return ranked.each(ranked.found(self.k) / ranked.positives)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +146,10 @@ class FAt(_AtK):
 
     short: ClassVar[str] = "f1"
 
-    def value(self, partial: Partial) -> float:
-        """The mean over groups."""
+    def each(self, partial: Partial) -> _Each:
+        """Of every group with a positive."""
         ranked = _ranked(partial)
-        return _mean(2 * ranked.found(self.k) / (self.k + ranked.positives))
+        return ranked.each(2 * ranked.found(self.k) / (self.k + ranked.positives))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +158,10 @@ class HitRate(_AtK):
 
     short: ClassVar[str] = "hit_rate"
 
-    def value(self, partial: Partial) -> float:
-        """The share."""
-        return _mean(_ranked(partial).found(self.k) > 0)
+    def each(self, partial: Partial) -> _Each:
+        """1 or 0."""
+        ranked = _ranked(partial)
+        return ranked.each((ranked.found(self.k) > 0).astype(np.float64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,11 +170,11 @@ class MRR(_AtK):
 
     short: ClassVar[str] = "mrr"
 
-    def value(self, partial: Partial) -> float:
-        """The mean over groups."""
+    def each(self, partial: Partial) -> _Each:
+        """Of every group with a positive."""
         ranked = _ranked(partial)
         reciprocal = np.where((ranked.label > 0) & (ranked.place < self.k), 1 / (ranked.place + 1.0), 0.0)
-        return _mean(np.maximum.reduceat(reciprocal, ranked.starts) if len(ranked.starts) else reciprocal)
+        return ranked.each(np.maximum.reduceat(reciprocal, ranked.starts) if len(ranked.starts) else reciprocal)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,66 +183,63 @@ class MAP(_AtK):
 
     short: ClassVar[str] = "map"
 
-    def value(self, partial: Partial) -> float:
-        """The mean over groups."""
+    def each(self, partial: Partial) -> _Each:
+        """Of every group with a positive."""
         ranked = _ranked(partial)
         before = np.cumsum(ranked.label)
         of_group = before - np.repeat(before[ranked.starts] - ranked.label[ranked.starts], ranked.sizes)
         precision = np.where(ranked.place < self.k, ranked.label * of_group / (ranked.place + 1.0), 0.0)
-        return _mean(ranked.summed(precision) / ranked.positives)
+        return ranked.each(ranked.summed(precision) / ranked.positives)
 
 
 @dataclass(frozen=True, kw_only=True)
-class RPrecision(Metric):
+class RPrecision(_OfGroups):
     """Precision at as many places as the group has positives."""
 
-    name: ClassVar[str] = "r_precision"
-    by_group: ClassVar[bool] = True
-    higher_is_better: ClassVar[bool] = True
+    short: ClassVar[str] = "r_precision"
+    by: tuple[str, ...] = ()
+    """Columns of the data, features or not, whose rows of equal values are a group; none: `schema.group`."""
 
     def partial(self, scored: Scored) -> Partial:
         """Every row: a group's rows may lie on several ranks."""
         return every_row(scored)
 
-    def value(self, partial: Partial) -> float:
-        """The mean over groups."""
+    def each(self, partial: Partial) -> _Each:
+        """Of every group with a positive."""
         ranked = _ranked(partial)
-        return _mean(ranked.found(np.repeat(ranked.positives, ranked.sizes)) / ranked.positives)
+        return ranked.each(ranked.found(np.repeat(ranked.positives, ranked.sizes)) / ranked.positives)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAUC(Metric):
+class GAUC(_OfGroups):
     """AUC within each group, weighted by the group's rows; groups of one class are left out.
 
     Zhu et al., "Optimized cost per click in Taobao display advertising", KDD 2017.
     """
 
-    name: ClassVar[str] = "gauc"
-    by_group: ClassVar[bool] = True
-    higher_is_better: ClassVar[bool] = True
+    short: ClassVar[str] = "gauc"
+    by: tuple[str, ...] = ()
+    """Columns of the data, features or not, whose rows of equal values are a group; none: `schema.group`."""
 
     def partial(self, scored: Scored) -> Partial:
         """Every row: a group's rows may lie on several ranks."""
         return every_row(scored)
 
-    def value(self, partial: Partial) -> float:
-        """The weighted mean; nan when no group has both classes."""
-        scores, labels, starts, sizes = _sorted(partial)
-        total = weight = 0.0
-        for start, size in zip(starts, sizes, strict=True):
-            area = auc(scores[start : start + size], labels[start : start + size])
-            if area == area:
-                total += area * size
-                weight += size
-        return float(total / weight) if weight else float("nan")
+    def each(self, partial: Partial) -> _Each:
+        """Of every group of both classes."""
+        scores, labels, starts, sizes, groups = _sorted(partial)
+        ends = starts + sizes
+        areas = np.array([auc(scores[a:b], labels[a:b]) for a, b in zip(starts, ends, strict=True)], np.float64)
+        both = ~np.isnan(areas)
+        return _Each(areas[both], sizes[both].astype(np.float64), groups[both])
 
 
-def _sorted(partial: Partial) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64]]:
-    """Logits (falling within each group) and labels, each group's first row and its number of rows."""
+def _sorted(partial: Partial) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Logits (falling within each group) and labels, each group's first row, its number of rows, and its number."""
     scores, labels, groups = (partial.rows[k] for k in ("logits", "labels", "groups"))
     order = np.lexsort((labels, -scores, groups))
-    _, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    return scores[order].astype(np.float64), labels[order].astype(np.float64), starts, sizes
+    numbers, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
+    return scores[order].astype(np.float64), labels[order].astype(np.float64), starts, sizes, numbers.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -212,6 +254,13 @@ class _Ranked:
     """First row of each group, [g]"""
     sizes: NDArray[np.int64]
     positives: Floats
+    """Of each group, [g]"""
+    groups: NDArray[np.int64]
+    """[g]"""
+
+    def each(self, values: Floats) -> _Each:
+        """All groups, which count alike."""
+        return _Each(values, np.ones(len(values)), self.groups)
 
     def summed(self, values: Floats) -> Floats:
         """Sum of each group's rows, [g]"""
@@ -223,13 +272,16 @@ class _Ranked:
 
 
 def _ranked(partial: Partial) -> _Ranked:
-    _, labels, starts, sizes = _sorted(partial)
+    _, labels, starts, sizes, groups = _sorted(partial)
     positives = np.add.reduceat(labels, starts) if len(starts) else np.empty(0)
     keep = positives > 0
     label, sizes = labels[np.repeat(keep, sizes)], sizes[keep]
     starts = np.cumsum(sizes) - sizes
-    return _Ranked(label, np.arange(len(label)) - np.repeat(starts, sizes), starts, sizes, positives[keep])
+    return _Ranked(
+        label, np.arange(len(label)) - np.repeat(starts, sizes), starts, sizes, positives[keep], groups[keep]
+    )
 
 
-def _mean(of_groups: NDArray[np.float64 | np.bool_]) -> float:
-    return float(of_groups.mean()) if len(of_groups) else float("nan")
+def _mean(values: Floats, weights: Floats) -> float:
+    total = weights.sum()
+    return float(values @ weights / total) if total else float("nan")

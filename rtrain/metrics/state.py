@@ -4,7 +4,7 @@ So a metric over several ranks, or over a stream of batches, is the metric of al
 never a mean of means.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
@@ -31,6 +31,8 @@ class Scored:
     """float64 [n]: 0 or 1"""
     groups: NDArray[np.int64]
     """int64 [n]: whom the row is ranked for"""
+    rows: NDArray[np.int64] | None = None
+    """int64 [n]: the row's number in its data set, where it is known"""
 
     @classmethod
     def of_probabilities(cls, probabilities: Floats, labels: Floats, groups: NDArray[np.int64]) -> "Scored":
@@ -61,6 +63,17 @@ class Retrieved(Scored):
 
     measured_by: ClassVar[str] = "metrics of the first places (NDCG, RecallAt, MRR, HitRate and so on)"
 
+    items: NDArray[np.int64] | None = None
+    """int64 [n]: what was found, or missed, where it is known"""
+    often: Floats | None = None
+    """float64 [n]: how often the item was had in training; this and the next where the data were asked"""
+    popularity: Floats | None = None
+    """float64 [n]: the item's share of training's interactions, each item counted once more than it was had"""
+    had: Floats | None = None
+    """float64 [n]: mean over what the row's user had in training of log(how often it was had + 1)"""
+    catalogue: int = 0
+    """Items of the catalogue."""
+
 
 @dataclass(frozen=True)
 class Valued:
@@ -72,6 +85,10 @@ class Valued:
     """float64 [n]: in the units of the label"""
     labels: Floats
     """float64 [n]: any finite number"""
+    groups: NDArray[np.int64] | None = None
+    """int64 [n]: whose row it is, where it is known"""
+    rows: NDArray[np.int64] | None = None
+    """int64 [n]: as of `Scored`"""
 
 
 @dataclass(frozen=True)
@@ -116,10 +133,24 @@ class Metric(Protocol):
         """The metric of all rows that the state stands for; nan where it is not defined."""
 
 
+@runtime_checkable
+class Weighable(Protocol):
+    """A metric that can be had again, at little cost, of rows that count several times or not at all."""
+
+    def weighted(self, scored: Any) -> Callable[[Floats], float]:
+        """How often each row counts, float64 [n] -> the metric then; rows of a group count alike."""
+
+
 def takes(metric: Metric, kind: type) -> bool:
     """Whether the metric measures what a model of that kind gives: by the annotation of its `partial`."""
     hint = get_type_hints(type(metric).partial)["scored"]
     return kind in (get_args(hint) or (hint,))
+
+
+def group_columns(metric: Metric) -> tuple[str, ...]:
+    """The columns whose values make the metric's groups; none: those of `schema.group`, or none at all."""
+    by: tuple[str, ...] = getattr(metric, "by", ())
+    return by
 
 
 def evaluate(metrics: Sequence[Metric], partials: Sequence[Partial]) -> dict[str, float]:

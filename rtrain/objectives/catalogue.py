@@ -24,7 +24,7 @@ class CatalogueTally:
         self.compared, self.ranks, self.depth = compared, ranks, depth
         self.vectors, self.items = list[Tensor](), list[Tensor]()
         self.logits, self.labels = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
-        self.groups = list[NDArray[np.int64]]()
+        self.groups, self.found = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
         self.broken = 0
 
     def add(self, outputs: tuple[Tensor, Tensor], batch: Any) -> None:
@@ -84,21 +84,31 @@ class CatalogueTally:
         # that a user had twice is to be found once.
         span = int(max(found_BK.max(initial=0), wanted.max(initial=0))) + 2
         pairs = np.unique(wanted + rows * span)
-        hits_BK = np.isin(found_BK + np.arange(count)[:, None] * span, pairs) & (found_BK >= 0)
-        missed = np.repeat(np.arange(count), np.bincount(pairs // span, minlength=count) - hits_BK.sum(1))
-        number = batch.row[:count].cpu().numpy()
+        found_pairs_BK = found_BK + np.arange(count)[:, None] * span
         there = found_BK >= 0
+        hits_BK = np.isin(found_pairs_BK, pairs) & there
+        missed, missed_items = np.divmod(pairs[~np.isin(pairs, found_pairs_BK[there])], span)
+        number = batch.row[:count].cpu().numpy()
         place = np.broadcast_to(np.arange(depth), there.shape)
         self.logits.append(np.concatenate([-place[there].astype(np.float64), np.full(len(missed), -float(depth))]))
         self.labels.append(np.concatenate([hits_BK[there].astype(np.float64), np.ones(len(missed))]))
         self.groups.append(np.concatenate([np.repeat(number, there.sum(1)), number[missed]]))
+        self.found.append(np.concatenate([found_BK[there], missed_items]))
 
     def scored(self) -> tuple[dict[str, Retrieved], int]:
         """Of all queries; and how many vectors are not finite."""
         if not self.logits:  # a rank of a pipeline before the last
-            return {"": Retrieved(np.empty(0), np.empty(0), np.empty(0, np.int64))}, self.broken
-        parts = (np.concatenate(of) for of in (self.logits, self.labels, self.groups))
-        return {"": Retrieved(*parts)}, self.broken  # type: ignore[arg-type]
+            nobody = np.empty(0, np.int64)
+            return {"": Retrieved(np.empty(0), np.empty(0), nobody, nobody, nobody)}, self.broken
+        groups = np.concatenate(self.groups)
+        found = Retrieved(
+            logits=np.concatenate(self.logits),
+            labels=np.concatenate(self.labels),
+            groups=groups,
+            rows=groups,
+            items=np.concatenate(self.found),
+        )
+        return {"": found}, self.broken
 
 
 def _seen_not_wanted(batch: Any, width: int) -> Tensor:

@@ -64,9 +64,9 @@ class Pointwise:
         return RowTally(self.prefixes, self.scored)
 
     @staticmethod
-    def scored(logits: Floats, labels: Floats, groups: NDArray[np.int64]) -> Any:
+    def scored(logits: Floats, labels: Floats, groups: NDArray[np.int64], rows: NDArray[np.int64]) -> Any:
         """What metrics take, of one label of float64 [n] rows."""
-        return Scored(logits=logits, labels=labels, groups=groups)
+        return Scored(logits=logits, labels=labels, groups=groups, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,9 @@ class SquaredError(Pointwise):
         return outputs.double()
 
     @staticmethod
-    def scored(outputs: Floats, labels: Floats, groups: NDArray[np.int64]) -> Valued:
+    def scored(outputs: Floats, labels: Floats, groups: NDArray[np.int64], rows: NDArray[np.int64]) -> Valued:
         """What metrics take; numbers are not ranked in groups."""
-        return Valued(predicted=outputs, labels=labels)
+        return Valued(predicted=outputs, labels=labels, groups=groups, rows=rows)
 
 
 def pointwise(schema: Schema, weights: tuple[float, ...] = ()) -> Pointwise:
@@ -101,31 +101,38 @@ def pointwise(schema: Schema, weights: tuple[float, ...] = ()) -> Pointwise:
 
 
 class RowTally:
-    """Outputs, labels and groups of every row."""
+    """Outputs, labels, groups and numbers of every row."""
 
-    def __init__(self, prefixes: tuple[str, ...], scored: Callable[[Floats, Floats, NDArray[np.int64]], Any]):
+    def __init__(
+        self,
+        prefixes: tuple[str, ...],
+        scored: Callable[[Floats, Floats, NDArray[np.int64], NDArray[np.int64]], Any],
+    ):
         self.prefixes, self.scored_as = prefixes, scored
         self.logits, self.labels = list[Floats](), list[Floats]()
-        self.groups = list[NDArray[np.int64]]()
+        self.groups, self.rows = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
 
     def add(self, logits: Tensor, batch: Batch) -> None:
         """Another batch."""
         self.logits.append(logits.double().cpu().numpy())
         self.labels.append(batch.label.double().cpu().numpy())
         self.groups.append(batch.group.cpu().numpy())
+        self.rows.append(batch.row.cpu().numpy())
 
     def scored(self) -> tuple[dict[str, Any], int]:
         """By label, without the rows that do not have it; and how many outputs are not finite."""
         if not self.logits:  # a rank of a pipeline before the last
-            nothing = self.scored_as(np.empty(0), np.empty(0), np.empty(0, np.int64))
+            nothing = self.scored_as(np.empty(0), np.empty(0), np.empty(0, np.int64), np.empty(0, np.int64))
             return dict.fromkeys(self.prefixes, nothing), 0
         logits_NL, labels_NL = (
             np.concatenate(parts).reshape(-1, len(self.prefixes)) for parts in (self.logits, self.labels)
         )
-        groups_N = np.concatenate(self.groups)
+        groups_N, rows_N = np.concatenate(self.groups), np.concatenate(self.rows)
         found, broken = {}, 0
         for task, prefix in enumerate(self.prefixes):
             known = ~np.isnan(labels_NL[:, task])
-            found[prefix] = self.scored_as(logits_NL[known, task], labels_NL[known, task], groups_N[known])
+            found[prefix] = self.scored_as(
+                logits_NL[known, task], labels_NL[known, task], groups_N[known], rows_N[known]
+            )
             broken += int(np.count_nonzero(~np.isfinite(logits_NL[known, task])))
         return found, broken

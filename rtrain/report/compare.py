@@ -6,6 +6,7 @@ from typing import Any
 
 from rtrain.errors import UserError
 from rtrain.report.facts import Facts, numbers, read_facts
+from rtrain.report.intervals import intervals, spell_interval
 from rtrain.report.page import fill
 from rtrain.report.panels import panel
 from rtrain.report.words import (
@@ -29,8 +30,9 @@ def compare(runs: Sequence[str]) -> dict[str, Any]:
     """What `rtrain compare --json` prints of the folders of two runs or more.
 
     `metrics`: of the test split; `differences` are to the first run, `best` is the number of the run that the metric's
-    own direction puts first, none where fewer than two runs have it or the first ones are equal. `config`: the keys
-    that are not the same in all runs, secrets masked. A run that has not finished has no metrics yet.
+    own direction puts first, none where fewer than two runs have it or the first ones are equal; `intervals` are of the
+    differences, of runs that kept their scores of the same rows (`low`, `high`, `excludes_0`). `config`: the keys that
+    are not the same in all runs, secrets masked. A run that has not finished has no metrics yet.
 
     Raises:
         UserError: fewer than two runs, or there is no run in one of the folders.
@@ -38,14 +40,16 @@ def compare(runs: Sequence[str]) -> dict[str, Any]:
     return _compare(_read(runs))
 
 
-def write_compare(runs: Sequence[str], out: str) -> str:
+def write_compare(runs: Sequence[str], out: str, found: dict[str, Any] | None = None) -> str:
     """Write the page of `compare` to `out` (a path or any fsspec URI, its folder is made); returns `out`.
+
+    `found`: what `compare` said of these runs, where it was asked already.
 
     Raises:
         UserError: as `compare`.
     """
     all_facts = _read(runs)
-    found = _compare(all_facts)
+    found = found or _compare(all_facts)
     names = [run["name"] for run in found["runs"]]
     heads = [_head(run, i) for i, run in enumerate(found["runs"])]
     metrics = [_metric_row(row) for row in found["metrics"]]
@@ -58,6 +62,18 @@ def write_compare(runs: Sequence[str], out: str) -> str:
     parent, _, name = out.rpartition("/")
     Folder(parent or ("/" if out.startswith("/") else ".")).write(name, html.encode())
     return out
+
+
+def spell_differences(found: dict[str, Any]) -> str:
+    """What `compare` found, as lines for a terminal: each metric's difference to the first run, and its interval."""
+    names = [run["name"] for run in found["runs"]]
+    lines = []
+    for row in found["metrics"]:
+        for name, gap, interval in list(zip(names, row["differences"], row["intervals"], strict=True))[1:]:
+            if gap is not None:
+                told = f"  {spell_interval(interval)}" if interval else ""
+                lines.append(f"{row['name']:<20} {name} - {names[0]}: {gap:+.4f}{told}")
+    return "\n".join([*lines, *found["notes"]])
 
 
 def _read(runs: Sequence[str]) -> list[Facts]:
@@ -86,8 +102,12 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
     config = {key: values for key, values in valued.items() if any(value != values[0] for value in values)}
     data = [key for key in config if key.startswith("data.") and key != "data.prefetch"]
     notes = []
+    between, why = intervals(all_facts, names, [row["name"] for row in metrics])
+    for row in metrics:
+        row["intervals"] = [None, *(found.get(row["name"]) for found in between)]
     if data:
         notes.append(f"The runs differ in their data ({', '.join(data[:5])}): their metrics may be of different rows.")
+    notes += why
     rows = [{"key": key, "values": values} for key, values in config.items()]
     return {"runs": runs, "metrics": metrics, "config": rows, "notes": notes}
 
@@ -125,10 +145,12 @@ def _head(run: dict[str, Any], index: int) -> dict[str, Any]:
 
 def _metric_row(row: dict[str, Any]) -> dict[str, Any]:
     cells = []
-    for i, (value, gap) in enumerate(zip(row["values"], row["differences"], strict=True)):
+    given = zip(row["values"], row["differences"], row["intervals"], strict=True)
+    for i, (value, gap, interval) in enumerate(given):
         cells.append({
             "value": spell_metric(value), "best": row["best"] == i,
             "gap": "" if not i or gap is None else f"{gap:+.4f}" if gap else "equal",
+            "interval": spell_interval(interval) if interval else "",
         })  # fmt: skip
     return {"name": spell_name(row["name"]), "cells": cells}
 

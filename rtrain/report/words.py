@@ -5,6 +5,7 @@ import math
 from datetime import UTC, datetime
 
 from rtrain.metrics import Calibration
+from rtrain.metrics.beyond import PopularityBias
 from rtrain.metrics.names import metric_of
 
 DASH = "–"  # noqa: RUF001 - a dash for what is not there, as typesetters set it
@@ -52,19 +53,20 @@ def spell_time(seconds: float) -> str:
 
 
 def spell_name(metric: str) -> str:
-    """`AUC`, `log loss`, `NDCG@10`."""
+    """`AUC`, `log loss`, `NDCG@10`, `AUC[gender=F]`."""
     upper = ("auc", "gauc", "ndcg", "mrr", "map", "hit", "mse", "mae")
-    head, at, k = metric.partition("@")
-    return (head.upper() if head in upper else head.replace("_", " ")) + at + k
+    name, bracket, of = metric.partition("[")
+    head, at, k = name.partition("@")
+    return (head.upper() if head in upper else head.replace("_", " ")) + at + k + bracket + of
 
 
 def is_better(metric: str, value: float, other: float) -> bool:
-    """Whether `value` beats `other`, as the metric's own class says; calibration is best at 1.
+    """Whether `value` beats `other`, as the metric's own class says; calibration and popularity bias are best at 1.
 
     Of a metric that only another rtrain knows, higher counts as better.
     """
     known = metric_of(metric)
-    if isinstance(known, Calibration):
+    if isinstance(known, Calibration | PopularityBias):
         return abs(value - 1) < abs(other - 1)
     return value < other if known and not known.higher_is_better else value > other
 

@@ -6,6 +6,7 @@ from rtrain.data.cursor import batches_per_epoch
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh
+from rtrain.metrics.state import group_columns
 from rtrain.models.protocol import Model
 from rtrain.parallel import legal
 from rtrain.run import Run
@@ -56,9 +57,14 @@ def open_data(run: Run) -> Samples[Any]:
 
     Raises:
         DataError: data that is missing, damaged, or does not fit.
-        ConfigError: data that the model cannot read.
+        ConfigError: data that the model cannot read, or without a column that metrics are asked by.
     """
     data: Samples[Any] = run.data.open()
     model: Model = run.model
     model.check(data)
+    for metric in run.metrics:
+        if group_columns(metric):
+            data.refuse_columns(group_columns(metric), f"metrics: {metric.name}")
+    if run.evaluation.slices:
+        data.refuse_columns(run.evaluation.slices, "evaluation.slices")
     return data

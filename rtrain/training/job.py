@@ -25,6 +25,8 @@ from rtrain.checkpoint.saver import Saver
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
 from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
+from rtrain.evaluation.columns import Columns
+from rtrain.evaluation.rows import TEST_ROWS
 from rtrain.evaluation.scoring import examine, measure, scan
 from rtrain.ledger.record import Ledger
 from rtrain.mesh import Mesh, lay_out
@@ -211,7 +213,7 @@ class _Job:
                 batches,
                 together,
                 ledger=self.ledger,
-                evaluate=lambda: measure(replica, self._scan("valid"), run.metrics),
+                evaluate=lambda: self._measure_valid(replica),
                 save=partial(self._save, replica, history, together),
                 watch=watch,
                 notice=self.notice,
@@ -245,19 +247,33 @@ class _Job:
                 )
             yield batch
 
+    def _measure_valid(self, replica: Replica) -> dict[str, float]:
+        return measure(replica, self._scan("valid"), self.run.metrics, Columns(self.data, "valid"))
+
     def _judge(self, best: Stored) -> tuple[dict[str, float], dict[str, float]]:
         """Validation and test metrics of a checkpoint; writes the predictions that a server is held against."""
         self._goes_on("best checkpoint")
         replica = Replica(self.run, self.mesh, self.world, stored=best, training=False)
-        test, curves = examine(replica, self._scan("test"), self.run.metrics)
-        if curves and self.attempt and not self.attempt.overtaken:
-            self.folder.write_json(CURVES, curves)
+        run = self.run
+        found = examine(
+            replica,
+            self._scan("test"),
+            run.metrics,
+            Columns(self.data, "test"),
+            grouped=bool(run.data.group),
+            slices=run.evaluation.slices,
+        )
+        if self.attempt and not self.attempt.overtaken:
+            if found.curves:
+                self.folder.write_json(CURVES, found.curves)
+            if found.rows.tasks:
+                self.folder.write(TEST_ROWS, found.rows.to_parquet(first=self.data.numbers("test").start))
         if replica.objective.link:
             write_predictions(self.run, self.data, replica, self.folder, self.attempt)
         valid = self.state.best
-        if valid.keys() != test.keys():  # other metrics than it was trained with, or its score was lost
-            valid = measure(replica, self._scan("valid"), self.run.metrics)
-        return valid, test
+        if valid.keys() != found.values.keys():  # other metrics than it was trained with, or its score was lost
+            valid = self._measure_valid(replica)
+        return valid, found.values | found.slices
 
     def _open(self, step: int) -> Stored:
         stored = Stored(self.folders.of(step), step)

@@ -3,10 +3,13 @@
 import json
 import re
 
+import numpy as np
 import pytest
 
 from rtrain.errors import UserError
-from rtrain.report.compare import compare, write_compare
+from rtrain.evaluation.rows import TEST_ROWS, Kept, keep
+from rtrain.metrics.state import Scored
+from rtrain.report.compare import compare, spell_differences, write_compare
 from tests.unit.report.conftest import Made
 
 
@@ -41,7 +44,7 @@ def test_only_what_differs_is_listed_and_secrets_are_masked(pair):
         {"key": "optim.lr", "values": [0.001, 0.003]},
         {"key": "secret", "values": ["(absent)", "***"]},
     ]
-    assert found["notes"] == []
+    assert [note for note in found["notes"] if "test_rows" not in note] == []
     pair[1].put("run.json", json.loads((pair[0].path / "run.json").read_text()) | {"data": {"source": "ml-1m"}})
     assert "The runs differ in their data (data.$type, data.source" in compare(folders(*pair))["notes"][0]
 
@@ -81,3 +84,47 @@ def test_too_few_runs_and_folders_without_one_are_refused(made, tmp_path):
     with pytest.raises(UserError, match="there is no run in"):
         write_compare([str(made.path), str(tmp_path / "nothing")], str(tmp_path / "c.html"))
     assert not (tmp_path / "c.html").exists()
+
+
+def keep_rows(made, logits, labels, groups):
+    rows = Scored(logits, labels, groups, np.arange(len(logits)))
+    kept = Kept({"": ("Scored", keep(rows, 1.0, grouped=True))}, 1.0, True)
+    (made.path / TEST_ROWS).write_bytes(kept.to_parquet(first=0))
+
+
+@pytest.fixture
+def scored_pair(pair):
+    """Of the same rows; the second run's scores know far more of the labels."""
+    random = np.random.default_rng(0)
+    labels, groups = (random.random(900) < 0.4).astype(np.float64), random.integers(0, 90, 900)
+    keep_rows(pair[0], random.normal(size=900) + 0.2 * labels, labels, groups)
+    keep_rows(pair[1], random.normal(size=900) + 2 * labels, labels, groups)
+    return pair, labels, groups
+
+
+def test_differences_on_the_same_rows_have_an_interval(scored_pair, tmp_path):
+    pair, *_ = scored_pair
+    found = compare(folders(*pair))
+    told = {row["name"]: row["intervals"] for row in found["metrics"]}
+    assert told["auc"][0] is None and told["auc"][1]["excludes_0"]
+    assert 0.2 < told["auc"][1]["low"] < told["auc"][1]["high"] < 0.5
+    assert told["ndcg@10"][1] and told["log_loss"][1] and told["new"] == [None, None]
+    assert found["notes"] == [] and compare(folders(*pair)) == found
+    json.dumps(found)
+    said = spell_differences(found)
+    assert re.search(r"auc +faster - dlrm-movielens: \+0.0100  95 % \[\+0.3\d+, \+0.4\d+\], not 0", said)
+    out = write_compare(folders(*pair), f"{tmp_path}/c.html", found)
+    assert f"95 % [{told['auc'][1]['low']:+.4f}" in (tmp_path / "c.html").read_text() and out.endswith("c.html")
+
+
+def test_another_test_split_is_a_note_and_no_interval(scored_pair):
+    pair, labels, groups = scored_pair
+    keep_rows(pair[1], labels, 1 - labels, groups)
+    found = compare(folders(*pair))
+    assert all(row["intervals"] == [None, None] for row in found["metrics"])
+    assert found["notes"] == [
+        "dlrm-movielens and faster were not scored on the same rows of the test split: their differences have no "
+        "interval. Train both on the same data and split"
+    ]
+    (pair[1].path / TEST_ROWS).write_bytes(b"spoilt")
+    assert "faster: test_rows.parquet cannot be read" in compare(folders(*pair))["notes"][0]

@@ -13,8 +13,11 @@ from recipes.mmoe_movielens import run as mmoe_run
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.duration import Duration
 from rtrain.errors import ConfigError, RunFailed
+from rtrain.evaluation.rows import TEST_ROWS, TestRows
 from rtrain.mesh import lay_out
-from rtrain.metrics import AUC, MAE, Calibration, LogLoss
+from rtrain.metrics import AUC, GAUC, MAE, Calibration, LogLoss
+from rtrain.metrics.state import Scored
+from rtrain.report.compare import compare
 from rtrain.run import Run
 from rtrain.training.agreement import open_data, refuse_shares
 from rtrain.training.events import State
@@ -287,3 +290,44 @@ def test_judge_takes_the_way_that_is_up(tiny: Run) -> None:
     assert not judge(run, state, {"auc": 0.1, "log_loss": float("nan")})
     assert not judge(run, state, {"auc": 0.1, "log_loss": 0.6})
     assert state.stop == "no better log_loss in 2 evaluations"
+
+
+def test_slices_are_of_the_test_split_alone_and_on_the_page(tiny: Run) -> None:
+    changes = {"evaluation.slices": ("gender",), "metrics": (AUC(), GAUC(by=("user_id", "timestamp")))}
+    run = rtrain.override(tiny, {"duration.steps": 6} | changes)
+    result = train(run)
+    assert list(result["test"])[:4] == [
+        "auc",
+        "gauc[user_id,timestamp]",
+        "auc[gender=M]",
+        "gauc[user_id,timestamp][gender=M]",
+    ]
+    assert "auc[gender=F]" in result["test"] and result["baseline"].keys() == result["test"].keys()
+    assert set(result["valid"]) == set(lines(run, "valid")[-1]) - {"kind", "step"} == {"auc", "gauc[user_id,timestamp]"}
+    page = Path(result["report"]).read_text()
+    assert "AUC[gender=F]" in page and "GAUC[user_id,timestamp]" in page
+    again = train(rtrain.override(run, {"metrics": (AUC(),), "evaluation.slices": ("hour",)}))
+    assert len(again["test"]) > 2 and all(name.startswith("auc[hour=") for name in list(again["test"])[1:])
+    assert not any("gender" in name for name in again["test"])
+
+
+def test_two_runs_are_compared_row_by_row(tiny: Run) -> None:
+    """From the rows that each kept of its test split; their metrics are those that the run said."""
+    short = rtrain.override(tiny, {"duration.steps": 6})
+    first, second = (train(rtrain.override(short, {"name": f"r{seed}", "seed": seed})) for seed in (0, 1))
+    folders = [str(Path(short.storage) / name) for name in ("r0", "r1")]
+    for folder, result in zip(folders, (first, second), strict=True):
+        rows = TestRows.read((Path(folder) / TEST_ROWS).read_bytes())[""]
+        assert rows.grouped and rows.share == 1 and isinstance(rows.scored, Scored)
+        for metric in short.metrics:
+            assert metric.value(metric.partial(rows.scored)) == pytest.approx(result["test"][metric.name], abs=1e-12)
+    found = compare(folders)
+    assert found["notes"] == []
+    for row in found["metrics"]:
+        between = row["intervals"][1]
+        assert between["low"] <= row["differences"][1] <= between["high"]
+
+    train(rtrain.override(short, {"name": "r2", "data.split": rtrain.ByTime(valid=0.1, test=0.2)}))
+    found = compare([folders[0], str(Path(short.storage) / "r2")])
+    assert all(row["intervals"] == [None, None] for row in found["metrics"])
+    assert "r0 and r2 were not scored on the same rows" in found["notes"][-1]

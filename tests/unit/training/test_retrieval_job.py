@@ -8,6 +8,9 @@ import pytest
 import rtrain
 from recipes import bpr_movielens, sasrec_movielens, two_tower_movielens
 from rtrain.errors import ConfigError
+from rtrain.evaluation.rows import TEST_ROWS, TestRows
+from rtrain.metrics.state import Retrieved
+from rtrain.report.compare import compare
 from rtrain.run import Run
 from tests.unit.training.jobs import At, job, lines, losses, train
 
@@ -89,3 +92,30 @@ def test_what_does_not_go_together_is_one_line(message: str, case: tuple[str, di
         )
         rtrain.plan(run)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_two_retrieval_runs_are_compared_user_by_user(tmp_path: Path) -> None:
+    folders = []
+    for name, seed in (("bpr", 0), ("bpr", 1)):
+        run = rtrain.override(RUNS[name], {"storage": str(tmp_path), "name": f"{name}-{seed}", "seed": seed})
+        result = train(run)
+        folders.append(run.folder)
+        rows = TestRows.read((Path(run.folder) / TEST_ROWS).read_bytes())[""]
+        assert isinstance(rows.scored, Retrieved)
+        for metric in run.metrics:
+            assert metric.value(metric.partial(rows.scored)) == pytest.approx(result["test"][metric.name], abs=1e-12)
+    found = compare(folders)
+    assert found["notes"] == []
+    for row in found["metrics"]:
+        between = row["intervals"][1]
+        assert between["low"] <= row["differences"][1] <= between["high"]
+
+
+def test_the_most_popular_items_cover_less_and_are_less_novel_than_what_a_model_finds(tmp_path: Path) -> None:
+    metrics = (rtrain.NDCG(k=10), rtrain.Coverage(k=10), rtrain.Novelty(k=10), rtrain.PopularityBias(k=10))
+    changes = {"storage": str(tmp_path), "duration.steps": 20, "metrics": metrics, "evaluation.monitor": "ndcg@10"}
+    result = train(rtrain.override(RUNS["bpr"], changes))
+    test, baseline = result["test"], result["baseline"]
+    assert 0 < baseline["coverage@10"] < test["coverage@10"] <= 1
+    assert baseline["novelty@10"] < test["novelty@10"]
+    assert 1 < baseline["popularity_bias@10"] > test["popularity_bias@10"] > 0

@@ -1,0 +1,75 @@
+"""Rows of a split by its own columns: metrics whose groups are not the schema's, and metrics of a part of the rows."""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtrain.data.coded import Coded
+from rtrain.data.samples import Samples
+from rtrain.data.split import Split
+from rtrain.metrics.state import Metric, Partial, group_columns
+
+MOST_VALUES = 20
+"""Of a column, the values whose rows are measured apart: the most frequent ones; the others together."""
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of one split, read when they are asked for and kept by the data."""
+
+    data: Samples[Any]
+    split: Split
+
+    def told(self, of: Any) -> Any:
+        """Rows with what the data know of their items, where there are items."""
+        return self.data.told(of)
+
+    def coded(self, names: tuple[str, ...]) -> Coded:
+        """Of every row of the split."""
+        return self.data.coded(self.split, names)
+
+    def of(self, names: tuple[str, ...], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64 [n]: what the rows with these numbers have."""
+        return self.coded(names).codes[rows - self.data.numbers(self.split).start]
+
+
+def partial_of(metric: Metric, of: Any, columns: Columns | None) -> Partial:
+    """The metric's state of some rows, in groups of its own where it has any."""
+    by = group_columns(metric)
+    if not by:
+        return metric.partial(of)
+    assert columns is not None, f"{metric.name} is measured where nothing is known of the columns"
+    return metric.partial(replace(of, groups=columns.of(by, of.rows)))
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows that have one value of a column, or one of several."""
+
+    name: str
+    """Such as `[gender=F]`, put behind the names of metrics."""
+    column: str
+    codes: tuple[int, ...]
+
+    def of(self, of: Any, columns: Columns) -> Any:
+        """Its part of the rows of a `Scored` or of its like."""
+        kept = np.isin(columns.of((self.column,), of.rows), self.codes)
+        arrays = {f.name: getattr(of, f.name) for f in fields(of)}
+        return replace(of, **{name: array[kept] for name, array in arrays.items() if isinstance(array, np.ndarray)})
+
+
+def slices_of(names: tuple[str, ...], columns: Columns) -> list[Slice]:
+    """By each column, its most frequent values and all others together: the same on every rank."""
+    found = []
+    for column in names:
+        coded = columns.coded((column,))
+        often = np.lexsort((np.arange(len(coded.counts)), -coded.counts)).tolist()
+        for code in often[:MOST_VALUES]:
+            text = coded.text(code)
+            found.append(Slice(f"[{column}={repr(text) if text == OTHER else text}]", column, (code,)))
+        if len(often) > MOST_VALUES:
+            found.append(Slice(f"[{column}={OTHER}]", column, tuple(often[MOST_VALUES:])))
+    return found

@@ -1,0 +1,68 @@
+"""Coverage, novelty and popularity bias of lists: by hand, over ranks, and with what data know of their items."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtrain.data.holdout import LeaveOneOut
+from rtrain.data.negatives import Negatives
+from rtrain.data.retrieval import Pairs
+from rtrain.errors import ConfigError
+from rtrain.metrics.beyond import Coverage, Novelty, PopularityBias
+from rtrain.metrics.state import Metric, Retrieved, Scored, takes
+
+LISTS = Retrieved(
+    # User 0 finds items 5, 6, 7 and user 1 items 5, 6, and misses 8.
+    logits=-np.array([0.0, 1, 2, 0, 1, 3]), labels=np.array([0.0, 0, 0, 0, 0, 1]), groups=np.array([0, 0, 0, 1, 1, 1]),
+    items=np.array([5, 6, 7, 5, 6, 8]), often=np.array([7.0, 3, 0, 7, 3, 0]),
+    popularity=np.array([0.5, 0.25, 0.125, 0.5, 0.25, 0.125]), had=np.log([4.0, 4, 4, 2, 2, 2]), catalogue=10,
+)  # fmt: skip
+BY_HAND: list[tuple[Metric, float]] = [
+    (Coverage(k=1), 0.1),
+    (Coverage(k=3), 0.3),
+    (Novelty(k=1), 1.0),
+    (Novelty(k=3), (1 + 2 + 3 + 1 + 2) / 5),
+    (PopularityBias(k=1), np.log(8) / np.log([4, 2]).mean()),
+    (PopularityBias(k=2), np.log([8, 4, 8, 4]).mean() / np.log([4, 2]).mean()),
+]
+
+
+def part(rows: Any) -> Retrieved:
+    arrays = {name: value[rows] for name, value in vars(LISTS).items() if isinstance(value, np.ndarray)}
+    return replace(LISTS, **arrays)
+
+
+@pytest.mark.parametrize(("metric", "expected"), BY_HAND, ids=lambda value: getattr(value, "name", ""))
+def test_lists_worked_by_hand_over_one_rank_and_over_three(metric: Metric, expected: float) -> None:
+    assert metric.value(metric.partial(LISTS)) == pytest.approx(expected, abs=1e-12)
+    ranks = [part(LISTS.groups == 1), part(LISTS.groups == 0), part(LISTS.groups == 9)]  # one has no user
+    partials = [metric.partial(rank) for rank in ranks]
+    assert metric.value(partials[0] + partials[1] + partials[2]) == pytest.approx(expected, abs=1e-12)
+    assert np.isnan(metric.value(metric.partial(replace(ranks[2], catalogue=0))))
+
+
+def test_they_are_of_retrieval_models_alone() -> None:
+    for metric in (Coverage(), Novelty(), PopularityBias()):
+        assert takes(metric, Retrieved) and not takes(metric, Scored) and metric.name.endswith("@10")
+    with pytest.raises(ConfigError, match=r"Novelty.k: must be at least 1, got 0"):
+        Novelty(k=0)
+
+
+def test_the_data_tell_how_often_training_had_an_item(tmp_path: Path) -> None:
+    rows = {0: [1, 2, 3, 4], 1: [1, 2, 5, 6], 2: [1, 7, 2, 3]}
+    (tmp_path / "log.txt").write_text("\n".join(" ".join(map(str, [user, *items])) for user, items in rows.items()))
+    source = str(tmp_path / "log.txt")
+    data = Pairs(source=source, users=3, items=8, time="", split=LeaveOneOut(), negatives=Negatives(count=1)).open()
+    trained = {user: items[:2] for user, items in rows.items()}  # the last is tested on, the one before it validated
+    often = {item: sum(item in had for had in trained.values()) for item in range(1, 8)}
+    start = data.numbers("test").start
+    users, items = np.repeat(np.arange(3), 7), np.tile(np.arange(1, 8), 3)
+    place = np.tile(np.arange(7.0), 3)
+    told = data.told(Retrieved(-place, np.zeros(21), users + start, users + start, items))
+    assert told.often.tolist() == [often[item] for item in items]
+    assert told.popularity == pytest.approx([(often[item] + 1) / (6 + 7) for item in items])
+    assert told.had == pytest.approx([np.mean(np.log1p([often[i] for i in trained[user]])) for user in users])
+    assert told.catalogue == 7 and told.popularity[:7].sum() == pytest.approx(1)
