@@ -12,7 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import rtrain
-from recipes import bpr_movielens, hstu_movielens, sasrec_movielens, two_tower_movielens
+from recipes import (
+    bpr_movielens,
+    hstu_movielens,
+    lightgcn_movielens,
+    sasrec_movielens,
+    two_tower_features_movielens,
+    two_tower_movielens,
+)
 from rtrain.run import Run
 
 
@@ -38,7 +45,11 @@ RECIPES = {
         {"ndcg@10": 0.2768, "recall@10": 0.2368},
         BY_CHANCE,
     ),
+    "lightgcn_movielens": Shown(lightgcn_movielens.run, ("ndcg@10", "recall@10", "mrr@10"), {}, BY_CHANCE),
     "two_tower_movielens": Shown(two_tower_movielens.run, ("ndcg@10", "recall@10", "mrr@10"), {}, BY_CHANCE),
+    "two_tower_features_movielens": Shown(
+        two_tower_features_movielens.run, ("ndcg@10", "recall@10", "mrr@10"), {}, BY_CHANCE
+    ),
     "sasrec_movielens": Shown(sasrec_movielens.run, ("ndcg@10", "hit_rate@10", "mrr@10"), {}, LAST_ONE),
     "hstu_movielens": Shown(hstu_movielens.run, ("ndcg@10", "hit_rate@10", "mrr@10"), {}, LAST_ONE),
 }

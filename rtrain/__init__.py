@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
     from rtrain.data.interactions import Interactions
     from rtrain.data.negatives import Negatives
-    from rtrain.data.retrieval import Histories, Pairs
+    from rtrain.data.retrieval import Graph, Histories, Pairs
+    from rtrain.data.side import Bins, SideFeatures
     from rtrain.data.split import ByTime
     from rtrain.data.tokens import Tokens
     from rtrain.duration import Duration
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from rtrain.models.din import DIN
     from rtrain.models.dlrm import DLRM
     from rtrain.models.hstu import HSTU
+    from rtrain.models.light_gcn import LightGCN
     from rtrain.models.mf import MF
     from rtrain.models.mmoe import MMoE
     from rtrain.models.plan import Piece
@@ -76,7 +78,8 @@ _HOMES = {
     "rtrain.data.holdout": ("LeaveOneOut", "Random", "RandomPerUser"),
     "rtrain.data.interactions": ("Interactions",),
     "rtrain.data.negatives": ("Negatives",),
-    "rtrain.data.retrieval": ("Histories", "Pairs"),
+    "rtrain.data.retrieval": ("Graph", "Histories", "Pairs"),
+    "rtrain.data.side": ("Bins", "SideFeatures"),
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
     "rtrain.duration": ("Duration",),
@@ -114,6 +117,7 @@ _HOMES = {
     "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
     "rtrain.models.hstu": ("HSTU",),
+    "rtrain.models.light_gcn": ("LightGCN",),
     "rtrain.models.mf": ("MF",),
     "rtrain.models.mmoe": ("MMoE",),
     "rtrain.models.plan": ("Piece",),
@@ -155,6 +159,7 @@ __all__ = [
     "Accuracy",
     "Adagrad",
     "AdamW",
+    "Bins",
     "ByTime",
     "Calibration",
     "Checkpoint",
@@ -168,6 +173,7 @@ __all__ = [
     "Evaluation",
     "FAt",
     "Faults",
+    "Graph",
     "Handoff",
     "Histories",
     "HitRate",
@@ -178,6 +184,7 @@ __all__ = [
     "Interactions",
     "Label",
     "LeaveOneOut",
+    "LightGCN",
     "Log1p",
     "LogLoss",
     "MMoE",
@@ -208,6 +215,7 @@ __all__ = [
     "SampledSoftmax",
     "Schedule",
     "Schema",
+    "SideFeatures",
     "TableOptions",
     "TokenLoss",
     "Tokens",

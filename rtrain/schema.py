@@ -257,6 +257,14 @@ class Jagged:
         values = self.values[kept.flatten().repeat_interleave(self.lengths, output_size=len(self.values))]
         return Jagged(self.keys, values, lengths_FB[:, start:stop].flatten())
 
+    def padded(self, key: str) -> Tensor:
+        """One feature's ids, int64 [B, T], 0 behind each row's end; T is that of the longest row, at least 1."""
+        lengths_FB = self.lengths.view(len(self.keys), -1).long()
+        at = self.keys.index(key)
+        start, stop = (int(lengths_FB[:f].sum()) for f in (at, at + 1))
+        real_BT = torch.arange(self.longest[key], device=self.values.device) < lengths_FB[at].unsqueeze(1)
+        return self.values.new_zeros(real_BT.shape).masked_scatter(real_BT, self.values[start:stop])
+
     @property
     def longest(self) -> dict[str, int]:
         """Feature -> ids of the row that has most of it, at least 1."""

@@ -244,6 +244,6 @@ def _locate(source: str) -> str:
     if not source.strip():
         raise ConfigError(f"data.source: it is empty. Give a path, a URI, or one of {', '.join(sources.NAMES)}")
     near = did_you_mean(source, sources.NAMES)
-    if near and "/" not in source and not source.endswith(".parquet"):
+    if near and "/" not in source and not source.endswith(".parquet") and not Path(source).exists():
         raise DataError(f"data.source: there is no data set {source!r}{near}")
     return source

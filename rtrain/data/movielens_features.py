@@ -4,6 +4,7 @@ Schema(features=(*IDS, *CONTENT, *RESIDUALS), group="user_id", time="timestamp")
 """
 
 from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
+from rtrain.data.side import Bins, SideFeatures
 from rtrain.schema import Dense, Id, IdList
 
 USERS, ITEMS = 944, 1683  # ids count from 1
@@ -19,6 +20,28 @@ CONTENT = (
     Dense(name="age", entity="user", mean=33.0, std=12.0, missing=33.0),
     Dense(name="release_year", entity="item", mean=1988.0, std=14.0, missing=1988.0),
 )
+OF_USERS = SideFeatures(
+    source="ml-100k",
+    key="user_id",
+    features=(
+        Id(name="gender", vocabulary=GENDERS),
+        Id(name="occupation", vocabulary=OCCUPATIONS),
+        Bins(name="age", edges=(18.0, 25.0, 35.0, 45.0, 50.0, 56.0)),
+    ),
+)
+"""What is known of users beside their ids, for models that find items among all; ages parted as MovieLens-1M's."""
+OF_FILMS = SideFeatures(
+    source="ml-100k",
+    key="item_id",
+    features=(
+        IdList(name="genres", vocabulary=GENRES),
+        Bins(
+            name="release_year",
+            edges=(1940.0, 1950.0, 1960.0, 1970.0, 1980.0, 1985.0, 1990.0, 1993.0, 1994.0, 1995.0, 1996.0, 1997.0),
+        ),
+    ),
+)
+"""What is known of films beside their ids."""
 USER_SEEN = Dense(name="user_seen", entity="user", mean=3.0, std=1.5)
 """How many rows the user had before this moment, as log(1 + number)."""
 RESIDUALS = (

@@ -1,10 +1,13 @@
 """Positive interactions for models that find items among all: pairs of user and item, or users' histories.
 
+Pairs may come with the graph of them all.
+
 An evaluation scan gives every item of the catalogue first, then a row a user: whom to find items for.
 Negatives are ids in the batch, so that they do not depend on the number of ranks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,8 +20,10 @@ from rtrain.data.negatives import Negatives
 from rtrain.data.protocol import Data
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.retrieval_set import RetrievalDataset
+from rtrain.data.side import SideFeatures
 from rtrain.data.split import ByTime, check_train_rows
 from rtrain.errors import ConfigError, DataError
+from rtrain.schema import NONE
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,12 @@ class RetrievalFacts:
     """Positions of the longest history; none: samples are pairs of a user and an item."""
     negatives: int
     """Drawn for each positive."""
+    graph: bool = False
+    """Whether batches carry the graph of all interactions of training."""
+    user_features: Mapping[str, int] = field(default_factory=dict)
+    """Beside the users' ids: name in a batch -> rows of its table."""
+    item_features: Mapping[str, int] = field(default_factory=dict)
+    """Beside the items' ids."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +100,23 @@ class _Positives(Data):
         return None
 
     @property
+    def graph(self) -> bool:
+        """Whether batches carry the graph of all interactions of training."""
+        return False
+
+    @property
+    def side(self) -> dict[str, SideFeatures]:
+        """Tables of what is known of them beside their ids: by "user" and "item"."""
+        return {}
+
+    @property
     def facts(self) -> RetrievalFacts:
         """What a model may ask of the data before they are opened."""
-        return RetrievalFacts(self.users, self.items, self.longest, self.negatives.count)
+        beside = {of: {f"{of}_{f.name}": f.table_rows for f in side.features} for of, side in self.side.items()}
+        return RetrievalFacts(
+            self.users, self.items, self.longest, self.negatives.count, self.graph, beside.get("user", NONE),
+            beside.get("item", NONE),
+        )  # fmt: skip
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.
@@ -116,7 +141,8 @@ class _Positives(Data):
             )
         else:
             feedback = from_text(Path(self.source))
-        for name, ids, rows in (("user", feedback.user, self.users), ("item", feedback.item, self.items)):
+        both = (("user", feedback.user, self.users), ("item", feedback.item, self.items))
+        for name, ids, rows in both:
             if len(ids) and (ids.min() < 0 or ids.max() >= rows):
                 wrong = int(ids.max() if ids.max() >= rows else ids.min())
                 do = f"Set data.{name}s to {wrong + 1} or more" if wrong >= 0 else f"Number the {name}s from 0 on"
@@ -131,6 +157,12 @@ class _Positives(Data):
             longest=self.longest,
             train_rows=self.train_rows,
             prefetch=self.prefetch,
+            tables=(self.users, self.items) if self.graph else None,
+            side={
+                of: {f"{of}_{name}": lists for name, lists in self.side[of].open(ids, rows=rows, of=of).items()}
+                for of, ids, rows in both
+                if of in self.side
+            },
         )
 
     def _check_repeats(self, feedback: Feedback) -> None:
@@ -140,6 +172,17 @@ class _Positives(Data):
 @dataclass(frozen=True, kw_only=True)
 class Pairs(_Positives):
     """A sample is one interaction: its user, its item, and items that the user did not have."""
+
+    user_features: SideFeatures | None = None
+    """What is known of users beside their ids; none: nothing."""
+    item_features: SideFeatures | None = None
+    """What is known of items beside their ids; none: nothing."""
+
+    @property
+    def side(self) -> dict[str, SideFeatures]:
+        """Those that are given."""
+        given = {"user": self.user_features, "item": self.item_features}
+        return {of: side for of, side in given.items() if side is not None}
 
     def _check_repeats(self, feedback: Feedback) -> None:
         pair = feedback.user * self.items + feedback.item
@@ -151,6 +194,16 @@ class Pairs(_Positives):
                 f"{self.source}: user {user} has item {item} more than once ({len(twice)} rows repeat another), which "
                 "would leak from training into validation. Drop the repeated rows"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph(Pairs):
+    """As `Pairs`; and every batch carries the graph of all interactions of training, with all its nodes."""
+
+    @property
+    def graph(self) -> bool:
+        """It does."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

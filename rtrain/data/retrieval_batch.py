@@ -4,7 +4,7 @@ Shape legend: B rows, T positions of the longest row (1 for pairs), K negatives 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +17,11 @@ from rtrain.data.columns import Lists
 from rtrain.schema import NONE, Jagged
 
 Ids = NDArray[np.int64]
+
+
+def places(feature: str) -> str:
+    """Name of the input that says to which candidate a value of a feature of items belongs."""
+    return f"places.{feature}"
 
 
 @dataclass
@@ -36,6 +41,10 @@ class RetrievalBatch:
     """Positives of the global batch: its loss is a mean over them."""
     times: Tensor | None = None
     """int64 [B, T]: of histories, when each item was had, or its place in the source"""
+    places: Mapping[str, Tensor] = field(default_factory=dict)
+    """Feature of items beside their ids -> int64 [B, T']: to which of the row's candidates each value belongs, or -1"""
+    graph: Tensor | None = None
+    """float32 [users + items, users + items], sparse: see `rtrain.data.graph`"""
     items: Ids | None = None
     """Of a batch of the catalogue: the item of each row."""
     seen: Lists | None = None
@@ -52,8 +61,15 @@ class RetrievalBatch:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """Beside the vectors of the ids: of histories their times, int64 [B, T] in seconds (0 where there is none)."""
-        return {} if self.times is None else {"times": self.times}
+        """Beside the vectors of the ids: of histories their times, int64 [B, T] in seconds (0 where there is none).
+
+        Of what is known of items beside their ids, `places`. With a graph it and the ids themselves, which tell its
+        nodes: `user` [B, 1] and `item` [B, T * (1 + K)].
+        """
+        if self.graph is not None:
+            return {"graph": self.graph, "user": self.ids.padded("user"), "item": self.ids.padded("item")}
+        beside = {} if self.times is None else {"times": self.times}
+        return beside | {places(name): at for name, at in self.places.items()}
 
     def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "RetrievalBatch":
         """With rows without ids or targets at its end, up to `rows`; and with positions up to the `longest` history."""
@@ -71,6 +87,7 @@ class RetrievalBatch:
             target=pad(self.target, (0, 0, 0, later(self.target), 0, extra), value=-1),
             row=pad(self.row, (0, extra), value=-1),
             last=pad(self.last, (0, extra)),
+            places={name: pad(at, (0, 0, 0, extra), value=-1) for name, at in self.places.items()},
             times=None if self.times is None else pad(self.times, (0, later(self.times), 0, extra)),
         )
 
@@ -78,6 +95,8 @@ class RetrievalBatch:
         """A copy on another device; what only the host reads stays there."""
         if self.row.device == device:
             return self
-        tensors = ("target", "row", "last", *(("times",) if self.times is not None else ()))
+        there = (name for name in ("times", "graph") if getattr(self, name) is not None)
+        tensors = ("target", "row", "last", *there)
         moved = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
-        return replace(self, ids=self.ids.to(device), **moved)
+        at = {name: x.to(device, non_blocking=True) for name, x in self.places.items()}
+        return replace(self, ids=self.ids.to(device), places=at, **moved)

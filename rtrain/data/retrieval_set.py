@@ -5,7 +5,7 @@ Shape legend: N interactions, U users, B rows, T positions of the longest row (1
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from rtrain.data.columns import Lists
 from rtrain.data.feedback import Feedback
+from rtrain.data.graph import Graph
 from rtrain.data.holdout import TEST, TRAIN, VALID, Codes
 from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.order import Order, Window
 from rtrain.data.reader import Whole
 from rtrain.data.retrieval_batch import Ids, RetrievalBatch
 from rtrain.data.samples import Samples
+from rtrain.data.side import looked_up
 from rtrain.data.split import Ranges, Split, trained_on
 from rtrain.errors import ConfigError, DataError
 from rtrain.metrics.state import Retrieved
@@ -71,9 +73,15 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         longest: int | None,
         train_rows: int | None,
         prefetch: int,
+        tables: tuple[int, int] | None = None,
+        side: Mapping[str, Mapping[str, Lists]] | None = None,
     ):
-        """`codes`: the split of each interaction, [N]; `longest`: positions of a history, none for pairs."""
-        self.feedback, self.codes, self.longest = feedback, codes, longest
+        """`codes`: the split of each interaction, [N]; `longest`: positions of a history, none for pairs.
+
+        `tables`: rows of the users' and of the items' table, where batches are to carry the graph of training. `side`:
+        of "user" and "item", feature -> what it says of each id.
+        """
+        self.feedback, self.codes, self.longest, self.side = feedback, codes, longest, side or {}
         self.users, self.starts = feedback.starts()
         self.catalogue = np.unique(feedback.item)
         """Every item that occurs, rising."""
@@ -89,6 +97,9 @@ class RetrievalDataset(Samples[RetrievalBatch]):
                 "Drop that user, or set data.negatives.count to 0"
             )
         self.sampler = Sampler(negatives, self.catalogue, feedback.user[train], feedback.item[train])
+        self.graph: Graph | None = None
+        if tables is not None:
+            self.graph = Graph(feedback.user[train], feedback.item[train], users=tables[0], items=tables[1])
         had = np.searchsorted(self.catalogue, feedback.item[train])
         self.often = np.bincount(had, minlength=len(self.catalogue))
         """Of each item of the catalogue, how often it was had in training."""
@@ -105,7 +116,9 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             at += len(of)
         ranges["train"] = trained_on(ranges["train"], train_rows)
         self._of = np.concatenate(list(samples.values()))
-        counted = [feedback.fingerprint, hashlib.sha256(codes.tobytes()).hexdigest(), longest, ranges]
+        counted: list[Any] = [feedback.fingerprint, hashlib.sha256(codes.tobytes()).hexdigest(), longest, ranges]
+        for feature, lists in (pair for of in self.side.values() for pair in of.items()):
+            counted.append([feature, *(hashlib.sha256(x.tobytes()).hexdigest() for x in (lists.values, lists.offsets))])
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
 
     def _samples(self) -> dict[Split, Ids]:
@@ -221,16 +234,21 @@ class RetrievalDataset(Samples[RetrievalBatch]):
                 when[there] = torch.from_numpy(times.values)
         both = np.concatenate([context.lengths, candidates.lengths]).astype(np.int32)
         values = np.concatenate([context.values, candidates.values]).astype(np.int64)
+        asked = {"user" if self.longest is None else "history": context, "item": candidates}
+        found = {
+            name: looked_up(lists, asked[of]) for of, features in self.side.items() for name, lists in features.items()
+        }
+        values = np.concatenate([values, *(x.values for x in found.values())])
+        both = np.concatenate([both, *(x.lengths for x in found.values())])
+        ids = Jagged((*asked, *found), torch.from_numpy(values), torch.from_numpy(both))
         return RetrievalBatch(
-            ids=Jagged(
-                ("user" if self.longest is None else "history", "item"),
-                torch.from_numpy(values),
-                torch.from_numpy(both),
-            ),
+            ids=self.graph.with_tables(ids, rows) if self.graph else ids,
             target=torch.full((rows, 1, 2), -1),
             row=torch.from_numpy(numbers.astype(np.int64)),
             last=torch.from_numpy(np.maximum(context.lengths - 1, 0)),
             times=when,
+            places={name: torch.from_numpy(found[name].place) for name in self.side.get("item", {})},
+            graph=self.graph.edges if self.graph else None,
             global_rows=rows,
             loss_units=rows,
         )

@@ -29,6 +29,10 @@ class RetrievalConfig(Model):
     reads: ClassVar[Any] = RetrievalBatch
     of_histories: ClassVar[bool]
     """Whether it reads users' histories; else pairs of a user and an item."""
+    of_graph: ClassVar[bool] = False
+    """Whether it reads, beside pairs, the graph of all of them."""
+    of_features: ClassVar[bool] = False
+    """Whether it reads what is known of users and items beside their ids."""
 
     dim: int = 64
     """Embedding dim, of items and of who asks."""
@@ -51,9 +55,14 @@ class RetrievalConfig(Model):
         Raises:
             ConfigError: data of the other kind.
         """
-        if self.of_histories != (facts.longest is not None):
-            name, wanted = type(self).__name__, "Histories" if self.of_histories else "Pairs"
-            raise ConfigError(f"data: {name} is trained on {wanted}. Give the data as rtrain.{wanted}")
+        if (self.of_histories, self.of_graph) != (facts.longest is not None, facts.graph):
+            wanted = "Histories" if self.of_histories else "Graph" if self.of_graph else "Pairs"
+            raise ConfigError(f"data: {type(self).__name__} is trained on {wanted}. Give the data as rtrain.{wanted}")
+        for of in ("user", "item"):
+            if getattr(facts, f"{of}_features") and not self.of_features:
+                raise ConfigError(
+                    f"data.{of}_features: {type(self).__name__} reads ids alone. Leave them out, or use TwoTower"
+                )
         objective = type(self.objective).__name__
         if self.objective.draws == (facts.negatives == 0):
             why = "compares with drawn negatives" if self.objective.draws else "takes the batch's own items"
@@ -63,9 +72,15 @@ class RetrievalConfig(Model):
             )
         who = () if self.of_histories else (self._table("user", facts.users, "user"),)
         read = ("history", "item") if self.of_histories else ("item",)
+        of_user, of_item = facts.user_features, facts.item_features
         return Blueprint(
-            tables=(*who, self._table("item", facts.items, *read, sequences=read)),
-            features=(*(() if self.of_histories else ("user",)), *read),
+            tables=(
+                *who,
+                self._table("item", facts.items, *read, sequences=read),
+                *(self._table(name, rows, name) for name, rows in of_user.items()),
+                *(self._table(name, rows, name, sequences=(name,)) for name, rows in of_item.items()),
+            ),
+            features=(*(() if self.of_histories else ("user",)), *of_user, *read, *of_item),
             pieces=self.pieces(facts),
             objective=self.objective,
             against=self.reasons_against,

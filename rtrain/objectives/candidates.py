@@ -19,7 +19,10 @@ from rtrain.objectives.ranks import Ranks, filled
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateLoss:
-    """Outputs: queries [B, T, E] and candidates [B, T, 1 + K, E], whose first is the positive of the position."""
+    """Outputs: queries [B, T, E] and candidates [B, T, 1 + K, E], whose first is the positive of the position.
+
+    A model may give a third, [B, T]: what it adds to the loss of each position.
+    """
 
     link: ClassVar[None] = None
     """Who is asked about a whole catalogue answers with items, not with a number a row."""
@@ -46,9 +49,15 @@ class CandidateLoss:
         """The vectors whose products are scores but for the temperature, which changes no order."""
         return normalize(vectors, dim=-1) if self.cosine else vectors
 
-    def loss(self, outputs: tuple[Tensor, Tensor], target: Tensor, ranks: Ranks) -> Tensor:
+    def loss(self, outputs: tuple[Tensor, ...], target: Tensor, ranks: Ranks) -> Tensor:
         """Sum over the positions that have a positive; `target` [B, T, 2]: it, and how often it was had."""
-        losses = self.of_scores(self.scores(*outputs))
+        queries, candidates, *added = outputs
+        total = self.compare(queries, candidates, target, ranks)
+        return total + sum(x.where(target[..., 0] >= 0, 0.0).sum() for x in added)
+
+    def compare(self, queries: Tensor, candidates: Tensor, target: Tensor, ranks: Ranks) -> Tensor:
+        """Sum of what the positives cost among their negatives."""
+        losses = self.of_scores(self.scores(queries, candidates))
         return losses.where(target[..., 0] >= 0, 0.0).sum()
 
     def of_scores(self, scores: Tensor) -> Tensor:
@@ -105,9 +114,8 @@ class InBatchSoftmax(CandidateLoss):
     correction: bool = True
     """Take the logarithm of an item's popularity from its score as a negative or positive: batches hold it so often."""
 
-    def loss(self, outputs: tuple[Tensor, Tensor], target: Tensor, ranks: Ranks) -> Tensor:
+    def compare(self, queries: Tensor, candidates: Tensor, target: Tensor, ranks: Ranks) -> Tensor:
         """Sum over this rank's positions."""
-        queries, candidates = outputs
         here = target[..., 0] >= 0
         asked_NE, offered_NE = self.compared(queries[here]), self.compared(candidates[..., 0, :][here])
         facts_N2 = target[here]

@@ -16,9 +16,11 @@ from recipes import (
     dlrm_synthetic,
     gpt_stdlib,
     hstu_movielens,
+    lightgcn_movielens,
     mmoe_movielens,
     sasrec_movielens,
     sasrec_sequences,
+    two_tower_features_movielens,
     two_tower_movielens,
 )
 from rtrain.cli.recipe import golden
@@ -33,8 +35,10 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "mmoe_movielens": mmoe_movielens.run,
     "bpr_movielens": bpr_movielens.run,
     "hstu_movielens": hstu_movielens.run,
+    "lightgcn_movielens": lightgcn_movielens.run,
     "sasrec_movielens": sasrec_movielens.run,
     "sasrec_sequences": sasrec_sequences.run,
+    "two_tower_features_movielens": two_tower_features_movielens.run,
     "two_tower_movielens": two_tower_movielens.run,
 }
 REGENERATE = "python -m tests.golden.test_golden"

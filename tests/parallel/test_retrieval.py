@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor, nn
@@ -17,12 +19,14 @@ from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.writing import save
 from rtrain.data.holdout import LeaveOneOut, RandomPerUser
 from rtrain.data.negatives import Negatives
-from rtrain.data.retrieval import Histories, Pairs
+from rtrain.data.retrieval import Graph, Histories, Pairs
+from rtrain.data.side import SideFeatures
 from rtrain.duration import Duration
 from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Parallel, lay_out
 from rtrain.metrics import MRR, NDCG, RecallAt
 from rtrain.models.hstu import HSTU
+from rtrain.models.light_gcn import LightGCN
 from rtrain.models.mf import MF
 from rtrain.models.plan import drawn
 from rtrain.models.sasrec import SASRec
@@ -33,6 +37,7 @@ from rtrain.objectives.ranks import Alone
 from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.stage import Stage
 from rtrain.run import Cluster, Evaluation, Handoff, Run
+from rtrain.schema import Id, IdList
 from rtrain.training.agreement import open_data
 from rtrain.training.replica import Replica
 from rtrain.training.trace import trace
@@ -47,6 +52,8 @@ USERS, ITEMS = 50, 71  # odd, so that row-wise shards differ in size
 MODELS = {
     "mf": MF(dim=16, objective=BPR(), scale=0.1),
     "two towers": TwoTower(dim=16, hidden=(8,), objective=InBatchSoftmax(cosine=True, temperature=0.5), scale=0.1),
+    "features": TwoTower(dim=16, hidden=(32,), objective=SampledSoftmax(), scale=0.3),
+    "light gcn": LightGCN(dim=16, layers=2, objective=BPR(), l2=0.01, scale=0.1),
     "sasrec": SASRec(dim=16, layers=2, heads=2, dropout=0.0, objective=SampledBinary(), scale=0.1),
     # It norms what attention gives: first weights of .1 are so close to 0 that rounding grows to 1.3e-5 in 20 steps.
     "hstu": HSTU(dim=16, layers=2, heads=2, dropout=0.0, buckets=8, scale=0.3),
@@ -66,19 +73,35 @@ LAYOUTS: dict[str, tuple[Parallel, str]] = {
     "ddp column_wise": (Parallel(dense="ddp", embeddings="column_wise"), "adagrad"),
 }
 SAVED_BY, RESUMED_AS = "zero1 table_wise", "ddp column_wise"
+KIND, WORDS = Id(name="kind", rows=5), IdList(name="words", vocabulary=("a", "b", "c"))
 Found = dict[str, dict[str, Any]]
 
 
+def described(number: int) -> dict[str, Any]:
+    """What is known of a user or an item; some have no word, some have one that no vocabulary has."""
+    return {"id": number, "kind": number % 5, "words": ["a", "b", "c", "?"][: number % 5]}
+
+
+def looked_up(feature: str, number: int) -> list[int]:
+    """The rows of a feature's table that an id has."""
+    known = described(number)
+    return [known["kind"]] if feature.endswith("kind") else [[1, 2, 3, 0]["abc?".index(w)] for w in known["words"]]
+
+
 def layouts(model: str) -> dict[str, tuple[Parallel, str]]:
-    """Within the whole batch nothing is compared microbatch by microbatch."""
-    return {n: x for n, x in LAYOUTS.items() if x[0].microbatches == 1 or MODELS[model].objective.draws}  # type: ignore
+    """Nothing goes microbatch by microbatch that is compared within the whole batch, or spread for all of it."""
+    parted = MODELS[model].objective.draws and model != "light gcn"  # type: ignore[attr-defined]
+    return {n: x for n, x in LAYOUTS.items() if x[0].microbatches == 1 or parted}
 
 
 def run_of(model: str, parallel: Parallel, sparse: str, log: str) -> Run:
     common: dict[str, Any] = {"source": log, "users": USERS, "items": ITEMS, "time": ""}
-    if model in ("mf", "two towers"):
-        drawn = Negatives(count=2 if model == "mf" else 0)
-        data: Any = Pairs(**common, split=RandomPerUser(valid=0.2, test=0.2), negatives=drawn)
+    if model == "features":
+        common["user_features"] = SideFeatures(source=f"{log}.user.parquet", key="id", features=(KIND,))
+        common["item_features"] = SideFeatures(source=f"{log}.item.parquet", key="id", features=(KIND, WORDS))
+    if model in ("mf", "two towers", "features", "light gcn"):
+        drawn, kind = Negatives(count=0 if model == "two towers" else 2), Graph if model == "light gcn" else Pairs
+        data: Any = kind(**common, split=RandomPerUser(valid=0.2, test=0.2), negatives=drawn)
     else:
         data = Histories(**common, split=LeaveOneOut(), negatives=Negatives(count=3), length=7)
     return Run(
@@ -132,6 +155,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
         near = (7 * user + draw.permutation(25)[: 3 + user % 12]) % ITEMS
         lines.append(" ".join(map(str, [user, *near])))
     path.write_text("\n".join(lines))
+    for of, count in (("user", USERS), ("item", ITEMS)):
+        pq.write_table(pa.Table.from_pylist([described(n) for n in reversed(range(count))]), f"{path}.{of}.parquet")
     return str(path)
 
 
@@ -166,13 +191,68 @@ class Plain:
         return rows.masked_scatter(real.unsqueeze(-1), self.tables[table][ids]), real
 
 
+class PlainFeatures(Plain):
+    """Of each id a loop over what is known of it."""
+
+    def __call__(self, batch: Any) -> Any:
+        lengths = batch.ids.lengths.view(len(batch.ids.keys), batch.rows).sum(1).tolist()
+        user, item = torch.split(batch.ids.values, lengths)[:2]
+        users = self.tower.pieces[0].user(self.beside("user", user))
+        items = encoded(self, item).unflatten(0, (batch.rows, 1, len(item) // batch.rows))
+        return users.unsqueeze(1), items
+
+    def beside(self, of: str, ids: Tensor) -> Tensor:
+        """[N, V]: the ids' own vectors, and the mean of each feature's."""
+        found = [self.tables[of][ids]]
+        for name in [name for name in self.tables if name.startswith(f"{of}_")]:
+            table, rows = self.tables[name], [looked_up(name, n) for n in ids.tolist()]
+            means = [table[row].mean(0) if row else torch.zeros(table.shape[1]) for row in rows]
+            found.append(torch.stack(means) if means else table[:0])
+        return torch.cat(found, dim=1)
+
+
+class PlainGraph(Plain):
+    """Whole tables, and the mean of the powers of a dense matrix, filled edge by edge, times them."""
+
+    def __init__(self, run: Run):
+        super().__init__(run)
+        assert isinstance(run.model, LightGCN)
+        self.model, data = run.model, run.data.open()
+        edges = torch.zeros(USERS, ITEMS)
+        for user, item, code in zip(data.feedback.user, data.feedback.item, data.codes, strict=True):
+            edges[user, item] = float(code == 0)
+        edges = edges / (edges.sum(1, keepdim=True) * edges.sum(0)).sqrt().clamp(min=1)
+        whole = torch.zeros(USERS + ITEMS, USERS + ITEMS)
+        whole[:USERS, USERS:], whole[USERS:, :USERS] = edges, edges.T
+        powers = [torch.linalg.matrix_power(whole, k) for k in range(self.model.layers + 1)]
+        self.spread = torch.stack(powers).mean(0)
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        both = self.spread @ torch.cat([self.tables["user"], self.tables["item"]])
+        return both[:USERS], both[USERS:]
+
+    def __call__(self, batch: Any) -> Any:
+        lengths = batch.ids.lengths.view(4, batch.rows).sum(1).tolist()
+        user, item, _, _ = torch.split(batch.ids.values, lengths)
+        item, (of_users, of_items) = item.view(batch.rows, 1, -1) if len(item) else item.view(1, 1, 0), self.vectors()
+        own = self.tables["user"][user].unsqueeze(1), self.tables["item"][item].flatten(2)
+        cost = self.model.l2 / 2 * sum(x.square().sum(2) for x in own)
+        return of_users[user].unsqueeze(1), of_items[item], cost
+
+
+def plain_of(run: Run) -> Plain:
+    if run.data.facts.item_features:
+        return PlainFeatures(run)
+    return PlainGraph(run) if isinstance(run.model, LightGCN) else Plain(run)
+
+
 def plain(run: Run, *, learns: bool = True) -> list[float]:
     return plain_with_tables(run, learns=learns)[0]
 
 
 def plain_with_tables(run: Run, *, learns: bool = True) -> tuple[list[float], dict[str, Tensor]]:
     """Losses, and what is left of the tables."""
-    model = Plain(run)
+    model = plain_of(run)
     states = {name: torch.zeros_like(t) for name, t in model.tables.items()}
     weights = list(model.tower.parameters())
     adam = run.optim.build(weights) if weights else None
@@ -209,14 +289,14 @@ def descent(optim: SparseOptim, state: Tensor, gradient: Tensor) -> Tensor:
 
 def by_hand(run: Run) -> dict[str, float]:
     """The catalogue ranked for each user of the test split by the first weights: a loop over users."""
-    model, data = Plain(run), run.data.open()
+    model, data = plain_of(run), run.data.open()
     found: dict[str, list[float]] = {"ndcg@10": [], "recall@3": [], "mrr@10": []}
     items = torch.from_numpy(data.catalogue)
     with torch.no_grad():
         for batch in data.scan("test", global_batch=1, rank=0, world_size=1):
             if batch.items is not None:
                 continue
-            queries, _ = model(replace(batch, ids=with_one(batch.ids)))
+            queries = model(replace(batch, ids=with_one(batch.ids)))[0]
             vectors = run.model.objective.compared(encoded(model, items))  # type: ignore[union-attr]
             scores = vectors @ run.model.objective.compared(queries[0, int(batch.last)])  # type: ignore[union-attr]
             seen, wanted = set(batch.seen.values.tolist()), set(batch.positives.values.tolist())
@@ -231,14 +311,18 @@ def by_hand(run: Run) -> dict[str, float]:
 
 
 def encoded(model: "Plain", items: Tensor) -> Tensor:
-    """The items' vectors, after their tower where there is one."""
-    vectors = model.tables["item"][items]
+    """The items' vectors, after their tower or their graph where there is one."""
+    if isinstance(model, PlainGraph):
+        return model.vectors()[1][items]
+    vectors = model.beside("item", items) if isinstance(model, PlainFeatures) else model.tables["item"][items]
     tower = getattr(model.tower.pieces[0], "item", None)
     return tower(vectors) if tower else vectors  # type: ignore[no-any-return]
 
 
 def with_one(ids: Any) -> Any:
-    """A candidate, so that there is something to pad."""
+    """A candidate, so that there is something to pad; of a graph and of features nothing is padded."""
+    if len(ids.keys) > 2:
+        return ids
     lengths = ids.lengths.clone()
     lengths[-1] = 1
     return replace(ids, values=torch.cat([ids.values, torch.zeros(1, dtype=torch.int64)]), lengths=lengths)

@@ -88,3 +88,13 @@ def test_the_debug_recipe_reads_the_sample() -> None:
     assert 0.05 < np.mean(table["c1"].to_numpy() == 0) < 0.12
     batch, _ = next(iter(data.reader(global_batch=64, seed=0, rank=0, world_size=1)))
     assert (batch.dense >= 0).all() and batch.dense.max() < 12
+
+
+def test_the_recipe_reads_what_was_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the name that its docstring gives, though a named data set is called almost so."""
+    rows = [[str(n % 2), *FIRST[1:]] for n in range(40)]
+    monkeypatch.chdir(tmp_path)
+    criteo.convert(text(tmp_path, *rows), "criteo")
+    run = dlrm_criteo.run()
+    run.data.check_source()
+    assert run.data.open().rows("train") == 34

@@ -13,7 +13,7 @@ from rtrain.data.cursor import Cursor
 from rtrain.data.feedback import Feedback
 from rtrain.data.holdout import TEST, TRAIN, VALID, LeaveOneOut, Random, RandomPerUser
 from rtrain.data.negatives import Negatives, Sampler
-from rtrain.data.retrieval import Histories, Pairs
+from rtrain.data.retrieval import Graph, Histories, Pairs
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.retrieval_set import RetrievalDataset
 from rtrain.data.split import ByTime
@@ -291,3 +291,23 @@ def test_times_stand_beside_a_historys_items(log: str) -> None:
             times = batch.times[row].tolist()
             assert times[: len(history)] == [when[user, item] for item in history]
             assert not any(times[len(history) :])
+
+
+def test_a_graph_has_the_edges_of_training_alone_and_is_the_same_in_every_batch(log: str) -> None:
+    data = Graph(source=log, users=USERS, items=ITEMS, split=RandomPerUser(valid=0.2, test=0.2)).open()
+    expected = np.zeros((USERS + ITEMS, USERS + ITEMS), bool)
+    trained = data.codes == TRAIN
+    expected[data.feedback.user[trained], USERS + data.feedback.item[trained]] = True
+    assert 0 < expected.sum() < len(data.feedback.user)
+    reader = data.reader("train", global_batch=16, seed=5, rank=1, world_size=2)
+    batches = [next(iter(reader))[0], *data.scan("test", global_batch=32, rank=1, world_size=2)]
+    reader.close()
+    assert len(batches) > 3
+    for batch in batches:
+        assert batch.inputs["graph"] is data.graph.edges  # type: ignore[union-attr]
+        for key, rows in (("users", USERS), ("items", ITEMS)):
+            keys = batch.ids.keys
+            lengths = batch.ids.lengths.view(len(keys), -1).sum(1).tolist()
+            start = sum(lengths[: keys.index(key)])
+            assert batch.ids.values[start : start + rows].tolist() == list(range(rows))
+    assert (data.graph.edges.to_dense().numpy() > 0).tolist() == (expected | expected.T).tolist()  # type: ignore[union-attr]

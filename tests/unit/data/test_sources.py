@@ -220,8 +220,8 @@ def test_a_cache_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no data set 'ml-100'; did you mean 'ml-100k'"):
         sources.get("ml-100", cache=tmp_path)
-    with pytest.raises(DataError, match=r"there is no data set 'criteo'\. The named ones are ml-100k"):
-        sources.get("criteo", cache=tmp_path)
+    with pytest.raises(DataError, match=r"there is no data set 'netflix'\. The named ones are ml-100k"):
+        sources.get("netflix", cache=tmp_path)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

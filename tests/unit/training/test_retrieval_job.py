@@ -6,7 +6,13 @@ from typing import Any
 import pytest
 
 import rtrain
-from recipes import bpr_movielens, sasrec_movielens, two_tower_movielens
+from recipes import (
+    bpr_movielens,
+    lightgcn_movielens,
+    sasrec_movielens,
+    two_tower_features_movielens,
+    two_tower_movielens,
+)
 from rtrain.errors import ConfigError
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
 from rtrain.metrics.state import Retrieved
@@ -21,14 +27,20 @@ SHORT: dict[str, Any] = {
 SASREC: dict[str, Any] = {"model.dim": 16, "model.layers": 1, "data.length": 20, "data.negatives.count": 5}
 RUNS = {
     "bpr": rtrain.override(bpr_movielens.debug(), SHORT | {"duration.steps": 60, "evaluation.every.steps": 20}),
+    "light gcn": rtrain.override(
+        lightgcn_movielens.debug(), SHORT | {"model.dim": 16, "duration.steps": 60, "evaluation.every.steps": 20}
+    ),
     "two towers": rtrain.override(two_tower_movielens.debug(), SHORT),
+    "features": rtrain.override(
+        two_tower_features_movielens.debug(), SHORT | {"duration.steps": 40, "evaluation.every.steps": 20}
+    ),
     "sasrec": rtrain.override(
         sasrec_movielens.debug(), SHORT | SASREC | {"duration.steps": 40, "evaluation.every.steps": 20}
     ),
 }
 
 
-TRAINED = ("bpr", "sasrec")
+TRAINED = ("bpr", "light gcn", "features", "sasrec")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -62,6 +74,16 @@ REFUSED = {
     "handoff.export: MF is not exported yet. Set handoff.export to false": ("bpr", {"handoff.export": True}),
     "metrics: MF is measured by metrics of the first places": ("bpr", {"metrics": (rtrain.MRR(k=10), rtrain.AUC())}),
     "data: MF is trained on Pairs. Give the data as rtrain.Pairs": ("bpr", {"data": RUNS["sasrec"].data}),
+    "data: MF is trained on Pairs": ("bpr", {"data": RUNS["light gcn"].data}),
+    "parallel.microbatches: 2, but LightGCN spreads all vectors for the whole batch": (
+        "light gcn",
+        {"parallel.microbatches": 2},
+    ),
+    "parallel.tensor: 2, but LightGCN has no tensor-parallel plan": ("light gcn", {"parallel.tensor": 2}),
+    "data.item_features: MF reads ids alone. Leave them out, or use TwoTower": (
+        "bpr",
+        {"data.item_features": RUNS["features"].data.item_features},  # type: ignore[attr-defined]
+    ),
     "data: SASRec is trained on Histories": ("sasrec", {"data": RUNS["bpr"].data}),
     "data: SASRec is trained on Pairs or Histories, got Tokens": ("sasrec", {"data": rtrain.Tokens(source="stdlib")}),
     "parallel.tensor: 2, but MF has no tensor-parallel plan": ("bpr", {"parallel.tensor": 2}),

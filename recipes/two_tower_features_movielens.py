@@ -1,0 +1,64 @@
+"""Two towers on MovieLens-100K that read, beside ids, what is known of users and films.
+
+python recipes/two_tower_features_movielens.py       # here, on the embedded Ray
+python recipes/two_tower_features_movielens.py train --model.dim 32 --name features-32
+"""
+
+from dataclasses import replace
+
+from rtrain import (
+    MRR,
+    NDCG,
+    Adagrad,
+    AdamW,
+    Checkpoint,
+    Cluster,
+    Duration,
+    Evaluation,
+    Handoff,
+    HitRate,
+    InBatchSoftmax,
+    Negatives,
+    Pairs,
+    Parallel,
+    PrecisionAt,
+    RandomPerUser,
+    RecallAt,
+    Run,
+    TwoTower,
+    main,
+)
+from rtrain.data.movielens_features import OF_FILMS, OF_USERS
+
+USERS, ITEMS = 944, 1683  # ids count from 1
+
+
+def run() -> Run:
+    """Gender, occupation and age of users, genres and year of films; all else as `two_tower_movielens`."""
+    return Run(
+        name="two-tower-features-movielens",
+        model=TwoTower(dim=64, hidden=(128,), objective=InBatchSoftmax(cosine=True, temperature=0.1), scale=0.1),
+        data=Pairs(
+            source="ml-100k", users=USERS, items=ITEMS, split=RandomPerUser(valid=0.1, test=0.1),
+            negatives=Negatives(count=0), user_features=OF_USERS, item_features=OF_FILMS,
+        ),
+        optim=AdamW(lr=1e-3),
+        sparse_optim=Adagrad(lr=0.03),
+        global_batch=2048,
+        duration=Duration(epochs=100),
+        parallel=Parallel(dense="zero", zero_stage=1),
+        evaluation=Evaluation(monitor="mrr@10", patience=20),
+        checkpoint=Checkpoint(every=Duration(steps=1000)),
+        cluster=Cluster(workers=2),
+        handoff=Handoff(export=False),
+        metrics=(NDCG(k=10), RecallAt(k=10), MRR(k=10), HitRate(k=10), PrecisionAt(k=10)),
+    )  # fmt: skip
+
+
+def debug() -> Run:
+    """The same path in seconds."""
+    return replace(run(), name="two-tower-features-movielens-debug", duration=Duration(steps=20), log_every_steps=5)
+
+
+if __name__ == "__main__":
+    main(run, debug)
