@@ -16,6 +16,10 @@ from rtrain.metrics.state import Retrieved
 from rtrain.objectives.catalogue import CatalogueTally
 from rtrain.objectives.ranks import Ranks, filled
 
+FEW = 8
+"""Candidates of a position up to which products are summed one by one: as a product of matrices 2 took twice as long, 5
+took 1.4 times (one core)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CandidateLoss:
@@ -43,6 +47,8 @@ class CandidateLoss:
     def scores(self, queries: Tensor, candidates: Tensor) -> Tensor:
         """[B, T, 1 + K]"""
         queries, candidates = self.compared(queries), self.compared(candidates)
+        if candidates.shape[-2] <= FEW:
+            return (candidates * queries.unsqueeze(-2)).sum(-1) / self.temperature
         return (candidates @ queries.unsqueeze(-1)).squeeze(-1) / self.temperature
 
     def compared(self, vectors: Tensor) -> Tensor:
