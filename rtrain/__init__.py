@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
     from rtrain.data.interactions import Interactions
     from rtrain.data.negatives import Negatives
+    from rtrain.data.protocol import Data
     from rtrain.data.retrieval import Graph, Histories, Pairs
     from rtrain.data.side import Bins, SideFeatures
     from rtrain.data.split import ByTime
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     )
     from rtrain.metrics.beyond import Coverage, Novelty, PopularityBias
     from rtrain.metrics.language import Perplexity, TokenLoss
+    from rtrain.metrics.state import Metric
     from rtrain.models.dcnv2 import DCNv2
     from rtrain.models.decoder import Decoder
     from rtrain.models.deepfm import DeepFM
@@ -59,31 +61,57 @@ if TYPE_CHECKING:
     from rtrain.models.mmoe import MMoE
     from rtrain.models.plan import Piece
     from rtrain.models.ple import PLE
+    from rtrain.models.protocol import Blueprint, Model, Objective
     from rtrain.models.ranking import RankingConfig
     from rtrain.models.sasrec import SASRec
     from rtrain.models.two_tower import TwoTower
-    from rtrain.nn.tables import VECTORS, TableOptions
+    from rtrain.nn.tables import VECTORS, Table, TableOptions
     from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
     from rtrain.objectives.pointwise import Pointwise
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
     from rtrain.tracking import Tracking
+    from rtrain.training.events import Callback
     from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
 
 _HOMES = {
-    "rtrain.api": ("Result", "plan", "serve", "train"),
+    "rtrain.api": (
+        "Result",
+        "plan",
+        "serve",
+        "train",
+    ),
     "rtrain.cli": ("main",),
-    "rtrain.config": ("diff", "override"),
-    "rtrain.data.holdout": ("LeaveOneOut", "Random", "RandomPerUser"),
+    "rtrain.config": (
+        "diff",
+        "override",
+    ),
+    "rtrain.data.holdout": (
+        "LeaveOneOut",
+        "Random",
+        "RandomPerUser",
+    ),
     "rtrain.data.interactions": ("Interactions",),
     "rtrain.data.negatives": ("Negatives",),
-    "rtrain.data.retrieval": ("Graph", "Histories", "Pairs"),
-    "rtrain.data.side": ("Bins", "SideFeatures"),
+    "rtrain.data.protocol": ("Data",),
+    "rtrain.data.retrieval": (
+        "Graph",
+        "Histories",
+        "Pairs",
+    ),
+    "rtrain.data.side": (
+        "Bins",
+        "SideFeatures",
+    ),
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
     "rtrain.duration": ("Duration",),
-    "rtrain.encodings": ("Log1p", "PiecewiseLinear", "Quantiles"),
+    "rtrain.encodings": (
+        "Log1p",
+        "PiecewiseLinear",
+        "Quantiles",
+    ),
     "rtrain.mesh": ("Parallel",),
     "rtrain.metrics": (
         "AUC",
@@ -109,10 +137,18 @@ _HOMES = {
         "Recall",
         "RecallAt",
     ),
-    "rtrain.metrics.beyond": ("Coverage", "Novelty", "PopularityBias"),
-    "rtrain.metrics.language": ("Perplexity", "TokenLoss"),
-    "rtrain.models.decoder": ("Decoder",),
+    "rtrain.metrics.beyond": (
+        "Coverage",
+        "Novelty",
+        "PopularityBias",
+    ),
+    "rtrain.metrics.language": (
+        "Perplexity",
+        "TokenLoss",
+    ),
+    "rtrain.metrics.state": ("Metric",),
     "rtrain.models.dcnv2": ("DCNv2",),
+    "rtrain.models.decoder": ("Decoder",),
     "rtrain.models.deepfm": ("DeepFM",),
     "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
@@ -122,17 +158,58 @@ _HOMES = {
     "rtrain.models.mmoe": ("MMoE",),
     "rtrain.models.plan": ("Piece",),
     "rtrain.models.ple": ("PLE",),
+    "rtrain.models.protocol": (
+        "Blueprint",
+        "Model",
+        "Objective",
+    ),
     "rtrain.models.ranking": ("RankingConfig",),
     "rtrain.models.sasrec": ("SASRec",),
     "rtrain.models.two_tower": ("TwoTower",),
-    "rtrain.nn.tables": ("VECTORS", "TableOptions"),
-    "rtrain.objectives.candidates": ("BPR", "InBatchSoftmax", "SampledBinary", "SampledSoftmax"),
+    "rtrain.nn.tables": (
+        "Table",
+        "TableOptions",
+        "VECTORS",
+    ),
+    "rtrain.objectives.candidates": (
+        "BPR",
+        "InBatchSoftmax",
+        "SampledBinary",
+        "SampledSoftmax",
+    ),
     "rtrain.objectives.pointwise": ("Pointwise",),
-    "rtrain.optim": ("SGD", "Adagrad", "AdamW", "RowWiseAdagrad", "Schedule"),
-    "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
-    "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "IdSequence"),
+    "rtrain.optim": (
+        "SGD",
+        "Adagrad",
+        "AdamW",
+        "RowWiseAdagrad",
+        "Schedule",
+    ),
+    "rtrain.run": (
+        "Checkpoint",
+        "Cluster",
+        "Evaluation",
+        "Faults",
+        "Handoff",
+        "Run",
+    ),
+    "rtrain.schema": (
+        "Dense",
+        "Id",
+        "IdList",
+        "Label",
+        "Schema",
+        "IdSequence",
+    ),
     "rtrain.tracking": ("Tracking",),
-    "rtrain.tuning": ("Tuned", "choice", "loguniform", "tune", "uniform"),
+    "rtrain.training.events": ("Callback",),
+    "rtrain.tuning": (
+        "Tuned",
+        "choice",
+        "loguniform",
+        "tune",
+        "uniform",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -160,12 +237,15 @@ __all__ = [
     "Adagrad",
     "AdamW",
     "Bins",
+    "Blueprint",
     "ByTime",
     "Calibration",
+    "Callback",
     "Checkpoint",
     "Cluster",
     "Coverage",
     "DCNv2",
+    "Data",
     "Decoder",
     "DeepFM",
     "Dense",
@@ -188,9 +268,12 @@ __all__ = [
     "Log1p",
     "LogLoss",
     "MMoE",
+    "Metric",
+    "Model",
     "Negatives",
     "NormalizedEntropy",
     "Novelty",
+    "Objective",
     "Pairs",
     "Parallel",
     "Perplexity",
@@ -216,6 +299,7 @@ __all__ = [
     "Schedule",
     "Schema",
     "SideFeatures",
+    "Table",
     "TableOptions",
     "TokenLoss",
     "Tokens",

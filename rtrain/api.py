@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from rtrain.run import Run
 from rtrain.storage import Folder, check_writable
 from rtrain.training import history
 from rtrain.training.agreement import open_data, refuse_shares
+from rtrain.training.events import Callback, Together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,12 +62,20 @@ class Result:
 
 
 def train(
-    run: Run, *, launcher: Name | Launcher = "ray", fresh: bool = False, command: str = "", quiet: bool = False
+    run: Run,
+    *,
+    launcher: Name | Launcher = "ray",
+    fresh: bool = False,
+    callbacks: Sequence[Callback] = (),
+    command: str = "",
+    quiet: bool = False,
 ) -> Result | None:
     """Train a run to its end and hand it on; a name that exists resumes.
 
     `launcher`: "ray" (a cluster by RAY_ADDRESS, else an embedded one), "inline" (this process, no
     Ray), "torchrun" (this process is a rank; the result comes on rank 0, none elsewhere), or one of your own.
+    `callbacks`: hear of the loop's events on every rank (`rtrain.training.events`). Ray's workers get copies, so what
+    they learn is to be written somewhere, or kept by their `state`.
     `fresh`: start anew; what the name held before is moved aside, never deleted.
 
     Raises:
@@ -75,6 +84,7 @@ def train(
     """
     clock = Clock()
     run = absolute(run)
+    Together(callbacks)  # refuses what could not be told apart
     place = LAUNCHERS[launcher] if isinstance(launcher, str) else launcher
     leads = place.leads
 
@@ -96,7 +106,7 @@ def train(
     if leads and not fresh:
         refuse_another(run)
     with ExitStack() as stack:
-        ended = place.run(Start(run, stack, fresh, clock, say))
+        ended = place.run(Start(run, stack, fresh, callbacks, clock, say))
         if ended is None:
             return None
         driver, outcome = ended

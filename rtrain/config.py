@@ -73,7 +73,8 @@ def _nearest(config: object, key: str) -> str:
     if near:
         return near
     leaves = {known.rpartition(".")[2]: known for known in reversed(keys)}
-    close = difflib.get_close_matches(last, leaves, n=1, cutoff=0.75)
+    tail = last.rpartition("_")[2]  # `max_steps` may mean `duration.steps`
+    close = [tail] if tail in leaves else difflib.get_close_matches(last, leaves, n=1, cutoff=0.75)
     return f"; did you mean {leaves[close[0]]!r}?" if close else f". Its fields: {', '.join(_fields(config))}"
 
 

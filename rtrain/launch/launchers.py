@@ -1,7 +1,7 @@
 """The launchers: where the ranks of a run come from, and how each trains one that is ready to start."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from rtrain.launch.clock import Clock
 from rtrain.launch.taking import take
 from rtrain.planning import plan
 from rtrain.run import Run
+from rtrain.training.events import Callback
 
 if TYPE_CHECKING:
     from rtrain.training.job import Outcome
@@ -30,6 +31,8 @@ class Start:
     stack: ExitStack
     """Left when the run has ended, well or not."""
     fresh: bool
+    callbacks: Sequence[Callback]
+    """The user's own, for every rank."""
     clock: Clock
     say: Say
 
@@ -87,7 +90,7 @@ class OnRay:
         driver = start.take()
         start.say(f"starting {run.cluster.workers} workers")
         with worker_logs.kept_on_failure(run.folder, driver), Watch(run, start.say):
-            return driver, train_on_ray(run, driver=driver.token)
+            return driver, train_on_ray(run, driver=driver.token, listeners=start.callbacks)
 
 
 class _WithoutRay:
@@ -113,7 +116,7 @@ class Inline(_WithoutRay):
 
         plan(start.run)
         driver = start.take()
-        return driver, train_inline(start.run, driver.token)
+        return driver, train_inline(start.run, driver.token, start.callbacks)
 
 
 class UnderTorchrun(_WithoutRay):
@@ -134,7 +137,7 @@ class UnderTorchrun(_WithoutRay):
             agent = Agent()
             driver = start.take(again=agent.driver)
             agent.keep(driver.token)
-        outcome = train_under_torchrun(start.run, driver.token if driver else "")
+        outcome = train_under_torchrun(start.run, driver.token if driver else "", start.callbacks)
         return (driver, outcome) if driver and outcome else None
 
 

@@ -1,6 +1,7 @@
 """A run without Ray: in this process (`inline`), or as one of torchrun's ranks (`torchrun`)."""
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -8,19 +9,20 @@ import torch.distributed as dist
 from rtrain.errors import ClusterError
 from rtrain.launch.bar import Bar
 from rtrain.run import Run
+from rtrain.training.events import Callback
 from rtrain.training.job import Outcome, run_job
 from rtrain.training.preemption import Notice
 from rtrain.training.world import join, leave
 
 
-def train_inline(run: Run, driver: str = "") -> Outcome:
+def train_inline(run: Run, driver: str = "", callbacks: Sequence[Callback] = ()) -> Outcome:
     """Train in this process, as a world of one: breakpoints work, nothing is spawned. `driver`: as in `run_job`."""
     if "RANK" in os.environ:
         raise ClusterError("--launcher inline: RANK is set, so this is one of several ranks. Use --launcher torchrun")
-    return _train(run, driver)
+    return _train(run, driver, callbacks)
 
 
-def train_under_torchrun(run: Run, driver: str = "") -> Outcome | None:
+def train_under_torchrun(run: Run, driver: str = "", callbacks: Sequence[Callback] = ()) -> Outcome | None:
     """Train as the rank that torchrun made this process; the outcome on rank 0, none elsewhere.
 
     `driver`, on rank 0: as in `run_job`.
@@ -31,7 +33,7 @@ def train_under_torchrun(run: Run, driver: str = "") -> Outcome | None:
             f"--launcher torchrun: {', '.join(missing)} not set. Start it as: "
             f"torchrun --nproc-per-node {run.cluster.workers} RECIPE train --launcher torchrun"
         )
-    outcome = _train(run, driver)
+    outcome = _train(run, driver, callbacks)
     return outcome if int(os.environ["RANK"]) == 0 else None
 
 
@@ -63,10 +65,10 @@ class Agent:
             self.store.set(self.KEY, token)
 
 
-def _train(run: Run, driver: str) -> Outcome:
+def _train(run: Run, driver: str, callbacks: Sequence[Callback]) -> Outcome:
     world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.collective_s)
     try:
         with Notice(run.faults.grace_s) as notice:
-            return run_job(run, world, [Bar(run)] if world.leads else [], notice, driver)
+            return run_job(run, world, [*([Bar(run)] if world.leads else []), *callbacks], notice, driver)
     finally:
         leave()

@@ -40,10 +40,17 @@ USER_ERRORS = (UserError, ConfigError, DataError, CheckpointError, ClusterError)
 COLLATERAL = ("connection closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "peer", "timed out")
 
 
-def train_on_ray(run: Run, *, driver: str = "", callbacks: list[Callable[..., Any]] | None = None) -> Outcome:
+def train_on_ray(
+    run: Run,
+    *,
+    driver: str = "",
+    listeners: Sequence[Callback] = (),
+    callbacks: list[Callable[..., Any]] | None = None,
+) -> Outcome:
     """Train on the Ray that is joined; workers that fail are restarted `faults.max_failures` times.
 
     `driver`: token of the driver that took the run (none: it is taken here); once another one has, no worker begins.
+    `listeners`: copied to every rank, where they hear of the loop's events.
     `callbacks`: Ray Train's own `UserCallback`s (Tune's reporter).
 
     Raises:
@@ -54,7 +61,7 @@ def train_on_ray(run: Run, *, driver: str = "", callbacks: list[Callable[..., An
     path, filesystem = ray_storage(run.folder)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"run": run, "driver": driver},
+        train_loop_config={"run": run, "driver": driver, "listeners": tuple(listeners)},
         torch_config=TorchConfig(
             backend="nccl" if run.cluster.gpus_per_worker else "gloo",
             timeout_s=int(run.faults.collective_s),
@@ -137,7 +144,7 @@ def _worker(config: dict[str, Any]) -> Outcome | RtrainError | None:
         return next(kind for kind in USER_ERRORS if kind.__name__ == note["kind"])(note["text"])
     world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.collective_s)
     try:
-        outcome = run_job(run, world, [ReportCheckpoints(world.leads)], driver=config["driver"])
+        outcome = run_job(run, world, [ReportCheckpoints(world.leads), *config["listeners"]], driver=config["driver"])
     except Fenced as error:
         # The run is another driver's now: no note that would stop its workers, and no restart of ours.
         return error

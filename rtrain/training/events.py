@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor
 
 from rtrain.data.cursor import Cursor
+from rtrain.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,12 @@ class Together(Callback):
 
     def __init__(self, callbacks: Sequence[Callback]):
         self.callbacks = tuple(callbacks)
+        names = [type(callback).__name__ for callback in self.callbacks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f"callbacks: two are of class {name}, by which their state is kept. Give each its own"
+                )
 
     def fit_start(self, state: State) -> None:
         """Of each."""

@@ -125,14 +125,17 @@ class Replica:
         """What the gradients say goes into tables and dense part, at the rates of `step`."""
         assert self.tower is not None, "built with training=False"
         run = self.run
+        skipped_before = self.skipped
         with watch.phase("optimizer"):
             self.tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
-        if self.tables is not None:
+        # Of data ranks all leave a step out or none; tensor ranks and stages may differ, and the lookup is of all.
+        left_out = self.skipped and not skipped_before and self.mesh.tensor * self.mesh.pipeline == 1
+        if self.tables is not None and not left_out:
             norm = self.tower.grad_norm if run.sparse_optim.clip_with_dense else None
             with watch.phase("backward"):
                 scale = 1.0 if norm is None else run.optim.clip_factor(norm)
                 self.carry.back(self._looked_up, self._leaves, scale=scale)
-            self._looked_up, self._leaves = {}, {}
+        self._looked_up, self._leaves = {}, {}
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """As `rtrain.training.events.Gradients`."""

@@ -88,6 +88,7 @@ REFUSED = [
     (["plan", "--optim.lrr=1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["--optim.lrr", "1"], "optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'?"),
     (["plan", "--optim.lr", "fast"], "optim.lr: expected float, got 'fast' (str)"),
+    (["plan", "--max_steps", "5"], "max_steps: Run has no field 'max_steps'; did you mean 'duration.steps'?"),
     (["plan", "--duration.steps", "ten"], "duration.steps: expected int | none, got 'ten' (str)"),
     (["plan", "--metrics.2", "5"], "metrics.2: expected Metric, got '5' (str). Write one in the recipe"),
     (["plan", "--metrics.7.k", "5"], "metrics.7: there are 3 items here, so the index must be 0..2"),

@@ -1,14 +1,18 @@
 """What a callback is told between gradients and update, and that it knows after a resume what it knew before."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rtrain
+from rtrain.duration import Duration
+from rtrain.errors import ConfigError
 from rtrain.run import Run
 from rtrain.training.events import Callback, Gradients, State, TrainPoint
-from tests.unit.training.jobs import At, job
+from tests.unit.training.jobs import At, job, train
 
 
 class Norms(Callback):
@@ -63,3 +67,32 @@ def test_a_callback_knows_after_a_resume_what_it_knew_before(tiny: Run) -> None:
     again = Average()
     job(stopped, again)
     assert again.seen == [8, 9, 10] and again.value == straight.value
+
+
+class Steps(Callback):
+    """Counts the steps over all attempts."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def step_end(self, state: State, point: TrainPoint | None) -> None:
+        self.steps += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps}
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        self.steps = stored.get("steps", 0)
+
+
+def test_a_callback_of_ones_own_hears_of_a_run_and_goes_on_with_it(tiny: Run) -> None:
+    first, second = Steps(), Steps()
+    train(replace(tiny, duration=Duration(steps=7)), callbacks=[first])
+    train(replace(tiny, duration=Duration(steps=10)), callbacks=[second])
+    assert (first.steps, second.steps) == (7, 10)
+
+
+def test_two_callbacks_of_one_class_are_refused_before_anything_starts(tiny: Run) -> None:
+    with pytest.raises(ConfigError, match="two are of class Steps"):
+        train(tiny, callbacks=[Steps(), Steps()])
+    assert not Path(tiny.folder).exists()

@@ -23,6 +23,7 @@ from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training import job as training_job
 from rtrain.training.job import Outcome
+from rtrain.training.replica import Replica
 from tests.unit.training.jobs import At, job, lines, losses, train
 
 
@@ -131,9 +132,18 @@ def test_a_step_that_deepspeed_leaves_out_ends_the_run(tiny: Run, monkeypatch: p
     """A loss may be finite when its gradients are not; training on would learn nothing, and say nothing."""
     plain = Pointwise.row_losses
     monkeypatch.setattr(Pointwise, "row_losses", lambda self, z, y: plain(self, z, y) + (0 * z).sqrt())
-    with pytest.raises(RunFailed, match=r"the gradients are not finite at step \d+ or before, though the loss is"):
-        job(rtrain.override(tiny, {"parallel.dense": "zero", "parallel.zero_stage": 1}))
+    run, kept = rtrain.override(tiny, {"parallel.dense": "zero", "parallel.zero_stage": 1}), []
+
+    class Keep(Replica):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            kept.append(self)
+
+    monkeypatch.setattr("rtrain.training.job.Replica", Keep)
+    with pytest.raises(RunFailed, match=r"the gradients are not finite at step 1 or before, though the loss is"):
+        job(run)
     assert CheckpointFolders(tiny.folder).committed() == []
+    assert kept[0].skipped and all(p.isfinite().all() for p in kept[0].tables.parameters()), "tables leave it out too"
 
 
 @pytest.mark.parametrize("seed", [20261123, 2**62])
