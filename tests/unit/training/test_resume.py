@@ -225,7 +225,7 @@ def test_a_driver_that_is_overtaken_in_the_middle_of_its_export_leaves_the_other
 def test_a_driver_that_was_overtaken_hands_nothing_on(tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     inline = local.train_inline
 
-    def overtaken(run: Run, driver: str) -> Outcome:
+    def overtaken(run: Run, driver: str, callbacks: object) -> Outcome:
         outcome = inline(run, driver)
         fence.take(CheckpointFolders(run.folder))
         return outcome
