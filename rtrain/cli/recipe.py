@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,51 +88,81 @@ def _recipe(
         return 0
     config.validate(chosen)
     chosen = config.override(chosen, fields.changes(words, chosen))
-    if verb == "plan":
-        from rtrain.planning import plan
+    return RUN[verb](_Call(chosen, options, given, recipe, space, words))
 
-        planned = plan(chosen)
-        print(json.dumps(planned.to_json()) if options.json else planned)
-    elif verb == "config":
-        print(json.dumps(config.to_dict(chosen)) if options.json else golden(chosen), end="\n" if options.json else "")
-    elif verb == "tune":
-        from rtrain.tuning import tune
 
-        base = shlex.join(["python", recipe, "train", *(["--debug"] if options.debug else []), *words])
-        with stdout_kept():
-            tuned = tune(chosen, space, trials=options.trials, command=base)
-        print(json.dumps(tuned.to_json()) if options.json else tuned)
-    elif verb == "parity":
-        return _parity(chosen, every=options.layouts == "all", ranks=options.ranks, as_json=options.json)
-    elif verb == "chaos":
-        return _chaos(chosen, options)
-    elif verb == "serve":
-        serve(f"{chosen.storage}/{chosen.name}", options.replicas, chosen.handoff.port, options.json)
-    else:
-        from rtrain.api import train
+@dataclass(frozen=True)
+class _Call:
+    """What a verb is called with."""
 
-        command = shlex.join(["python", recipe, *given])
-        with stdout_kept():
-            result = train(chosen, launcher=options.launcher, fresh=options.fresh, command=command)
-        if result is not None:
-            print(json.dumps(dict(result.values)) if options.json else _summary(result.values), flush=True)
+    run: "Run"
+    options: argparse.Namespace
+    given: list[str]
+    """The words behind the recipe's name."""
+    recipe: str
+    space: "Mapping[str, Domain]"
+    words: list[str]
+    """Those that set fields."""
+
+
+def _train(call: _Call) -> int:
+    from rtrain.api import train
+
+    options, command = call.options, shlex.join(["python", call.recipe, *call.given])
+    with stdout_kept():
+        result = train(call.run, launcher=options.launcher, fresh=options.fresh, command=command)
+    if result is not None:
+        print(json.dumps(dict(result.values)) if options.json else _summary(result.values), flush=True)
     return 0
 
 
-def _parity(run: "Run", *, every: bool, ranks: int, as_json: bool) -> int:
+def _plan(call: _Call) -> int:
+    from rtrain.planning import plan
+
+    planned = plan(call.run)
+    print(json.dumps(planned.to_json()) if call.options.json else planned)
+    return 0
+
+
+def _config(call: _Call) -> int:
+    from rtrain import config
+
+    as_json = call.options.json
+    print(json.dumps(config.to_dict(call.run)) if as_json else golden(call.run), end="\n" if as_json else "")
+    return 0
+
+
+def _tune(call: _Call) -> int:
+    from rtrain.tuning import tune
+
+    options = call.options
+    base = shlex.join(["python", call.recipe, "train", *(["--debug"] if options.debug else []), *call.words])
+    with stdout_kept():
+        tuned = tune(call.run, call.space, trials=options.trials, command=base)
+    print(json.dumps(tuned.to_json()) if options.json else tuned)
+    return 0
+
+
+def _serve(call: _Call) -> int:
+    serve(f"{call.run.storage}/{call.run.name}", call.options.replicas, call.run.handoff.port, call.options.json)
+    return 0
+
+
+def _parity(call: _Call) -> int:
     """Exit code 1 when a layout differs from one process."""
     from rtrain.parity import all_layouts, parity
 
-    layouts = tuple(all_layouts(run, ranks)) if every else None
-    found = parity(run, layouts=layouts, say=lambda text: print(f"parity: {text}", file=sys.stderr, flush=True))
-    print(json.dumps(found.to_json()) if as_json else found)
+    layouts = tuple(all_layouts(call.run, call.options.ranks)) if call.options.layouts == "all" else None
+    found = parity(call.run, layouts=layouts, say=lambda text: print(f"parity: {text}", file=sys.stderr, flush=True))
+    print(json.dumps(found.to_json()) if call.options.json else found)
     return 0 if found.holds else 1
 
 
-def _chaos(run: "Run", options: argparse.Namespace) -> int:
+def _chaos(call: _Call) -> int:
     """Exit code 1 when a failure left a trace."""
     from rtrain.rehearsal.chaos import KINDS, chaos
 
+    options = call.options
     kinds = options.failures.split(",") if options.failures != "all" else list(KINDS)
     for kind in kinds:
         if kind not in KINDS:
@@ -143,9 +174,16 @@ def _chaos(run: "Run", options: argparse.Namespace) -> int:
         print(f"chaos: {text}", file=sys.stderr, flush=True)
 
     with stdout_kept():
-        found = chaos(run, kinds=kinds, seed=options.draw, launcher=options.launcher, say=say)
+        found = chaos(call.run, kinds=kinds, seed=options.draw, launcher=options.launcher, say=say)
     print(json.dumps(found.to_json()) if options.json else found)
     return 0 if found.holds else 1
+
+
+RUN: dict[str, Callable[[_Call], int]] = {
+    "train": _train, "plan": _plan, "parity": _parity, "chaos": _chaos, "tune": _tune, "serve": _serve,
+    "config": _config,
+}  # fmt: skip
+"""Verb -> what it does; gives the exit code."""
 
 
 def golden(run: "Run") -> str:

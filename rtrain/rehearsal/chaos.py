@@ -208,15 +208,15 @@ def _one(
     )
     if result is None:
         return failure
-    mine = _losses(run)
-    said = account(run.folder, verify=True).to_json()
+    own = _losses(run)
+    samples = account(run.folder, verify=True).to_json()
     # Of an epoch that is still open only the twin knows which samples belong to it.
     lost = lost_beside(_last(run), _last(twin))
-    loss = max(abs(mine.get(step, nan) - value) for step, value in losses.items())
+    loss = max(abs(own.get(step, nan) - value) for step, value in losses.items())
     metric = max(abs(result.metrics[name] - value) for name, value in metrics.items())
     came_back = (result.values["attempts"] == 1) == (injection.kind in HARMLESS)
-    twice = said["samples_repeated"]
-    same = mine.keys() == losses.keys() and not (loss or metric or lost or twice) and said["holds"]
+    twice = samples["samples_repeated"]
+    same = own.keys() == losses.keys() and not (loss or metric or lost or twice) and samples["holds"]
     verdict = "same" if same else "differs"
     return replace(
         failure,

@@ -39,8 +39,8 @@ class Inject(Callback):
         if len(committed) < (2 if kind in DAMAGE else 1):
             return  # a damaged checkpoint needs an intact one before it, and a resume one at all
         self.done = True
-        said = {"kind": kind, "step": state.step, "rank": self.world.rank, "at": time.time(), "newest": committed[-1]}
-        self.folder.write_json(NOTE, said)
+        note = {"kind": kind, "step": state.step, "rank": self.world.rank, "at": time.time(), "newest": committed[-1]}
+        self.folder.write_json(NOTE, note)
         if kind in DAMAGE:
             self._damage(committed[-1])
         if kind == "exception":

@@ -127,5 +127,5 @@ def write_predictions(
     if attempt and not attempt.overtaken:
         everything = {row: p for part in parts for row, p in part.items()}
         first = sorted(everything)[:rows]
-        said = {"rows": first, "predictions": [everything[r] for r in first]}
-        folder.write(PREDICTIONS, json.dumps(said).encode())
+        predictions = {"rows": first, "predictions": [everything[r] for r in first]}
+        folder.write(PREDICTIONS, json.dumps(predictions).encode())

@@ -12,7 +12,7 @@ import pytest
 
 from recipes.dlrm_movielens import debug, run
 from rtrain import cli, config
-from rtrain.cli.recipe import VERBS, golden
+from rtrain.cli.recipe import RUN, VERBS, golden
 from rtrain.optim import AdamW
 from rtrain.version import VERSION
 
@@ -256,6 +256,7 @@ def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.Mo
     ended = recipe("--help")
     assert (ended.code, ended.err) == (0, "")
     text = " ".join(ended.out.replace("│", " ").split())
+    assert RUN.keys() == VERBS.keys()
     for verb, what in VERBS.items():
         assert f"{verb} {what}" in text
     for flag in ("--json", "--debug", "--fresh", "--launcher", "--trials", "--replicas", "-h, --help"):
