@@ -82,12 +82,12 @@ def _set(node: Any, declared: Any, changes: list[tuple[list[str], object, str]])
     """`node` with (path below it, value, whole key) applied at once, so that its checks see all of them."""
     new: dict[str, Any] = {}
     for head in dict.fromkeys(path[0] for path, _, _ in changes):
-        mine = [(path[1:], value, key) for path, value, key in changes if path[0] == head]
-        rest, _, key = mine[0]
+        inside = [(path[1:], value, key) for path, value, key in changes if path[0] == head]
+        rest, _, key = inside[0]
         where = key if not rest else key[: -len("." + ".".join(rest))]
         child, hint = _child(node, declared, head, where)
         below: list[tuple[list[str], object, str]] = []
-        for rest, value, key in mine:
+        for rest, value, key in inside:
             if rest:
                 below.append((rest, value, key))
             else:  # a whole child; what was set in the one before is gone with it

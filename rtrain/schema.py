@@ -110,12 +110,16 @@ class Id:
         return pa.string() if self.vocabulary else pa.int64()
 
 
+ANY_LENGTH = 1_000_000
+"""Ids of a list whose schema states no `max_length`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class IdList(Id):
     """Any number of categorical values a row (jagged), pooled by the model."""
 
-    max_length: int = 1_000_000
-    """Longest list that is accepted."""
+    max_length: int = ANY_LENGTH
+    """Longest list that is accepted. A model that reads it as a sequence under tensor or pipeline ranks pads to it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -237,9 +237,9 @@ def _trial(changes: dict[str, Any], *, run: Run) -> None:
                 super().after_report(run_context, metrics, checkpoint)
 
     name = ray_tune.get_context().get_trial_id()
-    mine = replace(config.override(run, changes), name=name, storage=f"{run.folder}/trials")
+    trial = replace(config.override(run, changes), name=name, storage=f"{run.folder}/trials")
     try:
-        outcome = train_on_ray(mine, callbacks=[Reporter()])
+        outcome = train_on_ray(trial, callbacks=[Reporter()])
     except RtrainError as error:
         raise RuntimeError(one_line(error)) from None
     ray_tune.report({**outcome.valid, "best_step": outcome.best_step, "step": outcome.steps, "trial": name})
@@ -249,7 +249,7 @@ def _collect(result: Any, keys: list[str], run: Run) -> Trial:
     values = result.metrics or {}
     changes = {k: (result.config or {}).get(k) for k in keys}
     if result.error is not None or "trial" not in values:
-        said = " ".join(str(result.error).split()) if result.error else "it ended without a result"
-        return Trial(values.get("trial_id", "?"), changes, {}, 0, said.rpartition("RuntimeError: ")[2][:300])
+        reason = " ".join(str(result.error).split()) if result.error else "it ended without a result"
+        return Trial(values.get("trial_id", "?"), changes, {}, 0, reason.rpartition("RuntimeError: ")[2][:300])
     metrics = {m.name: float(values[m.name]) for m in run.metrics if m.name in values}
     return Trial(values["trial"], changes, {**metrics, "best_step": values["best_step"]}, int(values["step"]))

@@ -137,13 +137,13 @@ def export(stored: Stored, to: str) -> dict[str, Any]:
         CheckpointError: the checkpoint is damaged.
     """
     stored.verify()
-    tensors = {name.removeprefix("model."): stored.tensor(name) for name in sorted(stored.names("model."))}
+    tensors = {name: stored.tensor(logical) for name, logical in stored.weights().items()}
     target = Folder(to)
     with Scratch("export") as scratch:
         local = scratch / "model.safetensors"
-        said = shards.write(local, tensors)
+        written = shards.write(local, tensors)
         target.adopt(local, local.name)
-    return {"uri": f"{target.uri}/model.safetensors", "tensors": len(tensors), **said}
+    return {"uri": f"{target.uri}/model.safetensors", "tensors": len(tensors), **written}
 
 
 def at(folders: CheckpointFolders, step: int | None) -> Stored:

@@ -59,7 +59,7 @@ class Writer:
     chain: Chain
     """The run's entries; its `last` is the newest one that is this writer's."""
 
-    def add(self, kind: str, **said: Any) -> bool:
+    def add(self, kind: str, **more: Any) -> bool:
         """Write the next entry; false when another one has done so first.
 
         Raises:
@@ -75,7 +75,7 @@ class Writer:
             "pid": os.getpid(),
             "at": time.time(),
         }
-        content = (json.dumps(entry | said, indent=1) + "\n").encode()
+        content = (json.dumps(entry | more, indent=1) + "\n").encode()
         if not self.folders.log.create(self.chain.following, content):
             return False
         self.chain = self.chain.longer()

@@ -18,7 +18,7 @@ from torch import Tensor
 from rtrain.checkpoint.folders import DAMAGED, SHARD, CheckpointFolders
 from rtrain.checkpoint.marker import MANIFEST, MARKER, Marker
 from rtrain.errors import CheckpointError
-from rtrain.parallel.chunks import Chunk
+from rtrain.parallel.chunks import WEIGHTS, Chunk
 from rtrain.scratch import Scratch
 from rtrain.storage import Folder, sha256_of
 
@@ -86,11 +86,11 @@ class Stored:
                 f"checkpoint step {self.step}: manifest lists {len(files)} shards, "
                 f"{len(files) - len(missing)} present (missing {', '.join(missing)})"
             )
-        for name, said in files.items():
+        for name, entry in files.items():
             size = self.folder.size(name)
-            if size != said["bytes"]:
-                raise CheckpointError(f"checkpoint step {self.step}: {name} has {size} bytes, not {said['bytes']}")
-            if sha256_of(self._fetch(name)) != said["sha256"]:
+            if size != entry["bytes"]:
+                raise CheckpointError(f"checkpoint step {self.step}: {name} has {size} bytes, not {entry['bytes']}")
+            if sha256_of(self._fetch(name)) != entry["sha256"]:
                 raise CheckpointError(f"checkpoint step {self.step}: {name} was altered (its sha256 differs)")
 
     def check_model(self, shapes: Mapping[str, Sequence[int]]) -> None:
@@ -100,7 +100,7 @@ class Stored:
             CheckpointError: it names the tensors that differ.
         """
         wanted = {name: list(shape) for name, shape in shapes.items()}
-        there = {n: entry["shape"] for n, entry in self.meta["tensors"].items() if n.startswith("model.")}
+        there = {n: entry["shape"] for n, entry in self.meta["tensors"].items() if n.startswith(WEIGHTS)}
         problems = [
             f"{n} {there[n]} there, {wanted[n]} here" for n in sorted(wanted) if n in there and there[n] != wanted[n]
         ]
@@ -116,6 +116,10 @@ class Stored:
     def names(self, prefix: str = "") -> Iterator[str]:
         """Logical tensor names that begin with `prefix`."""
         return (n for n in self.meta["tensors"] if n.startswith(prefix))
+
+    def weights(self) -> dict[str, str]:
+        """The unsharded module's own name of each weight -> its logical name, in the order of names."""
+        return {name.removeprefix(WEIGHTS): name for name in sorted(self.names(WEIGHTS))}
 
     def nbytes(self, name: str) -> int:
         """Bytes of a whole logical tensor."""

@@ -21,31 +21,33 @@ def checkpoints(options: argparse.Namespace) -> int:
         raise UserError(f"rtrain checkpoints: {folders.root.uri} holds none. Give a run's folder, such as runs/NAME")
     text: str | None = None
     code = 0
-    said: Any
+    answer: Any
     if options.action == "list":
         rows = examine.listing(folders)
-        said, text = [row.to_json() for row in rows], "\n".join(map(line_of, rows))
+        answer, text = [row.to_json() for row in rows], "\n".join(map(line_of, rows))
     elif options.action == "verify":
         found = examine.verify(folders, steps or folders.committed())
-        said = {str(step): problem for step, problem in found.items()}
+        answer = {str(step): problem for step, problem in found.items()}
         text = "\n".join(problem or f"checkpoint step {step}: intact" for step, problem in found.items())
         code = 1 if any(found.values()) else 0
     elif options.action == "show":
-        said = examine.show(examine.at(folders, steps[0] if steps else None))
+        answer = examine.show(examine.at(folders, steps[0] if steps else None))
     elif options.action == "compare":
-        said = examine.compare(*(examine.at(folders, step) for step in steps))
+        answer = examine.compare(*(examine.at(folders, step) for step in steps))
     elif options.action == "export":
         if not options.to:
             raise UserError("rtrain checkpoints export: say where to with --to FOLDER")
-        said = examine.export(examine.at(folders, steps[0] if steps else None), options.to)
-        text = said["uri"]
+        answer = examine.export(examine.at(folders, steps[0] if steps else None), options.to)
+        text = answer["uri"]
     else:
         if options.keep is None or options.keep < 1:
             raise UserError("rtrain checkpoints prune: say how many stay with --keep N, at least 1")
         best = {row.step for row in examine.listing(folders) if row.best}
-        said = {"deleted": folders.prune(options.keep, best, under_way=True), "left": folders.committed()}
-        text = f"deleted {said['deleted'] or 'none'}; left {said['left']}"
-    print(json.dumps(said) if options.json else text if text is not None else json.dumps(said, indent=1), flush=True)
+        answer = {"deleted": folders.prune(options.keep, best, under_way=True), "left": folders.committed()}
+        text = f"deleted {answer['deleted'] or 'none'}; left {answer['left']}"
+    print(
+        json.dumps(answer) if options.json else text if text is not None else json.dumps(answer, indent=1), flush=True
+    )
     return code
 
 

@@ -170,9 +170,9 @@ def batches(
                 upto = min(stop, loaded.stop)
                 here = loaded.order[at - loaded.start : upto - loaded.start]
                 units += loaded.columns.units(here)
-                mine = here[max(0, first - at) : max(0, last - at)]
-                if len(mine):
-                    parts.append(loaded.columns.select(mine))
+                local = here[max(0, first - at) : max(0, last - at)]
+                if len(local):
+                    parts.append(loaded.columns.select(local))
                 at = upto
             whole = Whole(rows=stop - start, places=here, units=units, key=(order.seed, cursor.epoch))
             cursor = cursor.after(stop, order.rows)

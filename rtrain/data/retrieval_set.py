@@ -152,10 +152,10 @@ class RetrievalDataset(Samples[RetrievalBatch]):
     def _catalogue(self, global_batch: int, rank: int, world_size: int) -> Iterator[RetrievalBatch]:
         for start in range(0, len(self.catalogue), global_batch):
             whole = self.catalogue[start : start + global_batch]
-            mine = whole[rank * len(whole) // world_size : (rank + 1) * len(whole) // world_size]
-            nothing = Lists.of(mine[:0], np.zeros(len(mine), np.int64))
-            batch = self._batch(nothing, Lists.of(mine, np.ones(len(mine), np.int64)), np.full(len(mine), -1))
-            yield replace(batch, global_rows=len(whole), items=mine)
+            local = whole[rank * len(whole) // world_size : (rank + 1) * len(whole) // world_size]
+            nothing = Lists.of(local[:0], np.zeros(len(local), np.int64))
+            batch = self._batch(nothing, Lists.of(local, np.ones(len(local), np.int64)), np.full(len(local), -1))
+            yield replace(batch, global_rows=len(whole), items=local)
 
     def baseline(self, split: Split, metrics: Sequence[Any]) -> Retrieved:
         """For every user the items that were had most often in training, less those that the user had."""

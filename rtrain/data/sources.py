@@ -118,11 +118,11 @@ def _download(cache: Path, folder: Path, scratch: Path, progress: bool) -> Path:
         done = subprocess.run(
             [*pip, *options], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT_S
         )
-        said = done.stderr.strip().splitlines()
+        lines = done.stderr.strip().splitlines()
         if "connection broken by" in done.stderr:
             why = "the package index cannot be reached"  # pip's last line only says "no matching distribution"
         else:
-            why = said[-1].removeprefix("ERROR: ") if said else f"pip ended with {done.returncode}"
+            why = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with {done.returncode}"
     except subprocess.TimeoutExpired:
         why = f"no end after {DOWNLOAD_TIMEOUT_S} s"
     wheel = scratch / WHEEL

@@ -85,12 +85,12 @@ def export(
 def _packs(stored: Stored) -> Iterator[dict[str, Tensor]]:
     pack: dict[str, Tensor] = {}
     size = 0
-    for name in sorted(stored.names("model.")):
-        tensor = stored.tensor(name)
+    for name, logical in stored.weights().items():
+        tensor = stored.tensor(logical)
         if pack and size + tensor.nbytes > FILE_BYTES:
             yield pack
             pack, size = {}, 0
-        pack[name.removeprefix("model.")] = tensor
+        pack[name] = tensor
         size += tensor.nbytes
     yield pack
 

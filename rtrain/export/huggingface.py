@@ -165,17 +165,17 @@ class _Stored(Mapping[str, Tensor]):
 
     def __init__(self, stored: Stored):
         self.stored = stored
-        self.names = sorted(n.removeprefix("model.") for n in stored.names("model."))
+        self.logical = stored.weights()
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.stored.tensor(f"model.{name}")
+        return self.stored.tensor(self.logical[name])
 
     def nbytes(self, name: str) -> int:
         """Bytes of a weight, without reading it."""
-        return self.stored.nbytes(f"model.{name}")
+        return self.stored.nbytes(self.logical[name])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return iter(self.logical)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.logical)

@@ -19,8 +19,8 @@ def compare_served(run: Run, exported: str, dataset: Any) -> float:
     """Largest difference between HTTP answers and the predictions that the trainer recorded."""
     from rtrain.serving.app import deploy
 
-    said = Folder(run.folder).read_json(PREDICTIONS)
-    table = dataset.raw("test", 0, len(said["rows"])).select([f.name for f in dataset.schema.features])
+    recorded = Folder(run.folder).read_json(PREDICTIONS)
+    table = dataset.raw("test", 0, len(recorded["rows"])).select([f.name for f in dataset.schema.features])
     # Left out rather than null: a request knows no null list, and what is left out means the same.
     rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
     served = deploy(exported, name=run.name, port=run.handoff.port)
@@ -29,5 +29,5 @@ def compare_served(run: Run, exported: str, dataset: Any) -> float:
     finally:
         served.stop()
     flat = [p for answer in answers for p in answer]
-    wanted = np.array(said["predictions"])
+    wanted = np.array(recorded["predictions"])
     return float(np.max(np.abs(np.array(flat) - wanted) / np.maximum(1.0, np.abs(wanted))))

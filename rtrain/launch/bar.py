@@ -101,12 +101,12 @@ class Watch:
         self.bar.close()
 
     def _follow(self) -> None:
-        began = told = time.monotonic()
+        began = announced = time.monotonic()
         while not self.ended.wait(self.every_s):
             self._draw_new()
-            if self.bar.progress is None and time.monotonic() - told > TOLD_EVERY_S:
-                told = time.monotonic()
-                self.say(f"no step yet after {told - began:.0f} s: {self._waits_for()}")
+            if self.bar.progress is None and time.monotonic() - announced > TOLD_EVERY_S:
+                announced = time.monotonic()
+                self.say(f"no step yet after {announced - began:.0f} s: {self._waits_for()}")
         self._draw_new()
 
     def _waits_for(self) -> str:

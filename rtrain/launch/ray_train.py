@@ -104,12 +104,12 @@ def train_on_ray(
     finally:
         if in_main:
             signal.signal(signal.SIGINT, handler)  # Ray leaves its own one behind
-    said: Outcome | RtrainError | None = result.return_value
-    if isinstance(said, RtrainError):
-        raise said
-    if said is None:
+    outcome: Outcome | RtrainError | None = result.return_value
+    if isinstance(outcome, RtrainError):
+        raise outcome
+    if outcome is None:
         raise RunFailed(f"run {run.name!r}: the workers ended without a result. Start it again by its name to resume")
-    return said
+    return outcome
 
 
 def root_cause(error: WorkerGroupError, silent: Sequence[str] = ()) -> RtrainError:
@@ -117,10 +117,10 @@ def root_cause(error: WorkerGroupError, silent: Sequence[str] = ()) -> RtrainErr
 
     `silent`: what ranks that ended themselves said of it, the one that was waited for first.
     """
-    told = {rank: getattr(e, "_base_exc", e) for rank, e in error.worker_failures.items()}
-    mine = [e for e in told.values() if isinstance(e, RtrainError)]
-    first = [e for e in mine if not any(word in str(e).lower() for word in COLLATERAL)]
-    foreign = [(rank, e) for rank, e in told.items() if not isinstance(e, RtrainError)]
+    by_rank = {rank: getattr(e, "_base_exc", e) for rank, e in error.worker_failures.items()}
+    named = [e for e in by_rank.values() if isinstance(e, RtrainError)]
+    first = [e for e in named if not any(word in str(e).lower() for word in COLLATERAL)]
+    foreign = [(rank, e) for rank, e in by_rank.items() if not isinstance(e, RtrainError)]
     if first:
         return first[0]
     if silent:
@@ -128,7 +128,7 @@ def root_cause(error: WorkerGroupError, silent: Sequence[str] = ()) -> RtrainErr
     if foreign:
         rank, lost = foreign[0]
         return RunFailed(f"rank {rank}: {one_line(lost)}. Start the run again by its name to resume")
-    return mine[0]
+    return named[0]
 
 
 def _worker(config: dict[str, Any]) -> Outcome | RtrainError | None:

@@ -118,15 +118,15 @@ def _wait_for_room(cluster: Cluster, workers: int) -> None:
     """Wait until the workers' CPUs and GPUs are free, as long as `cluster.wait_s`."""
     needed = {"CPU": workers * cluster.cpus_per_worker, "GPU": float(workers * cluster.gpus_per_worker)}
     deadline = time.monotonic() + cluster.wait_s
-    told = False
+    announced = False
     while True:
         free = ray.available_resources()
         if all(free.get(kind, 0.0) >= amount for kind, amount in needed.items()):
             return
         if time.monotonic() >= deadline:
             break
-        if not told:
-            told = True
+        if not announced:
+            announced = True
             print(f"waiting up to {cluster.wait_s:g} s for {_spell(needed)} to be free", file=sys.stderr, flush=True)
         time.sleep(min(1.0, max(0.0, deadline - time.monotonic())))
     total = ray.cluster_resources()

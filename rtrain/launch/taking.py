@@ -49,11 +49,11 @@ def finished(run: Run, asked: Run, say: Say) -> Mapping[str, Any] | None:
     goes_on = judged or (longer and (not stored["stop"] or by_clock))
     if goes_on and _total_steps(run) > stored["steps"]:
         return None
-    said = f"finished already, at step {stored['steps']}; this is its stored result (--fresh trains it anew)"
+    sentence = f"finished already, at step {stored['steps']}; this is its stored result (--fresh trains it anew)"
     if changed:
         why = f": {stored['stop']}; evaluation.patience gives it more" if stored["stop"] and not by_clock else ""
-        said += f". What changed ({'; '.join(changed)}) leaves no step to train{why}"
-    say(said)
+        sentence += f". What changed ({'; '.join(changed)}) leaves no step to train{why}"
+    say(sentence)
     return stored
 
 

@@ -112,8 +112,8 @@ def lost_beside(stored: Stored, twin: Stored) -> int:
     An epoch that is still open can only be held against the cursor by number; the twin says which
     samples they must be.
     """
-    mine, theirs = _by_epoch(stored), _by_epoch(twin)
-    return sum(len(mine.get(epoch, Samples()).lacks(samples)) for epoch, samples in theirs.items())
+    ours, theirs = _by_epoch(stored), _by_epoch(twin)
+    return sum(len(ours.get(epoch, Samples()).lacks(samples)) for epoch, samples in theirs.items())
 
 
 def _by_epoch(stored: Stored) -> dict[int, Samples]:

@@ -60,12 +60,12 @@ class Ledger:
     def gather(self, group: dist.ProcessGroup | None = None) -> None:
         """Add what all ranks recorded to rank 0's total; a collective over all ranks."""
         self._fold()
-        mine = [(key, samples.to_bytes(), samples.digest) for key, samples in self._folded.items()]
+        local = [(key, samples.to_bytes(), samples.digest) for key, samples in self._folded.items()]
         self._folded = {}
-        shares: list[Any] = [mine]
+        shares: list[Any] = [local]
         if dist.get_world_size(group) > 1:
             shares = [None] * dist.get_world_size(group)
-            dist.all_gather_object(shares, mine, group=group)
+            dist.all_gather_object(shares, local, group=group)
         if dist.get_rank(group) == 0:
             for (kind, epoch), levels, digest in (part for share in shares for part in share):
                 self.total[kind].setdefault(epoch, Samples()).merge(Samples.from_bytes(levels, digest))
@@ -103,14 +103,14 @@ def read(stored: Stored) -> tuple[dict[Kind, dict[int, Samples]], int]:
     Raises:
         CheckpointError: a ledger that does not fit what the manifest says of it.
     """
-    said = stored.meta.get("ledger")
-    if said is None:
+    entry = stored.meta.get("ledger")
+    if entry is None:
         return {kind: {} for kind in KINDS}, stored.step
     total: dict[Kind, dict[int, Samples]] = {}
     for kind in KINDS:
         total[kind] = {}
-        for epoch, of in said[kind].items():
+        for epoch, of in entry[kind].items():
             names = [f"{PREFIX}{kind}.{int(epoch):05d}.{level}" for level in range(of["levels"])]
             levels = [stored.tensor(name).numpy().tobytes() for name in names]
             total[kind][int(epoch)] = Samples.from_bytes(levels, int(of["hash"], 16))
-    return total, said["since_step"]
+    return total, entry["since_step"]

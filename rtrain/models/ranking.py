@@ -19,7 +19,7 @@ from rtrain.models.plan import Piece, chain, drawn
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import VECTORS, Table, TableOptions, mask, sequence
 from rtrain.objectives.pointwise import Pointwise, pointwise
-from rtrain.schema import Batch, Schema
+from rtrain.schema import ANY_LENGTH, Batch, IdList, Schema
 
 
 class RankingModel(nn.Module):
@@ -180,7 +180,14 @@ class RankingConfig(Model):
             features=self.feature_names(schema),
             pieces=self.pieces(schema),
             objective=self.objective(schema),
+            longest=self.longest(schema),
         )
+
+    def longest(self, schema: Schema) -> dict[str, int]:
+        """Of the features read as sequences, the stated `max_length`; without those of any length."""
+        read = self.sequence_features(schema)
+        lists = [f for f in schema.ids if isinstance(f, IdList) and f.name in read]
+        return {f.name: f.max_length for f in lists if f.max_length < ANY_LENGTH}
 
     def pieces(self, schema: Schema) -> tuple[Piece, ...]:
         """The dense part in the order of a pipeline: the tower alone, unless a model can be cut."""

@@ -44,11 +44,11 @@ class Carry:
     def there(self, looked_up: Vectors) -> dict[str, Tensor]:
         """Of all ranks' vectors [L, ...] what this rank's stages take, [B, ...]: leaves, where gradients gather."""
         found = {}
-        for name, mine in looked_up.items():
+        for name, local in looked_up.items():
             for rank in self._takers(name):
-                arrived = self._gather(mine.detach(), rank)
+                arrived = self._gather(local.detach(), rank)
                 if arrived is not None:
-                    found[name] = arrived.requires_grad_(mine.requires_grad)
+                    found[name] = arrived.requires_grad_(local.requires_grad)
         return found
 
     def back(self, looked_up: Vectors, leaves: Vectors, *, scale: float = 1.0) -> None:
@@ -60,12 +60,12 @@ class Carry:
         """
         factor = self.replica_ranks * scale
         vectors, gradients = [], []
-        for name, mine in looked_up.items():
-            if not mine.requires_grad:
+        for name, local in looked_up.items():
+            if not local.requires_grad:
                 continue
-            parts = [self._scatter(leaves.get(name), mine, rank) for rank in self._takers(name)]
-            gradient = sum(parts[1:], parts[0]) if parts else torch.zeros_like(mine)
-            vectors.append(mine)
+            parts = [self._scatter(leaves.get(name), local, rank) for rank in self._takers(name)]
+            gradient = sum(parts[1:], parts[0]) if parts else torch.zeros_like(local)
+            vectors.append(local)
             gradients.append(gradient * factor if factor != 1 else gradient)
         if vectors:
             torch.autograd.backward(vectors, gradients)
@@ -73,21 +73,21 @@ class Carry:
     def _takers(self, name: str) -> list[int]:
         return self.takers.get(name, [])
 
-    def _gather(self, mine: Tensor, rank: int) -> Tensor | None:
+    def _gather(self, local: Tensor, rank: int) -> Tensor | None:
         if self.ranks == 1:
-            return mine
-        parts = [torch.empty_like(mine) for _ in range(self.ranks)] if self.index == rank else None
-        dist.gather(mine.contiguous(), parts, group=self.group, group_dst=rank)
+            return local
+        parts = [torch.empty_like(local) for _ in range(self.ranks)] if self.index == rank else None
+        dist.gather(local.contiguous(), parts, group=self.group, group_dst=rank)
         return torch.cat(parts) if parts else None
 
-    def _scatter(self, leaf: Tensor | None, mine: Tensor, rank: int) -> Tensor:
+    def _scatter(self, leaf: Tensor | None, local: Tensor, rank: int) -> Tensor:
         whole = None
         if leaf is not None:
             whole = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
         if self.ranks == 1:
             assert whole is not None, "one rank takes all that is taken"
             return whole
-        part = torch.empty_like(mine)
+        part = torch.empty_like(local)
         parts = [x.contiguous() for x in whole.chunk(self.ranks)] if self.index == rank and whole is not None else None
         dist.scatter(part, parts, group=self.group, group_src=rank)
         return part

@@ -9,19 +9,31 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+WEIGHTS = "model."
+
 
 @dataclass
 class Chunk:
     """One rectangle of one logical tensor."""
 
     name: str
-    """Logical name: `model.` or `optim.`, then the unsharded module's own name."""
+    """Logical name: of `weight_name` or `state_name`; of random states and ledgers their own."""
     shape: tuple[int, ...]
     """Shape of the whole logical tensor."""
     offsets: tuple[int, ...]
     """Where the rectangle begins, one number a dim."""
     data: Tensor
     """The rectangle; a view of live memory unless its maker says otherwise."""
+
+
+def weight_name(parameter: str) -> str:
+    """Logical name of a weight, from the unsharded module's own."""
+    return f"{WEIGHTS}{parameter}"
+
+
+def state_name(parameter: str, slot: str) -> str:
+    """Logical name of an optimizer state of a parameter."""
+    return f"optim.{parameter}.{slot}"
 
 
 ReadChunk = Callable[[Chunk], Tensor]
@@ -59,11 +71,11 @@ class Place:
 
     def weight(self, data: Tensor) -> Chunk:
         """The weight itself."""
-        return Chunk(name=f"model.{self.name}", shape=self.shape, offsets=self.offsets, data=data)
+        return Chunk(name=weight_name(self.name), shape=self.shape, offsets=self.offsets, data=data)
 
     def state(self, slot: str, data: Tensor) -> Chunk:
         """An optimizer state of the weight's shape, or a scalar that is the same for all of it."""
-        name = f"optim.{self.name}.{slot}"
+        name = state_name(self.name, slot)
         if data.dim() == 0:
             return whole(name, data)
         return Chunk(name=name, shape=self.shape, offsets=self.offsets, data=data)

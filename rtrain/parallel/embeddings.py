@@ -29,7 +29,7 @@ from rtrain.mesh import Parallel
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, initial_rows
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
-from rtrain.parallel.chunks import Chunk, ReadChunk
+from rtrain.parallel.chunks import Chunk, ReadChunk, state_name, weight_name
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
 from rtrain.rounding import ceil_div
 from rtrain.schema import NONE, Jagged
@@ -191,7 +191,7 @@ class ShardedTables(nn.Module):
         device: torch.device,
     ):
         super().__init__()
-        self.tables = {t.name: t for t in tables}
+        self.by_key = {f"{t.path}.weight": t for t in tables}
         self.lr = optim.lr
         group = dist.group.WORLD
         assert group is not None, "a process group comes first: see rtrain.launch"
@@ -220,15 +220,15 @@ class ShardedTables(nn.Module):
 
     def initialise(self, seed: int) -> None:
         """Fill this rank's shards with the rows that `seed` gives at every layout."""
-        for chunk in self._weights():
-            name = chunk.name.split(".")[-2]
+        for table, chunk in self._weights():
             (row, column), (rows, columns) = chunk.offsets, chunk.data.shape
-            fresh = initial_rows(self.tables[name], seed, row, row + rows)[:, column : column + columns]
+            fresh = initial_rows(table, seed, row, row + rows)[:, column : column + columns]
             chunk.data.copy_(fresh)
 
     def chunks(self) -> Iterator[Chunk]:
         """This rank's share of weights and optimizer state; the tensors are views, not copies."""
-        yield from self._weights()
+        for _, chunk in self._weights():
+            yield chunk
         yield from self._states()
 
     def restore(self, read: ReadChunk) -> None:
@@ -236,17 +236,18 @@ class ShardedTables(nn.Module):
         for chunk in self.chunks():
             chunk.data.copy_(read(chunk).reshape(chunk.data.shape))
 
-    def _weights(self) -> Iterator[Chunk]:
-        for name, tensor in self.sharded.state_dict().items():
-            yield from _local(f"model.tables.{name}", tensor)
+    def _weights(self) -> Iterator[tuple[Table, Chunk]]:
+        for key, tensor in self.sharded.state_dict().items():
+            table = self.by_key[key]
+            yield from ((table, chunk) for chunk in _local(weight_name(f"tables.{table.path}.weight"), tensor))
 
     def _states(self) -> Iterator[Chunk]:
         for key, states in self.sharded.fused_optimizer.state_dict()["state"].items():
-            table = key.split(".")[-2]
+            table = self.by_key[key]
             for slot, tensor in states.items():
                 # fbgemm calls the accumulator `<table>.momentum1` for every optimizer.
                 if isinstance(tensor, ShardedTensor):
-                    yield from _local(f"optim.tables.{self.tables[table].path}.{slot.split('.')[-1]}", tensor)
+                    yield from _local(state_name(f"tables.{table.path}", slot.removeprefix(f"{table.name}.")), tensor)
 
 
 def _local(name: str, tensor: Any) -> Iterator[Chunk]:

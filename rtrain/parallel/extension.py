@@ -69,7 +69,7 @@ def stale_locks(folder: Path) -> list[Path]:
 def _wait_for_lock(folder: Path) -> None:
     """Until nobody holds torch's lock: torch itself would wait for the file to go, also once its holder has died."""
     lock, ends = folder / "lock", time.monotonic() + BUILD_S
-    told = False
+    announced = False
     while True:
         for stale in stale_locks(folder):
             stale.unlink(missing_ok=True)
@@ -80,11 +80,11 @@ def _wait_for_lock(folder: Path) -> None:
                 f"{lock}: another process has held it for {BUILD_S:g} s. "
                 "Look what it waits for, or end it, and start again"
             )
-        if not told:
+        if not announced:
             print(
                 f"waiting for another process that builds DeepSpeed's extension ({lock})", file=sys.stderr, flush=True
             )
-            told = True
+            announced = True
         time.sleep(0.5)
 
 

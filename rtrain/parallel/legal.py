@@ -76,7 +76,7 @@ def _against_carrying(parallel: Parallel, mesh: Mesh, blueprint: Blueprint, mode
     for feature in (f for table in blueprint.tables for f in table.sequences if f not in blueprint.longest):
         yield (
             f"parallel: {model} reads {feature!r} as a sequence of any length, which tensor and pipeline ranks cannot "
-            "agree on. Give its blueprint's `longest`, or set parallel.tensor and parallel.pipeline to 1"
+            "agree on. Give the feature a max_length, or set parallel.tensor and parallel.pipeline to 1"
         )
 
 

@@ -120,9 +120,9 @@ class Pipeline:
             dist.send(tensor.contiguous(), group=self.group, group_dst=rank)
 
     def _receive(self, rank: int) -> tuple[Tensor, ...]:
-        told: list[Any] = [None]
-        dist.recv_object_list(told, group=self.group, group_src=rank, device=self.device)
-        tensors = tuple(torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in told[0])
+        header: list[Any] = [None]
+        dist.recv_object_list(header, group=self.group, group_src=rank, device=self.device)
+        tensors = tuple(torch.empty(shape, dtype=dtype, device=self.device) for shape, dtype in header[0])
         for tensor in tensors:
             dist.recv(tensor, group=self.group, group_src=rank)
         return tensors

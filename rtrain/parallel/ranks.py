@@ -65,6 +65,6 @@ class _Gather(torch.autograd.Function):
         if ranks.data == 1:
             return gradient, None
         gradient = gradient.contiguous()
-        mine = gradient.new_empty((gradient.shape[0] // ranks.data, *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(mine, gradient, group=ranks._group)
-        return mine, None
+        local = gradient.new_empty((gradient.shape[0] // ranks.data, *gradient.shape[1:]))
+        dist.reduce_scatter_tensor(local, gradient, group=ranks._group)
+        return local, None

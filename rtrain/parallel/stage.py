@@ -121,15 +121,20 @@ def _shaped(piece: Piece) -> nn.Module:
 
 
 @torch.no_grad()
-def initialise(modules: nn.Module, places: Mapping[str, Place], stages: Sequence[Sequence[Piece]], seed: int) -> None:
+def initialise(
+    modules: nn.ModuleList, places: Mapping[str, Place], stages: Sequence[Sequence[Piece]], seed: int
+) -> None:
     """Fill every parameter with its share of what (seed, logical name) gives: the same model at every layout."""
-    fills = {f"{s}.pieces.{p}.": piece.fill for s, pieces in enumerate(stages) for p, piece in enumerate(pieces)}
-    for name, parameter in modules.named_parameters():
-        place, fill = places[name], fills[".".join(name.split(".")[:3]) + "."]
-        if fill is None:
-            continue
-        generator = torch.Generator().manual_seed(seed_of(seed, place.name))
-        parameter.copy_(fill(place.name)(torch.empty(place.shape), generator)[place.cut])
+    for s, pieces in enumerate(stages):
+        for p, piece in enumerate(pieces):
+            if piece.fill is None:
+                continue
+            for name, parameter in modules.get_submodule(f"{s}.pieces.{p}").named_parameters():
+                if name in piece.shared:
+                    continue
+                place = places[f"{s}.pieces.{p}.{name}"]
+                generator = torch.Generator().manual_seed(seed_of(seed, place.name))
+                parameter.copy_(piece.fill(place.name)(torch.empty(place.shape), generator)[place.cut])
 
 
 def parameters_of_ranks(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh) -> list[int]:

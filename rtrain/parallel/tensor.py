@@ -122,17 +122,17 @@ class TensorRank:
 
 def _gather(x: Tensor, ranks: TensorRank) -> Tensor:
     """[B, S, ...] of each rank -> [B, T, ...] on every rank; of rows their number grows, not that of tokens."""
-    mine = x.transpose(0, ranks.dim).contiguous()
-    out = mine.new_empty((mine.shape[0] * ranks.size, *mine.shape[1:]))
-    dist.all_gather_into_tensor(out, mine, group=ranks.group)
+    local = x.transpose(0, ranks.dim).contiguous()
+    out = local.new_empty((local.shape[0] * ranks.size, *local.shape[1:]))
+    dist.all_gather_into_tensor(out, local, group=ranks.group)
     return out.transpose(0, ranks.dim).contiguous()
 
 
 def _scatter(x: Tensor, ranks: TensorRank) -> Tensor:
     """Partial sums [B, T, ...] on every rank -> this rank's tokens (or rows) of the sum, [B, S, ...]."""
-    mine = x.transpose(0, ranks.dim).contiguous()
-    out = mine.new_empty((mine.shape[0] // ranks.size, *mine.shape[1:]))
-    dist.reduce_scatter_tensor(out, mine, group=ranks.group)
+    local = x.transpose(0, ranks.dim).contiguous()
+    out = local.new_empty((local.shape[0] // ranks.size, *local.shape[1:]))
+    dist.reduce_scatter_tensor(out, local, group=ranks.group)
     return out.transpose(0, ranks.dim).contiguous()
 
 

@@ -249,8 +249,8 @@ class ZeroTower:
             # safe_set_full_optimizer_state cannot cut a tensor whose size the ranks do not divide.
             part, _ = zero._get_fp32_opt_state_partition(parameter, release_swap_buffers=False, optim_state_key=slot)
             start = part.numel() * zero._get_param_partition_rank(parameter)
-            mine = value.flatten()[start : start + part.numel()]
-            part[: mine.numel()].copy_(mine)
+            local = value.flatten()[start : start + part.numel()]
+            part[: local.numel()].copy_(local)
         else:
             safe_set_full_optimizer_state(parameter, value, slot)
 

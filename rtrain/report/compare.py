@@ -71,8 +71,8 @@ def spell_differences(found: dict[str, Any]) -> str:
     for row in found["metrics"]:
         for name, gap, interval in list(zip(names, row["differences"], row["intervals"], strict=True))[1:]:
             if gap is not None:
-                told = f"  {spell_interval(interval)}" if interval else ""
-                lines.append(f"{row['name']:<20} {name} - {names[0]}: {gap:+.4f}{told}")
+                spelled = f"  {spell_interval(interval)}" if interval else ""
+                lines.append(f"{row['name']:<20} {name} - {names[0]}: {gap:+.4f}{spelled}")
     return "\n".join([*lines, *found["notes"]])
 
 

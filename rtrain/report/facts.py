@@ -36,8 +36,8 @@ class Facts:
     @property
     def name(self) -> str:
         """The run's name; its folder's where no file tells."""
-        told = self.result.get("run") or self.run.get("name")
-        return str(told) if told else self.folder.path.rstrip("/").rpartition("/")[2]
+        stored = self.result.get("run") or self.run.get("name")
+        return str(stored) if stored else self.folder.path.rstrip("/").rpartition("/")[2]
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """History of one kind, in the order of steps."""
@@ -53,8 +53,8 @@ class Facts:
     def monitor(self) -> str:
         """The metric that decides."""
         evaluation = self.run.get("evaluation")
-        told = evaluation.get("monitor") if isinstance(evaluation, dict) else None
-        return str(self.result.get("monitor") or told or "auc")
+        stored = evaluation.get("monitor") if isinstance(evaluation, dict) else None
+        return str(self.result.get("monitor") or stored or "auc")
 
 
 class Missing(Exception):

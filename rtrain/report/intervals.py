@@ -24,24 +24,24 @@ def intervals(all_facts: Sequence[Facts], names: Sequence[str], metrics: Sequenc
     found, notes = list[Told](), []
     for facts, name in zip(all_facts[1:], names[1:], strict=True):
         rows, problem = _read(facts, name)
-        told, same = _between(first, rows, metrics)
+        intervals, same = _between(first, rows, metrics)
         if rows and not same:
             problem = (
                 f"{names[0]} and {name} were not scored on the same rows of the test split: their differences have no "
                 "interval. Train both on the same data and split"
             )
-        found.append(told)
+        found.append(intervals)
         notes += [problem] if problem else []
-        if told and next(iter(rows.values())).share < 1:
+        if intervals and next(iter(rows.values())).share < 1:
             share = next(iter(rows.values())).share
             notes.append(f"The intervals of {name} are of a sample, {share:.1%} of the test split.")
     return found, notes
 
 
-def spell_interval(told: dict[str, Any]) -> str:
+def spell_interval(interval: dict[str, Any]) -> str:
     """`95 % [+0.0012, +0.0180], not 0`"""
-    verdict = "not 0" if told["excludes_0"] else "may be 0"
-    return f"95 % [{told['low']:+.4f}, {told['high']:+.4f}], {verdict}"
+    verdict = "not 0" if interval["excludes_0"] else "may be 0"
+    return f"95 % [{interval['low']:+.4f}, {interval['high']:+.4f}], {verdict}"
 
 
 def _read(facts: Facts, name: str) -> tuple[dict[str, TestRows], str]:

@@ -29,8 +29,8 @@ def headline(facts: Facts) -> dict[str, Any]:
     """Status, verdict and the figures that matter most."""
     result, name = facts.result, facts.monitor
     test, baseline = numbers(result.get("test")), numbers(result.get("baseline"))
-    status, tone, told = _status(facts)
-    sentences = [told] if told else []
+    status, tone, phrase = _status(facts)
+    sentences = [phrase] if phrase else []
     if name in test:
         text = f"{spell_name(name)} is {spell_metric(test[name])} on the test split"
         if name in baseline:

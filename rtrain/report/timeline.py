@@ -42,18 +42,18 @@ def step_time(facts: Facts) -> dict[str, Any]:
         rest = seconds - sum(stretches.values())
         if rest > 0.005 * seconds:
             stretches["rest"] = rest
-        told = "from the start to result.json; writing this page comes after"
-        bars.append(_bar("The whole run", told, stretches, STRETCHES))
+        caption = "from the start to result.json; writing this page comes after"
+        bars.append(_bar("The whole run", caption, stretches, STRETCHES))
     phases = numbers(facts.result.get("breakdown"))
     if sum(phases.values()) > 0:
-        told = "rank 0, the loop of the last attempt"
-        bars.append(_bar("The loop", told, phases, PHASES))
+        caption = "rank 0, the loop of the last attempt"
+        bars.append(_bar("The loop", caption, phases, PHASES))
     if not bars:
         raise Missing(why(facts, "result.json", "No step of this attempt was timed."))
     return {"bars": bars}
 
 
-def _bar(title: str, told: str, seconds: Mapping[str, float], about: Mapping[str, str]) -> dict[str, Any]:
+def _bar(title: str, caption: str, seconds: Mapping[str, float], about: Mapping[str, str]) -> dict[str, Any]:
     total = sum(seconds.values())
     parts: list[dict[str, Any]] = []
     for name in [*(n for n in about if n in seconds), *(n for n in seconds if n not in about)]:
@@ -62,4 +62,4 @@ def _bar(title: str, told: str, seconds: Mapping[str, float], about: Mapping[str
             "name": name, "percent": 100 * share, "share": spell_share(share), "seconds": spell_seconds(seconds[name]),
             "about": about.get(name, ""), "colour": "c0" if name in RESTS else f"c{len(parts) % 11 + 1}",
         })  # fmt: skip
-    return {"title": title, "about": told, "total": spell_seconds(total), "parts": parts}
+    return {"title": title, "about": caption, "total": spell_seconds(total), "parts": parts}

@@ -74,8 +74,8 @@ api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S)
 @api.exception_handler(RequestValidationError)
 async def _refused(request: Request, error: RequestValidationError) -> JSONResponse:
     """In one line, as every other refusal."""
-    said = [f"{'.'.join(map(str, e['loc'][1:])) or 'the body'}: {e['msg']}" for e in error.errors()[:5]]
-    return JSONResponse({"detail": "; ".join(said)}, 422)
+    problems = [f"{'.'.join(map(str, e['loc'][1:])) or 'the body'}: {e['msg']}" for e in error.errors()[:5]]
+    return JSONResponse({"detail": "; ".join(problems)}, 422)
 
 
 def _rows_of(requests: list[list[dict[str, Any]]]) -> int:
@@ -102,10 +102,10 @@ class Ranker:
             rows = [row.model_dump() for row in self.rows.validate_python(body.rows)]
             predictions = await self.score(rows) if rows else []
         except ValidationError as error:
-            said = "; ".join(
+            problems = "; ".join(
                 f"rows.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]
             )
-            raise HTTPException(422, said) from None
+            raise HTTPException(422, problems) from None
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         broken = [row for row, found in enumerate(predictions) if not np.isfinite(found).all()]

@@ -35,9 +35,9 @@ class BodyLimits:
         """One request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        said = dict(scope["headers"]).get(b"content-length", b"")
-        if said.isdigit() and int(said) > self.most_bytes:
-            return await self._refuse(send, 413, f"a body of {int(said)} bytes; at most {self.most_bytes}")
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+        if declared.isdigit() and int(declared) > self.most_bytes:
+            return await self._refuse(send, 413, f"a body of {int(declared)} bytes; at most {self.most_bytes}")
         try:
             body = await asyncio.wait_for(self._read(receive), self.most_s)
         except TimeoutError:

@@ -88,6 +88,6 @@ def find_newest(folders: CheckpointFolders, *, run: str, leads: bool) -> Newest:
 
 
 def _from_rank_0(value: T) -> T:
-    told = [value]
-    dist.broadcast_object_list(told, src=0)
-    return told[0]
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]

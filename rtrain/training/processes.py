@@ -117,14 +117,14 @@ def _stacks(processes: Sequence[BaseProcess], folder: Path) -> str:
             with suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGUSR1)
     ends = time.monotonic() + GRACE_S
-    said: dict[int, str] = {}
-    while len(said) < len(alive) and time.monotonic() < ends:
+    answers: dict[int, str] = {}
+    while len(answers) < len(alive) and time.monotonic() < ends:
         time.sleep(0.1)
         for rank in alive:
             path = _stack_file(folder, rank)
             if path.exists() and (text := path.read_text()):
-                said[rank] = text
-    return "\n".join(f"rank {rank}: {said.get(rank, 'it did not answer').strip()}" for rank in alive)
+                answers[rank] = text
+    return "\n".join(f"rank {rank}: {answers.get(rank, 'it did not answer').strip()}" for rank in alive)
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:

@@ -113,17 +113,17 @@ def write_predictions(
     A collective over all ranks. `attempt` as in `write_placement`.
     """
     rows = min(run.handoff.rows, dataset.rows("test"))
-    mine: dict[int, float | list[float]] = {}
+    local: dict[int, float | list[float]] = {}
     covered = 0
     for batch in scan(run, dataset, "test", replica.mesh, replica.world.rank):
         probabilities = replica.predict(batch.to(replica.world.device))
         if probabilities is not None:
-            mine |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
+            local |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
         covered += batch.global_rows
         if covered >= rows:
             break
     parts: list[dict[int, float | list[float]]] = [{}] * replica.world.size
-    dist.all_gather_object(parts, mine)
+    dist.all_gather_object(parts, local)
     if attempt and not attempt.overtaken:
         everything = {row: p for part in parts for row, p in part.items()}
         first = sorted(everything)[:rows]

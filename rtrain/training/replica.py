@@ -17,7 +17,7 @@ from rtrain.errors import CheckpointError
 from rtrain.mesh import Mesh
 from rtrain.models.protocol import Blueprint
 from rtrain.parallel.apply import Layout, apply
-from rtrain.parallel.chunks import Chunk
+from rtrain.parallel.chunks import Chunk, weight_name
 from rtrain.parallel.placement import bytes_per_rank
 from rtrain.parallel.stage import parameters_of_ranks, shapes
 from rtrain.rounding import ceil_div, round_up
@@ -282,7 +282,7 @@ def shapes_of(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     """Logical name -> shape of the model's tensors as a checkpoint has them; no weights are made."""
     found: dict[str, tuple[int, ...]] = {}
     for table in blueprint.tables:
-        found[f"model.tables.{table.path}.weight"] = (table.rows, table.dim)
+        found[weight_name(f"tables.{table.path}.weight")] = (table.rows, table.dim)
     for piece in blueprint.pieces:
-        found |= {f"model.{piece.name}.{name}": shape for name, shape in shapes(piece).items()}
+        found |= {weight_name(f"{piece.name}.{name}"): shape for name, shape in shapes(piece).items()}
     return found

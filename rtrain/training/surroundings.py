@@ -25,10 +25,10 @@ def write_surroundings(folder: Folder, world: World, attempt: Attempt | None) ->
 
     `attempt` as in `write_placement`.
     """
-    told: list[Any] = [None] * world.size
-    dist.all_gather_object(told, (world.node, hardware(world) if world.local_rank == 0 else None))
+    everyone: list[Any] = [None] * world.size
+    dist.all_gather_object(everyone, (world.node, hardware(world) if world.local_rank == 0 else None))
     if attempt and not attempt.overtaken:
-        nodes = {node: about for node, about in told if about is not None}
+        nodes = {node: about for node, about in everyone if about is not None}
         folder.write_json(SURROUNDINGS, {"versions": versions(), "nodes": nodes})
 
 
