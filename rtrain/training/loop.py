@@ -68,8 +68,6 @@ def fit(
         point = None
         if state.step % run.log_every_steps == 0 or state.done:
             point = window.close(run, state, replica)
-            if "end" in window.due and not state.done:
-                state.stop = f"{CLOCK}: {run.duration.seconds:g} s are over"
         with watch.between("records", "callbacks"):
             callbacks.step_end(state, point)
 
@@ -89,11 +87,8 @@ def fit(
             for saved in save(state.done or window.told_to_stop):
                 callbacks.checkpointed(saved)
             window.did("checkpoint")
-        if window.told_to_stop and not state.done:
-            raise Preempted(
-                f"told to stop (SIGTERM); the checkpoint of step {state.step} is committed. "
-                "The same command resumes from there"
-            )
+        if not state.done:
+            window.obey(state)
     callbacks.fit_end(state)
 
 
@@ -174,6 +169,14 @@ class _Window:
         self.due.discard(what)
         self.restart()
 
+    def obey(self, state: State) -> None:
+        """Stop where some rank was told to, once the checkpoint is there."""
+        if self.told_to_stop:
+            raise Preempted(
+                f"told to stop (SIGTERM); the checkpoint of step {state.step} is committed. "
+                "The same command resumes from there"
+            )
+
     def add(self, loss: torch.Tensor, batch: Any) -> None:
         self.loss += loss
         self.units += batch.loss_units
@@ -184,6 +187,8 @@ class _Window:
 
     def close(self, run: Run, state: State, replica: Replica) -> TrainPoint:
         total, self.due = self._total(state)
+        if "end" in self.due and not state.done:
+            state.stop = f"{CLOCK}: {run.duration.seconds:g} s are over"
         seconds = time.perf_counter() - self.began
         factor = run.optim.schedule.factor(state.step - 1, state.total_steps)
         point = TrainPoint(
