@@ -1,8 +1,9 @@
 """LightGCN: vectors of users and items spread along the graph of who had what (He et al., arXiv:2002.02126).
 
-Every step looks both tables up whole, on every rank, and spreads all vectors; the batch then takes its own. So it is
-exact at every layout, and meant for tables that a worker holds easily: on MovieLens-100K (2,627 rows, 80,000 edges) a
-step takes twice as long as matrix factorisation's. An evaluation spreads them anew in each of its batches, of which
+Every step looks both tables up whole, on every rank, and spreads all vectors; the batch then takes its own. So data
+ranks, wrappings and shardings train one and the same model (tensor ranks, stages and microbatches are refused), and it
+is meant for tables that a worker holds easily: on MovieLens-100K (2,627 rows, 80,000 edges) a step takes twice as long
+as matrix factorisation's. An evaluation spreads them anew in each of its batches, of which
 there are two where `evaluation.batch` is as large as the catalogue and the users.
 
 Shape legend: B rows, K negatives, N nodes of the graph (users, then items), U users, I items, E dim.

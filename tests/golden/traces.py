@@ -1,6 +1,7 @@
 """Loss curves and checkpoints of each recipe's `debug()` at each layout, kept as files: what no redesign may change.
 
-python -m tests.golden.traces     # writes them anew: a change of numerics is then a diff that a reader sees
+python -m tests.golden.traces             # writes them anew: a change of numerics is then a diff that a reader sees
+python -m tests.golden.traces RECIPE ...  # the curves of these alone, beside the others
 
 A layout trains `STEPS` steps, its state is saved after `SAVED` of them, and the later ones say how a run that is
 resumed from that file must go on. The text of the language model is the license of this repository, for the source of
@@ -9,6 +10,7 @@ Python's own library changes with each version.
 
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,13 +22,16 @@ import numpy as np
 import rtrain
 from recipes import (
     bpr_movielens,
+    dlrm_criteo,
     dlrm_movielens,
     dlrm_synthetic,
     gpt_stdlib,
     hstu_movielens,
+    lightgcn_movielens,
     mmoe_movielens,
     sasrec_movielens,
     sasrec_sequences,
+    two_tower_features_movielens,
     two_tower_movielens,
 )
 from rtrain.checkpoint.folders import CheckpointFolders
@@ -57,9 +62,12 @@ DENSE = (
 LAYOUTS = {
     "dlrm_movielens": RANKING,
     "dlrm_synthetic": RANKING,
+    "dlrm_criteo": RANKING,
     "mmoe_movielens": RANKING,
     "bpr_movielens": RANKING,
     "two_tower_movielens": RANKING,
+    "two_tower_features_movielens": RANKING,
+    "lightgcn_movielens": RANKING,
     "sasrec_movielens": DENSE,
     "sasrec_sequences": DENSE,
     "hstu_movielens": DENSE,
@@ -88,9 +96,12 @@ def runs(folder: Path) -> dict[str, Run]:
     return {
         "dlrm_movielens": dlrm,
         "dlrm_synthetic": dlrm_synthetic.debug(),
+        "dlrm_criteo": dlrm_criteo.debug(),
         "mmoe_movielens": mmoe_movielens.debug(),
         "bpr_movielens": bpr_movielens.debug(),
         "two_tower_movielens": two_tower_movielens.debug(),
+        "two_tower_features_movielens": two_tower_features_movielens.debug(),
+        "lightgcn_movielens": lightgcn_movielens.debug(),
         "sasrec_movielens": sasrec_movielens.debug(),
         "sasrec_sequences": sasrec_sequences.debug(),
         "hstu_movielens": hstu_movielens.debug(),
@@ -145,17 +156,20 @@ def resume_all(pairs: Sequence[tuple[str, Case]], data: str) -> dict[str, Any]:
     return found
 
 
-def write() -> None:
-    """All files anew."""
-    shutil.rmtree(FOLDER / "checkpoints", ignore_errors=True)
+def write(recipes: Sequence[str] = ()) -> None:
+    """All files anew, or the curves of some recipes."""
+    curves = FOLDER / "curves.json"
+    found: dict[str, Any] = json.loads(curves.read_text()) if recipes else {}
+    if not recipes:
+        shutil.rmtree(FOLDER / "checkpoints", ignore_errors=True)
     with tempfile.TemporaryDirectory() as data:
         runs(Path(data))
-        found: dict[str, Any] = {}
         for world in (1, 2):
-            found |= in_world(world, train_all, cases(world), data, True, deadline_s=DEADLINE_S)[0]
-    (FOLDER / "curves.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
-    print(f"wrote {FOLDER / 'curves.json'} and {FOLDER / 'checkpoints'}")
+            wanted = [case for case in cases(world) if not recipes or case[0] in recipes]
+            found |= in_world(world, train_all, wanted, data, not recipes, deadline_s=DEADLINE_S)[0]
+    curves.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    print(f"wrote {curves}" + ("" if recipes else f" and {FOLDER / 'checkpoints'}"))
 
 
 if __name__ == "__main__":
-    write()
+    write(sys.argv[1:])
