@@ -122,6 +122,11 @@ def catalogue(place: Place, way: str) -> Measured:
     return {"rate": _last_line(["-m", "bench.catalogue", way], place.environment(0))[0]["users_per_s"]}
 
 
+def gauc(place: Place, way: str) -> Measured:
+    """Groups/s that GAUC is measured of."""
+    return {"rate": _last_line(["-m", "bench.gauc", way], place.environment(0))[0]["groups_per_s"]}
+
+
 def histories(place: Place, *, name: str, attention: str) -> Measured:
     """Steps/s of HSTU in one process without Ray, and the loss of the last steps."""
     env = place.environment(HISTORY_STEPS) | {"BENCH_LOG_EVERY": str(HISTORY_LOG)}

@@ -100,6 +100,12 @@ SUITES = (
         theirs=lambda place, _: sides.catalogue(place, "bare"),
     ),
     Suite(
+        name="gauc",
+        comparisons=_rate("gauc", "groups/s of GAUC", "a loop over groups", 2.0),
+        ours=lambda place, _: sides.gauc(place, "ours"),
+        theirs=lambda place, _: sides.gauc(place, "loop"),
+    ),
+    Suite(
         name="hstu",
         comparisons=_rate("hstu", "steps/s of HSTU, jagged", "the same, padded", 1.5),
         ours=lambda place, name: sides.histories(place, name=f"{name}-jagged", attention="jagged"),

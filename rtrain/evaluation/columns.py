@@ -1,5 +1,6 @@
 """Rows of a split by its own columns: metrics whose groups are not the schema's, and metrics of a part of the rows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -36,13 +37,19 @@ class Columns:
         return self.coded(names).codes[rows - self.data.numbers(self.split).start]
 
 
+def groups_of(by: tuple[str, ...], of: Any, columns: Columns | None) -> NDArray[np.int64]:
+    """int64 [n]: the groups of the rows by these columns; of none, those that the rows have."""
+    if not by:
+        groups: NDArray[np.int64] = of.groups
+        return groups
+    assert columns is not None, f"groups by {', '.join(by)} where nothing is known of the columns"
+    return columns.of(by, of.rows)
+
+
 def partial_of(metric: Metric, of: Any, columns: Columns | None) -> Partial:
     """The metric's state of some rows, in groups of its own where it has any."""
     by = group_columns(metric)
-    if not by:
-        return metric.partial(of)
-    assert columns is not None, f"{metric.name} is measured where nothing is known of the columns"
-    return metric.partial(replace(of, groups=columns.of(by, of.rows)))
+    return metric.partial(replace(of, groups=groups_of(by, of, columns)) if by else of)
 
 
 @dataclass(frozen=True)
@@ -72,4 +79,17 @@ def slices_of(names: tuple[str, ...], columns: Columns) -> list[Slice]:
             found.append(Slice(f"[{column}={repr(text) if text == OTHER else text}]", column, (code,)))
         if len(often) > MOST_VALUES:
             found.append(Slice(f"[{column}={OTHER}]", column, tuple(often[MOST_VALUES:])))
+    return found
+
+
+def numbered(slices: Sequence[Slice], of: Any, columns: Columns) -> dict[str, NDArray[np.int64]]:
+    """By column of the slices, which of them each row is in: int64 [n], its place among all."""
+    found = {}
+    for column in {one.column: None for one in slices}:
+        codes = columns.of((column,), of.rows)
+        slice_of = np.full(len(columns.coded((column,)).counts), -1)
+        for number, one in enumerate(slices):
+            if one.column == column:
+                slice_of[list(one.codes)] = number
+        found[column] = slice_of[codes]
     return found

@@ -8,53 +8,42 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from io import BytesIO
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rtrain.metrics.state import Partial, Retrieved, Scored, Valued
+from rtrain.data.keyed import drawn
+from rtrain.metrics.state import Retrieved, RowByRow, Scored, Valued
 
 TEST_ROWS = "test_rows.parquet"
 MOST_ROWS = 2_000_000
 """Of each label; of more a sample is kept, of whole groups."""
-KINDS: dict[str, type[Scored] | type[Valued]] = {"Scored": Scored, "Retrieved": Retrieved, "Valued": Valued}
+KINDS: dict[str, type[Scored] | type[Valued]] = {of.kind: of for of in (Scored, Retrieved, Valued)}
 ABOUT = b"rtrain"
 
 
-def is_kept(of: Any) -> bool:
+def is_kept(of: Any) -> TypeGuard[RowByRow]:
     """Whether it is scored row by row; a rank may have none of the rows."""
-    return type(of) in KINDS.values() and of.rows is not None
+    return isinstance(of, RowByRow) and of.kind in KINDS and of.rows is not None
 
 
-def keep(of: Scored | Valued, share: float, *, grouped: bool) -> Partial:
+def keep(of: RowByRow, share: float, *, grouped: bool) -> dict[str, NDArray[Any]]:
     """Row, output, label, group and item of about a share of the groups, the same on every rank; else of the rows."""
-    assert of.rows is not None and of.groups is not None
-    output = of.logits if isinstance(of, Scored) else of.predicted
-    items = of.items if isinstance(of, Retrieved) and of.items is not None else np.zeros_like(of.rows)
-    by = of.groups if grouped else of.rows
-    kept = _mixed(by) < share * 2.0**64 if share < 1 else np.ones(len(by), bool)
-    columns: dict[str, NDArray[Any]] = {"row": of.rows, "output": output, "label": of.labels}
-    columns |= {"group": of.groups, "item": items}
-    return Partial(rows={name: values[kept] for name, values in columns.items()})
-
-
-def _mixed(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """uint64 [n], evenly spread and the same for the same number (the finaliser of SplitMix64; Steele et al., 2014)."""
-    x = numbers.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    columns = of.stored()
+    by = columns["group" if grouped else "row"]
+    kept = drawn(by) < share * 2.0**64 if share < 1 else np.ones(len(by), bool)
+    return {name: values[kept] for name, values in columns.items()}
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Rows of every label, of all ranks."""
+    """Rows of every label: on rank 0 those of all ranks, on the others none."""
 
-    tasks: Mapping[str, tuple[str, Partial]]
-    """Prefix of the metrics' names -> what metrics take of it, and the rows."""
+    tasks: Mapping[str, tuple[str, Mapping[str, NDArray[Any]]]]
+    """Prefix of the metrics' names -> what metrics take of it (`RowByRow.kind`), and the rows by column."""
     share: float
     """Of the split's groups, how many are here; 1: all."""
     grouped: bool
@@ -63,10 +52,10 @@ class Kept:
     def to_parquet(self, *, first: int) -> bytes:
         """The file; `first`: number of the split's first row."""
         parts = []
-        for prefix, (_, partial) in self.tasks.items():
-            columns = {name: pa.array(values) for name, values in partial.rows.items()}
-            columns["row"] = pa.array(partial.rows["row"] - first)
-            columns["task"] = pa.array([prefix] * len(partial.rows["row"])).dictionary_encode()
+        for prefix, (_, rows) in self.tasks.items():
+            columns = {name: pa.array(values) for name, values in rows.items()}
+            columns["row"] = pa.array(rows["row"] - first)
+            columns["task"] = pa.array([prefix] * len(rows["row"]), pa.string()).dictionary_encode()
             parts.append(pa.table(columns))
         about = {
             "kinds": {p: kind for p, (kind, _) in self.tasks.items()},
@@ -113,27 +102,15 @@ class TestRows:
             given |= {"logits": of["output"], "predicted": of["output"]}
             names = [f.name for f in fields(KINDS[kind]) if f.name in given]
             scored = KINDS[kind](**{name: given[name][mine] for name in names})
-            units = of["group" if about["grouped"] else "row"][mine]
-            # A retrieval model's groups are its queries' numbers, which count over all splits.
-            units = of["row"][mine] if kind == "Retrieved" else units
+            # A query's number as a group counts over all splits, as a row within its own.
+            by_group = about["grouped"] and not scored.numbers_queries
+            units = of["group" if by_group else "row"][mine]
             found[prefix] = cls(scored, units, bool(about["grouped"]), float(about["share"]))
         return found
 
     def same_rows(self, other: "TestRows") -> bool:
         """Whether both are of the same rows with the same labels and groups, so that their outputs alone differ."""
-        if type(self.scored) is not type(other.scored) or self.share != other.share or self.grouped != other.grouped:
+        if self.scored.kind != other.scored.kind or self.share != other.share or self.grouped != other.grouped:
             return False
-        mine, theirs = (_identity(of) for of in (self, other))
+        mine, theirs = (of.scored.identity(of.units) for of in (self, other))
         return all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))
-
-
-def _identity(of: TestRows) -> tuple[NDArray[Any], ...]:
-    """What does not depend on the model: of retrieval what was to be found, else every row, its label and group."""
-    scored = of.scored
-    assert scored.rows is not None
-    if isinstance(scored, Retrieved) and scored.items is not None:
-        wanted = scored.labels == 1
-        return scored.rows[wanted], scored.items[wanted]
-    # Groups are numbered by their first row: a number may be an id in one run and a hash in the other.
-    _, first, group = np.unique(of.units, return_index=True, return_inverse=True)
-    return scored.rows, scored.labels, first[group]

@@ -13,23 +13,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rtrain.errors import ConfigError
-from rtrain.metrics.curves import auc
+from rtrain.metrics.exact import as_number, exactly
+from rtrain.metrics.groups import Each, GroupPart, summed
+from rtrain.metrics.parted import Dealing
 from rtrain.metrics.state import Floats, Metric, Partial, Retrieved, Scored, every_row
-
-
-@dataclass(frozen=True)
-class _Each:
-    """What some groups are worth, each by itself."""
-
-    values: Floats
-    """[g]"""
-    weights: Floats
-    """How much each counts in the mean, [g]"""
-    groups: NDArray[np.int64]
-    """[g]"""
 
 
 class _OfGroups(Metric):
@@ -46,17 +35,26 @@ class _OfGroups(Metric):
         return f"{self.short}[{','.join(self.by)}]" if self.by else self.short
 
     @abstractmethod
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group that counts."""
 
     def value(self, partial: Partial) -> float:
         """The mean; nan when no group counts."""
-        each = self.each(partial)
-        return _mean(each.values, each.weights)
+        return self.of_parts(self.of_part(GroupPart.of(partial.rows)))
+
+    def of_part(self, part: GroupPart) -> Partial:
+        """Sums over the groups, so that the mean is the same bit for bit however they are dealt out."""
+        each = self.each(part)
+        return Partial(sums={"values": exactly(each.values * each.weights), "weights": np.array(each.weights.sum())})
+
+    def of_parts(self, partial: Partial) -> float:
+        """The mean of all groups; nan when none counts."""
+        weights = float(partial.sums["weights"])
+        return as_number(partial.sums["values"]) / weights if weights else float("nan")
 
     def weighted(self, scored: Scored) -> Callable[[Floats], float]:
         """As `rtrain.metrics.state.Weighable`: a group counts as often as its first row."""
-        each = self.each(every_row(scored))
+        each = self.each(GroupPart.of(every_row(scored).rows))
         groups, first = np.unique(scored.groups, return_index=True)
         row = first[np.searchsorted(groups, each.groups)]
         return lambda counts: _mean(each.values, each.weights * counts[row])
@@ -66,6 +64,7 @@ class _OfGroups(Metric):
 class _AtK(_OfGroups):
     """A metric of each group's first k places."""
 
+    dealt_by: ClassVar[Dealing] = "groups"
     k: int = 10
     """Places that count."""
     by: tuple[str, ...] = ()
@@ -95,25 +94,17 @@ class NDCG(_AtK):
 
     short: ClassVar[str] = "ndcg"
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Gain over the largest possible."""
-        scores, labels, starts, sizes, groups = _sorted(partial)
-        if not len(sizes):
-            return _Each(np.empty(0), np.empty(0), groups)
-        place = np.arange(len(scores)) - np.repeat(starts, sizes)
+        place = np.arange(len(part.labels)) - np.repeat(part.starts, part.sizes)
         discount = np.where(place < self.k, 1 / np.log2(place + 2.0), 0.0)
         # Within a group, rows of equal score are one block that shares its places' discounts evenly.
-        new = np.ones(len(scores), dtype=bool)
-        new[1:] = scores[1:] != scores[:-1]
-        new[starts] = True
-        blocks = np.flatnonzero(new)
-        lengths = np.diff(np.append(blocks, len(scores)))
-        shared = np.repeat(np.add.reduceat(discount, blocks) / lengths, lengths)
-        gained = np.add.reduceat(labels * shared, starts)
-        positives = np.add.reduceat(labels, starts).astype(np.int64)
+        lengths = np.diff(np.append(part.blocks, len(part.labels)))
+        shared = np.repeat(summed(discount, part.blocks) / lengths, lengths)
+        gained, positives = summed(part.labels * shared, part.starts), part.positives.astype(np.int64)
         ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(self.k) + 2.0))])[np.minimum(positives, self.k)]
         ranked = positives > 0
-        return _Each(gained[ranked] / ideal[ranked], np.ones(int(ranked.sum())), groups[ranked])
+        return Each(gained[ranked] / ideal[ranked], np.ones(int(ranked.sum())), part.numbers[ranked])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +113,9 @@ class PrecisionAt(_AtK):
 
     short: ClassVar[str] = "precision"
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group with a positive."""
-        ranked = _ranked(partial)
+        ranked = part.ranked
         return ranked.each(ranked.found(self.k) / self.k)
 
 
@@ -134,9 +125,9 @@ class RecallAt(_AtK):
 
     short: ClassVar[str] = "recall"
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group with a positive."""
-        ranked = _ranked(partial)
+        ranked = part.ranked
         return ranked.each(ranked.found(self.k) / ranked.positives)
 
 
@@ -146,9 +137,9 @@ class FAt(_AtK):
 
     short: ClassVar[str] = "f1"
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group with a positive."""
-        ranked = _ranked(partial)
+        ranked = part.ranked
         return ranked.each(2 * ranked.found(self.k) / (self.k + ranked.positives))
 
 
@@ -158,9 +149,9 @@ class HitRate(_AtK):
 
     short: ClassVar[str] = "hit_rate"
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """1 or 0."""
-        ranked = _ranked(partial)
+        ranked = part.ranked
         return ranked.each((ranked.found(self.k) > 0).astype(np.float64))
 
 
@@ -170,9 +161,9 @@ class MRR(_AtK):
 
     short: ClassVar[str] = "mrr"
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group with a positive."""
-        ranked = _ranked(partial)
+        ranked = part.ranked
         reciprocal = np.where((ranked.label > 0) & (ranked.place < self.k), 1 / (ranked.place + 1.0), 0.0)
         return ranked.each(np.maximum.reduceat(reciprocal, ranked.starts) if len(ranked.starts) else reciprocal)
 
@@ -183,19 +174,20 @@ class MAP(_AtK):
 
     short: ClassVar[str] = "map"
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group with a positive."""
-        ranked = _ranked(partial)
+        ranked = part.ranked
         before = np.cumsum(ranked.label)
         of_group = before - np.repeat(before[ranked.starts] - ranked.label[ranked.starts], ranked.sizes)
         precision = np.where(ranked.place < self.k, ranked.label * of_group / (ranked.place + 1.0), 0.0)
-        return ranked.each(ranked.summed(precision) / ranked.positives)
+        return ranked.each(summed(precision, ranked.starts) / ranked.positives)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RPrecision(_OfGroups):
     """Precision at as many places as the group has positives."""
 
+    dealt_by: ClassVar[Dealing] = "groups"
     short: ClassVar[str] = "r_precision"
     by: tuple[str, ...] = ()
     """Columns of the data, features or not, whose rows of equal values are a group; none: `schema.group`."""
@@ -204,9 +196,9 @@ class RPrecision(_OfGroups):
         """Every row: a group's rows may lie on several ranks."""
         return every_row(scored)
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group with a positive."""
-        ranked = _ranked(partial)
+        ranked = part.ranked
         return ranked.each(ranked.found(np.repeat(ranked.positives, ranked.sizes)) / ranked.positives)
 
 
@@ -217,6 +209,7 @@ class GAUC(_OfGroups):
     Zhu et al., "Optimized cost per click in Taobao display advertising", KDD 2017.
     """
 
+    dealt_by: ClassVar[Dealing] = "groups"
     short: ClassVar[str] = "gauc"
     by: tuple[str, ...] = ()
     """Columns of the data, features or not, whose rows of equal values are a group; none: `schema.group`."""
@@ -225,61 +218,16 @@ class GAUC(_OfGroups):
         """Every row: a group's rows may lie on several ranks."""
         return every_row(scored)
 
-    def each(self, partial: Partial) -> _Each:
+    def each(self, part: GroupPart) -> Each:
         """Of every group of both classes."""
-        scores, labels, starts, sizes, groups = _sorted(partial)
-        ends = starts + sizes
-        areas = np.array([auc(scores[a:b], labels[a:b]) for a, b in zip(starts, ends, strict=True)], np.float64)
-        both = ~np.isnan(areas)
-        return _Each(areas[both], sizes[both].astype(np.float64), groups[both])
-
-
-def _sorted(partial: Partial) -> tuple[Floats, Floats, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Logits (falling within each group) and labels, each group's first row, its number of rows, and its number."""
-    scores, labels, groups = (partial.rows[k] for k in ("logits", "labels", "groups"))
-    order = np.lexsort((labels, -scores, groups))
-    numbers, starts, sizes = np.unique(groups[order], return_index=True, return_counts=True)
-    return scores[order].astype(np.float64), labels[order].astype(np.float64), starts, sizes, numbers.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """The rows of the groups that have a positive, group after group, each in the order of its scores."""
-
-    label: Floats
-    """0 or 1, [n]"""
-    place: NDArray[np.int64]
-    """From 0, within the group, [n]"""
-    starts: NDArray[np.int64]
-    """First row of each group, [g]"""
-    sizes: NDArray[np.int64]
-    positives: Floats
-    """Of each group, [g]"""
-    groups: NDArray[np.int64]
-    """[g]"""
-
-    def each(self, values: Floats) -> _Each:
-        """All groups, which count alike."""
-        return _Each(values, np.ones(len(values)), self.groups)
-
-    def summed(self, values: Floats) -> Floats:
-        """Sum of each group's rows, [g]"""
-        return np.add.reduceat(values, self.starts) if len(self.starts) else np.empty(0)
-
-    def found(self, k: int | Floats) -> Floats:
-        """Positives among the first k places of each group, [g]"""
-        return self.summed(np.where(self.place < k, self.label, 0.0))
-
-
-def _ranked(partial: Partial) -> _Ranked:
-    _, labels, starts, sizes, groups = _sorted(partial)
-    positives = np.add.reduceat(labels, starts) if len(starts) else np.empty(0)
-    keep = positives > 0
-    label, sizes = labels[np.repeat(keep, sizes)], sizes[keep]
-    starts = np.cumsum(sizes) - sizes
-    return _Ranked(
-        label, np.arange(len(label)) - np.repeat(starts, sizes), starts, sizes, positives[keep], groups[keep]
-    )
+        positives, first = summed(part.labels, part.blocks), np.searchsorted(part.blocks, part.starts)
+        lengths, blocks = np.diff(np.append(part.blocks, len(part.labels))), np.diff(np.append(first, len(part.blocks)))
+        above = np.cumsum(positives) - positives
+        above = above - np.repeat(above[first], blocks)  # of the same group
+        won = summed((lengths - positives) * (above + positives / 2), first)
+        pairs = part.positives * (part.sizes - part.positives)
+        both = pairs > 0
+        return Each(won[both] / pairs[both], part.sizes[both].astype(np.float64), part.numbers[both])
 
 
 def _mean(values: Floats, weights: Floats) -> float:

@@ -15,6 +15,32 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
+@runtime_checkable
+class RowByRow(Protocol):
+    """A kind of what models give that is rows, each with an output and a label, and can be kept in a file as such."""
+
+    kind: ClassVar[str]
+    """Its name in that file."""
+    drawn: ClassVar[bool]
+    """Whether there are curves of its logits (`rtrain.metrics.shape`)."""
+    numbers_queries: ClassVar[bool]
+    """Whether a row's number is its query's, so that rows of one number belong together."""
+
+    @property
+    def labels(self) -> Floats:
+        """float64 [n]"""
+
+    @property
+    def rows(self) -> NDArray[np.int64] | None:
+        """int64 [n]: the row's number in its data set, where it is known"""
+
+    def stored(self) -> dict[str, NDArray[Any]]:
+        """Row, output, label, group and item, each [n]; 0 where there is no item. The rows' numbers are known."""
+
+    def identity(self, units: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """What does not depend on the model; `units` int64 [n]: what is drawn together when rows are drawn again."""
+
+
 @dataclass(frozen=True)
 class Scored:
     """Rows with what a model said of them.
@@ -24,6 +50,9 @@ class Scored:
     """
 
     measured_by: ClassVar[str] = "all others (AUC, LogLoss, NDCG and so on)"
+    kind: ClassVar[str] = "Scored"
+    drawn: ClassVar[bool] = True
+    numbers_queries: ClassVar[bool] = False
 
     logits: Floats
     """float64 [n]: log of the odds of label 1"""
@@ -52,6 +81,14 @@ class Scored:
         of_one: Floats = np.where(self.logits >= 0, 1.0, small) / (1.0 + small)
         return of_one
 
+    def stored(self) -> dict[str, NDArray[Any]]:
+        """As `RowByRow`."""
+        return _stored(self.rows, self.logits, self.labels, self.groups)
+
+    def identity(self, units: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Every row, its label and group."""
+        return _identity(self.rows, self.labels, units)
+
 
 @dataclass(frozen=True)
 class Retrieved(Scored):
@@ -62,6 +99,9 @@ class Retrieved(Scored):
     """
 
     measured_by: ClassVar[str] = "metrics of the first places (NDCG, RecallAt, MRR, HitRate and so on)"
+    kind: ClassVar[str] = "Retrieved"
+    drawn: ClassVar[bool] = False
+    numbers_queries: ClassVar[bool] = True
 
     items: NDArray[np.int64] | None = None
     """int64 [n]: what was found, or missed, where it is known"""
@@ -74,12 +114,27 @@ class Retrieved(Scored):
     catalogue: int = 0
     """Items of the catalogue."""
 
+    def stored(self) -> dict[str, NDArray[Any]]:
+        """As `RowByRow`."""
+        stored = super().stored()
+        return stored if self.items is None else stored | {"item": self.items}
+
+    def identity(self, units: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """What was to be found."""
+        if self.items is None or self.rows is None:
+            return super().identity(units)
+        wanted = self.labels == 1
+        return self.rows[wanted], self.items[wanted]
+
 
 @dataclass(frozen=True)
 class Valued:
     """Rows of which a model predicts a number, not whether something holds."""
 
     measured_by: ClassVar[str] = "RMSE, MSE and MAE where the label is a number"
+    kind: ClassVar[str] = "Valued"
+    drawn: ClassVar[bool] = False
+    numbers_queries: ClassVar[bool] = False
 
     predicted: Floats
     """float64 [n]: in the units of the label"""
@@ -89,6 +144,28 @@ class Valued:
     """int64 [n]: whose row it is, where it is known"""
     rows: NDArray[np.int64] | None = None
     """int64 [n]: as of `Scored`"""
+
+    def stored(self) -> dict[str, NDArray[Any]]:
+        """As `RowByRow`."""
+        return _stored(self.rows, self.predicted, self.labels, self.groups)
+
+    def identity(self, units: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+        """Every row, its label and group."""
+        return _identity(self.rows, self.labels, units)
+
+
+def _stored(
+    rows: NDArray[np.int64] | None, output: Floats, labels: Floats, groups: NDArray[np.int64] | None
+) -> dict[str, NDArray[Any]]:
+    assert rows is not None and groups is not None
+    return {"row": rows, "output": output, "label": labels, "group": groups, "item": np.zeros_like(rows)}
+
+
+def _identity(rows: NDArray[np.int64] | None, labels: Floats, units: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
+    assert rows is not None
+    # Groups are numbered by their first row: a number may be an id in one run and a hash in the other.
+    _, first, group = np.unique(units, return_index=True, return_inverse=True)
+    return rows, labels, first[group]
 
 
 @dataclass(frozen=True)

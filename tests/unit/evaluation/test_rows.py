@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtrain.evaluation.rows import Kept, TestRows, keep
+from rtrain.evaluation.rows import Kept, TestRows, is_kept, keep
+from rtrain.metrics.language import TokensScored
 from rtrain.metrics.state import Retrieved, Scored, Valued
 
 RANDOM = np.random.default_rng(0)
@@ -30,9 +31,8 @@ def stored(of: Any, *, share: float = 1.0, grouped: bool = True, kind: str = "Sc
 def test_several_ranks_keep_what_one_keeps() -> None:
     owner = RANDOM.integers(0, 3, COUNT)
     for share in (1.0, 0.3):
-        sum_of = keep(part(ROWS, owner == 0), share, grouped=True)
-        for rank in (1, 2):
-            sum_of = sum_of + keep(part(ROWS, owner == rank), share, grouped=True)
+        ranks = [keep(part(ROWS, owner == rank), share, grouped=True) for rank in range(3)]
+        sum_of = {name: np.concatenate([rank[name] for rank in ranks]) for name in ranks[0]}
         three = TestRows.read(Kept({"": ("Scored", sum_of)}, share, True).to_parquet(first=1000))[""]
         one = stored(ROWS, share=share)
         assert one.same_rows(three)
@@ -78,3 +78,17 @@ def test_lists_are_of_the_same_users_where_these_wanted_the_same() -> None:
 def test_another_file_is_refused() -> None:
     with pytest.raises(ValueError, match="Parquet"):
         TestRows.read(b"nothing")
+
+
+def test_kinds_of_ones_own_are_kept_where_a_file_can_name_them() -> None:
+    class Mine(Scored):
+        """Of a model of one's own."""
+
+    mine = Mine(ROWS.logits, ROWS.labels, ROWS.groups, ROWS.rows)
+    assert is_kept(mine) and is_kept(ROWS) and not is_kept(replace(ROWS, rows=None))
+    assert not is_kept(TokensScored(1.0, 2))
+
+    class Other(Scored):
+        kind = "Other"
+
+    assert not is_kept(Other(ROWS.logits, ROWS.labels, ROWS.groups, ROWS.rows))
