@@ -9,7 +9,6 @@ import gc
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -23,12 +22,14 @@ from rtrain.models.dlrm import DLRM
 from rtrain.models.mmoe import MMoE
 from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
-from rtrain.nn.tables import TableOptions, initial_rows
+from rtrain.nn.tables import TableOptions
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.embeddings import ShardedTables, placements, plan_tables
 from rtrain.parallel.placement import bytes_per_rank
+from rtrain.run import Run
 from rtrain.schema import Id, IdList, Schema
-from tests.parallel.worlds import DENSE_OPTIM, SCHEMA, STEPS, TWO_LABELS, Case, global_batch, in_world, train
+from tests.parallel.plain import far, plain_rows
+from tests.parallel.worlds import SAVED, SCHEMA, TWO_LABELS, Case, in_world, tiny, train
 
 PARITY = 2e-6  # seen here: 4.2e-7 at most
 MODELS: dict[str, RankingConfig] = {
@@ -83,47 +84,9 @@ def layouts(model: str, size: int) -> Layouts:
     return wrapped | (SHARDED if model in LISTS else {})
 
 
-def plain(config: RankingConfig, sparse: SparseOptim) -> list[float]:
-    """One process, no sharding, nothing fused."""
-    schema = schema_of(config)
-    model = config.build(schema, seed=0)
-    tables = dict(model.tables.named_parameters())
-    for table in config.table_list(schema):
-        tables[f"{table.path}.weight"].data.copy_(initial_rows(table, 0, 0, table.rows))
-    states = {name: torch.zeros_like(p) for name, p in tables.items()}
-    adam = DENSE_OPTIM.build(model.tower.parameters())
-    losses = []
-    for step in range(STEPS):
-        batch = global_batch(step, schema)
-        loss = by_hand(model(batch), batch.label, config.objective(schema).weights)
-        model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.tower.parameters(), DENSE_OPTIM.clip_norm)
-        adam.step()
-        for name, parameter in tables.items():
-            assert parameter.grad is not None
-            parameter.data -= sparse.lr * descent(sparse, states[name], parameter.grad)
-        losses.append(loss.item())
-    return losses
-
-
-def by_hand(logits: Tensor, labels: Tensor, weights: tuple[float, ...]) -> Tensor:
-    """Every task's loss over the rows that have its label, weighted, over the number of all rows."""
-    total = torch.zeros(())
-    for weight, z, y in zip(weights, logits.reshape(len(labels), -1).T, labels.reshape(len(labels), -1).T, strict=True):
-        here = ~y.isnan()
-        z, y = z[here], y[here]
-        total = total - weight * (y * z.sigmoid().log() + (1 - y) * (-z).sigmoid().log()).sum()
-    return total / len(labels)
-
-
-def descent(optim: SparseOptim, state: Tensor, grad: Tensor) -> Tensor:
-    """What a table's optimizer takes off its rows, times the learning rate."""
-    if isinstance(optim, SGD):
-        return grad
-    squares = grad.square()
-    state += squares.mean(1, keepdim=True) if isinstance(optim, RowWiseAdagrad) else squares
-    return grad / (state.sqrt() + 1e-8)
+def run_of(rows: str, model: str, parallel: Parallel, sparse: str) -> Run:
+    config = MODELS[model]
+    return tiny(rows, parallel, SPARSE[sparse], config=config, schema=schema_of(config))
 
 
 def bytes_of_new_tensors() -> int:
@@ -177,34 +140,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def control() -> dict[str, list[float]]:
+def control(rows: str) -> dict[str, list[float]]:
     wanted = {(model, sparse) for model in MODELS for size in (1, 2) for _, sparse in layouts(model, size).values()}
-    return {f"{model} {sparse}": plain(MODELS[model], SPARSE[sparse]) for model, sparse in sorted(wanted)}
+    alone = Parallel(dense="ddp")
+    return {f"{model} {sparse}": plain_rows(run_of(rows, model, alone, sparse))[0] for model, sparse in sorted(wanted)}
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> dict[int, list[dict[str, Any]]]:
+def found(folder: Path, rows: str) -> dict[int, list[dict[str, Any]]]:
     """World size -> what each rank found; each world is spawned once."""
     worlds = {}
     for size in (2, 1, 4):
         cases: list[Case] = []
-        for model, config in MODELS.items():
+        for model in MODELS:
             for layout, (parallel, sparse) in layouts(model, size).items():
                 name = f"{model}: {layout}"
-                made = {"config": config, "schema": schema_of(config), "parallel": parallel, "sparse": SPARSE[sparse]}
                 saved = model == "din" and size == 2 and layout in MOVES
-                cases.append((name, made | ({"save_to": str(folder / layout)} if saved else {})))
+                arguments = {"run": run_of(rows, model, parallel, sparse), "save_to": str(folder / layout) * saved}
+                cases.append((name, arguments))
         for saved_by, layout in MOVES.items():
-            parallel, sparse = (WRAPPED | SHARDED)[layout]
-            arguments = {"config": MODELS["din"], "parallel": parallel, "sparse": SPARSE[sparse], "steps": (10, STEPS)}
-            cases.append((f"{saved_by} -> {layout}", arguments | {"load_from": str(folder / saved_by)}))
+            arguments = {"run": run_of(rows, "din", *(WRAPPED | SHARDED)[layout]), "load_from": str(folder / saved_by)}
+            cases.append((f"{saved_by} -> {layout}", arguments))
         worlds[size] = in_world(size, everything, cases)
     return worlds
-
-
-def far(a: list[float], b: list[float]) -> float:
-    assert len(a) == len(b) > 0
-    return float(np.abs(np.array(a) - np.array(b)).max())  # nan where one is: Python's max would hide it
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -232,7 +190,7 @@ def test_sequence_tables_resume_at_any_layout(
     for ranks in found.values():
         for saved_by, layout in MOVES.items():
             optim = (WRAPPED | SHARDED)[layout][1]
-            assert far(ranks[0]["losses"][f"{saved_by} -> {layout}"], control[f"din {optim}"][10:]) < PARITY
+            assert far(ranks[0]["losses"][f"{saved_by} -> {layout}"], control[f"din {optim}"][SAVED:]) < PARITY
 
 
 def test_a_rank_holds_the_bytes_that_the_plan_says(found: dict[int, list[dict[str, Any]]]) -> None:

@@ -4,7 +4,10 @@ The control knows neither TorchRec nor rtrain's towers' wrappings: autograd over
 The tolerance is that of `test_models`: 20 steps carry float32's last bit along; what is wrong shows as 1e-3.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +17,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
-from rtrain.checkpoint.writing import save
 from rtrain.data.holdout import LeaveOneOut, RandomPerUser
 from rtrain.data.negatives import Negatives
+from rtrain.data.protocol import Data
 from rtrain.data.retrieval import Graph, Histories, Pairs
 from rtrain.data.side import SideFeatures
 from rtrain.duration import Duration
@@ -29,6 +31,7 @@ from rtrain.models.hstu import HSTU
 from rtrain.models.light_gcn import LightGCN
 from rtrain.models.mf import MF
 from rtrain.models.plan import drawn
+from rtrain.models.protocol import Model
 from rtrain.models.sasrec import SASRec
 from rtrain.models.two_tower import TwoTower
 from rtrain.nn.tables import initial_rows, mask, sequence
@@ -40,14 +43,13 @@ from rtrain.run import Cluster, Evaluation, Handoff, Run
 from rtrain.schema import Id, IdList
 from rtrain.training.agreement import open_data
 from rtrain.training.replica import Replica
-from rtrain.training.trace import trace
 from rtrain.training.world import join
-from tests.parallel.worlds import in_world
+from tests.parallel.plain import Control, descend, far
+from tests.parallel.worlds import SAVED, in_world, train
 
 # Of a loss of about 1; seen here: 3.6e-7 at most. At Adam's own eps, 1e-8, a gradient that is zero but for rounding
 # is a step as large as any other: one such weight made 3.5e-5 of 1e-7 from one step to the next.
 PARITY = 2e-6
-STEPS, SAVED = 20, 10
 USERS, ITEMS = 50, 71  # odd, so that row-wise shards differ in size
 MODELS = {
     "mf": MF(dim=16, objective=BPR(), scale=0.1),
@@ -61,7 +63,8 @@ MODELS = {
 }
 SPARSE: dict[str, SparseOptim] = {
     "sgd": SGD(lr=0.1),
-    "adagrad": Adagrad(lr=0.05),
+    # eps: as Adam's. Of gradients of 1e-4 to 1e-3 a first one of 4e-7, a sum of what cancels out, was a whole step too.
+    "adagrad": Adagrad(lr=0.05, eps=1e-4),
     "rowwise": RowWiseAdagrad(lr=0.05),
     "clipped": SGD(lr=0.5, clip_with_dense=True),
 }
@@ -94,22 +97,44 @@ def layouts(model: str) -> dict[str, tuple[Parallel, str]]:
     return {n: x for n, x in LAYOUTS.items() if x[0].microbatches == 1 or parted}
 
 
+def common(log: str) -> dict[str, Any]:
+    return {"source": log, "users": USERS, "items": ITEMS, "time": ""}
+
+
+def histories(log: str) -> Histories:
+    return Histories(**common(log), split=LeaveOneOut(), negatives=Negatives(count=3), length=7)
+
+
+def pairs(log: str, *, kind: type[Pairs] = Pairs, drawn: int = 2, **features: SideFeatures) -> Pairs:
+    split = RandomPerUser(valid=0.2, test=0.2)
+    return kind(**common(log), split=split, negatives=Negatives(count=drawn), **features)
+
+
+def pairs_with_features(log: str) -> Pairs:
+    user = SideFeatures(source=f"{log}.user.parquet", key="id", features=(KIND,))
+    item = SideFeatures(source=f"{log}.item.parquet", key="id", features=(KIND, WORDS))
+    return pairs(log, user_features=user, item_features=item)
+
+
+DATA: dict[str, Callable[[str], Data]] = {
+    "mf": pairs,
+    "two towers": partial(pairs, drawn=0),
+    "features": pairs_with_features,
+    "light gcn": partial(pairs, kind=Graph),
+}
+
+
 def run_of(model: str, parallel: Parallel, sparse: str, log: str) -> Run:
-    common: dict[str, Any] = {"source": log, "users": USERS, "items": ITEMS, "time": ""}
-    if model == "features":
-        common["user_features"] = SideFeatures(source=f"{log}.user.parquet", key="id", features=(KIND,))
-        common["item_features"] = SideFeatures(source=f"{log}.item.parquet", key="id", features=(KIND, WORDS))
-    if model in ("mf", "two towers", "features", "light gcn"):
-        drawn, kind = Negatives(count=0 if model == "two towers" else 2), Graph if model == "light gcn" else Pairs
-        data: Any = kind(**common, split=RandomPerUser(valid=0.2, test=0.2), negatives=drawn)
-    else:
-        data = Histories(**common, split=LeaveOneOut(), negatives=Negatives(count=3), length=7)
+    return run_on(DATA.get(model, histories)(log), MODELS[model], parallel, SPARSE[sparse])
+
+
+def run_on(data: Data, config: Model, parallel: Parallel, sparse: SparseOptim) -> Run:
     return Run(
         name="tiny",
-        model=MODELS[model],
+        model=config,
         data=data,
-        optim=AdamW(lr=1e-2, eps=1e-5, clip_norm=0.05 if sparse == "clipped" else 0.5),  # eps: see PARITY
-        sparse_optim=SPARSE[sparse],
+        optim=AdamW(lr=1e-2, eps=1e-5, clip_norm=0.05 if sparse.clip_with_dense else 0.5),  # eps: see PARITY
+        sparse_optim=sparse,
         parallel=parallel,
         global_batch=17,
         duration=Duration(epochs=50),
@@ -131,33 +156,30 @@ def everything(log: str, folder: str, world: int) -> Found:
     found: Found = {}
     for model in MODELS:
         for name, (parallel, sparse) in layouts(model).items():
-            run, kept = run_of(model, parallel, sparse, log), CheckpointFolders(f"{folder}/{model} {name}")
-
-            def before(step: int, replica: Replica, kept: CheckpointFolders = kept) -> None:
-                if step == SAVED and world == 2:
-                    save(kept, step, replica.chunks(), {})
-
+            run, folder_of = run_of(model, parallel, sparse, log), f"{folder}/{model} {name}"
             at_first = measured(run)
-            losses = trace(run, steps=STEPS, before_step=before).losses
+            losses = train(run, save_to=folder_of if world == 2 else "")
             found[f"{model}: {name}"] = {"losses": losses, "at first": at_first}
-        stored = Stored(CheckpointFolders(f"{folder}/{model} {SAVED_BY}").of(SAVED), SAVED)
         run = run_of(model, *LAYOUTS[RESUMED_AS], log)
-        found[f"{model}: resumed"] = {"losses": trace(run, steps=STEPS, stored=stored).losses}
+        found[f"{model}: resumed"] = {"losses": train(run, load_from=f"{folder}/{model} {SAVED_BY}")}
     return found
 
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_log(str(tmp_path_factory.mktemp("log") / "log.txt"))
+
+
+def write_log(path: str) -> str:
     """Users of 3 to 14 items, that like items close to each other."""
-    draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("log") / "log.txt"
-    lines = []
+    draw, lines = np.random.default_rng(0), []
     for user in range(USERS):
         near = (7 * user + draw.permutation(25)[: 3 + user % 12]) % ITEMS
         lines.append(" ".join(map(str, [user, *near])))
-    path.write_text("\n".join(lines))
+    Path(path).write_text("\n".join(lines))
     for of, count in (("user", USERS), ("item", ITEMS)):
         pq.write_table(pa.Table.from_pylist([described(n) for n in reversed(range(count))]), f"{path}.{of}.parquet")
-    return str(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -250,41 +272,16 @@ def plain(run: Run, *, learns: bool = True) -> list[float]:
     return plain_with_tables(run, learns=learns)[0]
 
 
-def plain_with_tables(run: Run, *, learns: bool = True) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses, and what is left of the tables."""
+def plain_with_tables(run: Run, *, learns: bool = True) -> Control:
+    """Any retrieval model."""
     model = plain_of(run)
-    states = {name: torch.zeros_like(t) for name, t in model.tables.items()}
-    weights = list(model.tower.parameters())
-    adam = run.optim.build(weights) if weights else None
-    reader = run.data.open().reader("train", global_batch=run.global_batch, seed=run.seed, rank=0, world_size=1)
-    losses = []
-    for _, (batch, _cursor) in zip(range(STEPS), reader, strict=False):
-        loss = run.model.objective.loss(model(batch), batch.target, Alone()) / (batch.target[..., 0] >= 0).sum()  # type: ignore
-        losses.append(loss.item())
-        if not learns:
-            continue
-        for parameter in (*model.tables.values(), *weights):
-            parameter.grad = None
-        loss.backward()
-        scale = 1.0
-        if adam:
-            norm = float(nn.utils.clip_grad_norm_(weights, run.optim.clip_norm))
-            scale = min(1.0, run.optim.clip_norm / (norm + 1e-6)) if run.sparse_optim.clip_with_dense else 1.0
-            adam.step()
-        for name, table in model.tables.items():
-            assert table.grad is not None
-            table.grad *= scale
-            table.data -= run.sparse_optim.lr * descent(run.sparse_optim, states[name], table.grad)
-    reader.close()
+
+    def loss(batch: Any) -> Tensor:
+        summed = run.model.objective.loss(model(batch), batch.target, Alone())  # type: ignore[union-attr]
+        return summed / (batch.target[..., 0] >= 0).sum()  # type: ignore[no-any-return]
+
+    losses = descend(run, model.tables, list(model.tower.parameters()), loss, learns=learns)
     return losses, {name: table.detach() for name, table in model.tables.items()}
-
-
-def descent(optim: SparseOptim, state: Tensor, gradient: Tensor) -> Tensor:
-    if isinstance(optim, SGD):
-        return gradient
-    squared = gradient**2
-    state += squared.mean(1, keepdim=True) if isinstance(optim, RowWiseAdagrad) else squared
-    return gradient / (state.sqrt() + optim.eps)  # type: ignore[attr-defined]
 
 
 def by_hand(run: Run) -> dict[str, float]:
@@ -331,11 +328,6 @@ def with_one(ids: Any) -> Any:
 @pytest.fixture(scope="module")
 def control(log: str) -> dict[str, list[float]]:
     return {f"{m} {s}": plain(run_of(m, Parallel(dense="ddp"), s, log)) for m in MODELS for s in SPARSE}
-
-
-def far(a: list[float], b: list[float]) -> float:
-    assert len(a) == len(b) > 0
-    return float(np.abs(np.array(a) - np.array(b)).max())
 
 
 @pytest.mark.parametrize("model", MODELS)

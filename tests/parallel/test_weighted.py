@@ -9,18 +9,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
 
 from rtrain.data.interactions import Interactions
 from rtrain.duration import Duration
 from rtrain.mesh import Parallel
 from rtrain.metrics import RMSE
-from rtrain.nn.tables import initial_rows
 from rtrain.optim import RowWiseAdagrad
 from rtrain.run import Cluster, Evaluation, Run
-from rtrain.schema import Dense, Id, Label, Schema
+from rtrain.schema import Batch, Dense, Id, Label, Schema
 from rtrain.training.trace import trace
-from tests.parallel.test_models import descent
+from tests.parallel.plain import plain_rows
 from tests.parallel.worlds import DENSE_OPTIM, ROWS, TINY, in_world
 
 PARITY = 1e-5  # as a share of losses of 1 to 20; seen here: 3e-7
@@ -54,31 +53,14 @@ def traces(source: str, layouts: dict[str, Parallel]) -> dict[str, list[float]]:
 
 
 def plain(source: str) -> list[float]:
-    run = run_of(source, Parallel())
-    model = run.model.build(SCHEMA, seed=0)  # type: ignore[union-attr]
-    tables = dict(model.tables.named_parameters())
-    (table,) = run.blueprint.tables
-    tables[f"{table.path}.weight"].data.copy_(initial_rows(table, 0, 0, table.rows))
-    states = {name: torch.zeros_like(p) for name, p in tables.items()}
-    adam, losses = DENSE_OPTIM.build(model.tower.parameters()), []
-    reader = run.data.open().reader(global_batch=ROWS, seed=run.seed, rank=0, world_size=1)
     rows = pq.read_table(source)
-    for batch, _ in reader:
+
+    def loss(run: Run, outputs: Tensor, batch: Batch) -> Tensor:
         given = rows.take(batch.row.numpy())
         y, w = (torch.from_numpy(given[name].to_numpy()).float() for name in ("label", "w"))
-        loss = (w * (model(batch) - y) ** 2).sum() / w.sum()
-        model.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.tower.parameters(), DENSE_OPTIM.clip_norm)
-        adam.step()
-        for name, parameter in tables.items():
-            assert parameter.grad is not None
-            parameter.data -= run.sparse_optim.lr * descent(run.sparse_optim, states[name], parameter.grad)
-        losses.append(loss.item())
-        if len(losses) == STEPS:
-            break
-    reader.close()
-    return losses
+        return (w * (outputs - y) ** 2).sum() / w.sum()
+
+    return plain_rows(run_of(source, Parallel()), loss, steps=STEPS)[0]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,110 @@
+"""The controls' training: one process, whole tables, autograd, clipping and the tables' optimizers written out.
+
+They know neither TorchRec's sharding nor its fused optimizers, neither a carried vector nor a cut weight.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from rtrain.nn.tables import initial_rows
+from rtrain.optim import SGD, RowWiseAdagrad, SparseOptim
+from rtrain.run import Run
+from rtrain.schema import Batch
+from tests.parallel.worlds import STEPS, Tables
+
+Control = tuple[list[float], dict[str, Tensor]]
+"""Losses of the steps, and the tables after the last."""
+RowsLoss = Callable[[Run, Tensor, Batch], Tensor]
+"""(run, logits, global batch) -> the loss that its step goes down by, without rtrain's objective."""
+
+
+def cross_entropy(run: Run, logits: Tensor, batch: Batch) -> Tensor:
+    """Every task's loss over the rows that have its label, weighted, over the number of all rows."""
+    labels, total = batch.label.reshape(batch.rows, -1), torch.zeros(())
+    weights = run.blueprint.objective.weights  # type: ignore[attr-defined]
+    for weight, z, y in zip(weights, logits.reshape(batch.rows, -1).T, labels.T, strict=True):
+        here = ~y.isnan()
+        z, y = z[here], y[here]
+        total = total - weight * (y * z.sigmoid().log() + (1 - y) * (-z).sigmoid().log()).sum()
+    return total / batch.rows
+
+
+def squared_entropy(run: Run, logits: Tensor, batch: Batch) -> Tensor:
+    """Of `users_model.Blocks`."""
+    return binary_cross_entropy_with_logits(logits, batch.label, reduction="none").square().mean()
+
+
+def plain_rows(run: Run, loss: RowsLoss = cross_entropy, *, steps: int = STEPS) -> Control:
+    """Any ranking model."""
+    config: Any = run.model
+    model = config.build(run.data.facts, seed=run.seed)
+    tables = dict(model.tables.named_parameters())
+    for table in run.blueprint.tables:
+        tables[f"{table.path}.weight"].data.copy_(initial_rows(table, run.seed, 0, table.rows))
+    dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    losses = descend(run, tables, dense, lambda batch: loss(run, model(batch), batch), steps=steps)
+    return losses, {name.split(".")[-2]: table.detach() for name, table in tables.items()}
+
+
+def descend(
+    run: Run,
+    tables: Mapping[str, nn.Parameter],
+    dense: list[nn.Parameter],
+    loss_of: Callable[[Any], Tensor],
+    *,
+    steps: int = STEPS,
+    learns: bool = True,
+) -> list[float]:
+    """The loss of each of the run's first global batches; the weights are changed in place, if it learns."""
+    states = {name: torch.zeros_like(table) for name, table in tables.items()}
+    adam = run.optim.build(dense) if dense else None
+    reader = run.data.open().reader("train", global_batch=run.global_batch, seed=run.seed, rank=0, world_size=1)
+    losses = []
+    for _, (batch, _cursor) in zip(range(steps), reader, strict=False):
+        loss = loss_of(batch)
+        losses.append(loss.item())
+        if not learns:
+            continue
+        for parameter in (*tables.values(), *dense):
+            parameter.grad = None
+        loss.backward()
+        scale = 1.0
+        if adam:
+            norm = float(nn.utils.clip_grad_norm_(dense, run.optim.clip_norm))
+            scale = min(1.0, run.optim.clip_norm / (norm + 1e-6)) if run.sparse_optim.clip_with_dense else 1.0
+            adam.step()
+        for name, table in tables.items():
+            assert table.grad is not None
+            table.grad *= scale
+            table.data -= run.sparse_optim.lr * descent(run.sparse_optim, states[name], table.grad)
+    reader.close()
+    return losses
+
+
+def descent(optim: SparseOptim, state: Tensor, gradient: Tensor) -> Tensor:
+    """What a table's optimizer takes off its rows, times the learning rate."""
+    if isinstance(optim, SGD):
+        return gradient
+    squared = gradient**2
+    state += squared.mean(1, keepdim=True) if isinstance(optim, RowWiseAdagrad) else squared
+    return gradient / (state.sqrt() + optim.eps)  # type: ignore[attr-defined]
+
+
+def far(a: ArrayLike, b: ArrayLike) -> float:
+    """The largest difference."""
+    a, b = np.asarray(a), np.asarray(b)
+    assert a.shape == b.shape and a.size
+    return float(np.abs(a - b).max())  # nan where one is: Python's max would hide it
+
+
+def apart(found: tuple[list[float], Tables], control: Control) -> tuple[float, float]:
+    """Largest difference of a loss, and of a weight of the tables; a resumed run's losses are the control's last."""
+    (losses, tables), (losses_by_hand, by_hand) = found, control
+    assert tables.keys() == by_hand.keys()
+    return far(losses, losses_by_hand[-len(losses) :]), float(np.max([far(tables[n], by_hand[n]) for n in tables]))

@@ -1,0 +1,90 @@
+"""What is proved at every layout: one row a model, which `test_composed` trains beside plain torch.
+
+A model of your own: add `"its name": of_rows(ItsConfig(...))` if it scores rows of `worlds.SCHEMA` or `TWO_LABELS` (a
+loss that is not cross-entropy: by hand in `plain.py`, `loss=`), or `of_catalogue(ItsConfig(...), data)` if it ranks
+items. Name in `axes` what it can be cut along. Then `pytest tests/parallel/test_composed.py`, and `-m long` for all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from rtrain.data.protocol import Data
+from rtrain.mesh import Parallel
+from rtrain.models.din import DIN
+from rtrain.models.protocol import Model
+from rtrain.models.ranking import RankingConfig
+from rtrain.optim import SGD, SparseOptim
+from rtrain.run import Run
+from rtrain.schema import Schema
+from tests.parallel import test_retrieval as retrieval
+from tests.parallel.plain import Control, RowsLoss, cross_entropy, plain_rows, squared_entropy
+from tests.parallel.users_model import Blocks
+from tests.parallel.worlds import SCHEMA, tiny, write_rows
+
+# Losses of 0.5 to 5, weights of the tables around 1; a wrong factor on the tables' gradients shows as 7e-3 in both.
+PARITY = 1e-5
+# "fast": so that what is wrong with the tables' gradients shows in 20 steps of any model.
+SPARSE: dict[str, SparseOptim] = retrieval.SPARSE | {"fast": SGD(lr=0.5)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proved:
+    """A model that is trained at every layout."""
+
+    run: Callable[[Parallel, SparseOptim, str], Run]
+    """(layout, optimizer of the tables, folder of `write_data`) -> what is trained."""
+    plain: Callable[[Run], Control]
+    """The same in one process of plain torch."""
+    ranked: bool
+    """Whether the catalogue is ranked too, beside a loop over its users."""
+    axes: tuple[str, ...]
+    """Along which it is cut; rtrain must refuse it the others."""
+
+    def takes(self, layout: Parallel) -> bool:
+        return all(getattr(layout, axis) == 1 or axis in self.axes for axis in ("tensor", "pipeline"))
+
+
+EVERY_AXIS = ("data", "tensor", "pipeline")
+
+
+def of_rows(
+    config: RankingConfig,
+    *,
+    schema: Schema = SCHEMA,
+    loss: RowsLoss = cross_entropy,
+    axes: tuple[str, ...] = EVERY_AXIS,
+) -> Proved:
+    """A ranking model."""
+
+    def run(layout: Parallel, sparse: SparseOptim, folder: str) -> Run:
+        return tiny(f"{folder}/rows.parquet", layout, sparse, config=config, schema=schema)
+
+    return Proved(run=run, plain=partial(plain_rows, loss=loss), ranked=False, axes=axes)
+
+
+def of_catalogue(
+    config: Model, data: Callable[[str], Data] = retrieval.histories, *, axes: tuple[str, ...] = EVERY_AXIS
+) -> Proved:
+    """A retrieval model; `data`: the path of a log -> its data."""
+
+    def run(layout: Parallel, sparse: SparseOptim, folder: str) -> Run:
+        return retrieval.run_on(data(f"{folder}/log.txt"), config, layout, sparse)
+
+    return Proved(run=run, plain=retrieval.plain_with_tables, ranked=True, axes=axes)
+
+
+def write_data(folder: Path) -> str:
+    """What the runs of all rows read."""
+    write_rows(str(folder / "rows.parquet"))
+    retrieval.write_log(str(folder / "log.txt"))
+    return str(folder)
+
+
+PROVED: dict[str, Proved] = {
+    "pooled": of_rows(Blocks(dim=16), loss=squared_entropy),
+    "din": of_rows(DIN(dim=16, history="seen", candidate="item", attention=(8,), top=(16,)), axes=("data",)),
+    "sasrec": of_catalogue(retrieval.MODELS["sasrec"]),
+    "hstu": of_catalogue(retrieval.MODELS["hstu"]),
+}
