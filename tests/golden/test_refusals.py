@@ -3,21 +3,27 @@
 python -m tests.golden.test_refusals     # writes the table into docs/layouts.md anew
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import rtrain
 from recipes import bpr_movielens, dlrm_movielens, gpt_stdlib, sasrec_movielens, two_tower_movielens
 from rtrain.errors import ConfigError
-from rtrain.mesh import lay_out
+from rtrain.mesh import Parallel, lay_out
 from rtrain.parity import name_of, world_of
 from rtrain.run import Run
+from rtrain.schema import IdList
 from rtrain.training.agreement import refuse
+from tests.parallel.users_history import Historian
+from tests.parallel.worlds import SCHEMA, tiny
 
 DOC = Path(__file__).parents[2] / "docs" / "layouts.md"
 BEGIN, END = "<!-- written by python -m tests.golden.test_refusals -->\n", "<!-- end -->"
 GPT = rtrain.override(gpt_stdlib.debug(), {"model.layers": 4})
 SASREC, DLRM = sasrec_movielens.debug(), dlrm_movielens.debug()
+ANY_LENGTH = replace(SCHEMA, features=(*SCHEMA.features[:-1], IdList(name="seen", rows=71, table="item")))
+HISTORIAN = tiny("not read", Parallel(), rtrain.SGD(), config=Historian(dim=16), schema=ANY_LENGTH)
 PIPELINE = {"parallel.pipeline": 2, "parallel.microbatches": 2}
 REFUSED: tuple[tuple[Run, dict[str, Any]], ...] = (
     (DLRM, {"parallel.tensor": 2}),
@@ -31,6 +37,7 @@ REFUSED: tuple[tuple[Run, dict[str, Any]], ...] = (
     (GPT, {"parallel.pipeline": 2, "parallel.microbatches": 3, "parallel.schedule": "interleaved_1f1b"}),
     (GPT, {**PIPELINE, "parallel.schedule": "zbv_zero_bubble", "parallel.zero_stage": 3}),
     (GPT, {**PIPELINE, "model.tied": True}),
+    (HISTORIAN, {"parallel.tensor": 2}),
     (two_tower_movielens.debug(), {"parallel.microbatches": 2}),
     (GPT, {"global_batch": 4, "parallel.microbatches": 8}),
     (GPT, {"global_batch": 1, "parallel.data": 2}),

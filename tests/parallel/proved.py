@@ -20,6 +20,7 @@ from rtrain.run import Run
 from rtrain.schema import Schema
 from tests.parallel import test_retrieval as retrieval
 from tests.parallel.plain import Control, RowsLoss, cross_entropy, plain_rows, squared_entropy
+from tests.parallel.users_history import Historian
 from tests.parallel.users_model import Blocks
 from tests.parallel.worlds import SCHEMA, tiny, write_rows
 
@@ -40,7 +41,7 @@ class Proved:
     ranked: bool
     """Whether the catalogue is ranked too, beside a loop over its users."""
     axes: tuple[str, ...]
-    """Along which it is cut; rtrain must refuse it the others."""
+    """Along which it is cut; rtrain must refuse it the others (of one piece, such as DIN's, there are no stages)."""
 
     def takes(self, layout: Parallel) -> bool:
         return all(getattr(layout, axis) == 1 or axis in self.axes for axis in ("tensor", "pipeline"))
@@ -84,6 +85,7 @@ def write_data(folder: Path) -> str:
 
 PROVED: dict[str, Proved] = {
     "pooled": of_rows(Blocks(dim=16), loss=squared_entropy),
+    "history": of_rows(Historian(dim=16), loss=squared_entropy),
     "din": of_rows(DIN(dim=16, history="seen", candidate="item", attention=(8,), top=(16,)), axes=("data",)),
     "sasrec": of_catalogue(retrieval.MODELS["sasrec"]),
     "hstu": of_catalogue(retrieval.MODELS["hstu"]),
