@@ -86,7 +86,7 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptim:
-    """What the fused table optimizers share; touched rows only are updated."""
+    """What the fused table optimizers share; but for `l2`, only touched rows are updated."""
 
     lr: float = 0.02
     """Learning rate after warm-up."""
@@ -94,9 +94,14 @@ class SparseOptim:
     """Factor on the learning rate over the run."""
     clip_with_dense: bool = False
     """Whether the tables' gradients are scaled by the factor that `optim.clip_norm` scales the dense ones by."""
+    l2: float = 0.0
+    """Pull to 0 on every row of every table in every step, read or not, beside the gradient of the mean loss: l2 / 2 x
+    the squares of the weights are added to it. As a Gaussian prior of standard deviation s it is 1 / (s^2 x training
+    rows). Rows are caught up when they are read, evaluated or stored (`rtrain.parallel.shrinkage`)."""
 
     def __post_init__(self) -> None:
         _positive("sparse_optim.lr", self.lr)
+        _not_negative("sparse_optim.l2", self.l2)
 
 
 @dataclass(frozen=True, kw_only=True)

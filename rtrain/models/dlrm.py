@@ -21,7 +21,9 @@ class DLRM(RankingConfig):
     bottom: tuple[int, ...] = (64,)
     """Hidden sizes of the MLP that projects the dense features to `dim`."""
     top: tuple[int, ...] = (64, 32)
-    """Hidden sizes of the MLP that turns the interactions into a logit."""
+    """Hidden sizes of the MLP that turns the interactions into a logit; none: a weighted sum."""
+    first_order: bool = False
+    """Whether column 0 of each table row is a weight that is added to the logit, the others its vector."""
     dropout: float = 0.0
     """Dropout after each hidden layer of the top MLP."""
 
@@ -43,16 +45,20 @@ class DLRMTower(nn.Module):
 
     def __init__(self, config: DLRM, *, dense: int, vectors: int):
         super().__init__()
-        self.bottom = mlp((dense, *config.bottom, config.dim))
+        self.first_order = config.first_order
+        latent = config.dim - config.first_order
+        self.bottom = mlp((dense, *config.bottom, latent))
         self.vectors = vectors
         self.interaction = DotInteraction(vectors + 1)
         pairs = (vectors + 1) * vectors // 2
-        self.top = mlp((config.dim + pairs, *config.top, 1), dropout=config.dropout, last_linear=True)
+        self.top = mlp((latent + pairs, *config.top, 1), dropout=config.dropout, last_linear=True)
 
     def forward(self, dense_BD: Tensor, vectors_BV: Tensor) -> Tensor:
         """Logits [B]."""
         projected_BE = self.bottom(dense_BD)
         embeddings_BFE = vectors_BV.unflatten(1, (self.vectors, -1))
+        first_B = embeddings_BFE[:, :, 0].sum(1) if self.first_order else 0.0
+        embeddings_BFE = embeddings_BFE[:, :, 1:] if self.first_order else embeddings_BFE
         pairs = self.interaction(torch.cat([projected_BE.unsqueeze(1), embeddings_BFE], dim=1))
         logits: Tensor = self.top(torch.cat([projected_BE, pairs], dim=1)).squeeze(1)
-        return logits
+        return logits + first_B

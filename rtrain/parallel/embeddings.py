@@ -31,6 +31,7 @@ from rtrain.nn.tables import Table, initial_rows
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.chunks import Chunk, ReadChunk, state_name, weight_name
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
+from rtrain.parallel.shrinkage import Shrinkage
 from rtrain.rounding import ceil_div
 from rtrain.schema import NONE, Jagged
 
@@ -204,6 +205,7 @@ class ShardedTables(nn.Module):
             init_data_parallel=False,
             data_parallel_wrapper=_NoDataParallel(),
         )
+        self.shrinkage = Shrinkage(self.sharded, optim) if optim.l2 else None
 
     def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
         """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
@@ -218,15 +220,24 @@ class ShardedTables(nn.Module):
                 group["lr"] = lr
             self.sharded.fused_optimizer.step()  # hands the rate to the kernels; the update itself is in backward
 
+    def stepped(self) -> None:
+        """The step is done: its backward has updated the rows that it read."""
+        if self.shrinkage:
+            self.shrinkage.stepped(self.lr)
+
     def initialise(self, seed: int) -> None:
         """Fill this rank's shards with the rows that `seed` gives at every layout."""
         for table, chunk in self._weights():
             (row, column), (rows, columns) = chunk.offsets, chunk.data.shape
             fresh = initial_rows(table, seed, row, row + rows)[:, column : column + columns]
             chunk.data.copy_(fresh)
+        if self.shrinkage:
+            self.shrinkage.begin()
 
     def chunks(self) -> Iterator[Chunk]:
         """This rank's share of weights and optimizer state; the tensors are views, not copies."""
+        if self.shrinkage:
+            self.shrinkage.catch_up()
         for _, chunk in self._weights():
             yield chunk
         yield from self._states()
@@ -235,6 +246,8 @@ class ShardedTables(nn.Module):
         """Fill this rank's share from `read`, whatever layout wrote it."""
         for chunk in self.chunks():
             chunk.data.copy_(read(chunk).reshape(chunk.data.shape))
+        if self.shrinkage:
+            self.shrinkage.begin()
 
     def _weights(self) -> Iterator[tuple[Table, Chunk]]:
         for key, tensor in self.sharded.state_dict().items():

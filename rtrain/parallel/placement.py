@@ -42,10 +42,11 @@ class TablePlacement:
 
 
 def state_bytes(optim: SparseOptim, shard: ShardPlacement) -> int:
-    """Bytes of fused optimizer state beside one shard's weights."""
+    """Bytes beside one shard's weights: the fused optimizer's, and with `l2` up to when each row is caught up."""
+    caught_up = shard.sizes[0] * 8 if optim.l2 else 0
     if isinstance(optim, Adagrad):
-        return shard.bytes
-    return shard.sizes[0] * 4 if isinstance(optim, RowWiseAdagrad) else 0
+        return shard.bytes + caught_up
+    return caught_up + (shard.sizes[0] * 4 if isinstance(optim, RowWiseAdagrad) else 0)
 
 
 def bytes_per_rank(

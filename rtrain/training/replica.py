@@ -135,6 +135,7 @@ class Replica:
             with watch.phase("backward"):
                 scale = 1.0 if norm is None else run.optim.clip_factor(norm)
                 self.carry.back(self._looked_up, self._leaves, scale=scale)
+                self.tables.stepped()
         self._looked_up, self._leaves = {}, {}
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:

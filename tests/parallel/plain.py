@@ -64,9 +64,11 @@ def descend(
     """The loss of each of the run's first global batches; the weights are changed in place, if it learns."""
     states = {name: torch.zeros_like(table) for name, table in tables.items()}
     adam = run.optim.build(dense) if dense else None
-    reader = run.data.open().reader("train", global_batch=run.global_batch, seed=run.seed, rank=0, world_size=1)
+    data = run.data.open()
+    total = run.total_steps(data.rows("train"))
+    reader = data.reader("train", global_batch=run.global_batch, seed=run.seed, rank=0, world_size=1)
     losses = []
-    for _, (batch, _cursor) in zip(range(steps), reader, strict=False):
+    for step, (batch, _cursor) in zip(range(steps), reader, strict=False):
         loss = loss_of(batch)
         losses.append(loss.item())
         if not learns:
@@ -82,7 +84,9 @@ def descend(
         for name, table in tables.items():
             assert table.grad is not None
             table.grad *= scale
-            table.data -= run.sparse_optim.lr * descent(run.sparse_optim, states[name], table.grad)
+            rate = run.sparse_optim.lr * run.sparse_optim.schedule.factor(step, total)
+            table.data -= rate * descent(run.sparse_optim, states[name], table.grad)
+            table.data *= torch.exp(-rate * run.sparse_optim.l2 / divisor(run.sparse_optim, states[name]))
     reader.close()
     return losses
 
@@ -93,7 +97,14 @@ def descent(optim: SparseOptim, state: Tensor, gradient: Tensor) -> Tensor:
         return gradient
     squared = gradient**2
     state += squared.mean(1, keepdim=True) if isinstance(optim, RowWiseAdagrad) else squared
-    return gradient / (state.sqrt() + optim.eps)  # type: ignore[attr-defined]
+    return gradient / divisor(optim, state)
+
+
+def divisor(optim: SparseOptim, state: Tensor) -> Tensor:
+    """What a table's optimizer divides the gradients of its rows by."""
+    if isinstance(optim, SGD):
+        return torch.ones_like(state)
+    return state.sqrt() + optim.eps  # type: ignore[attr-defined]
 
 
 def far(a: ArrayLike, b: ArrayLike) -> float:
