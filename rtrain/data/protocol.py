@@ -43,6 +43,7 @@ class Data(Protocol):
         Raises:
             DataError: it is not.
         """
+        return None
 
     def open(self) -> Samples[Any]:
         """The samples, checked and split.

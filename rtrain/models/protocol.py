@@ -83,3 +83,4 @@ class Model(Protocol):
         Raises:
             ConfigError: it cannot read them.
         """
+        return None
