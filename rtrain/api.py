@@ -99,12 +99,15 @@ def train(
     mesh = check(run)
     if leads:
         check_writable(run.storage)
-        refuse_shares(run, open_data(run), mesh)  # gets and checks the data before any worker starts
+        data = open_data(run)  # gets and checks the data before any worker starts
+        refuse_shares(run, data, mesh)
     done = None if fresh else finished(run, asked, say)
     if done is not None:
         return Result(run, done) if leads else None
     if leads and not fresh:
         refuse_another(run)
+    if leads:
+        data.refuse_leaks()
     with ExitStack() as stack:
         ended = place.run(Start(run, stack, fresh, callbacks, clock, say))
         if ended is None:

@@ -61,12 +61,17 @@ class Evaluation:
     slices: tuple[str, ...] = ()
     """Columns of the schema by whose values the metrics of the test split are told too, as `auc[gender=F]`: the 20 most
     frequent values of each, the others together."""
+    boosting_rows: int = 50_000
+    """Training rows, drawn by chance, of a baseline of gradient boosting on the same features; 0: none. It is left out
+    of data of more than 1,000,000 rows, and without scikit-learn."""
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"evaluation.patience: must be at least 1, or none, got {self.patience}")
         if self.batch < 1:
             raise ConfigError(f"evaluation.batch: must be at least 1, got {self.batch}")
+        if self.boosting_rows < 0:
+            raise ConfigError(f"evaluation.boosting_rows: must be at least 0, got {self.boosting_rows}")
 
     @classmethod
     def of_older(cls, stored: dict[str, Any]) -> dict[str, Any]:

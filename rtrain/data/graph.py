@@ -20,8 +20,9 @@ class Graph:
     """What every batch of it carries: the edges, and the rows of both tables, dealt to the batch's rows."""
 
     def __init__(self, user: Ids, item: Ids, *, users: int, items: int):
-        """`user`, `item`: the interactions of training, [edges], none twice; `users`, `items`: rows of the tables."""
+        """`user`, `item`: the interactions of training, [edges]; `users`, `items`: rows of the tables."""
         self.users, self.items = users, items
+        user, item = np.divmod(np.unique(user * items + item), items)  # what was had twice is one edge
         self.edges = adjacency(user, users + item, users + items)
         """float32 [N, N], see `adjacency`."""
 

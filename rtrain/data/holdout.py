@@ -6,7 +6,7 @@ Shape legend: N interactions, sorted by user and then by time.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ TRAIN, VALID, TEST = 0, 1, 2
 class Holdout(Protocol):
     """A way to part interactions."""
 
+    in_time: ClassVar[bool]
+    """Whether all that trains is older than all that validates, and that than all that tests."""
+
     def assign(self, feedback: Feedback) -> Codes:
         """TRAIN, VALID or TEST for each interaction, [N]."""
 
@@ -32,6 +35,8 @@ class Holdout(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class LeaveOneOut:
     """Each user's last interaction tests, the one before it validates; a user of fewer than three only trains."""
+
+    in_time: ClassVar[bool] = False
 
     def assign(self, feedback: Feedback) -> Codes:
         """[N]"""
@@ -44,6 +49,8 @@ class LeaveOneOut:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shares:
+    in_time: ClassVar[bool] = False
+
     valid: float = 0.1
     """Fraction that validates."""
     test: float = 0.1

@@ -12,11 +12,14 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from rtrain.data import sources
+from rtrain.data.baseline import Baseline
+from rtrain.data.boosted import boosted_of
 from rtrain.data.coded import Coded, coded
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import check_columns, encode
 from rtrain.data.holdout import Random
-from rtrain.data.means import of_means
+from rtrain.data.leakage import Leakage, refuse_later, refuse_shared_rows
+from rtrain.data.means import means_of
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
@@ -25,7 +28,6 @@ from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
-from rtrain.metrics.state import Scored, Valued
 from rtrain.schema import Batch, Dense, Feature, IdList, Schema
 
 MOST_ROWS = 1_000_000
@@ -36,9 +38,19 @@ class Dataset(Samples[Batch]):
     """Rows of Parquet files, typed by a schema."""
 
     split_field = "data.split"
-    baseline_name = "user and item means alone"
 
-    def __init__(self, rows: ParquetRows | Parted, schema: Schema, ranges: Ranges, *, window_rows: int, prefetch: int):
+    def __init__(
+        self,
+        rows: ParquetRows | Parted,
+        schema: Schema,
+        ranges: Ranges,
+        *,
+        window_rows: int,
+        prefetch: int,
+        leakage: Leakage,
+        in_time: bool,
+    ):
+        """`in_time`: whether all rows that train are older than all that validate, and those than all that test."""
         # What a cursor means depends on the rows, on where the splits part, and on what is shuffled together.
         start, stop = ranges["train"]
         counted = [rows.fingerprint(), ranges, window_rows if stop - start > window_rows else None]
@@ -46,14 +58,28 @@ class Dataset(Samples[Batch]):
         self.schema = schema
         self._rows = rows
         self._window_rows = window_rows
+        self._leakage, self._in_time = leakage, in_time
         self._whole = {self._blocks(split) for split in SPLITS}
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
         self._coded: dict[tuple[Split, tuple[str, ...]], Coded] = {}
 
-    def baseline(self, split: Split, metrics: object) -> Scored | Valued | None:
-        """As `rtrain.data.means.of_means`."""
-        return of_means(self, split)
+    def baselines(self, metrics: object, boosting_rows: int) -> tuple[Baseline, ...]:
+        """As `Samples`: means of user and item, of the item, and gradient boosting; of the first label."""
+        return (*means_of(self), *boosted_of(self, boosting_rows))
+
+    def refuse_leaks(self) -> None:
+        """As `Samples`; of a split by time no row is in two splits, for rows of one moment stay together."""
+        if self._leakage == "allow":
+            return
+        if not self._in_time:
+            return refuse_shared_rows(self._rows, self.ranges)
+        time, ends = self.schema.time, []
+        for split in SPLITS:
+            last = self.rows(split) - 1
+            first, latest = (self.raw(split, row, row + 1, [time])[time][0].as_py() for row in (0, last))
+            ends.append((split, first, latest))
+        refuse_later(ends, source=self._rows.uri)
 
     def raw(self, split: Split, start: int, stop: int, columns: list[str] | None = None) -> pa.Table:
         """Rows [start, stop) of the split as they are stored; none: all columns."""
@@ -141,6 +167,9 @@ class Interactions(Data):
     """Rows to train on, the last before validation; none, or more than there are: all."""
     window_rows: int = 1_000_000
     """Rows that are held in memory and shuffled together; a split that fits is shuffled fully and read once."""
+    leakage: Leakage = "refuse"
+    """refuse: a run does not start when two splits have a row in common, equal in all columns of the files; allow: it
+    does."""
     prefetch: int = 2
     """Batches that a thread keeps ready; 0: no thread."""
 
@@ -235,7 +264,15 @@ class Interactions(Data):
             raise DataError(f"{stored.uri}: the time column {self.schema.time!r} (schema.time) is missing{near}")
         rows, ranges = self.split.part(stored, self.schema.time)
         ranges["train"] = trained_on(ranges["train"], self.train_rows)
-        return Dataset(rows, self.schema, ranges, window_rows=self.window_rows, prefetch=self.prefetch)
+        return Dataset(
+            rows,
+            self.schema,
+            ranges,
+            window_rows=self.window_rows,
+            prefetch=self.prefetch,
+            leakage=self.leakage,
+            in_time=self.split.in_time,
+        )
 
 
 def _locate(source: str) -> str:

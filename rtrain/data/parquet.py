@@ -116,6 +116,11 @@ class ParquetRows:
         table = pa.concat_tables([t.select(wanted).replace_schema_metadata() for t in tables])
         return table.slice(start - groups[0].first_row, stop - start) if groups else table
 
+    def pieces(self) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+        """Every row group once: its rows with all columns, and their numbers."""
+        for group in self.row_groups:
+            yield self.read(group.first_row, group.stop), np.arange(group.first_row, group.stop)
+
     def file_rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """Number of each of the rows [start, stop) in its file, from 0."""
         groups = self.groups(start, stop)

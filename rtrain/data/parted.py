@@ -5,7 +5,7 @@ So everything that reads rows by number (the order of an epoch, a cursor, the le
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +72,18 @@ class Parted:
         place = self._place(start, stop)
         rows = [group.file_row + np.flatnonzero(self._codes(group) == code) for group, code in self._of[place]]
         return np.concatenate(rows)[start - self._firsts[place.start] :][: stop - start]
+
+    def pieces(self) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+        """Every stored row group once: its rows, and the number of each of them here."""
+        nexts = np.cumsum([0, *self.sizes])[:SPLITS]
+        for group in self._stored.row_groups:
+            codes = self._codes(group)
+            numbers = np.empty(len(codes), np.int64)
+            for code in range(SPLITS):
+                mine = np.flatnonzero(codes == code)
+                numbers[mine] = nexts[code] + np.arange(len(mine))
+                nexts[code] += len(mine)
+            yield self._stored.read(group.first_row, group.stop), numbers
 
     def _place(self, start: int, stop: int) -> slice:
         if not 0 <= start <= stop <= self.rows:

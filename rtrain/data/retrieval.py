@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
 from rtrain.data import sources
-from rtrain.data.feedback import Feedback, from_parquet, from_text
+from rtrain.data.feedback import from_parquet, from_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
+from rtrain.data.leakage import Leakage
 from rtrain.data.negatives import Negatives
 from rtrain.data.protocol import Data
 from rtrain.data.retrieval_batch import RetrievalBatch
@@ -72,6 +71,9 @@ class _Positives(Data):
     """How items that a user did not have are drawn."""
     train_rows: int | None = None
     """Samples to train on, the last ones; none, or more than there are: all."""
+    leakage: Leakage = "refuse"
+    """refuse: a run does not start when two splits have an interaction in common (user, item and time; of `Pairs`
+    without times user and item); allow: it does. The same item at another time is another interaction."""
     prefetch: int = 2
     """Batches that a thread keeps ready; 0: no thread."""
 
@@ -149,7 +151,6 @@ class _Positives(Data):
                 raise DataError(
                     f"{self.source}: {name} {wrong} is not one of data.{name}s={rows} (valid 0..{rows - 1}). {do}"
                 )
-        self._check_repeats(feedback)
         return RetrievalDataset(
             feedback,
             self.split.assign(feedback),
@@ -157,6 +158,9 @@ class _Positives(Data):
             longest=self.longest,
             train_rows=self.train_rows,
             prefetch=self.prefetch,
+            source=self.source,
+            leakage=self.leakage,
+            in_time=self.split.in_time,
             tables=(self.users, self.items) if self.graph else None,
             side={
                 of: {f"{of}_{name}": lists for name, lists in self.side[of].open(ids, rows=rows, of=of).items()}
@@ -164,9 +168,6 @@ class _Positives(Data):
                 if of in self.side
             },
         )
-
-    def _check_repeats(self, feedback: Feedback) -> None:
-        """Nothing by default: of histories a repeated item is a part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,17 +184,6 @@ class Pairs(_Positives):
         """Those that are given."""
         given = {"user": self.user_features, "item": self.item_features}
         return {of: side for of, side in given.items() if side is not None}
-
-    def _check_repeats(self, feedback: Feedback) -> None:
-        pair = feedback.user * self.items + feedback.item
-        order = np.argsort(pair, kind="stable")
-        twice = np.flatnonzero(np.diff(pair[order]) == 0)
-        if len(twice):
-            user, item = divmod(int(pair[order[twice[0]]]), self.items)
-            raise DataError(
-                f"{self.source}: user {user} has item {item} more than once ({len(twice)} rows repeat another), which "
-                "would leak from training into validation. Drop the repeated rows"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

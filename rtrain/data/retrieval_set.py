@@ -7,16 +7,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rtrain.data.baseline import Baseline
 from rtrain.data.columns import Lists
 from rtrain.data.feedback import Feedback
 from rtrain.data.graph import Graph
 from rtrain.data.holdout import TEST, TRAIN, VALID, Codes
+from rtrain.data.leakage import NAMES, Leakage, refuse_later, refuse_repeats
 from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.order import Order, Window
 from rtrain.data.reader import Whole
@@ -62,7 +65,6 @@ class RetrievalDataset(Samples[RetrievalBatch]):
     """Positive interactions, split, with their negatives."""
 
     split_field = "data.split"
-    baseline_name = "the most popular items"
 
     def __init__(
         self,
@@ -73,15 +75,20 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         longest: int | None,
         train_rows: int | None,
         prefetch: int,
+        source: str,
+        leakage: Leakage,
+        in_time: bool,
         tables: tuple[int, int] | None = None,
         side: Mapping[str, Mapping[str, Lists]] | None = None,
     ):
         """`codes`: the split of each interaction, [N]; `longest`: positions of a history, none for pairs.
 
         `tables`: rows of the users' and of the items' table, where batches are to carry the graph of training. `side`:
-        of "user" and "item", feature -> what it says of each id.
+        of "user" and "item", feature -> what it says of each id. `in_time`: whether all that trains is older than all
+        that validates, and that than all that tests.
         """
         self.feedback, self.codes, self.longest, self.side = feedback, codes, longest, side or {}
+        self._source, self._leakage, self._in_time = source, leakage, in_time
         self.users, self.starts = feedback.starts()
         self.catalogue = np.unique(feedback.item)
         """Every item that occurs, rising."""
@@ -90,12 +97,8 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             raise DataError("data.split: it leaves nothing to train on. Bring more data, or change data.split")
         self._kept: dict[tuple[int, bool], tuple[Lists, Lists]] = {}
         self._trained = self._lists(TRAIN, alone=True)[0].lengths
-        if negatives.count and self._trained.max() >= len(self.catalogue):
-            user = self.users[int(self._trained.argmax())]
-            raise DataError(
-                f"data.source: user {user} had all {len(self.catalogue)} items, so there is no negative to draw. "
-                "Drop that user, or set data.negatives.count to 0"
-            )
+        if negatives.count:
+            self._refuse_who_had_all()
         self.sampler = Sampler(negatives, self.catalogue, feedback.user[train], feedback.item[train])
         self.graph: Graph | None = None
         if tables is not None:
@@ -120,6 +123,25 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         for feature, lists in (pair for of in self.side.values() for pair in of.items()):
             counted.append([feature, *(hashlib.sha256(x.tobytes()).hexdigest() for x in (lists.values, lists.offsets))])
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
+
+    def refuse_leaks(self) -> None:
+        """As `Samples`."""
+        if self._leakage == "allow":
+            return
+        refuse_repeats(self.feedback, self.codes, source=self._source, pairs=self.longest is None)
+        if self._in_time:
+            times = [self.feedback.time[self.codes == code] for code in (TRAIN, VALID, TEST)]
+            ends = [(name, of.min(), of.max()) for name, of in zip(NAMES, times, strict=True)]
+            refuse_later(ends, source=self._source)
+
+    def _refuse_who_had_all(self) -> None:
+        lists = self._lists(TRAIN, alone=True)[0]
+        for at in np.flatnonzero(self._trained >= len(self.catalogue)):
+            if len(np.unique(lists.values[lists.offsets[at] : lists.offsets[at + 1]])) == len(self.catalogue):
+                raise DataError(
+                    f"data.source: user {self.users[at]} had all {len(self.catalogue)} items, so there is no negative "
+                    "to draw. Drop that user, or set data.negatives.count to 0"
+                )
 
     def _samples(self) -> dict[Split, Ids]:
         """What each sample stands for: an interaction (training on pairs), else a user's place."""
@@ -157,7 +179,11 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             batch = self._batch(nothing, Lists.of(local, np.ones(len(local), np.int64)), np.full(len(local), -1))
             yield replace(batch, global_rows=len(whole), items=local)
 
-    def baseline(self, split: Split, metrics: Sequence[Any]) -> Retrieved:
+    def baselines(self, metrics: Sequence[Any], boosting_rows: int) -> tuple[Baseline, ...]:
+        """As `Samples`: the most popular items."""
+        return (Baseline("the most popular items", partial(self._popular, metrics=metrics)),)
+
+    def _popular(self, split: Split, metrics: Sequence[Any]) -> Retrieved:
         """For every user the items that were had most often in training, less those that the user had."""
         tally = CatalogueTally(lambda vectors: vectors, Alone(), depth=max(metric.k for metric in metrics))
         for batch in self.scan(split, global_batch=len(self.catalogue), rank=0, world_size=1):

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Generic, get_args
 
+from rtrain.data.baseline import Baseline
 from rtrain.data.coded import Coded
 from rtrain.data.cursor import Cursor, check_batches
 from rtrain.data.order import Order, Window
@@ -22,8 +23,6 @@ class Samples(ABC, Generic[B]):
 
     split_field: ClassVar[str]
     """Where the config says how large each split is."""
-    baseline_name: ClassVar[str] = ""
-    """Of what `baseline` is, as a person reads it beside its metrics."""
 
     def __init__(self, ranges: Ranges, fingerprint: str, prefetch: int):
         self.ranges = ranges
@@ -79,9 +78,19 @@ class Samples(ABC, Generic[B]):
         )
         return (batch for batch, _ in shares)
 
-    def baseline(self, split: Split, metrics: Sequence[Any]) -> Any:
-        """What the least that a model must beat says of the split, as the metrics take it; none where there is none."""
-        return None
+    def baselines(self, metrics: Sequence[Any], boosting_rows: int) -> tuple[Baseline, ...]:
+        """What a model is held against, what it must beat at least first; none where there is nothing.
+
+        `metrics`: that will be asked of it; `boosting_rows`: as `Evaluation.boosting_rows`.
+        """
+        return ()
+
+    def refuse_leaks(self) -> None:
+        """Refuse data whose splits tell of each other; asked once a run, before anything is trained.
+
+        Raises:
+            DataError: a row that two splits have, or one that trains and is newer than one that tests.
+        """
 
     def refuse_columns(self, names: Sequence[str], asker: str) -> None:
         """Refuse columns that rows cannot be told apart by; `asker`: the setting that names them.

@@ -1,7 +1,7 @@
 """Train, validation and test rows, parted by time so that nothing of the future leaks into training."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,8 @@ class ByTime:
 
     The rows must be sorted by time. Rows of one moment stay together, in the later split.
     """
+
+    in_time: ClassVar[bool] = True
 
     valid: float = 0.1
     """Fraction of the rows that validate."""

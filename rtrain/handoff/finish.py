@@ -7,7 +7,8 @@ from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import RunFailed
-from rtrain.evaluation.baseline import of_baseline
+from rtrain.evaluation.baseline import of_baselines
+from rtrain.evaluation.rows import TEST_ROWS, TestRows
 from rtrain.export.formats import FORMATS
 from rtrain.handoff.served import SAME, compare_served
 from rtrain.launch.clock import WORKERS, Clock
@@ -33,8 +34,10 @@ def finish(
     """
     folder, commit = Folder(run.folder), commit_of()
     dataset = run.data.open()
-    baseline, baseline_valid = (of_baseline(run, dataset, split) for split in ("test", "valid"))
-    if baseline:
+    model = TestRows.read(folder.read(TEST_ROWS)) if folder.exists(TEST_ROWS) else {}
+    baselines = of_baselines(run, dataset, model)
+    first: Mapping[str, Any] = baselines[0] if baselines else {}
+    if baselines:
         clock.lap("baseline")
     exported = None
     if run.handoff.export:
@@ -58,10 +61,11 @@ def finish(
         "run": run.name,
         "test": outcome.test,
         "valid": outcome.valid,
-        "baseline_auc": baseline.get("auc") if baseline else None,
-        "baseline": baseline,
-        "baseline_valid": baseline_valid,
-        "baseline_name": dataset.baseline_name if baseline else None,
+        "baseline_auc": first.get("test", {}).get("auc"),
+        "baseline": first.get("test"),
+        "baseline_valid": first.get("valid"),
+        "baseline_name": first.get("name"),
+        "baselines": baselines,
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "monitor": monitor,

@@ -18,7 +18,7 @@ from rtrain.training.agreement import open_data
 # A resumed run may differ in these; anything else would make it another run.
 MAY_CHANGE = (
     "storage", "parallel", "cluster", "checkpoint", "evaluation", "faults", "tracking", "handoff",
-    "metrics", "log_every_steps", "duration", "data.prefetch",
+    "metrics", "log_every_steps", "duration", "data.prefetch", "data.leakage",
 )  # fmt: skip
 # And of these, a finished run has something to do again.
 GIVES_WORK = ("metrics", "handoff")

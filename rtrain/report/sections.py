@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rtrain.report.beside import beside, others_ahead
 from rtrain.report.facts import Facts, Missing, numbers, why
 from rtrain.report.words import (
     DASH,
@@ -44,6 +45,8 @@ def headline(facts: Facts) -> dict[str, Any]:
         pairs = [(spell_name(n), spell_metric(baseline[n]), spell_metric(test[n])) for n in ahead]
         said = ", ".join(f"{metric} ({theirs} against {ours})" for metric, theirs, ours in pairs)
         sentences.append(f"The baseline is better in {said}.")
+    if others := others_ahead(result, name):
+        sentences.append(others)
     served, said = _served(result)
     if said:
         sentences.append(said)
@@ -143,6 +146,7 @@ def metrics(facts: Facts) -> dict[str, Any]:
         "rows": rows,
         "has_baseline": bool(baseline),
         "baseline_name": _baseline_name(result),
+        "beside": beside(result),
         "best_step": spell_count(number(result.get("best_step"))),
     }
 

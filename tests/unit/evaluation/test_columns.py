@@ -16,7 +16,7 @@ from rtrain.data.coded import coded
 from rtrain.data.interactions import Dataset
 from rtrain.data.means import of_means
 from rtrain.errors import ConfigError
-from rtrain.evaluation.baseline import of_baseline
+from rtrain.evaluation.baseline import of_baselines
 from rtrain.evaluation.columns import Columns, slices_of
 from rtrain.evaluation.scoring import examine, measure, scan
 from rtrain.mesh import lay_out
@@ -80,11 +80,11 @@ def test_slices_and_groups_of_raw_columns_are_those_of_the_rows_themselves(run: 
         assert found.slices[f"{name}[user_id,timestamp][gender=M]"] == pytest.approx(of_men, abs=1e-12)
     assert found.values["gauc[user_id,timestamp]"] != found.values["gauc"]
 
-    means = of_means(data, "test")
+    means = of_means(data, "test", by=("user_id", "item_id"))
     assert isinstance(means, Scored)
-    baseline = of_baseline(run, data, "test")
-    assert baseline is not None and baseline["auc[gender=M]"] == pytest.approx(kept(AUC(), means, genders == "M"))
-    assert (of_baseline(run, data, "valid") or {}).keys() == found.values.keys(), "the curve's split has no slices"
+    first, *_ = of_baselines(run, data, {})
+    assert first["test"]["auc[gender=M]"] == pytest.approx(kept(AUC(), means, genders == "M"))
+    assert first["valid"].keys() == found.values.keys(), "the curve's split has no slices"
 
 
 class Held:

@@ -13,7 +13,7 @@ from scipy.special import expit, log_expit
 
 import rtrain
 from rtrain.data.interactions import Dataset, Interactions
-from rtrain.data.means import _numbered
+from rtrain.data.means import numbered
 from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Mesh, lay_out
 from rtrain.metrics import AUC, GAUC, NDCG, LogLoss
@@ -76,7 +76,7 @@ def test_users_that_the_vocabulary_lacks_are_ranked_each_for_themselves(
     metrics: tuple[Metric, ...] = (GAUC(), NDCG(k=5))
     found = measure(replica, iter(batches), metrics)
 
-    users = _numbered(data.raw("test", 0, data.rows("test"))["user_id"])  # as the baseline groups them
+    users = numbered(data.raw("test", 0, data.rows("test"))["user_id"])  # as the baseline groups them
     strangers = set(names.to_pylist()[-len(users) :]) - set(known)
     assert len(strangers) > 2
     logits = torch.cat([replica.outputs(batch) for batch in batches]).double().numpy()

@@ -52,7 +52,7 @@ from rtrain.metrics import (
     RecallAt,
     RPrecision,
 )  # fmt: skip
-from rtrain.metrics.baseline import DAMPING, UserItemBias
+from rtrain.metrics.baseline import DAMPING, Means
 from rtrain.metrics.state import Metric, Scored, evaluate
 
 METRICS: tuple[Metric, ...] = (
@@ -345,7 +345,7 @@ def test_the_baseline_is_ridge_regression_on_users_and_on_items(seed: int) -> No
     random = np.random.default_rng(seed)
     users, items = random.integers(0, 9, 200), random.integers(100, 130, 200)
     labels = (random.random(200) < 0.6).astype(np.float64)
-    bias = UserItemBias.fit(users, items, labels)
+    bias = Means.fit(labels, users, items)
     expected = np.full(200, labels.mean())
     for keys in (users, items):
         one_hot = (keys[:, None] == np.unique(keys)).astype(np.float64)
@@ -357,7 +357,7 @@ def test_the_baseline_is_ridge_regression_on_users_and_on_items(seed: int) -> No
 def test_the_baseline_gives_the_mean_for_strangers_and_stays_a_probability() -> None:
     users, items = np.array([1] * 400 + [2] * 400), np.array([5] * 400 + [6] * 400)
     labels = np.array([1.0] * 400 + [0.0] * 400)
-    bias = UserItemBias.fit(users, items, labels)
+    bias = Means.fit(labels, users, items)
     # A user and an item that both lean one way would add up to more than certainty.
     assert bias.predict(np.array([1, 2, 99]), np.array([5, 6, 99])).tolist() == [0.999, 0.001, 0.5]
     assert bias.predict(np.array([1]), np.array([99]))[0] == pytest.approx(0.5 + 200 / 410, abs=1e-12)

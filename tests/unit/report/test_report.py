@@ -57,6 +57,26 @@ def page_of(made):
     return Page((made.path / "report.html").read_text())
 
 
+def test_every_baseline_stands_beside_the_model(made):
+    sure, unsure = ({"low": 0.01, "high": 0.03, "excludes_0": True}, {"low": -0.02, "high": 0.01, "excludes_0": False})
+    made.change(
+        "result.json",
+        baselines=[
+            {"name": "two means", "test": {"auc": 0.7312, "ndcg@10": 0.7911, "auc[gender=F]": 0.7},
+             "intervals": {"auc": sure, "ndcg@10": unsure}},
+            {"name": "trees", "test": {"auc": 0.7634}, "intervals": {}},
+            {"name": "random order", "test": {"ndcg@10": 0.639}, "intervals": {}},
+        ],
+    )  # fmt: skip
+    page = page_of(made)
+    assert "A better AUC reaches: trees (0.7634)." in page.text("headline")
+    shown = page.text("metrics")
+    assert "metric model two means trees random order" in shown
+    assert "AUC 0.7534 0.7312 +0.0222 95 % [+0.0100, +0.0300], not 0 0.7634 -0.0100 \N{EN DASH} NDCG@10" in shown
+    assert "NDCG@10 0.7894 0.7911 -0.0017 95 % [-0.0200, +0.0100], may be 0 \N{EN DASH} 0.6390 +0.1504" in shown
+    assert "beside all baselines" in shown and "gender" not in shown.partition("beside all baselines")[2]
+
+
 def test_a_finished_run_shows_everything(made):
     page = page_of(made)
     assert [i for i in page.ids if i in SECTIONS] == list(SECTIONS)

@@ -40,6 +40,20 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_identical(tiny: Run) -> None:
     assert halves["test"] == whole["test"]
 
 
+def test_a_result_tells_of_every_baseline(tiny: Run) -> None:
+    result = train(rtrain.override(tiny, {"duration.steps": 20}))
+    means, of_item, boosting, chance = result["baselines"]
+    assert (means["name"], means["test"]) == (result["baseline_name"], result["baseline"])
+    assert set(boosting["test"]) == set(of_item["valid"]) == set(result["test"]) and set(chance["test"]) == {"ndcg@10"}
+    for baseline in (means, of_item, boosting):
+        for name, between in baseline["intervals"].items():
+            assert between["low"] < result["test"][name] - baseline["test"][name] < between["high"]
+    page = Path(result["report"]).read_text()
+    assert all(of["name"] in page for of in result["baselines"]) and "95 % [" in page
+    without = train(rtrain.override(tiny, {"name": "without", "duration.steps": 3, "evaluation.boosting_rows": 0}))
+    assert [of["name"] for of in without["baselines"]] == [of["name"] for of in (means, of_item, chance)]
+
+
 def test_another_seed_is_another_run(tiny: Run) -> None:
     short = rtrain.override(tiny, {"duration.steps": 3})
     train(short)

@@ -54,6 +54,9 @@ def test_a_job_finds_more_the_longer_it_trains(name: str, tmp_path: Path) -> Non
     assert 0 < result["test"]["ndcg@10"] < 1
     assert 0 < result["baseline"]["ndcg@10"] < 1 and result["baseline_name"] == "the most popular items"
     assert "NDCG@10" in Path(result["report"]).read_text()
+    (popular,) = result["baselines"]
+    between, gap = popular["intervals"]["ndcg@10"], result["test"]["ndcg@10"] - popular["test"]["ndcg@10"]
+    assert popular["test"] == result["baseline"] and between["low"] < gap < between["high"]
 
 
 @pytest.mark.parametrize("name", TRAINED)

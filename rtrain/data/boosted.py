@@ -1,0 +1,99 @@
+"""Gradient-boosted trees on a schema's features: what a model without tables makes of the same columns.
+
+scikit-learn's histogram trees with its defaults (after Ke et al., "LightGBM", NeurIPS 2017). Numbers are read as they
+are stored, ids of few values as categories, other ids as numbers, lists by their length alone.
+
+Shape legend: N rows, F features.
+"""
+
+from dataclasses import replace
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rtrain.data.baseline import Baseline
+from rtrain.data.means import numbered
+from rtrain.data.split import Split
+from rtrain.metrics.state import Scored, Valued
+from rtrain.schema import Dense, Feature, IdList
+
+MOST_ROWS = 1_000_000
+"""Rows of all splits beyond which it, which reads them whole, is left out."""
+MOST_CATEGORIES = 255
+"""That a histogram has bins for."""
+
+
+def boosted_of(dataset: Any, rows: int) -> tuple[Baseline, ...]:
+    """Trees of at most so many training rows, drawn by chance; 0: none. Nor any of more than `MOST_ROWS`, of a label
+    that rows may be without, and where scikit-learn is not installed.
+
+    `dataset`: a `rtrain.data.interactions.Dataset`.
+    """
+    every = sum(dataset.rows(split) for split in ("train", "valid", "test"))
+    if not rows or every > MOST_ROWS or dataset.schema.label.optional or find_spec("sklearn") is None:
+        return ()
+    trees = _Boosted(dataset, rows)
+    return (Baseline("gradient boosting on the same features", trees.says),)
+
+
+class _Boosted:
+    def __init__(self, dataset: Any, rows: int):
+        self.dataset, self.schema, self.rows = dataset, dataset.schema, rows
+
+    def says(self, split: Split) -> Scored | Valued | None:
+        """Of the split's rows; none where all labels of training are the same."""
+        if self._fitted is None:
+            return None
+        table = self._table(split)
+        labels = table[self.schema.label.name].cast(pa.float64()).to_numpy()
+        group = self.schema.group
+        users = numbered(table[group]) if group else np.zeros(len(labels), np.int64)
+        rows = np.array(self.dataset.numbers(split), np.int64)
+        inputs_NF = self._inputs(table)
+        if self.schema.predicts_numbers:
+            return Valued(self._fitted.predict(inputs_NF), labels, users, rows)
+        scored = Scored.of_probabilities(self._fitted.predict_proba(inputs_NF)[:, 1], labels, users)
+        return replace(scored, rows=rows)
+
+    @cached_property
+    def _fitted(self) -> Any:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+        table = self._table("train")
+        if len(table) > self.rows:
+            drawn = np.random.default_rng(0).choice(len(table), self.rows, replace=False)
+            table = table.take(pa.array(np.sort(drawn)))
+        labels = table[self.schema.label.name].cast(pa.float64()).to_numpy()
+        if len(np.unique(labels)) < 2:
+            return None
+        kind = HistGradientBoostingRegressor if self.schema.predicts_numbers else HistGradientBoostingClassifier
+        few = [_is_category(feature) for feature in self.schema.features]
+        return kind(categorical_features=few, random_state=0).fit(self._inputs(table), labels)
+
+    def _table(self, split: Split) -> pa.Table:
+        names = [f.name for f in self.schema.features] + [self.schema.label.name]
+        return self.dataset.raw(split, 0, self.dataset.rows(split), names)
+
+    def _inputs(self, table: pa.Table) -> NDArray[np.float64]:
+        """[N, F]; nan where there is nothing, or a word that is not known."""
+        return np.stack([_column(feature, table[feature.name]) for feature in self.schema.features], axis=1)
+
+
+def _is_category(feature: Feature) -> bool:
+    return not isinstance(feature, Dense | IdList) and feature.table_rows <= MOST_CATEGORIES
+
+
+def _column(feature: Feature, column: pa.ChunkedArray) -> NDArray[np.float64]:
+    if isinstance(feature, IdList):
+        found = pc.list_value_length(column)
+    elif not isinstance(feature, Dense) and feature.vocabulary:
+        found = pc.index_in(column.cast(pa.string()), value_set=pa.array(feature.vocabulary))
+    else:
+        found = column
+    values: NDArray[np.float64] = found.cast(pa.float64()).to_numpy()
+    return values
