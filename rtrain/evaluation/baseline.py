@@ -54,7 +54,7 @@ def of_baselines(run: Run, dataset: Samples[Any], model: Mapping[str, TestRows])
 
 def _values(run: Run, dataset: Samples[Any], split: Split, scored: Any) -> dict[str, float]:
     columns, metrics = Columns(dataset, split), run.metrics
-    scored = columns.baselines(scored)
+    scored = columns.told(scored)
     values = evaluate(metrics, [partial_of(metric, scored, columns) for metric in metrics])
     for one in slices_of(run.evaluation.slices if split == "test" else (), columns):
         part = one.of(scored, columns)
