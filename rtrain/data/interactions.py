@@ -38,6 +38,7 @@ class Dataset(Samples[Batch]):
     """Rows of Parquet files, typed by a schema."""
 
     split_field = "data.split"
+    inputs = ("dense",)
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from rtrain.data.leakage import NAMES, Leakage, refuse_later, refuse_repeats
 from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.order import Order, Window
 from rtrain.data.reader import Whole
-from rtrain.data.retrieval_batch import Ids, RetrievalBatch
+from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
 from rtrain.data.samples import Samples
 from rtrain.data.side import looked_up
 from rtrain.data.split import Ranges, Split, trained_on
@@ -123,6 +123,9 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         for feature, lists in (pair for of in self.side.values() for pair in of.items()):
             counted.append([feature, *(hashlib.sha256(x.tobytes()).hexdigest() for x in (lists.values, lists.offsets))])
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
+        beside = ("times",) if longest is not None else ()
+        known = (*beside, *map(places, self.side.get("item", {})))
+        self.inputs = ("graph", "user", "item") if self.graph else known
 
     def refuse_leaks(self) -> None:
         """As `Samples`."""

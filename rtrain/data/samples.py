@@ -23,6 +23,8 @@ class Samples(ABC, Generic[B]):
 
     split_field: ClassVar[str]
     """Where the config says how large each split is."""
+    inputs: tuple[str, ...] | None = None
+    """Names of its batches' `inputs`, what a model's pieces may take beside looked-up vectors; none: not told here."""
 
     def __init__(self, ranges: Ranges, fingerprint: str, prefetch: int):
         self.ranges = ranges

@@ -184,6 +184,7 @@ class TokenDataset(Samples[TokenBatch]):
     """Sequences of token shards, split by position."""
 
     split_field = "data"
+    inputs = ("tokens",)
 
     def __init__(self, shards: Shards, valid: float, test: float, prefetch: int, train_rows: int | None = None):
         self.shards = shards

@@ -7,10 +7,13 @@ never a mean of means.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rtrain.errors import ConfigError
 
 Floats = NDArray[np.float64]
 
@@ -219,9 +222,20 @@ class Weighable(Protocol):
 
 
 def takes(metric: Metric, kind: type) -> bool:
-    """Whether the metric measures what a model of that kind gives: by the annotation of its `partial`."""
-    hint = get_type_hints(type(metric).partial)["scored"]
-    return kind in (get_args(hint) or (hint,))
+    """Whether the metric measures what a model of that kind gives: by the annotation of what its `partial` takes.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    partial = type(metric).partial
+    hints = get_type_hints(partial)
+    taken = [hints[name] for name in list(signature(partial).parameters)[1:2] if name in hints]
+    if not taken:
+        raise ConfigError(
+            f"metrics: {type(metric).__name__}.partial does not say what it measures. Annotate its argument, such as "
+            "partial(self, scored: Scored)"
+        )
+    return kind in (get_args(taken[0]) or (taken[0],))
 
 
 def group_columns(metric: Metric) -> tuple[str, ...]:

@@ -115,7 +115,7 @@ class Decoder(Model):
     def pieces(self) -> tuple[Piece, ...]:
         """Embedding, blocks, head: the order of a pipeline."""
         cuts: dict[str, Cut] = {"mlp.w_gate.weight": "column", "mlp.w_up.weight": "column"}
-        for end in ("weight", "bias"):
+        for end in ("weight", "bias") if self.qkv_bias else ("weight",):
             cuts |= {f"attention.wq.{end}": "column", f"attention.wk.{end}": "kv", f"attention.wv.{end}": "kv"}
         cuts |= {"attention.wo.weight": "row", "mlp.w_down.weight": "row"}
         projections = self.dim * self.dim * 2 + self.dim * (self.dim // self.heads) * self.kv * 2

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rtrain.errors import ConfigError
+
 Fill = Callable[[Tensor, torch.Generator], Tensor]
 """Fills a fresh tensor, and gives it back."""
 Cut = Literal["column", "kv", "row", "vocab", "replicated"]
@@ -65,6 +67,11 @@ def chain(
 ) -> Any:
     """What the last of consecutive pieces gives: each takes what the one before gave, and its `takes` of `named`."""
     for module, names in zip(modules, takes, strict=True):
+        if missing := [name for name in names if name not in named]:
+            raise ConfigError(
+                f"a piece ({type(module).__name__}) takes {', '.join(map(repr, missing))}, which neither batches nor "
+                f"tables give. They give {', '.join(named) or 'nothing'}"
+            )
         given = module(*(given if isinstance(given, tuple) else (given,)), *(named[name] for name in names))
     return given
 

@@ -3,6 +3,7 @@
 Light to import: configs and plans need no torchrec, which takes seconds to load (see `nn.bags`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,13 @@ def sequence(feature: str) -> str:
 def mask(feature: str) -> str:
     """Name of where they are real, bool [B, T]."""
     return f"mask.{feature}"
+
+
+def names_given(tables: "Sequence[Table]") -> tuple[str, ...]:
+    """All names that a lookup in these tables gives; none without tables."""
+    sequences = [f for table in tables for f in table.sequences]
+    found = [name for f in sequences for name in (sequence(f), mask(f))]
+    return (VECTORS, *found) if tables else ()
 
 
 Pooling = Literal["mean", "sum"]

@@ -14,7 +14,7 @@ class BareTower:
     def __init__(self, module: nn.Module):
         self.module = self.bare = module
         self.grad_norm: float | None = None
-        self.skipped = False
+        self.left_out = self.skipped = False
 
     def backward(self, loss: Tensor) -> None:
         """Gradients go to the vectors alone."""

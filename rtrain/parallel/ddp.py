@@ -38,7 +38,7 @@ class ReplicatedTower:
         self.optim = optim
         self.optimizer = optim.build(self.bare.parameters())
         self.grad_norm: float | None = None
-        self.skipped = False
+        self.left_out = self.skipped = False
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, averaged over ranks as they come."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
-from rtrain.errors import ConfigError
+from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel
+from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
 from rtrain.optim import RowWiseAdagrad, SparseOptim
-from rtrain.parallel.stage import shapes
+from rtrain.parallel.stage import shaped, shapes
 from rtrain.rounding import ceil_div
 
 
@@ -38,6 +39,9 @@ def reasons_against(
                 f"parallel.{axis}: {degree}, but {model} has no {axis}-parallel plan. Set parallel.{axis} to 1{anyway}"
             )
     yield from blueprint.against(parallel, mesh)
+    if mesh.tensor > 1:
+        for piece in blueprint.pieces:
+            yield from _against_cuts(piece, mesh.tensor, model)
     if blueprint.tables:
         yield from _against_columns(parallel, optim, blueprint.tables, mesh.world_size)
         if optim.clip_with_dense and not any(map(shapes, blueprint.pieces)):
@@ -65,6 +69,35 @@ def reasons_against(
                 f"parallel.pipeline: {mesh.pipeline} ranks with schedule {parallel.schedule!r} make {stages} stages, "
                 f"but {model} has {len(blueprint.pieces)} pieces. Lower parallel.pipeline, or give it more layers"
             )
+
+
+def _against_cuts(piece: Piece, ranks: int, model: str) -> Iterator[str]:
+    """A name that the piece does not have would leave a weight whole or a sum undone: another model, without a word."""
+    module, here = shaped(piece), f"model {model}: its piece {piece.name!r}"
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    for name, cut in piece.cuts.items():
+        if name not in weights:
+            near = did_you_mean(name, weights) or f". It has {', '.join(weights) or 'none'}"
+            yield f"{here} cuts {name!r}, a weight that it does not have{near}"
+            continue
+        dim = piece.cut_dim(name, ranks)
+        if dim is not None and weights[name].shape[dim] % ranks:
+            size = weights[name].shape[dim]
+            yield (
+                f"parallel.tensor: {ranks} does not divide dim {dim} of {piece.name}.{name}, {size}, which is cut by "
+                f"{cut!r}. Choose a degree that does"
+            )
+    modules = dict(module.named_modules())
+    for field in ("kv", "enter", "leave", "norms"):
+        for name in getattr(piece, field):
+            if name not in modules:
+                near = did_you_mean(name, modules) or f". It has {', '.join(n for n in modules if n) or 'none'}"
+                yield f"{here} names {name!r} in {field}, a module that it does not have{near}"
+    if piece.leave and not {"row", "vocab"} & set(piece.cuts.values()):
+        yield (
+            f"{here} sums what {piece.leave[0]!r} gives over the tensor ranks, but no weight of it is cut by 'row' or "
+            "'vocab': the sum would be of whole outputs. Cut one, or leave `leave` out"
+        )
 
 
 def _against_carrying(parallel: Parallel, mesh: Mesh, blueprint: Blueprint, model: str) -> Iterator[str]:

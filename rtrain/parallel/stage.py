@@ -85,7 +85,7 @@ def build_stages(
     for s, pieces in enumerate(stages):
         built = []
         for p, piece in enumerate(pieces):
-            module = drawn(piece, seed, first=first).to(device) if piece.fill is None else _shaped(piece)
+            module = drawn(piece, seed, first=first).to(device) if piece.fill is None else shaped(piece)
             for name, parameter in list(module.named_parameters()):
                 owner, _, leaf = name.rpartition(".")
                 shared = piece.shared.get(name)
@@ -115,7 +115,8 @@ class _NothingDrawn(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _shaped(piece: Piece) -> nn.Module:
+def shaped(piece: Piece) -> nn.Module:
+    """The piece's module with shapes alone; no weights are made."""
     with torch.device("meta"), _NothingDrawn():
         return piece.build()
 
@@ -156,5 +157,5 @@ def parameters_of_ranks(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh)
 
 def shapes(piece: Piece) -> dict[str, tuple[int, ...]]:
     """Parameter inside the piece -> shape of the whole of it; no weights are made. Without what it shares."""
-    named = _shaped(piece).named_parameters()
+    named = shaped(piece).named_parameters()
     return {name: tuple(weight.shape) for name, weight in named if name not in piece.shared}

@@ -27,9 +27,11 @@ class Tower(Protocol):
     """What to call inside `accumulate`."""
     grad_norm: float | None
     """Global norm of the last step's gradients before clipping; none where nothing computed it."""
+    left_out: bool
+    """Whether the last step was left out, because its gradients were not finite: the same on all ranks. Who leaves none
+    out has them in weights and loss."""
     skipped: bool
-    """Whether some step was left out, because its gradients were not finite; who leaves none out has them in weights
-    and loss."""
+    """Whether some step was."""
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss` (this rank's rows, scaled so that the mean over data ranks is the batch's loss)."""

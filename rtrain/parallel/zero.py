@@ -126,7 +126,7 @@ class ZeroTower:
             self._initialise(stage, optim, groups, elements, rows_per_microbatch)
         self.module: nn.Module = self.engine
         self.grad_norm: float | None = None
-        self.skipped = False
+        self.left_out = self.skipped = False
 
     def _initialise(self, stage: int, optim: AdamW, groups: Groups, elements: int, rows_per_microbatch: int) -> None:
         within = groups.mesh.tensor * groups.mesh.pipeline > 1
@@ -179,7 +179,8 @@ class ZeroTower:
         if self.stage == 0 and self.clip_norm:
             norm = clip_global_norm(self.bare, self.places, self.group_of, self.clip_norm)
         self.engine.step()
-        self.skipped = self.skipped or getattr(self.engine.optimizer, "overflow", False)
+        self.left_out = bool(getattr(self.engine.optimizer, "overflow", False))  # agreed on by all ranks of the mesh
+        self.skipped = self.skipped or self.left_out
         if self.stage:
             norm = self.engine.get_global_grad_norm()
         self.grad_norm = None if norm is None else float(norm)

@@ -4,10 +4,11 @@ from typing import Any
 
 from rtrain.data.cursor import batches_per_epoch
 from rtrain.data.samples import SPLITS, Samples
-from rtrain.errors import ConfigError
+from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Mesh
 from rtrain.metrics.state import group_columns
 from rtrain.models.protocol import Model
+from rtrain.nn.tables import names_given
 from rtrain.parallel import legal
 from rtrain.run import Run
 
@@ -52,6 +53,22 @@ def refuse_shares(run: Run, data: Samples[Any], mesh: Mesh) -> None:
             )
 
 
+def _refuse_names(run: Run, inputs: tuple[str, ...] | None) -> None:
+    """Refuse a piece that takes what nothing gives."""
+    if inputs is None:
+        return
+    blueprint = run.blueprint
+    given = (*inputs, *names_given(blueprint.tables))
+    for piece in blueprint.pieces:
+        for name in piece.takes:
+            if name not in given:
+                near = did_you_mean(name, given) or f". They give {', '.join(given) or 'nothing'}"
+                raise ConfigError(
+                    f"model {type(run.model).__name__}: its piece {piece.name!r} takes {name!r}, which neither batches "
+                    f"nor tables give{near}"
+                )
+
+
 def open_data(run: Run) -> Samples[Any]:
     """The run's data, opened and checked against its model.
 
@@ -62,6 +79,7 @@ def open_data(run: Run) -> Samples[Any]:
     data: Samples[Any] = run.data.open()
     model: Model = run.model
     model.check(data)
+    _refuse_names(run, data.inputs)
     for metric in run.metrics:
         if group_columns(metric):
             data.refuse_columns(group_columns(metric), f"metrics: {metric.name}")

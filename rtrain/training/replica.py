@@ -125,12 +125,9 @@ class Replica:
         """What the gradients say goes into tables and dense part, at the rates of `step`."""
         assert self.tower is not None, "built with training=False"
         run = self.run
-        skipped_before = self.skipped
         with watch.phase("optimizer"):
             self.tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
-        # Of data ranks all leave a step out or none; tensor ranks and stages may differ, and the lookup is of all.
-        left_out = self.skipped and not skipped_before and self.mesh.tensor * self.mesh.pipeline == 1
-        if self.tables is not None and not left_out:
+        if self.tables is not None and not self.tower.left_out:
             norm = self.tower.grad_norm if run.sparse_optim.clip_with_dense else None
             with watch.phase("backward"):
                 scale = 1.0 if norm is None else run.optim.clip_factor(norm)
@@ -184,7 +181,7 @@ class Replica:
         return self.tables(self.carry.share(batch.ids), longest) if self.tables is not None else {}
 
     def _named(self, batch: Any, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What this rank's stages take."""
+        """What this rank's stages take of what there is on it."""
         return {name: x for name, x in {**batch.inputs, **vectors}.items() if name in self.takes}
 
     def _loss(self, outputs: Any, target: Tensor) -> Tensor:

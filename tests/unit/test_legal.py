@@ -178,3 +178,32 @@ def test_heads_that_neither_divide_nor_are_replicated_evenly() -> None:
     parallel = Parallel(tensor=6)
     with pytest.raises(ConfigError, match="6 ranks and 4 key-value heads"):
         refuse_dense(parallel, lay_out(parallel, 6), model, context=30)
+
+
+LINEAR = {"weight": "column", "bias": "column"}
+WRONG_CUTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"cuts": {"wieght": "column"}},
+        "model Mine: its piece 'block' cuts 'wieght', a weight that it does not have;",
+    ),
+    ({"cuts": {"up.weight": "row"}, "leave": ("",)}, "cuts 'up.weight', a weight that it does not have; did you mean"),
+    ({"cuts": LINEAR, "enter": ("inner",)}, "names 'inner' in enter, a module that it does not have. It has none"),
+    ({"cuts": LINEAR, "norms": ("norm",)}, "names 'norm' in norms, a module that it does not have"),
+    ({"cuts": LINEAR, "leave": ("",)}, "sums what '' gives over the tensor ranks, but no weight of it is cut by 'row'"),
+    ({"cuts": {"weight": "row"}, "leave": ("",)}, "2 does not divide dim 1 of block.weight, 5, which is cut by 'row'"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), WRONG_CUTS)
+def test_a_cut_that_would_silently_train_another_model(fields: dict[str, Any], message: str) -> None:
+    piece = Piece(name="block", build=lambda: nn.Linear(5, 4), cost=1.0, **fields)
+    blueprint = Blueprint(pieces=(piece,), objective=Pointwise())
+    with pytest.raises(ConfigError) as caught:
+        refuse(Parallel(tensor=2), Mesh(1, 1, 2), blueprint, SGD(), global_batch=8, model="Mine")
+    assert message in str(caught.value)
+
+
+def test_cuts_that_fit_are_no_reason() -> None:
+    piece = Piece(name="block", build=lambda: nn.Linear(5, 4), cost=1.0, cuts=LINEAR, enter=("",))
+    blueprint = Blueprint(pieces=(piece,), objective=Pointwise())
+    refuse(Parallel(tensor=2), Mesh(1, 1, 2), blueprint, SGD(), global_batch=8, model="Mine")

@@ -1,0 +1,77 @@
+"""Steps whose gradients are no numbers though the loss is one: ZeRO leaves each of them out, and so do the tables."""
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rtrain.mesh import Parallel
+from rtrain.objectives.pointwise import Pointwise
+from rtrain.optim import SGD
+from rtrain.parity import name_of
+from rtrain.schema import Schema
+from rtrain.training.replica import Replica
+from tests.parallel.users_model import Blocks
+from tests.parallel.worlds import in_world, tiny, train, whole_tables, write_rows
+
+LAYOUTS = (
+    Parallel(data=2, zero_stage=1),
+    Parallel(data=2, zero_stage=3, embeddings="row_wise"),
+    Parallel(data=1, tensor=2, zero_stage=2, embeddings="row_wise"),
+    Parallel(data=1, pipeline=2, microbatches=2, zero_stage=1, embeddings="table_wise"),
+    Parallel(data=1, pipeline=2, microbatches=2, zero_stage=3),
+)
+BROKEN = (3, 4, 7)
+now = 0
+
+
+class Breaking(Pointwise):
+    """In some steps the gradient of the last rank's rows alone is no number: a square root's at 0."""
+
+    def row_losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        losses = super().row_losses(logits, labels)
+        here = now in BROKEN and dist.get_rank() == dist.get_world_size() - 1
+        return losses + (0 * logits).sqrt() if here else losses
+
+
+class Broken(Blocks):
+    def objective(self, schema: Schema) -> Pointwise:
+        return Breaking()
+
+
+def steps(source: str) -> dict[str, tuple[list[int], list[float]]]:
+    """The steps at which the tables stayed as they were, and the losses."""
+    global now
+    found = {}
+    for layout in LAYOUTS:
+        before: list[dict[str, list[list[float]]]] = []
+
+        def look(step: int, replica: Replica, before: list[dict[str, list[list[float]]]] = before) -> None:
+            global now
+            now = step
+            before.append(whole_tables(replica))
+
+        run = tiny(source, layout, SGD(lr=0.5), config=Broken(dim=16))
+        losses = train(run, before_step=look)
+        still = [step for step, (a, b) in enumerate(pairwise(before)) if a == b]
+        assert all(torch.tensor(rows).isfinite().all() for rows in before[-1].values())
+        found[name_of(layout)] = still, losses
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[int], list[float]]]:
+    source: Path = tmp_path_factory.mktemp("rows") / "rows.parquet"
+    write_rows(str(source))
+    return in_world(2, steps, str(source))[0]
+
+
+@pytest.mark.parametrize("layout", map(name_of, LAYOUTS))
+def test_tables_leave_out_what_zero_leaves_out(found: dict[str, tuple[list[int], list[float]]], layout: str) -> None:
+    still, losses = found[layout]
+    assert still == list(BROKEN)
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]
