@@ -31,7 +31,7 @@ from rtrain.data.reader import Whole
 from rtrain.data.samples import Samples
 from rtrain.data.split import Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
-from rtrain.objectives.next_token import IGNORED
+from rtrain.objectives.ranks import IGNORED
 
 FORMAT = 1
 HEAD = "tokens.json"

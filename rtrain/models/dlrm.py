@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rtrain.errors import ConfigError
 from rtrain.models.ranking import RankingConfig, check_dropout, check_sizes
 from rtrain.nn.interaction import DotInteraction, mlp
+from rtrain.nn.tables import Table, first_order
 from rtrain.schema import Schema
 
 
@@ -23,7 +24,7 @@ class DLRM(RankingConfig):
     top: tuple[int, ...] = (64, 32)
     """Hidden sizes of the MLP that turns the interactions into a logit; none: a weighted sum."""
     first_order: bool = False
-    """Whether column 0 of each table row is a weight that is added to the logit, the others its vector."""
+    """Whether each id has a weight too, which is added to the logit: what it says by itself."""
     dropout: float = 0.0
     """Dropout after each hidden layer of the top MLP."""
 
@@ -31,6 +32,19 @@ class DLRM(RankingConfig):
         super().__post_init__()
         check_sizes(bottom=self.bottom, top=self.top)
         check_dropout(self.dropout)
+
+    def table_list(self, schema: Schema) -> tuple[Table, ...]:
+        """See `RankingConfig`; those of the ids' own weights come last.
+
+        Raises:
+            ConfigError: as there, or the schema has a table of such a name already.
+        """
+        tables = super().table_list(schema)
+        beside = tuple(first_order(table) for table in tables) if self.first_order else ()
+        for table in beside:
+            if table.name in schema.tables:
+                raise ConfigError(f"model.first_order: the schema has a table {table.name!r} already. Rename it")
+        return tables + beside
 
     def dense_part(self, schema: Schema) -> nn.Module:
         """The bottom MLP, the interaction and the top MLP."""
@@ -41,24 +55,20 @@ class DLRM(RankingConfig):
 
 
 class DLRMTower(nn.Module):
-    """(dense [B, D], vectors [B, F * E]) -> logits [B]."""
+    """(dense [B, D], vectors [B, F * E], of first order [B, F * 4]) -> logits [B]."""
 
     def __init__(self, config: DLRM, *, dense: int, vectors: int):
         super().__init__()
-        self.first_order = config.first_order
-        latent = config.dim - config.first_order
-        self.bottom = mlp((dense, *config.bottom, latent))
+        self.bottom = mlp((dense, *config.bottom, config.dim))
         self.vectors = vectors
         self.interaction = DotInteraction(vectors + 1)
         pairs = (vectors + 1) * vectors // 2
-        self.top = mlp((latent + pairs, *config.top, 1), dropout=config.dropout, last_linear=True)
+        self.top = mlp((config.dim + pairs, *config.top, 1), dropout=config.dropout, last_linear=True)
 
-    def forward(self, dense_BD: Tensor, vectors_BV: Tensor) -> Tensor:
+    def forward(self, dense_BD: Tensor, vectors_BV: Tensor, weights_BW: Tensor | None = None) -> Tensor:
         """Logits [B]."""
         projected_BE = self.bottom(dense_BD)
         embeddings_BFE = vectors_BV.unflatten(1, (self.vectors, -1))
-        first_B = embeddings_BFE[:, :, 0].sum(1) if self.first_order else 0.0
-        embeddings_BFE = embeddings_BFE[:, :, 1:] if self.first_order else embeddings_BFE
         pairs = self.interaction(torch.cat([projected_BE.unsqueeze(1), embeddings_BFE], dim=1))
         logits: Tensor = self.top(torch.cat([projected_BE, pairs], dim=1)).squeeze(1)
-        return logits + first_B
+        return logits if weights_BW is None else logits + weights_BW.sum(1) / 2

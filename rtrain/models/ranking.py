@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.models.plan import Piece, chain, drawn
 from rtrain.models.protocol import Blueprint, Model
-from rtrain.nn.tables import VECTORS, Table, TableOptions, mask, sequence
+from rtrain.nn.tables import VECTORS, WEIGHTS, Table, TableOptions, mask, sequence
 from rtrain.objectives.pointwise import Pointwise, pointwise
 from rtrain.schema import ANY_LENGTH, Batch, IdList, Schema
 
@@ -114,7 +114,7 @@ class RankingConfig(Model):
 
     def dims(self, schema: Schema) -> dict[str, int]:
         """Id feature -> dim of its vectors, in the order of the tower's input."""
-        by_feature = {f: t.dim for t in self.table_list(schema) for f in t.features}
+        by_feature = {f: t.dim for t in self.table_list(schema) if not t.beside for f in t.features}
         return {f: by_feature[f] for f in self.feature_names(schema)}
 
     def width(self, schema: Schema) -> int:
@@ -129,7 +129,7 @@ class RankingConfig(Model):
         """
         name = type(self).__name__
         for table in self.table_list(schema):
-            if table.dim != self.dim:
+            if table.dim != self.dim and not table.beside:
                 raise ConfigError(
                     f"model.tables: table {table.name!r} has dim {table.dim}, but {name} multiplies vectors of "
                     f"different tables, so all need model.dim ({self.dim}). Leave its dim out, or use DCNv2"
@@ -193,7 +193,8 @@ class RankingConfig(Model):
         """The dense part in the order of a pipeline: the tower alone, unless a model can be cut."""
         read = set(self.sequence_features(schema))
         sequences = [f for f in self.feature_names(schema) if f in read]
-        takes = ("dense", VECTORS, *(name for f in sequences for name in (sequence(f), mask(f))))
+        beside = [WEIGHTS] if any(table.beside for table in self.table_list(schema)) else []
+        takes = ("dense", VECTORS, *(name for f in sequences for name in (sequence(f), mask(f))), *beside)
         return (Piece(name="tower", build=partial(self.tower, schema), cost=0.0, takes=takes),)
 
     def dense_part(self, schema: Schema) -> nn.Module:

@@ -6,6 +6,7 @@ inside TorchRec's KeyedTensor depends on the plan, so it is read by key).
 Shape legend: B rows, E embedding dim, V the dims of all single vectors together, T longest sequence of the batch.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import cast
 
@@ -22,7 +23,7 @@ from torchrec import (
     PoolingType,
 )
 
-from rtrain.nn.tables import VECTORS, Table, mask, sequence
+from rtrain.nn.tables import VECTORS, WEIGHTS, Table, mask, sequence
 from rtrain.schema import NONE, Jagged
 
 
@@ -36,11 +37,16 @@ class Tables(nn.Module):
     def __init__(self, tables: tuple[Table, ...], features: tuple[str, ...], device: torch.device | str = "cpu"):
         super().__init__()
         pooled, unpooled = [t for t in tables if not t.sequences], [t for t in tables if t.sequences]
+        several = Counter(f for t in pooled for f in t.features)
+        # TorchRec's own name of what a table gives for a feature that has two tables.
+        named = {(f, t.beside): f"{f}@{t.name}" if several[f] > 1 else f for t in pooled for f in t.features}
+        self.named = {f: named.get((f, False), f) for f in features}
+        self.beside = [named[f, True] for f in features if (f, True) in named]
         sequences = {f for t in unpooled for f in t.sequences}
         self.single = [f for f in features if f not in sequences]
         self.several = [f for f in features if f in sequences]
         # The features of each collection in its own order, which is the order that it is handed them in.
-        self.pooled_features = [f for t in pooled for f in t.features]
+        self.pooled_features = list(several)
         self.unpooled_features = [f for t in unpooled for f in t.features]
         self.bags: nn.Module | None = None
         self.sequences: nn.Module | None = None
@@ -85,10 +91,12 @@ class Tables(nn.Module):
         for feature in self.single:
             if feature in padded:
                 vectors_BTE, mask_BT = padded[feature]
-                found[feature] = vectors_BTE.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+                found[self.named[feature]] = vectors_BTE.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
         rows = len(ids.lengths) // len(ids.keys)
         nothing = ids.lengths.new_empty(rows, 0, dtype=torch.float32)  # where every feature is read as a sequence
-        given = {VECTORS: torch.cat([nothing, *(found[f] for f in self.single)], dim=1)}
+        given = {VECTORS: torch.cat([nothing, *(found[self.named[f]] for f in self.single)], dim=1)}
+        if self.beside:
+            given[WEIGHTS] = torch.cat([found[name] for name in self.beside], dim=1)
         for f in self.several:
             given[sequence(f)], given[mask(f)] = padded[f]
         return given

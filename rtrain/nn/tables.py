@@ -4,7 +4,7 @@ Light to import: configs and plans need no torchrec, which takes seconds to load
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,6 +14,11 @@ from rtrain.errors import ConfigError
 
 VECTORS = "vectors"
 """Name of the vectors of all features that have one a row, side by side, [B, V]."""
+
+WEIGHTS = "weights"
+"""Name of what tables that lie `beside` others give, side by side, [B, 4 x features]."""
+BESIDE = 4
+"""Dim of such a table: the least that fbgemm reads at once."""
 
 
 def sequence(feature: str) -> str:
@@ -30,7 +35,8 @@ def names_given(tables: "Sequence[Table]") -> tuple[str, ...]:
     """All names that a lookup in these tables gives; none without tables."""
     sequences = [f for table in tables for f in table.sequences]
     found = [name for f in sequences for name in (sequence(f), mask(f))]
-    return (VECTORS, *found) if tables else ()
+    beside = [WEIGHTS] if any(table.beside for table in tables) else []
+    return (VECTORS, *found, *beside) if tables else ()
 
 
 Pooling = Literal["mean", "sum"]
@@ -76,6 +82,8 @@ class Table:
     initial: Initial = "uniform"
     scale: float | None = None
     """Bound or standard deviation of the first weights; none: 1 / sqrt(rows), as in DLRM."""
+    beside: bool = False
+    """Whether its features have another table too, and what it gives is `WEIGHTS`."""
 
     @property
     def bytes(self) -> int:
@@ -86,6 +94,17 @@ class Table:
     def path(self) -> str:
         """Logical name of its weights and optimizer state within `nn.bags.Tables`."""
         return f"sequences.embeddings.{self.name}" if self.sequences else f"bags.embedding_bags.{self.name}"
+
+
+def first_order(table: Table) -> Table:
+    """The table of its ids' first-order weights: half the sum of a row, which updates and L2 treat as one number.
+
+    A table of its own, since an optimizer's accumulator of a row that had vector and weight together would be the
+    weight's, whose gradients are many times larger, and the vector would not move.
+    """
+    return replace(
+        table, name=f"{table.name}_first", dim=BESIDE, sequences=(), initial="zeros", scale=None, beside=True
+    )
 
 
 BLOCK_ROWS = 4096

@@ -9,10 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rtrain.metrics.language import TokensScored
-from rtrain.objectives.ranks import Ranks
-
-IGNORED = -100
-"""A target that counts for nothing; torch's own default."""
+from rtrain.objectives.ranks import IGNORED, Ranks
 
 
 class NextToken:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+IGNORED = -100
+"""A target that counts for nothing; torch's own default."""
+
 
 class Ranks(Protocol):
     """This rank's neighbours: those that share the outputs of a row, and those that have the batch's other rows."""
@@ -21,7 +24,7 @@ class Ranks(Protocol):
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Sum of the positions' cross-entropies in nats, float32, of logits of which each tensor rank has a share.
 
-        Targets of `next_token.IGNORED` count for nothing.
+        Targets of `IGNORED` count for nothing.
         """
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ class Alone:
 
     def cross_entropy(self, logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         """Plain."""
-        return cross_entropy(logits_NV.float(), targets_N, ignore_index=-100, reduction="sum")
+        return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORED, reduction="sum")
 
     def gather(self, rows: Tensor) -> Tensor:
         """They are all."""

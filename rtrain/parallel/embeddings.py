@@ -50,9 +50,9 @@ def sharding_types(table: Table, embeddings: str, world_size: int) -> list[str]:
     """What the planner may choose from for one table.
 
     Rows go over the ranks in equal blocks. Where that leaves the last rank none, fbgemm's CPU kernels fail in
-    backward, so such a table (it has few rows) stays whole on one rank.
+    backward, so such a table (it has few rows) stays whole on one rank. So does one of four columns by columns.
     """
-    types = CHOICES[embeddings]
+    types = CHOICES["table_wise" if table.beside and embeddings == "column_wise" else embeddings]
     block = ceil_div(table.rows, world_size)
     if block * (world_size - 1) >= table.rows:
         types = [t for t in types if t != "row_wise"] or ["table_wise"]

@@ -124,7 +124,7 @@ def _against_columns(
             "another optimizer than on one rank. Use Adagrad, or embeddings='row_wise'"
         )
     for table in tables:
-        if table.dim % (4 * world_size):
+        if table.dim % (4 * world_size) and not table.beside:
             yield (
                 f"parallel.embeddings: column_wise over {world_size} ranks needs a dim that is a multiple of "
                 f"{4 * world_size}; table {table.name!r} has {table.dim}. Raise model.dim, or use 'row_wise'"

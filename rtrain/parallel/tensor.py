@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from rtrain.mesh import Dealt
 from rtrain.models.plan import Piece
-from rtrain.objectives.next_token import IGNORED
+from rtrain.objectives.ranks import IGNORED
 from rtrain.parallel.chunks import Place
 
 

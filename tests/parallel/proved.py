@@ -13,6 +13,7 @@ from pathlib import Path
 from rtrain.data.protocol import Data
 from rtrain.mesh import Parallel
 from rtrain.models.din import DIN
+from rtrain.models.dlrm import DLRM
 from rtrain.models.protocol import Model
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import SGD, SparseOptim
@@ -85,6 +86,7 @@ def write_data(folder: Path) -> str:
 
 PROVED: dict[str, Proved] = {
     "pooled": of_rows(Blocks(dim=16), loss=squared_entropy),
+    "first order": of_rows(DLRM(dim=16, bottom=(8,), top=(), first_order=True), axes=("data",)),
     "history": of_rows(Historian(dim=16), loss=squared_entropy),
     "din": of_rows(DIN(dim=16, history="seen", candidate="item", attention=(8,), top=(16,)), axes=("data",)),
     "sasrec": of_catalogue(retrieval.MODELS["sasrec"]),

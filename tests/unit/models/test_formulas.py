@@ -83,13 +83,14 @@ def test_dlrm() -> None:
 def test_dlrm_with_first_order_weights_and_a_linear_top() -> None:
     made: Any = tower(DLRM(dim=4, bottom=(5,), top=(), first_order=True))
     dense, vectors = inputs(12)
+    weights = inputs(12)[1].flip(0)
     expected = []
-    for d, rows in zip(array(dense), array(vectors).reshape(ROWS, 3, 4), strict=True):
-        all_vectors = [plain_mlp(d, made.bottom, last_linear=False), *(row[1:] for row in rows)]
+    for d, v, w in zip(array(dense), array(vectors).reshape(ROWS, 3, 4), array(weights), strict=True):
+        all_vectors = [plain_mlp(d, made.bottom, last_linear=False), *v]
         dots = [sum(all_vectors[i] * all_vectors[j]) for i in range(4) for j in range(i)]
         top = plain_mlp(np.concatenate([all_vectors[0], dots]), made.top, last_linear=True)[0]
-        expected.append(top + sum(row[0] for row in rows))
-    close(made(dense, vectors), expected)
+        expected.append(top + sum(w) / 2)
+    close(made(dense, vectors, weights), expected)
 
 
 def cross_whole(layer: Any, x0: np.ndarray, x: np.ndarray) -> np.ndarray:
