@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rtrain.data.tokens import Tokens
     from rtrain.duration import Duration
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
+    from rtrain.export.column import predict_column
     from rtrain.mesh import Parallel
     from rtrain.metrics import (
         AUC,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from rtrain.models.deepfm import DeepFM
     from rtrain.models.din import DIN
     from rtrain.models.dlrm import DLRM
+    from rtrain.models.ensemble import Ensemble
     from rtrain.models.hstu import HSTU
     from rtrain.models.light_gcn import LightGCN
     from rtrain.models.mf import MF
@@ -67,6 +69,7 @@ if TYPE_CHECKING:
     from rtrain.models.two_tower import TwoTower
     from rtrain.nn.tables import VECTORS, Table, TableOptions
     from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
+    from rtrain.objectives.distilled import Distillation
     from rtrain.objectives.pointwise import Pointwise
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
@@ -107,6 +110,7 @@ _HOMES = {
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
     "rtrain.duration": ("Duration",),
+    "rtrain.export.column": ("predict_column",),
     "rtrain.encodings": (
         "Log1p",
         "PiecewiseLinear",
@@ -152,6 +156,7 @@ _HOMES = {
     "rtrain.models.deepfm": ("DeepFM",),
     "rtrain.models.din": ("DIN",),
     "rtrain.models.dlrm": ("DLRM",),
+    "rtrain.models.ensemble": ("Ensemble",),
     "rtrain.models.hstu": ("HSTU",),
     "rtrain.models.light_gcn": ("LightGCN",),
     "rtrain.models.mf": ("MF",),
@@ -177,6 +182,7 @@ _HOMES = {
         "SampledBinary",
         "SampledSoftmax",
     ),
+    "rtrain.objectives.distilled": ("Distillation",),
     "rtrain.objectives.pointwise": ("Pointwise",),
     "rtrain.optim": (
         "SGD",
@@ -249,7 +255,9 @@ __all__ = [
     "Decoder",
     "DeepFM",
     "Dense",
+    "Distillation",
     "Duration",
+    "Ensemble",
     "Evaluation",
     "FAt",
     "Faults",
@@ -313,6 +321,7 @@ __all__ = [
     "main",
     "override",
     "plan",
+    "predict_column",
     "serve",
     "train",
     "tune",

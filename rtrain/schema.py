@@ -174,17 +174,21 @@ class Schema:
     A step's loss is the sum of weight times loss over the sum of the weights of its global batch. Metrics do not read
     it: in them every row of a split counts as 1, so that they stay comparable with other weights and with none.
     """
+    teacher: str = ""
+    """Column of a teacher's logits, null where a row has none, which a model with `distillation` learns from; empty: no
+    teacher. Never part of a request."""
 
     def __post_init__(self) -> None:
-        names = (
-            [f.name for f in self.features] + [label.name for label in self.labels] + [self.weight] * bool(self.weight)
-        )
+        beside = [name for name in (self.weight, self.teacher) if name]
+        names = [f.name for f in self.features] + [label.name for label in self.labels] + beside
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"schema: the name {name!r} is used twice")
         kinds = [f"{label.name!r} is {label.kind}" for label in self.labels]
         if len({label.kind for label in self.labels}) > 1:
             raise ConfigError(f"schema: all labels are of one kind, but {', '.join(kinds)}. Give each kind its own run")
+        if self.teacher and (self.more_labels or self.predicts_numbers):
+            raise ConfigError("schema.teacher: its logits are of one label of 0 or 1. Give it a schema with that alone")
         if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, IdList)]:
             raise ConfigError(f"schema.group: {self.group!r} is not an Id feature of this schema")
         for table, rows in ((f.table_name, f.table_rows) for f in self.ids):
@@ -236,7 +240,7 @@ class Schema:
         columns = [pa.field(f.name, f.arrow_type()) for f in self.features]
         if label:
             columns += [pa.field(one.name, pa.float64()) for one in self.labels]
-            columns += [pa.field(self.weight, pa.float64())] if self.weight else []
+            columns += [pa.field(name, pa.float64()) for name in (self.weight, self.teacher) if name]
         return pa.schema(columns)
 
 
@@ -306,6 +310,8 @@ class Batch:
     """float32 [B]: factor on each row's loss, 0 of one that pads; none without `schema.weight`"""
     global_weight: float = 0.0
     """Sum of the weights of the global batch, over all data ranks."""
+    teacher: Tensor | None = None
+    """float32 [B]: a teacher's logit, nan where a row has none; none without `schema.teacher`"""
 
     @property
     def rows(self) -> int:
@@ -335,14 +341,12 @@ class Batch:
 
     @property
     def target(self) -> Tensor:
-        """What its outputs are held against: the label; where there is a weight, both as [B, L + 1], it last.
+        """What its outputs are held against: the label; with a teacher's logit and a weight behind it [B, L + 1 or 2].
 
         One tensor, which microbatches and pipelines cut by rows.
         """
-        if self.weight is None:
-            return self.label
-        labels_BL = self.label if self.label.dim() == 2 else self.label.unsqueeze(1)
-        return torch.cat([labels_BL, self.weight.unsqueeze(1)], dim=1)
+        beside = [column for column in (self.teacher, self.weight) if column is not None]
+        return torch.column_stack([self.label, *beside]) if beside else self.label
 
     def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "Batch":
         """The batch with rows without ids and labels, and with row -1, added at its end, up to `rows`.
@@ -364,6 +368,7 @@ class Batch:
             global_rows=self.global_rows,
             weight=None if self.weight is None else pad(self.weight, (0, extra)),
             global_weight=self.global_weight,
+            teacher=None if self.teacher is None else pad(self.teacher, (0, extra), value=float("nan")),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -379,4 +384,5 @@ class Batch:
             global_rows=self.global_rows,
             weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
             global_weight=self.global_weight,
+            teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
         )

@@ -70,6 +70,8 @@ class Columns:
     """[N]: the rows' numbers in their data set"""
     weight: NDArray[np.float32] | None = None
     """[N]: factor on each row's loss; none without `schema.weight`, and of requests"""
+    teacher: NDArray[np.float32] | None = None
+    """[N]: a teacher's logit, nan where a row has none; none without `schema.teacher`, and of requests"""
 
     @property
     def rows(self) -> int:
@@ -87,6 +89,7 @@ class Columns:
             group=self.group.take(indices),
             row=self.row.take(indices),
             weight=None if self.weight is None else self.weight.take(indices),
+            teacher=None if self.teacher is None else self.teacher.take(indices),
         )
 
     def units(self, indices: NDArray[np.integer]) -> float:
@@ -118,6 +121,7 @@ class Columns:
             global_rows=global_rows,
             weight=None if self.weight is None else torch.from_numpy(self.weight),
             global_weight=global_weight,
+            teacher=None if self.teacher is None else torch.from_numpy(self.teacher),
         )
 
     @staticmethod
@@ -148,4 +152,5 @@ def concat(parts: Sequence[Columns]) -> Columns:
         group=np.concatenate([p.group for p in parts]),
         row=np.concatenate([p.row for p in parts]),
         weight=None if first.weight is None else np.concatenate([p.weight for p in parts if p.weight is not None]),
+        teacher=None if first.teacher is None else np.concatenate([p.teacher for p in parts if p.teacher is not None]),
     )

@@ -68,6 +68,7 @@ def encode(
         group=groups,
         row=np.arange(first_row, first_row + rows),
         weight=_weights(table.column(schema.weight), schema.weight, at) if label and schema.weight else None,
+        teacher=_logits(table.column(schema.teacher), schema.teacher, at) if label and schema.teacher else None,
     )
 
 
@@ -244,6 +245,17 @@ def _weights(column: pa.ChunkedArray, name: str, at: _Place) -> NDArray[np.float
         row = _first(wrong)
         got = "null" if pc.is_null(column)[row].as_py() else values[row]
         raise at.refuse(f"weight {name!r} is {got}", row, "; it must be a finite number of at least 0")
+    return values.astype(np.float32)
+
+
+def _logits(column: pa.ChunkedArray, name: str, at: _Place) -> NDArray[np.float32]:
+    """A null becomes NaN."""
+    column = _plain(column, pa.float64())
+    values: NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
+    wrong = ~_fits_float32(values) & column.is_valid().to_numpy()
+    if wrong.any():
+        row = _first(wrong)
+        raise at.refuse(f"teacher's logit {name!r} is {values[row]}", row, "; it must be a finite number, or null")
     return values.astype(np.float32)
 
 

@@ -196,7 +196,7 @@ class Interactions(Data):
         """Those of the schema with one value a row."""
         schema = self.schema
         named = [f.name for f in schema.features if not isinstance(f, IdList)] + [one.name for one in schema.labels]
-        return (*named, *(name for name in (schema.time, schema.weight) if name and name not in named))
+        return (*named, *(name for name in (schema.time, schema.weight, schema.teacher) if name and name not in named))
 
     @property
     def metric_prefixes(self) -> tuple[str, ...]:

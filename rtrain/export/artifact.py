@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from safetensors.torch import load_file, save_file
@@ -141,7 +140,17 @@ class Predictor:
             table = pa.Table.from_pylist([{n: row.get(n) for n in wanted.names} for row in rows], schema=wanted)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError) as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
-        columns = encode(table, self.schema, label=False, where="request", first_row=0)
-        batch = columns.take(np.arange(len(rows)), global_rows=len(rows))
-        answers: list[Prediction] = self.model.objective.link(self.model(batch)).tolist()
+        outputs = self.outputs(table, where="request", first_row=0)
+        answers: list[Prediction] = self.model.objective.link(outputs).tolist()
         return answers
+
+    @torch.inference_mode()
+    def outputs(self, table: pa.Table, *, where: str, first_row: int) -> Tensor:
+        """Logits, or numbers, float32 [rows] or [rows, labels]; `where` and `first_row`: as messages name the rows.
+
+        Raises:
+            DataError: as `predict`; columns that the schema does not name are left out.
+        """
+        columns = encode(table, self.schema, label=False, where=where, first_row=first_row)
+        outputs: Tensor = self.model(columns.batch(global_rows=columns.rows))
+        return outputs

@@ -76,6 +76,16 @@ def chain(
     return given
 
 
+def nest(owner: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module into another, at a dotted name whose modules in between are made."""
+    *path, last = name.split(".")
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    owner.add_module(last, module)
+
+
 def drawn(piece: Piece, seed: int, *, first: str) -> nn.Module:
     """A piece with the weights that it draws itself: the same at every layout, whatever else has drawn numbers.
 

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from rtrain.errors import ConfigError, did_you_mean
-from rtrain.models.plan import Piece, chain, drawn
+from rtrain.models.plan import Piece, chain, drawn, nest
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, TableOptions, mask, sequence
+from rtrain.objectives.distilled import Distillation, Distilled
 from rtrain.objectives.pointwise import Pointwise, pointwise
 from rtrain.schema import ANY_LENGTH, Batch, IdList, Schema
 
@@ -35,13 +36,7 @@ class RankingModel(nn.Module):
         self._pieces = [drawn(piece, seed, first=pieces[0].name) for piece in pieces]
         self._takes = [piece.takes for piece in pieces]
         for piece, module in zip(pieces, self._pieces, strict=True):
-            *path, last = piece.name.split(".")
-            owner: nn.Module = self
-            for name in path:
-                if name not in owner._modules:
-                    owner.add_module(name, nn.Module())
-                owner = owner.get_submodule(name)
-            owner.add_module(last, module)
+            nest(self, piece.name, module)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits in the shape of `Batch.label`; `objective.link` gives what they mean."""
@@ -63,6 +58,8 @@ class RankingConfig(Model):
     """Embedding dim of every table that `tables` gives no other."""
     tables: tuple[TableOptions, ...] = ()
     """Tables with a dim, a pooling or first weights of their own."""
+    distillation: Distillation | None = None
+    """How it learns from a teacher's logits, the column `schema.teacher`; none: from labels alone."""
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.dim % 4:
@@ -138,6 +135,8 @@ class RankingConfig(Model):
 
     def objective(self, schema: Schema) -> Pointwise:
         """What the model is trained towards."""
+        if self.distillation:
+            return Distilled(weighted=bool(schema.weight), by=self.distillation)
         return pointwise(schema)
 
     def tower(self, schema: Schema) -> nn.Module:
@@ -154,7 +153,7 @@ class RankingConfig(Model):
 
         Raises:
             ConfigError: it is without an id feature, of another number of labels than the model predicts, or has
-                weights that the objective does not read.
+                weights or a teacher's logits that the objective does not read, or no teacher that it would read.
         """
         name, labels = type(self).__name__, [label.name for label in schema.labels]
         if self.several_labels != (len(labels) > 1):
@@ -166,6 +165,17 @@ class RankingConfig(Model):
             )
         if not schema.ids:
             raise ConfigError(f"model {name}: the schema has no id feature to look up. Add one")
+        taught = self.objective(schema).taught
+        if (taught or self.distillation) and not schema.teacher:
+            raise ConfigError(
+                f"model {name}: it learns from a teacher's logits, but the schema has none. Name their column in "
+                "schema.teacher"
+            )
+        if schema.teacher and not taught:
+            raise ConfigError(
+                f"model {name}: its objective does not read a teacher's logits (schema.teacher). Give it "
+                "distillation=Distillation(), or leave schema.teacher out"
+            )
         if self.objective(schema).weighted != bool(schema.weight):
             raise ConfigError(
                 f"model {name}: its objective does not read the weights of rows (schema.weight). Make it with "

@@ -22,6 +22,8 @@ class Pointwise:
 
     gives: ClassVar[Any] = Scored
     tallies: ClassVar[str] = "outputs"
+    taught: ClassVar[bool] = False
+    """Whether a teacher's logit follows the label in the target."""
 
     weights: tuple[float, ...] = (1.0,)
     """Factor on the loss of each label."""
@@ -52,7 +54,7 @@ class Pointwise:
         """
         if not self.weighted:
             return self.row_losses(logits, target).sum()
-        return self.row_losses(logits, target[:, :-1].reshape(logits.shape)) @ target[:, -1]
+        return self.row_losses(logits, target[:, :-1].squeeze(1)) @ target[:, -1]
 
     @staticmethod
     def link(logits: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.g
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 import deepspeed
+from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
 from deepspeed.runtime.zero.partition_parameters import Init
 from deepspeed.utils import groups as deepspeed_groups
 from deepspeed.utils import (
@@ -113,9 +114,10 @@ class ZeroTower:
         if not torch.distributed.is_initialized():
             raise RuntimeError("a process group comes first: see rtrain.launch")
         # Of this process's run before this one, in which the ranks may have had stages of different lengths: parameters
-        # are counted on, and stage 3 holds the numbers against those of other ranks.
+        # and modules are counted on, and stage 3 holds the numbers against those of other ranks.
         deepspeed_groups._release_process_group_references()
         Init.param_id = 0
+        DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
         os.environ.setdefault("LOCAL_RANK", "0")  # a world of one has no launcher to set it, and DeepSpeed insists
         elements = sum(p.numel() for p in self.bare.parameters())
         for name, parameter in self.bare.named_parameters():

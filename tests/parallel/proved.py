@@ -6,24 +6,28 @@ items. Name in `axes` what it can be cut along. Then `pytest tests/parallel/test
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from rtrain.data.protocol import Data
 from rtrain.mesh import Parallel
+from rtrain.models.dcnv2 import DCNv2
+from rtrain.models.deepfm import DeepFM
 from rtrain.models.din import DIN
 from rtrain.models.dlrm import DLRM
+from rtrain.models.ensemble import Ensemble
 from rtrain.models.protocol import Model
 from rtrain.models.ranking import RankingConfig
+from rtrain.objectives.distilled import Distillation
 from rtrain.optim import SGD, SparseOptim
 from rtrain.run import Run
 from rtrain.schema import Schema
 from tests.parallel import test_retrieval as retrieval
-from tests.parallel.plain import Control, RowsLoss, cross_entropy, plain_rows, squared_entropy
+from tests.parallel.plain import Control, RowsLoss, cross_entropy, plain_rows, squared_entropy, taught_entropy
 from tests.parallel.users_history import Historian
 from tests.parallel.users_model import Blocks
-from tests.parallel.worlds import SCHEMA, tiny, write_rows
+from tests.parallel.worlds import SCHEMA, TAUGHT, tiny, write_rows
 
 # Losses of 0.5 to 5, weights of the tables around 1; a wrong factor on the tables' gradients shows as 7e-3 in both.
 PARITY = 1e-5
@@ -84,11 +88,26 @@ def write_data(folder: Path) -> str:
     return str(folder)
 
 
+# Four members, one a stage of the schedules that have four.
+ENSEMBLE = Ensemble(
+    models=(
+        DLRM(dim=16, bottom=(8,), top=(16,)),
+        DCNv2(dim=16, layers=1, rank=4, deep=(16,)),
+        DeepFM(dim=16, deep=(16,)),
+        DCNv2(dim=16, layers=2, rank=4, deep=(8,), structure="stacked"),
+    ),
+    weights=(0.6, 0.4, 0.5, -0.25),
+)
+TAUGHT_SO = Distillation(alpha=0.3, temperature=3.0)
+STUDENT = Ensemble(models=tuple(replace(model, distillation=TAUGHT_SO) for model in ENSEMBLE.models))
+
 PROVED: dict[str, Proved] = {
     "pooled": of_rows(Blocks(dim=16), loss=squared_entropy),
     "first order": of_rows(DLRM(dim=16, bottom=(8,), top=(), first_order=True), axes=("data",)),
     "history": of_rows(Historian(dim=16), loss=squared_entropy),
     "din": of_rows(DIN(dim=16, history="seen", candidate="item", attention=(8,), top=(16,)), axes=("data",)),
+    "ensemble": of_rows(ENSEMBLE, axes=("data", "pipeline")),
+    "distilled": of_rows(STUDENT, schema=TAUGHT, loss=taught_entropy, axes=("data", "pipeline")),
     "sasrec": of_catalogue(retrieval.MODELS["sasrec"]),
     "hstu": of_catalogue(retrieval.MODELS["hstu"]),
 }

@@ -37,6 +37,7 @@ SCHEMA = Schema(
     time="at",
 )
 TWO_LABELS = replace(SCHEMA, more_labels=(Label(name="second", optional=True),))
+TAUGHT = replace(SCHEMA, teacher="teacher")
 ROWS = 33  # odd, so that the shares of two ranks differ by one and padding is needed
 EPOCH = 5
 """Steps after which all training rows were read once."""
@@ -51,7 +52,8 @@ Tables = dict[str, list[list[float]]]
 
 
 def write_rows(path: str) -> str:
-    """Rows of `TWO_LABELS` as Parquet, three quarters of them to train on; a third lacks the second label."""
+    """Rows of all schemas here as Parquet, three quarters to train on; a third lacks the second label, a quarter has no
+    teacher's logit."""
     draw, count = np.random.default_rng(0), ROWS * EPOCH * 4 // 3
     user, item, a = draw.integers(0, 50, count), draw.integers(0, 71, count), draw.normal(size=count)
     columns = {
@@ -62,6 +64,7 @@ def write_rows(path: str) -> str:
         "at": np.arange(count),
         "label": (a + draw.normal(size=count) > user % 2).astype(float),
         "second": pa.array((a + item % 3 > 1).astype(float), mask=np.arange(count) % 3 == 0),
+        "teacher": pa.array(3 * a - user % 2 + draw.normal(size=count), mask=np.arange(count) % 4 == 1),
     }
     pq.write_table(pa.table(columns), path, row_group_size=70)
     return path
