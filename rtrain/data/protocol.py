@@ -1,10 +1,60 @@
 """What data declare: all that a run asks of them before they are opened, whatever their kind."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
+import torch
+from torch import Tensor
+
 from rtrain.data.samples import Samples
+from rtrain.schema import NONE, Jagged
+
+
+class AnyBatch(Protocol):
+    """A rank's share of a global batch: all that the replica and the loop ask of one, whatever its kind.
+
+    `schema.Batch`, `data.tokens.TokenBatch` and `data.retrieval_batch.RetrievalBatch` are some. Shape legend: B rows.
+    """
+
+    @property
+    def rows(self) -> int:
+        """B, padding included."""
+
+    @property
+    def row(self) -> Tensor:
+        """int64 [B]: each row's number in the data, by which the ledger counts it; -1 of one that only pads."""
+
+    @property
+    def global_rows(self) -> int:
+        """Rows of the global batch, over all ranks and without padding."""
+
+    @property
+    def loss_units(self) -> float:
+        """What the loss of the global batch is a mean over: its rows, tokens, or the sum of its weights."""
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """By name what a piece may take beside looked-up vectors, each with B rows."""
+
+    @property
+    def target(self) -> Tensor:
+        """What the objective holds outputs against, with B rows: one tensor, which microbatches cut by rows."""
+
+    def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> Self:
+        """With rows at its end that count for nothing, up to `rows`; sequences up to their `longest`."""
+
+    def to(self, device: torch.device) -> Self:
+        """On another device."""
+
+
+class IdBatch(AnyBatch, Protocol):
+    """A batch for models with tables."""
+
+    @property
+    def ids(self) -> Jagged:
+        """What is looked up, of B rows."""
 
 
 @runtime_checkable
@@ -12,7 +62,7 @@ class Data(Protocol):
     """A frozen config; a user's own file may hold one."""
 
     gives: ClassVar[Any]
-    """Kind of batch; models that read another are refused."""
+    """Kind of batch, an `AnyBatch`; models that read another are refused."""
     source: str
     """Where they lie: a name that `open` knows, a path, or a URI."""
     train_rows: int | None

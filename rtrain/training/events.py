@@ -64,7 +64,7 @@ class State:
     """Why the run ends before `total_steps`; empty while it does not."""
     window_loss: float = 0.0
     """Loss of the rows since the last point of the curve, summed over ranks, at the last checkpoint."""
-    window_units: int = 0
+    window_units: float = 0
     """What their mean is over: rows, or tokens."""
     attempt: int = 1
     elapsed_s: float = 0.0

@@ -4,12 +4,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from rtrain.data.cursor import Cursor
+from rtrain.data.protocol import AnyBatch
 from rtrain.duration import CLOCK
 from rtrain.errors import RunFailed
 from rtrain.ledger.record import Ledger
@@ -19,7 +19,7 @@ from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.preemption import Notice, Preempted
 from rtrain.training.replica import Replica
 
-Batches = Iterator[tuple[Any, Cursor]]
+Batches = Iterator[tuple[AnyBatch, Cursor]]
 
 
 def fit(
@@ -177,7 +177,7 @@ class _Window:
                 "The same command resumes from there"
             )
 
-    def add(self, loss: torch.Tensor, batch: Any) -> None:
+    def add(self, loss: torch.Tensor, batch: AnyBatch) -> None:
         self.loss += loss
         self.units += batch.loss_units
         self.timed_rows += batch.global_rows

@@ -6,13 +6,14 @@ Shape legend: B rows of this rank's batch.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import lcm
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
+from rtrain.data.protocol import AnyBatch, IdBatch
 from rtrain.errors import CheckpointError
 from rtrain.mesh import Mesh
 from rtrain.models.protocol import Blueprint
@@ -90,13 +91,13 @@ class Replica:
         """This rank's random state: the checkpoint's at the same world size, else fresh from the seed."""
         rng.begin(self.run.seed, self.world, self.stored)
 
-    def train_step(self, batch: Any, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
+    def train_step(self, batch: AnyBatch, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
         """One optimizer step; the loss as `forward_backward` gives it."""
         loss = self.forward_backward(batch, step=step, total_steps=total_steps, watch=watch)
         self.update(step=step, total_steps=total_steps, watch=watch)
         return loss
 
-    def forward_backward(self, batch: Any, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
+    def forward_backward(self, batch: AnyBatch, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
         """Gradients of the dense part and of the looked-up vectors; the sum of the losses that this rank counts.
 
         `step` of `total_steps` counts from 0: the lookup already takes the rate of the tables' update with it.
@@ -160,11 +161,11 @@ class Replica:
                 total += loss.detach()
         return total
 
-    def _share(self, batch: Any) -> int:
+    def _share(self, batch: AnyBatch) -> int:
         """Rows of the largest rank's share: shares differ by one, and TorchRec and tensor ranks want them equal."""
         return ceil_div(int(batch.global_rows), self.readers)
 
-    def _rows_of_step(self, batch: Any) -> int:
+    def _rows_of_step(self, batch: AnyBatch) -> int:
         """Rows that a training batch is padded to."""
         count = self.run.parallel.microbatches
         if self.tables is not None and not self.pipeline:
@@ -176,11 +177,11 @@ class Replica:
         """Of sequences: one and the same for tensor ranks and stages, and the batch's own where there are none."""
         return self.blueprint.longest if self.mesh.tensor * self.mesh.pipeline > 1 else NONE
 
-    def _look_up(self, batch: Any, longest: Mapping[str, int]) -> dict[str, Tensor]:
+    def _look_up(self, batch: AnyBatch, longest: Mapping[str, int]) -> dict[str, Tensor]:
         """The vectors of this rank's share of the batch's ids, of a model with tables: a collective over all ranks."""
-        return self.tables(self.carry.share(batch.ids), longest) if self.tables is not None else {}
+        return self.tables(self.carry.share(cast(IdBatch, batch).ids), longest) if self.tables is not None else {}
 
-    def _named(self, batch: Any, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _named(self, batch: AnyBatch, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What this rank's stages take of what there is on it."""
         return {name: x for name, x in {**batch.inputs, **vectors}.items() if name in self.takes}
 
@@ -203,7 +204,7 @@ class Replica:
                 part.train(was)
 
     @torch.no_grad()
-    def outputs(self, batch: Any) -> Any:
+    def outputs(self, batch: AnyBatch) -> Any:
         """Of the batch's rows, what the objective takes: a tensor, or several; a collective over all ranks.
 
         None on the ranks of a pipeline that do not have its last stage.
@@ -216,18 +217,18 @@ class Replica:
     def _forward(self, named: dict[str, Tensor]) -> Any:
         return self.pipeline.outputs(named) if self.pipeline else self._module()(**named)
 
-    def _agreed_lengths(self, batch: Any) -> Mapping[str, int]:
+    def _agreed_lengths(self, batch: AnyBatch) -> Mapping[str, int]:
         """Of sequences, in a batch of any size: as `_lengths_of_step`."""
         if self.tables is None or self.mesh.tensor * self.mesh.pipeline == 1:
             return NONE
-        longest = batch.ids.longest
+        longest = cast(IdBatch, batch).ids.longest
         if self.mesh.tensor == 1:
             return dict(longest)
         agreed = torch.tensor(list(longest.values()), device=self.world.device)
         dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.tensor.group)
         return dict(zip(longest, agreed.tolist(), strict=True))
 
-    def predict(self, batch: Any) -> Tensor | None:
+    def predict(self, batch: AnyBatch) -> Tensor | None:
         """What a server of the export answers for the batch's rows: float64 [B] or [B, labels]; a collective.
 
         None on the ranks of a pipeline that do not have its last stage.
@@ -237,7 +238,7 @@ class Replica:
             outputs = self.outputs(batch)
         return None if outputs is None else self.objective.link(outputs)
 
-    def score(self, batches: Iterable[Any]) -> tuple[Mapping[str, Any], int]:
+    def score(self, batches: Iterable[AnyBatch]) -> tuple[Mapping[str, Any], int]:
         """What the run's metrics measure of this rank's rows, and how many of those are not numbers; a collective.
 
         One entry a task: the prefix of its metrics' names (empty for the first) -> what they take.
@@ -253,7 +254,7 @@ class Replica:
         return tally.scored()
 
     @torch.no_grad()
-    def _sum_of_losses(self, batch: Any) -> float:
+    def _sum_of_losses(self, batch: AnyBatch) -> float:
         """Of a batch of any size, in parts of a training step's."""
         rows = self.per_microbatch * self.run.parallel.microbatches
         batch = batch.padded(round_up(self._share(batch), rows))  # as many parts on every rank

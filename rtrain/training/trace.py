@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 
 from rtrain.checkpoint.format import Stored
+from rtrain.data.protocol import AnyBatch
 from rtrain.mesh import lay_out
 from rtrain.run import Run
 from rtrain.training.agreement import open_data
@@ -51,7 +51,7 @@ def trace(
     replica.restore_rng()
     losses, norms = list[float](), list[float]()
     for step in range(steps):
-        batch: Any = next(batches)[0]
+        batch: AnyBatch = next(batches)[0]
         if stored and step < stored.step:
             continue
         before_step(step, replica)

@@ -1,6 +1,6 @@
 """What a model, its data and its metrics do not agree on is said before anything starts."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from rtrain.data.protocol import AnyBatch
+from rtrain.data.retrieval_batch import RetrievalBatch
+from rtrain.data.tokens import TokenBatch
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
 from rtrain.metrics.state import Metric, Partial, takes
 from rtrain.models.plan import Piece, chain
 from rtrain.optim import SGD
 from rtrain.run import Run
-from rtrain.schema import Schema
+from rtrain.schema import Batch, Schema
 from rtrain.training.agreement import open_data
 from tests.parallel.users_history import Historian
 from tests.parallel.users_model import Blocks
@@ -74,3 +77,10 @@ def test_what_a_metric_measures_is_told_by_its_annotation_whatever_the_arguments
     with pytest.raises(ConfigError, match=r"^metrics: Mine.partial does not say what it measures. Annotate"):
         takes(Mine(), list)
     assert takes(Named(), list[int]) and not takes(Named(), dict)
+
+
+@pytest.mark.parametrize("kind", [Batch, TokenBatch, RetrievalBatch], ids=lambda kind: kind.__name__)
+def test_a_batch_has_what_the_replica_asks_of_one(kind: type) -> None:
+    asked = {name for name in vars(AnyBatch) if not name.startswith("_")}
+    assert {"rows", "row", "global_rows", "loss_units", "inputs", "target", "padded", "to"} == asked
+    assert asked <= {*dir(kind), *(field.name for field in fields(kind))}
