@@ -1,6 +1,8 @@
 """TensorBoard event files."""
 
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
@@ -16,6 +18,7 @@ class TensorBoard:
         self.place = Workspace(opening.folder, "tensorboard")
         resumed = opening.attempt > 1 or opening.resume_step > 0
         try:
+            _next_second(self.place.path)
             # purge_step: TensorBoard then hides what an earlier attempt wrote from that step on.
             self.writer = SummaryWriter(
                 str(self.place.path), purge_step=opening.resume_step + 1 if resumed else None, flush_secs=10
@@ -51,6 +54,16 @@ class TensorBoard:
         """Flush and close the event file."""
         self.writer.close()
         self.place.close()
+
+
+def _next_second(folder: Path) -> None:
+    """Wait until a file made now comes after those of earlier attempts: TensorBoard reads files in their names' order.
+
+    A name begins with the second of its making and goes on with the host's name and the process, so that of two
+    attempts within one second either could come first.
+    """
+    made = [int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")]
+    time.sleep(min(max(0.0, max(made, default=0) + 1 - time.time()), 1.0))
 
 
 def _cell(value: object) -> str:

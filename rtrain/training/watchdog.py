@@ -56,6 +56,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.at = time.monotonic()
+        self._arm()
         self._thread.start()
         return self
 
@@ -66,10 +67,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self.silent_s / 4)):
-            limit_s = self.silent_s * (SET_UP if self.phase == FIRST else 1)
-            # Code in C that keeps Python's lock stops this thread too; what this arms needs no lock.
-            with suppress(Exception):  # no stderr
-                faulthandler.dump_traceback_later(2 * limit_s + WRITE_S, exit=True, file=sys.__stderr__.fileno())  # type: ignore[union-attr]
+            limit_s = self._arm()
             if time.monotonic() - self.at > limit_s:
                 end_process(
                     f"{self.who}: silent for {limit_s:g} s (faults.hang_s) in phase {self.phase!r} after step "
@@ -77,6 +75,16 @@ class Watchdog:
                     code=EXIT_HUNG,
                     leave=lambda text: self.folder.child(STACKS).write(f"{self.name}.txt", text.encode()),
                 )
+
+    def _arm(self) -> float:
+        """Have the process end without any thread's help, should none run any more; returns the seconds allowed now.
+
+        Code in C that keeps Python's lock stops the watching thread too; what this arms needs no lock.
+        """
+        limit_s = self.silent_s * (SET_UP if self.phase == FIRST else 1)
+        with suppress(Exception):  # no stderr
+            faulthandler.dump_traceback_later(2 * limit_s + WRITE_S, exit=True, file=sys.__stderr__.fileno())  # type: ignore[union-attr]
+        return limit_s
 
 
 def end_process(why: str, *, code: int, leave: Callable[[str], object] | None = None) -> None:

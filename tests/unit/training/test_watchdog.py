@@ -62,7 +62,7 @@ def stuck_in_c(run: Run) -> None:
 
 @pytest.mark.slow
 def test_a_rank_that_is_stuck_with_pythons_lock(tiny: Run) -> None:
-    run = rtrain.override(tiny, {"faults.hang_s": 0.5, "checkpoint.background": False})
+    run = rtrain.override(tiny, {"faults.hang_s": 2.0, "checkpoint.background": False})
     with pytest.raises(torch.multiprocessing.ProcessExitedException, match="terminated with exit code 1"):
         in_world(1, stuck_in_c, run, deadline_s=120)
 
