@@ -48,7 +48,7 @@ if TYPE_CHECKING:
         RecallAt,
         RPrecision,
     )
-    from rtrain.metrics.beyond import Coverage, Novelty, PopularityBias
+    from rtrain.metrics.beyond import Coverage, Diversity, Novelty, PopularityBias, Serendipity
     from rtrain.metrics.language import Perplexity, TokenLoss
     from rtrain.metrics.state import Metric
     from rtrain.models.dcnv2 import DCNv2
@@ -143,8 +143,10 @@ _HOMES = {
     ),
     "rtrain.metrics.beyond": (
         "Coverage",
+        "Diversity",
         "Novelty",
         "PopularityBias",
+        "Serendipity",
     ),
     "rtrain.metrics.language": (
         "Perplexity",
@@ -256,6 +258,7 @@ __all__ = [
     "DeepFM",
     "Dense",
     "Distillation",
+    "Diversity",
     "Duration",
     "Ensemble",
     "Evaluation",
@@ -306,6 +309,7 @@ __all__ = [
     "SampledSoftmax",
     "Schedule",
     "Schema",
+    "Serendipity",
     "SideFeatures",
     "Table",
     "TableOptions",

@@ -7,13 +7,14 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rtrain.data.alike import HadTogether
 from rtrain.data.baseline import Baseline
 from rtrain.data.columns import Lists
 from rtrain.data.feedback import Feedback
@@ -96,6 +97,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         if not train.any():
             raise DataError("data.split: it leaves nothing to train on. Bring more data, or change data.split")
         self._kept: dict[tuple[int, bool], tuple[Lists, Lists]] = {}
+        self._not_shown: dict[int, Ids] = {}
         self._trained = self._lists(TRAIN, alone=True)[0].lengths
         if negatives.count:
             self._refuse_who_had_all()
@@ -196,7 +198,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         return tally.scored()[0][""]
 
     def told(self, scored: Retrieved) -> Retrieved:
-        """As `Samples`: how often items were had in training, by everybody and by the rows' users."""
+        """As `Samples`: how often items were had in training, by everybody and by the rows' users; and with which."""
         assert scored.items is not None
         trained = self._lists(TRAIN, alone=True)[0]
         logs = np.log1p(self.often[np.searchsorted(self.catalogue, trained.values)])
@@ -208,8 +210,48 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             often=often,
             popularity=(often + 1) / (self.often.sum() + len(self.catalogue)),
             had=summed[users] / self._trained[users],
+            expected=self._expected(scored),
+            alike=self._alike,
             catalogue=len(self.catalogue),
         )
+
+    @cached_property
+    def _alike(self) -> HadTogether:
+        train = self.codes == TRAIN
+        return HadTogether(self.feedback.user[train], self.feedback.item[train])
+
+    def _expected(self, scored: Retrieved) -> Ids:
+        """[n]: each item's place among what its user may be shown, the most popular first, of equals the lower item."""
+        assert scored.items is not None
+        if not len(scored.groups):
+            return np.empty(0, np.int64)
+        passed = self._passed(self._code(int(scored.groups[0])))
+        users, place = self._of[scored.groups], self._place[np.searchsorted(self.catalogue, scored.items)]
+        first = users * len(self.catalogue)
+        expected: Ids = place - (np.searchsorted(passed, first + place) - np.searchsorted(passed, first))
+        return expected
+
+    @cached_property
+    def _place(self) -> Ids:
+        """Of each item of the catalogue its place by popularity."""
+        return np.argsort(np.lexsort((self.catalogue, -self.often)))
+
+    def _passed(self, code: int) -> Ids:
+        """user * items + place by popularity of what each user is not shown in a split, rising; kept."""
+        if code in self._not_shown:
+            return self._not_shown[code]
+        known, wanted = self._lists(code - 1, alone=False)[0], self._lists(code, alone=True)[0]
+        known_keys, wanted_keys = (
+            np.repeat(np.arange(len(lists.lengths)), lists.lengths) * len(self.catalogue)
+            + self._place[np.searchsorted(self.catalogue, lists.values)]
+            for lists in (known, wanted)
+        )
+        self._not_shown[code] = np.setdiff1d(known_keys, wanted_keys)
+        return self._not_shown[code]
+
+    def _code(self, number: int) -> int:
+        start, stop = self.ranges["test"]
+        return TEST if start <= number < stop else VALID
 
     def trained(self, numbers: Ids, whole: Ids, key: tuple[int, int]) -> RetrievalBatch:
         """Samples of training with their negatives; `whole`: the numbers of the global batch's."""
@@ -240,8 +282,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
     def asked(self, numbers: Ids, global_rows: int) -> RetrievalBatch:
         """Users of validation or test: what was known of them, and what is to be found."""
         places = self._of[numbers]
-        start, stop = self.ranges["test"]
-        code = TEST if start <= numbers[0] < stop else VALID
+        code = self._code(int(numbers[0]))
         known, when = self._lists(code - 1, alone=False)
         times = None
         if self.longest is None:

@@ -1,4 +1,4 @@
-"""What accuracy does not see of the lists that a retrieval model gives: how much of the catalogue, and how popular.
+"""What accuracy does not see of a retrieval model's lists: how much of the catalogue, how popular, alike, surprising.
 
 All are of the first k places of every user, over all users together, so that ranks just add what they have.
 Legend: p(i), the share of training's interactions that were of item i, each item counted once more than it was had so
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from rtrain.errors import ConfigError
 from rtrain.metrics.state import Floats, Metric, Partial, Retrieved
+
+NOT_TOLD = "set where the rows were told what the data know of items"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +99,61 @@ class PopularityBias(_Lists):
         return _ratio(partial, "found", "places") / (_ratio(partial, "had", "users") or float("nan"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Diversity(_Lists):
+    """How unlike the items of a list are: 1 less the mean likeness of its pairs, mean over users (Ziegler et al.,
+    "Improving recommendation lists through topic diversification", WWW 2005).
+
+    Two items are alike by who had both in training (`rtrain.data.alike`). Lists of one item are left out.
+    """
+
+    short: ClassVar[str] = "diversity"
+
+    def partial(self, scored: Retrieved) -> Partial:
+        """Sum over users, and their number."""
+        assert scored.items is not None and scored.alike is not None, NOT_TOLD
+        shown = self.shown(scored)
+        users, user = np.unique(scored.groups[shown], return_inverse=True)
+        lists = np.full((len(users), self.k), -1)
+        lists[user, -scored.logits[shown].astype(np.int64)] = scored.items[shown]
+        first, second = np.triu_indices(self.k, 1)
+        left, right = lists[:, first], lists[:, second]
+        there = (left >= 0) & (right >= 0)
+        span = int(lists.max(initial=0)) + 1
+        low, high = np.minimum(left, right)[there], np.maximum(left, right)[there]
+        pairs, pair = np.unique(low * span + high, return_inverse=True)  # lists have most of their pairs in common
+        unlike = np.zeros(there.shape)
+        unlike[there] = 1.0 - scored.alike(pairs // span, pairs % span)[pair]
+        counts = there.sum(1)
+        means = unlike.sum(1)[counts > 0] / counts[counts > 0]
+        return _sums(unlike=means.sum(), users=len(means))
+
+    def value(self, partial: Partial) -> float:
+        """The mean; nan without a list of two."""
+        return _ratio(partial, "unlike", "users")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serendipity(_Lists):
+    """Share of the first k places that hold what the user wanted and what popularity alone would not have placed there
+    (Ge et al., "Beyond accuracy", RecSys 2010, with the most popular items as the primitive method), mean over users.
+    """
+
+    short: ClassVar[str] = "serendipity"
+
+    def partial(self, scored: Retrieved) -> Partial:
+        """Count of such places, and of all."""
+        assert scored.expected is not None, NOT_TOLD
+        hits = self.shown(scored) & (scored.labels == 1) & (scored.expected >= self.k)
+        return _sums(hits=hits.sum(), places=self.k * len(np.unique(scored.groups)))
+
+    def value(self, partial: Partial) -> float:
+        """The share; nan without a user."""
+        return _ratio(partial, "hits", "places")
+
+
 def _of(facts: NDArray[np.float64] | None) -> Floats:
-    assert facts is not None, "set where the rows were told what the data know of items"
+    assert facts is not None, NOT_TOLD
     return facts
 
 

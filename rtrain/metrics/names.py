@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, get_args
 
 from rtrain.metrics import ScoredMetric
-from rtrain.metrics.beyond import Coverage, Novelty, PopularityBias
+from rtrain.metrics.beyond import Coverage, Diversity, Novelty, PopularityBias, Serendipity
 from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.metrics.state import Metric
 
@@ -16,9 +16,8 @@ PARTS = r"@|>=|\["
 @cache
 def _known() -> dict[str, Metric]:
     """Name without its `@k` or `>=threshold` -> metric; of two of one name either will do, they judge alike."""
-    metrics: list[Metric] = [
-        cls() for cls in (*get_args(ScoredMetric), Coverage, Novelty, PopularityBias, TokenLoss, Perplexity)
-    ]
+    of_lists = (Coverage, Diversity, Novelty, PopularityBias, Serendipity)
+    metrics: list[Metric] = [cls() for cls in (*get_args(ScoredMetric), *of_lists, TokenLoss, Perplexity)]
     return {re.split(PARTS, metric.name)[0]: metric for metric in metrics}
 
 

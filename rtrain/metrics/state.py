@@ -109,11 +109,15 @@ class Retrieved(Scored):
     items: NDArray[np.int64] | None = None
     """int64 [n]: what was found, or missed, where it is known"""
     often: Floats | None = None
-    """float64 [n]: how often the item was had in training; this and the next where the data were asked"""
+    """float64 [n]: how often the item was had in training; this and the next ones where the data were asked"""
     popularity: Floats | None = None
     """float64 [n]: the item's share of training's interactions, each item counted once more than it was had"""
     had: Floats | None = None
     """float64 [n]: mean over what the row's user had in training of log(how often it was had + 1)"""
+    expected: NDArray[np.int64] | None = None
+    """int64 [n]: at which place, from 0, the item would be were the most popular ones found for its user"""
+    alike: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats] | None = None
+    """Items [m] and others [m] -> float64 [m]: how alike they are, 0 to 1"""
     catalogue: int = 0
     """Items of the catalogue."""
 

@@ -136,11 +136,14 @@ def test_two_retrieval_runs_are_compared_user_by_user(tmp_path: Path) -> None:
         assert between["low"] <= row["differences"][1] <= between["high"]
 
 
-def test_the_most_popular_items_cover_less_and_are_less_novel_than_what_a_model_finds(tmp_path: Path) -> None:
-    metrics = (rtrain.NDCG(k=10), rtrain.Coverage(k=10), rtrain.Novelty(k=10), rtrain.PopularityBias(k=10))
+def test_the_most_popular_items_are_narrower_than_what_a_model_finds(tmp_path: Path) -> None:
+    beyond = (rtrain.Coverage, rtrain.Diversity, rtrain.Novelty, rtrain.PopularityBias, rtrain.Serendipity)
+    metrics = (rtrain.NDCG(k=10), *(metric(k=10) for metric in beyond))
     changes = {"storage": str(tmp_path), "duration.steps": 20, "metrics": metrics, "evaluation.monitor": "ndcg@10"}
     result = train(rtrain.override(RUNS["bpr"], changes))
     test, baseline = result["test"], result["baseline"]
     assert 0 < baseline["coverage@10"] < test["coverage@10"] <= 1
     assert baseline["novelty@10"] < test["novelty@10"]
+    assert 0 < test["diversity@10"] < 1 and 0 < baseline["diversity@10"] < 1
+    assert baseline["serendipity@10"] == 0 < test["serendipity@10"] < 1
     assert 1 < baseline["popularity_bias@10"] > test["popularity_bias@10"] > 0
