@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from rtrain.metrics.beyond import Coverage, Diversity, Novelty, PopularityBias, Serendipity
     from rtrain.metrics.language import Perplexity, TokenLoss
     from rtrain.metrics.state import Metric
+    from rtrain.metrics.text import BLEU, ROUGE, TextPairs
     from rtrain.models.dcnv2 import DCNv2
     from rtrain.models.decoder import Decoder
     from rtrain.models.deepfm import DeepFM
@@ -152,6 +153,11 @@ _HOMES = {
         "Perplexity",
         "TokenLoss",
     ),
+    "rtrain.metrics.text": (
+        "BLEU",
+        "ROUGE",
+        "TextPairs",
+    ),
     "rtrain.metrics.state": ("Metric",),
     "rtrain.models.dcnv2": ("DCNv2",),
     "rtrain.models.decoder": ("Decoder",),
@@ -224,6 +230,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AUC",
     "AUPRC",
+    "BLEU",
     "BPR",
     "DIN",
     "DLRM",
@@ -239,6 +246,7 @@ __all__ = [
     "NDCG",
     "PLE",
     "RMSE",
+    "ROUGE",
     "SGD",
     "VECTORS",
     "Accuracy",
@@ -313,6 +321,7 @@ __all__ = [
     "SideFeatures",
     "Table",
     "TableOptions",
+    "TextPairs",
     "TokenLoss",
     "Tokens",
     "Tracking",

@@ -81,6 +81,14 @@ def _tokenize(options: argparse.Namespace) -> int:
     return 0
 
 
+def _texts(options: argparse.Namespace) -> int:
+    from rtrain.evaluation.texts import measure_texts
+
+    found = measure_texts(options.source)
+    _print(options, found, "\n".join(f"{name:8} {value:.4g}" for name, value in found.items()))
+    return 0
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.target, options.replicas, options.port, options.json)
     return 0
@@ -165,6 +173,23 @@ VERBS = (
                     ),
                 ),
                 _tokenize,
+            ),
+        ),
+    ),
+    Verb(
+        "metrics",
+        "measure what no run measures",
+        actions=(
+            Verb(
+                "text",
+                "BLEU and ROUGE of generated text",
+                (
+                    Argument(
+                        "source",
+                        help='JSON lines anywhere: {"prediction": "...", "reference": "..."}, or "references": a list',
+                    ),
+                ),
+                _texts,
             ),
         ),
     ),
