@@ -12,6 +12,7 @@ stall   wait for checkpoints             written behind training / while it wait
 dense   steps/s of a small decoder       recipes/gpt_stdlib.py in one process, eager / a plain torch loop
 zero    the same on 2 ranks, ZeRO-1      the recipe under torchrun / bare DeepSpeed under torchrun
 catalogue  users/s, 100,000 items each   rank_catalogue / a loop over users; _floor: / bare matmul + top-k
+evaluation  users/s of the same          a run's whole evaluation / a loop over users; _floor: / matmul + top-k
 gauc    groups/s of GAUC, 400,000 groups GAUC / a loop over groups
 hstu    steps/s of HSTU, one process     in groups of similar length / all rows as long as the longest
 sasrec  steps/s of SASRec, one process   rtrain without Ray / a plain torch loop over padded arrays

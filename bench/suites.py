@@ -100,6 +100,18 @@ SUITES = (
         theirs=lambda place, _: sides.catalogue(place, "bare"),
     ),
     Suite(
+        name="evaluation",
+        comparisons=_rate("evaluation", "users/s, a run's evaluation", "a loop over users", 2.0),
+        ours=lambda place, _: sides.catalogue(place, "run"),
+        theirs=lambda place, _: sides.catalogue(place, "loop"),
+    ),
+    Suite(
+        name="evaluation_floor",
+        comparisons=_rate("evaluation_floor", "users/s, a run's evaluation", "bare matmul + top-k", 1 / 1.3),
+        ours=lambda place, _: sides.catalogue(place, "run"),
+        theirs=lambda place, _: sides.catalogue(place, "bare"),
+    ),
+    Suite(
         name="gauc",
         comparisons=_rate("gauc", "groups/s of GAUC", "a loop over groups", 2.0),
         ours=lambda place, _: sides.gauc(place, "ours"),

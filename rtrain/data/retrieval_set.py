@@ -210,23 +210,25 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             often=often,
             popularity=(often + 1) / (self.often.sum() + len(self.catalogue)),
             had=summed[users] / self._trained[users],
-            expected=self._expected(scored),
+            expected=self._expected,
             alike=self._alike,
             catalogue=len(self.catalogue),
         )
 
+    def _alike(self, left: Ids, right: Ids) -> NDArray[np.float64]:
+        return self._had_together(left, right)
+
     @cached_property
-    def _alike(self) -> HadTogether:
+    def _had_together(self) -> HadTogether:
         train = self.codes == TRAIN
         return HadTogether(self.feedback.user[train], self.feedback.item[train])
 
-    def _expected(self, scored: Retrieved) -> Ids:
+    def _expected(self, groups: Ids, items: Ids) -> Ids:
         """[n]: each item's place among what its user may be shown, the most popular first, of equals the lower item."""
-        assert scored.items is not None
-        if not len(scored.groups):
+        if not len(groups):
             return np.empty(0, np.int64)
-        passed = self._passed(self._code(int(scored.groups[0])))
-        users, place = self._of[scored.groups], self._place[np.searchsorted(self.catalogue, scored.items)]
+        passed = self._passed(self._code(int(groups[0])))
+        users, place = self._of[groups], self._place[np.searchsorted(self.catalogue, items)]
         first = users * len(self.catalogue)
         expected: Ids = place - (np.searchsorted(passed, first + place) - np.searchsorted(passed, first))
         return expected

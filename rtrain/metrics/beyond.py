@@ -143,9 +143,10 @@ class Serendipity(_Lists):
 
     def partial(self, scored: Retrieved) -> Partial:
         """Count of such places, and of all."""
-        assert scored.expected is not None, NOT_TOLD
-        hits = self.shown(scored) & (scored.labels == 1) & (scored.expected >= self.k)
-        return _sums(hits=hits.sum(), places=self.k * len(np.unique(scored.groups)))
+        assert scored.items is not None and scored.expected is not None, NOT_TOLD
+        hits = self.shown(scored) & (scored.labels == 1)
+        surprising = scored.expected(scored.groups[hits], scored.items[hits]) >= self.k
+        return _sums(hits=surprising.sum(), places=self.k * len(np.unique(scored.groups)))
 
     def value(self, partial: Partial) -> float:
         """The share; nan without a user."""

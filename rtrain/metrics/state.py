@@ -114,8 +114,8 @@ class Retrieved(Scored):
     """float64 [n]: the item's share of training's interactions, each item counted once more than it was had"""
     had: Floats | None = None
     """float64 [n]: mean over what the row's user had in training of log(how often it was had + 1)"""
-    expected: NDArray[np.int64] | None = None
-    """int64 [n]: at which place, from 0, the item would be were the most popular ones found for its user"""
+    expected: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]] | None = None
+    """Groups [m] and items [m] -> int64 [m]: at which place, from 0, an item would be, the most popular ones first"""
     alike: Callable[[NDArray[np.int64], NDArray[np.int64]], Floats] | None = None
     """Items [m] and others [m] -> float64 [m]: how alike they are, 0 to 1"""
     catalogue: int = 0
