@@ -30,7 +30,8 @@ class ReplicatedTower:
     ):
         self.bare = self.module = tower.to(device)
         self.places, self.groups = places, groups
-        if not accumulates:
+        if not accumulates and groups.size("data") > 1:
+            # One rank alone has nothing to agree on: a wrapper would cost it a copy of each gradient and a collective.
             # Buffers of a tower are constants (a checkpoint has none of them): no collective a step for them.
             self.module = DistributedDataParallel(
                 tower, process_group=groups.along["data"], gradient_as_bucket_view=True, broadcast_buffers=False
