@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rtrain.data.side import Bins, SideFeatures
     from rtrain.data.split import ByTime
     from rtrain.data.tokens import Tokens
+    from rtrain.data.words import Words
     from rtrain.duration import Duration
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
     from rtrain.export.column import predict_column
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from rtrain.models.protocol import Blueprint, Model, Objective
     from rtrain.models.ranking import RankingConfig
     from rtrain.models.sasrec import SASRec
+    from rtrain.models.text_tower import TextTower
     from rtrain.models.two_tower import TwoTower
     from rtrain.nn.tables import VECTORS, Table, TableOptions
     from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
@@ -110,6 +112,7 @@ _HOMES = {
     ),
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
+    "rtrain.data.words": ("Words",),
     "rtrain.duration": ("Duration",),
     "rtrain.export.column": ("predict_column",),
     "rtrain.encodings": (
@@ -178,6 +181,7 @@ _HOMES = {
     ),
     "rtrain.models.ranking": ("RankingConfig",),
     "rtrain.models.sasrec": ("SASRec",),
+    "rtrain.models.text_tower": ("TextTower",),
     "rtrain.models.two_tower": ("TwoTower",),
     "rtrain.nn.tables": (
         "Table",
@@ -322,11 +326,13 @@ __all__ = [
     "Table",
     "TableOptions",
     "TextPairs",
+    "TextTower",
     "TokenLoss",
     "Tokens",
     "Tracking",
     "Tuned",
     "TwoTower",
+    "Words",
     "__version__",
     "choice",
     "diff",

@@ -18,7 +18,7 @@ from rtrain.data.point_in_time import Past, list_means, near_means, residual_mea
 from rtrain.errors import DataError
 
 NAME = "ml-100k"
-VERSION = 3
+VERSION = 4
 """Raised whenever `convert` writes something else, so that old caches are made anew."""
 HISTORY = 20
 """Most items in a history."""
@@ -88,7 +88,7 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
     """Write the Parquet file of one row per rating, sorted by (timestamp, user_id, item_id).
 
     Columns: user_id, item_id int64; rating, age double (null: unknown); gender, occupation string;
-    genres list<string>; release_year double (null: unknown); hour int64 (0..23, UTC); history
+    genres list<string>; title string; release_year double (null: unknown); hour int64 (0..23, UTC); history
     list<int64> (the user's last 20 items before this second, oldest first); user_liked, user_seen,
     item_liked, item_seen double (see `liked_before`, of the user's and of the item's rows before this
     second); timestamp int64 (seconds since 1970); label double (1 for a rating of at least 4); and the
@@ -99,7 +99,7 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
     """
     inter = _read(folder_of_raw / FILES[0], ("user_id", "item_id", "rating", "timestamp"))
     user = _read(folder_of_raw / FILES[1], ("user_id", "age", "gender", "occupation"))
-    item = _read(folder_of_raw / FILES[2], ("item_id", "release_year", "class"))
+    item = _read(folder_of_raw / FILES[2], ("item_id", "movie_title", "release_year", "class"))
 
     order = np.lexsort([inter.column(c).to_numpy() for c in ("item_id", "user_id", "timestamp")])
     inter = inter.take(pa.array(order))
@@ -120,6 +120,7 @@ def convert(folder_of_raw: Path, out_parquet: Path) -> None:
             "gender": user.column("gender").take(of_user),
             "occupation": user.column("occupation").take(of_user),
             "genres": genres,
+            "title": item.column("movie_title").take(of_item),
             "release_year": _years(item).take(of_item),
             "hour": pa.array(time // 3600 % 24, pa.int64()),
             "history": pa.ListArray.from_arrays(

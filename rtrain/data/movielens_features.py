@@ -5,6 +5,7 @@ Schema(features=(*IDS, *CONTENT, *RESIDUALS), group="user_id", time="timestamp")
 
 from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
 from rtrain.data.side import Bins, SideFeatures
+from rtrain.data.words import Words
 from rtrain.schema import Dense, Id, IdList
 
 USERS, ITEMS = 944, 1683  # ids count from 1
@@ -42,6 +43,8 @@ OF_FILMS = SideFeatures(
     ),
 )
 """What is known of films beside their ids."""
+TITLE = Words(name="title", rows=16_384, longest=12)
+"""A film's title, without its year; in all they have 2,390 different words."""
 USER_SEEN = Dense(name="user_seen", entity="user", mean=3.0, std=1.5)
 """How many rows the user had before this moment, as log(1 + number)."""
 RESIDUALS = (

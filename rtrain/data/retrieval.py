@@ -41,6 +41,8 @@ class RetrievalFacts:
     """Beside the users' ids: name in a batch -> rows of its table."""
     item_features: Mapping[str, int] = field(default_factory=dict)
     """Beside the items' ids."""
+    texts: Mapping[str, int] = field(default_factory=dict)
+    """Those of items that are words in their order: name in a batch -> most words of an item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +117,10 @@ class _Positives(Data):
     def facts(self) -> RetrievalFacts:
         """What a model may ask of the data before they are opened."""
         beside = {of: {f"{of}_{f.name}": f.table_rows for f in side.features} for of, side in self.side.items()}
+        texts = self.side["item"].in_order if "item" in self.side else {}
         return RetrievalFacts(
             self.users, self.items, self.longest, self.negatives.count, self.graph, beside.get("user", NONE),
-            beside.get("item", NONE),
+            beside.get("item", NONE), {f"item_{name}": longest for name, longest in texts.items()},
         )  # fmt: skip
 
     def check_source(self) -> None:

@@ -63,12 +63,14 @@ class RetrievalBatch:
     def inputs(self) -> dict[str, Tensor]:
         """Beside the vectors of the ids: of histories their times, int64 [B, T] in seconds (0 where there is none).
 
-        Of what is known of items beside their ids, `places`. With a graph it and the ids themselves, which tell its
-        nodes: `user` [B, 1] and `item` [B, T * (1 + K)].
+        Of what is known of items beside their ids, `places`, and whose they are: `item` [B, T * (1 + K)]. With a graph
+        it and the ids themselves, which tell its nodes: `user` [B, 1] and `item`.
         """
         if self.graph is not None:
             return {"graph": self.graph, "user": self.ids.padded("user"), "item": self.ids.padded("item")}
         beside = {} if self.times is None else {"times": self.times}
+        if self.places:
+            beside["item"] = self.ids.padded("item")
         return beside | {places(name): at for name, at in self.places.items()}
 
     def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "RetrievalBatch":

@@ -126,7 +126,8 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             counted.append([feature, *(hashlib.sha256(x.tobytes()).hexdigest() for x in (lists.values, lists.offsets))])
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
         beside = ("times",) if longest is not None else ()
-        known = (*beside, *map(places, self.side.get("item", {})))
+        of_items = self.side.get("item", {})
+        known = (*beside, *(("item", *map(places, of_items)) if of_items else ()))
         self.inputs = ("graph", "user", "item") if self.graph else known
 
     def refuse_leaks(self) -> None:

@@ -4,6 +4,7 @@ Shape legend: R rows of the table of ids.
 """
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from rtrain.data import sources
 from rtrain.data.columns import Lists
 from rtrain.data.encode import encode
 from rtrain.data.parquet import ParquetRows
+from rtrain.data.words import Words
 from rtrain.errors import ConfigError, DataError
 from rtrain.schema import Id, IdList, Schema
 
@@ -38,6 +40,26 @@ class Bins:
         return len(self.edges) + 2
 
 
+@runtime_checkable
+class InOrder(Protocol):
+    """A feature that is several ids, made of its column, whose order says something."""
+
+    @property
+    def name(self) -> str:
+        """Column in the data."""
+
+    @property
+    def table_rows(self) -> int:
+        """Of its table."""
+
+    @property
+    def longest(self) -> int:
+        """Most ids of a row."""
+
+    def read(self, column: pa.ChunkedArray, where: str) -> pa.ChunkedArray:
+        """Of each row its ids, list<int64>; `where`: what a message calls the table."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SideFeatures:
     """A table of users or of items, and those of its columns that a model is to read."""
@@ -46,7 +68,7 @@ class SideFeatures:
     """A named data set (`ml-100k`), or a Parquet file or folder anywhere; an id's rows, if several, are the same."""
     key: str
     """Column of the ids, those of the interactions."""
-    features: tuple[Id | IdList | Bins, ...]
+    features: tuple[Id | IdList | Bins | Words, ...]
     """The columns; each has a table of its own."""
 
     def __post_init__(self) -> None:
@@ -59,6 +81,11 @@ class SideFeatures:
         if not names:
             raise ConfigError(f"data: {self.source} is given without a feature. Name one, or leave it out")
 
+    @property
+    def in_order(self) -> dict[str, int]:
+        """Of the features whose order says something, the most ids of a row."""
+        return {feature.name: feature.longest for feature in self.features if isinstance(feature, InOrder)}
+
     def open(self, ids: Ids, *, rows: int, of: str) -> dict[str, Lists]:
         """Feature -> of each id 0..rows-1 its values [R]; `ids`: those that must be there; `of`: "user" or "item".
 
@@ -67,11 +94,11 @@ class SideFeatures:
         """
         stored = ParquetRows(str(sources.get(self.source)) if self.source in sources.NAMES else self.source)
         table = stored.read(0, stored.rows, [self.key, *(feature.name for feature in self.features)])
-        binned = [feature for feature in self.features if isinstance(feature, Bins)]
-        for feature in binned:
-            numbers = pa.array(self._binned(table.column(feature.name), feature))
-            table = table.set_column(table.column_names.index(feature.name), feature.name, numbers)
-        plain = [Id(name=f.name, rows=f.table_rows) if isinstance(f, Bins) else f for f in self.features]
+        plain: list[Id] = []
+        for feature in self.features:
+            column, spec = self._plain(table.column(feature.name), feature)
+            table = table.set_column(table.column_names.index(feature.name), feature.name, column)
+            plain.append(spec)
         schema = Schema(features=(Id(name=self.key, rows=rows), *plain))
         found = encode(table, schema, label=False, where=self.source, first_row=0)
         key = found.singles[:, 0].astype(np.int64)
@@ -92,6 +119,14 @@ class SideFeatures:
             self._check_alike(name, values, key, first[key])
         there = np.flatnonzero(first >= 0)
         return {name: _by_id(values, there, first[there], rows) for name, values in columns.items()}
+
+    def _plain(self, column: pa.ChunkedArray, feature: Id | Bins | InOrder) -> tuple[pa.ChunkedArray, Id]:
+        """The feature as ids, or a list of ids, and the column of them."""
+        if isinstance(feature, Bins):
+            return pa.chunked_array([self._binned(column, feature)]), Id(name=feature.name, rows=feature.table_rows)
+        if isinstance(feature, InOrder):
+            return feature.read(column, self.source), IdList(name=feature.name, rows=feature.table_rows)
+        return column, feature
 
     def _binned(self, column: pa.ChunkedArray, feature: Bins) -> Ids:
         if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):

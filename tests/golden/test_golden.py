@@ -20,6 +20,7 @@ from recipes import (
     mmoe_movielens,
     sasrec_movielens,
     sasrec_sequences,
+    text_tower_movielens,
     two_tower_features_movielens,
     two_tower_movielens,
 )
@@ -38,6 +39,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "lightgcn_movielens": lightgcn_movielens.run,
     "sasrec_movielens": sasrec_movielens.run,
     "sasrec_sequences": sasrec_sequences.run,
+    "text_tower_movielens": text_tower_movielens.run,
     "two_tower_features_movielens": two_tower_features_movielens.run,
     "two_tower_movielens": two_tower_movielens.run,
 }

@@ -27,6 +27,7 @@ OF_OTHER_PROCESSORS = {
     "sasrec_sequences": 1e-4,
     "hstu_movielens": 1e-5,
     "two_tower_features_movielens": 1e-5,
+    "text_tower_movielens": 1e-5,
 }
 ALWAYS = ("dlrm_movielens ", "small ", "hstu_movielens ")
 RESUMED = 5e-6

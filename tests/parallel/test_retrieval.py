@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
+from rtrain.data.hashed import hashes
 from rtrain.data.holdout import LeaveOneOut, RandomPerUser
 from rtrain.data.negatives import Negatives
 from rtrain.data.protocol import Data
 from rtrain.data.retrieval import Graph, Histories, Pairs
 from rtrain.data.side import SideFeatures
+from rtrain.data.words import Words
 from rtrain.duration import Duration
 from rtrain.evaluation.scoring import measure, scan
 from rtrain.mesh import Parallel, lay_out
@@ -35,6 +37,7 @@ from rtrain.models.mf import MF
 from rtrain.models.plan import drawn
 from rtrain.models.protocol import Model
 from rtrain.models.sasrec import SASRec
+from rtrain.models.text_tower import TextTower
 from rtrain.models.two_tower import TwoTower
 from rtrain.nn.tables import initial_rows, mask, sequence
 from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
@@ -57,6 +60,8 @@ MODELS = {
     "mf": MF(dim=16, objective=BPR(), scale=0.1),
     "two towers": TwoTower(dim=16, hidden=(8,), objective=InBatchSoftmax(cosine=True, temperature=0.5), scale=0.1),
     "features": TwoTower(dim=16, hidden=(32,), objective=SampledSoftmax(), scale=0.3),
+    "text": TextTower(dim=16, hidden=(32,), objective=SampledSoftmax(cosine=True, temperature=0.2), scale=0.3),
+    "text alone": TextTower(dim=16, hidden=(32,), layers=2, ids=False, scale=0.3),
     "light gcn": LightGCN(dim=16, layers=2, objective=BPR(), l2=0.01, scale=0.1),
     "sasrec": SASRec(dim=16, layers=2, heads=2, dropout=0.0, objective=SampledBinary(), scale=0.1),
     # It norms what attention gives: first weights of .1 are so close to 0 that rounding grows to 1.3e-5 in 20 steps.
@@ -79,18 +84,31 @@ LAYOUTS: dict[str, tuple[Parallel, str]] = {
 }
 SAVED_BY, RESUMED_AS = "zero1 table_wise", "ddp column_wise"
 KIND, WORDS = Id(name="kind", rows=5), IdList(name="words", vocabulary=("a", "b", "c"))
+TITLE = Words(name="title", rows=4099, longest=5)
 Found = dict[str, dict[str, Any]]
 
 
 def described(number: int) -> dict[str, Any]:
-    """What is known of a user or an item; some have no word, some have one that no vocabulary has."""
-    return {"id": number, "kind": number % 5, "words": ["a", "b", "c", "?"][: number % 5]}
+    """What is known of a user or an item; some have no word, some have one that no vocabulary has.
+
+    One has no title, and some a longer one than is read.
+    """
+    title = f"{'The ' * (number % 2)}Fox {number}{' of Öl' * (number % 3)}" if number else None
+    return {"id": number, "kind": number % 5, "words": ["a", "b", "c", "?"][: number % 5], "title": title}
 
 
 def looked_up(feature: str, number: int) -> list[int]:
     """The rows of a feature's table that an id has."""
     known = described(number)
+    if feature.endswith("title"):
+        return [hashed(word) for word in (known["title"] or "").lower().split()[: TITLE.longest]]
     return [known["kind"]] if feature.endswith("kind") else [[1, 2, 3, 0]["abc?".index(w)] for w in known["words"]]
+
+
+@cache
+def hashed(word: str) -> int:
+    """A word's row."""
+    return int(hashes(pa.table({"word": [word]}))[0] % TITLE.rows)
 
 
 def layouts(model: str) -> dict[str, tuple[Parallel, str]]:
@@ -112,16 +130,26 @@ def pairs(log: str, *, kind: type[Pairs] = Pairs, drawn: int = 2, **features: Si
     return kind(**common(log), split=split, negatives=Negatives(count=drawn), **features)
 
 
-def pairs_with_features(log: str) -> Pairs:
+def pairs_with_features(log: str, *of_items: Id | Words, drawn: int = 2) -> Pairs:
     user = SideFeatures(source=f"{log}.user.parquet", key="id", features=(KIND,))
-    item = SideFeatures(source=f"{log}.item.parquet", key="id", features=(KIND, WORDS))
-    return pairs(log, user_features=user, item_features=item)
+    item = SideFeatures(source=f"{log}.item.parquet", key="id", features=of_items or (KIND, WORDS))
+    return pairs(log, drawn=drawn, user_features=user, item_features=item)
+
+
+def pairs_with_text(log: str) -> Pairs:
+    return pairs_with_features(log, KIND, TITLE)
+
+
+def pairs_with_text_alone(log: str) -> Pairs:
+    return pairs_with_features(log, TITLE, drawn=0)
 
 
 DATA: dict[str, Callable[[str], Data]] = {
     "mf": pairs,
     "two towers": partial(pairs, drawn=0),
     "features": pairs_with_features,
+    "text": pairs_with_text,
+    "text alone": pairs_with_text_alone,
     "light gcn": partial(pairs, kind=Graph),
 }
 
@@ -240,12 +268,32 @@ class PlainFeatures(Plain):
 
     def beside(self, of: str, ids: Tensor) -> Tensor:
         """[N, V]: the ids' own vectors, and the mean of each feature's."""
-        found = [self.tables[of][ids]]
+        found = [self.tables[of][ids]] if of in self.tables else []
         for name in [name for name in self.tables if name.startswith(f"{of}_")]:
             table, rows = self.tables[name], [looked_up(name, n) for n in ids.tolist()]
-            means = [table[row].mean(0) if row else torch.zeros(table.shape[1]) for row in rows]
-            found.append(torch.stack(means) if means else table[:0])
+            each = [self.one(name, table[row]) if row else torch.zeros(table.shape[1]) for row in rows]
+            found.append(torch.stack(each) if each else table[:0])
         return torch.cat(found, dim=1)
+
+    def one(self, name: str, vectors: Tensor) -> Tensor:
+        """[E] of a feature's vectors of one id, [T, E]."""
+        return vectors.mean(0)
+
+
+class PlainText(PlainFeatures):
+    """Each title alone and without padding, its attention written out."""
+
+    def one(self, name: str, vectors: Tensor) -> Tensor:
+        if name != "item_title":
+            return super().one(name, vectors)
+        text = self.tower.pieces[0].features[-1]
+        x = vectors + text.positions[: len(vectors)]
+        for block in text.blocks:
+            q, k, v = block.attention.qkv(block.attention_norm(x)).unflatten(1, (2, 3, -1)).unbind(2)
+            seen = torch.softmax(torch.einsum("qhd,khd->hqk", q, k) / q.shape[2] ** 0.5, dim=2)
+            x = x + block.attention.out(torch.einsum("hqk,khd->qhd", seen, v).flatten(1))
+            x = x + block.mlp.down(torch.relu(block.mlp.up(block.mlp_norm(x))))
+        return text.norm(x).mean(0)  # type: ignore[no-any-return]
 
 
 class PlainGraph(Plain):
@@ -278,6 +326,8 @@ class PlainGraph(Plain):
 
 
 def plain_of(run: Run) -> Plain:
+    if isinstance(run.model, TextTower):
+        return PlainText(run)
     if run.data.facts.item_features:
         return PlainFeatures(run)
     return PlainGraph(run) if isinstance(run.model, LightGCN) else Plain(run)

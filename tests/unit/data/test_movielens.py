@@ -64,6 +64,7 @@ def test_rows_say_what_was_known_at_their_moment(raw: Path) -> None:
     assert [r["gender"] for r in rows] == ["M", "M", "M", "F", None]
     assert [r["occupation"] for r in rows] == ["technician"] * 3 + ["none", None]
     assert [r["release_year"] for r in rows] == [1995, None, None, 1995, None]
+    assert [r["title"] for r in rows] == ["Toy Story", "unkonwn", 'A "Quoted" Tale', "Toy Story", None]
     toy = ["Animation", "Children's", "Comedy"]
     assert [r["genres"] for r in rows] == [toy, ["unknown"], ["Film-Noir", "Sci-Fi"], toy, None]
 
@@ -79,6 +80,7 @@ def test_the_columns_have_the_types_that_the_schema_needs(raw: Path) -> None:
         "gender": "string",
         "occupation": "string",
         "genres": "list<element: string>",
+        "title": "string",
         "release_year": "double",
         "hour": "int64",
         "history": "list<element: int64>",

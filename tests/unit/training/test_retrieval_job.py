@@ -10,6 +10,7 @@ from recipes import (
     bpr_movielens,
     lightgcn_movielens,
     sasrec_movielens,
+    text_tower_movielens,
     two_tower_features_movielens,
     two_tower_movielens,
 )
@@ -34,13 +35,17 @@ RUNS = {
     "features": rtrain.override(
         two_tower_features_movielens.debug(), SHORT | {"duration.steps": 40, "evaluation.every.steps": 20}
     ),
+    "text": rtrain.override(
+        text_tower_movielens.debug(),
+        SHORT | {"model.dim": 16, "duration.steps": 40, "evaluation.every.steps": 20},
+    ),
     "sasrec": rtrain.override(
         sasrec_movielens.debug(), SHORT | SASREC | {"duration.steps": 40, "evaluation.every.steps": 20}
     ),
 }
 
 
-TRAINED = ("bpr", "light gcn", "features", "sasrec")
+TRAINED = ("bpr", "light gcn", "features", "text", "sasrec")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -87,6 +92,12 @@ REFUSED = {
         "bpr",
         {"data.item_features": RUNS["features"].data.item_features},  # type: ignore[attr-defined]
     ),
+    "data.item_features: TextTower reads a text of items, and there is none. Give Words, or use TwoTower": (
+        "text",
+        {"data.item_features": RUNS["features"].data.item_features},  # type: ignore[attr-defined]
+    ),
+    "model.heads: 3 does not divide model.dim, 64": ("text", {"model.dim": 64, "model.heads": 3}),
+    "model.layers: must be at least 1, got 0": ("text", {"model.layers": 0}),
     "data: SASRec is trained on Histories": ("sasrec", {"data": RUNS["bpr"].data}),
     "data: SASRec is trained on Pairs or Histories, got Tokens": ("sasrec", {"data": rtrain.Tokens(source="stdlib")}),
     "parallel.tensor: 2, but MF has no tensor-parallel plan": ("bpr", {"parallel.tensor": 2}),
