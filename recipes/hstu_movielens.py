@@ -34,12 +34,12 @@ def run() -> Run:
     """Leave one out: the last rating tests, the one before it validates, every unseen item is ranked."""
     return Run(
         name="hstu-movielens",
-        model=HSTU(dim=64, layers=2, heads=2, dropout=0.2, objective=SampledSoftmax()),
+        model=HSTU(dim=64, layers=2, heads=2, dropout=0.5, objective=SampledSoftmax()),
         data=Histories(
             source="ml-100k", users=USERS, items=ITEMS, length=50, split=LeaveOneOut(), negatives=Negatives(count=20)
         ),
         optim=AdamW(lr=1e-3),
-        sparse_optim=Adagrad(lr=0.05),
+        sparse_optim=Adagrad(lr=0.02),
         global_batch=128,
         duration=Duration(epochs=200),
         parallel=Parallel(dense="zero", zero_stage=1),

@@ -99,6 +99,11 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         self._kept: dict[tuple[int, bool], tuple[Lists, Lists]] = {}
         self._not_shown: dict[int, Ids] = {}
         self._trained = self._lists(TRAIN, alone=True)[0].lengths
+        if negatives.count >= len(self.catalogue):
+            raise DataError(
+                f"data.negatives.count: {negatives.count} negatives, but {source} has {len(self.catalogue)} different "
+                "items. Lower it"
+            )
         if negatives.count:
             self._refuse_who_had_all()
         self.sampler = Sampler(negatives, self.catalogue, feedback.user[train], feedback.item[train])

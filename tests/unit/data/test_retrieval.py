@@ -240,6 +240,7 @@ def test_bad_tables_and_bad_configs_are_one_line(tmp_path: Path, log: str) -> No
         ({"user": "usr_id"}, "no column 'usr_id' .data.user.; did you mean 'user_id'"),
         ({"source": "/nope.parquet"}, "no such file or folder"),
         ({"items": 30}, "is not one of data.items=30"),
+        ({"items": 1000, "negatives": Negatives(count=60)}, r"60 negatives, but .* has \d+ different items"),
     ):
         with pytest.raises(DataError, match=message):
             replace(pairs, **change).open()  # type: ignore[arg-type]
