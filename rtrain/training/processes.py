@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import torch
+import torch.distributed as dist
 from torch.multiprocessing import ProcessRaisedException
 
 from rtrain.errors import RunFailed
@@ -37,13 +38,11 @@ def in_world(size: int, work: Callable[..., Any], *arguments: Any, deadline_s: f
         torch.multiprocessing.ProcessExitedException: a rank died, or ended itself.
     """
     with Scratch("world") as folder:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        store = _meeting_place()
         multiprocessing.set_forkserver_preload(list(PRELOADED))
         context = torch.multiprocessing.start_processes(
             _rank,
-            (size, port, str(folder), deadline_s, dict(os.environ), work, arguments),
+            (size, store.port, str(folder), deadline_s, dict(os.environ), work, arguments),
             nprocs=size,
             join=False,
             daemon=True,
@@ -65,9 +64,20 @@ def in_world(size: int, work: Callable[..., Any], *arguments: Any, deadline_s: f
             raise ProcessRaisedException(first.read_text(), error.error_index, error.error_pid) from None
         finally:
             _end(context.processes)
+            del store
             for file in context.error_files:  # torch leaves those of ranks that raised
                 Path(file).unlink(missing_ok=True)
         return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def _meeting_place() -> dist.TCPStore:
+    """Where the ranks find each other, held by this process: a free port that a rank is told may be taken by then."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+        return dist.TCPStore(
+            "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+        )
 
 
 def _rank(
@@ -92,6 +102,8 @@ def _rank(
             WORLD_SIZE=str(size),
             LOCAL_RANK=str(rank),
             LOCAL_WORLD_SIZE=str(size),
+            TORCHELASTIC_USE_AGENT_STORE="True",  # as torchrun's ranks: rank 0 joins, and does not listen itself
+            TORCHELASTIC_RESTART_COUNT="0",
         )
         # Beyond the deadline, which says who is stuck: a collective that gave up first would say only that one is.
         join(gpu=False, timeout_s=deadline_s + 60)
