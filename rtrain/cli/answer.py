@@ -18,8 +18,8 @@ _told = False
 
 def guarded(work: Callable[[], int], *, as_json: bool) -> int:
     """Run a verb; a user's mistake becomes one line, anything unforeseen keeps its traceback."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _told_to_stop)
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _told_to_stop) if in_main else None
     try:
         return work()
     except RtrainError as error:
@@ -40,6 +40,9 @@ def guarded(work: Callable[[], int], *, as_json: bool) -> int:
         # The reader of our output has gone (`| head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)  # a notebook's, whose process goes on
 
 
 def stdout_kept() -> redirect_stdout[TextIO]:

@@ -29,16 +29,30 @@ MOST_CATEGORIES = 255
 
 
 def boosted_of(dataset: Any, rows: int) -> tuple[Baseline, ...]:
-    """Trees of at most so many training rows, drawn by chance; 0: none. Nor any of more than `MOST_ROWS`, of a label
-    that rows may be without, and where scikit-learn is not installed.
+    """Trees of at most so many training rows, drawn by chance; 0, or a reason of `without_boosting`: none.
 
     `dataset`: a `rtrain.data.interactions.Dataset`.
     """
-    every = sum(dataset.rows(split) for split in ("train", "valid", "test"))
-    if not rows or every > MOST_ROWS or dataset.schema.label.optional or find_spec("sklearn") is None:
+    if not rows or without_boosting(dataset, rows):
         return ()
     trees = _Boosted(dataset, rows)
     return (Baseline("gradient boosting on the same features", trees.says),)
+
+
+def without_boosting(dataset: Any, rows: int) -> tuple[str, ...]:
+    """Why the data are not boosted though `rows` are asked for, as a line; none where they are, or are not to be."""
+    every = sum(dataset.rows(split) for split in ("train", "valid", "test"))
+    if not rows:
+        return ()
+    if every > MOST_ROWS:
+        why = f"the data have {every:,} rows, and it reads them whole: at most {MOST_ROWS:,}"
+    elif dataset.schema.label.optional:
+        why = f"rows may be without the label {dataset.schema.label.name!r}"
+    elif find_spec("sklearn") is None:
+        why = "scikit-learn is not installed (pip install scikit-learn)"
+    else:
+        return ()
+    return (f"no gradient boosting among the baselines: {why}. Without this line: evaluation.boosting_rows 0",)
 
 
 class _Boosted:

@@ -5,7 +5,7 @@ Shape legend: N interactions, U users.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,8 @@ class Feedback:
     """[N] seconds, or places in the source where it has no times"""
     timed: bool
     """Whether `time` is the data's own."""
+    without: int = 0
+    """Users of the source that have no positive: rows of theirs there are, all rated too low."""
 
     @property
     def fingerprint(self) -> str:
@@ -67,10 +69,13 @@ def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_l
             has = near or ". The columns are " + ", ".join(rows.schema.names)
             raise DataError(f"{uri}: there is no column {name!r} ({field}){has}")
     table = rows.read(0, rows.rows, [name for name in columns.values() if name])
+    without = 0
     if at_least is not None:
+        before = pc.count_distinct(table.column(user)).as_py()
         table = table.filter(pc.greater_equal(table.column(rating), at_least))
+        without = before - pc.count_distinct(table.column(user)).as_py()
     when = _whole(table, time, uri) if time else None
-    return Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
+    return replace(Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when), without=without)
 
 
 def _whole(table: pa.Table, name: str, uri: str) -> Ids:

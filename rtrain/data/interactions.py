@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from rtrain.data import sources
 from rtrain.data.baseline import Baseline
-from rtrain.data.boosted import boosted_of
+from rtrain.data.boosted import boosted_of, without_boosting
 from rtrain.data.coded import Coded, coded
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import check_columns, encode
@@ -68,6 +68,10 @@ class Dataset(Samples[Batch]):
     def baselines(self, metrics: object, boosting_rows: int) -> tuple[Baseline, ...]:
         """As `Samples`: means of user and item, of the item, and gradient boosting; of the first label."""
         return (*means_of(self), *boosted_of(self, boosting_rows))
+
+    def left_out(self, boosting_rows: int) -> tuple[str, ...]:
+        """As `Samples`: gradient boosting, where it is asked for and cannot be."""
+        return without_boosting(self, boosting_rows)
 
     def refuse_leaks(self) -> None:
         """As `Samples`; of a split by time no row is in two splits, for rows of one moment stay together."""

@@ -145,6 +145,19 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             ends = [(name, of.min(), of.max()) for name, of in zip(NAMES, times, strict=True)]
             refuse_later(ends, source=self._source)
 
+    def left_out(self, boosting_rows: int) -> tuple[str, ...]:
+        """As `Samples`: users without a positive, without enough to learn from, and those that are not tested."""
+        known, learned = self._trained > 0, self._trained >= (1 if self.longest is None else 2)
+        tested = self._lists(TEST, alone=True)[0].lengths > 0
+        every = len(self.users) + self.feedback.without
+        counts = {
+            "have no positive (data.at_least), so they are in no split": self.feedback.without,
+            "have nothing that trains, so nothing is asked of them": int((~known).sum()),
+            "have one item that trains and no next one, so they train nothing": int((known & ~learned).sum()),
+            "have nothing that tests, so they only train": int((known & ~tested).sum()),
+        }
+        return tuple(f"{count:,} of {every:,} users {what}" for what, count in counts.items() if count)
+
     def _refuse_who_had_all(self) -> None:
         lists = self._lists(TRAIN, alone=True)[0]
         for at in np.flatnonzero(self._trained >= len(self.catalogue)):

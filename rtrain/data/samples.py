@@ -87,6 +87,13 @@ class Samples(ABC, Generic[B]):
         """
         return ()
 
+    def left_out(self, boosting_rows: int) -> tuple[str, ...]:
+        """What of these data a run takes no notice of and a person might miss, a line each; said before training.
+
+        `boosting_rows`: as `Evaluation.boosting_rows`.
+        """
+        return ()
+
     def refuse_leaks(self) -> None:
         """Refuse data whose splits tell of each other; asked once a run, before anything is trained.
 

@@ -31,7 +31,7 @@ def read_pairs(uri: str) -> TextPairs:
     if not folder.exists(name):
         raise DataError(f"{uri}: no such file of JSON lines")
     try:
-        lines = folder.read(name).decode().splitlines()
+        lines = folder.read(name).decode().split("\n")  # a text in JSON may hold other ends of lines as they are
     except UnicodeDecodeError as error:
         raise DataError(f"{uri}: it is no text in UTF-8 ({error.reason} at byte {error.start})") from None
     found = [_pair(line, f"{uri}: line {number}") for number, line in enumerate(lines, 1) if line.strip()]

@@ -8,7 +8,7 @@ from rtrain.metrics import ScoredMetric
 from rtrain.metrics.beyond import Coverage, Diversity, Novelty, PopularityBias, Serendipity
 from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.metrics.state import Metric
-from rtrain.metrics.text import BLEU, ROUGE
+from rtrain.metrics.text import BLEU, ROUGE, Overlap
 
 PARTS = r"@|>=|\["
 """What a name goes on with behind the metric's own: its k, its threshold, its groups or its slice."""
@@ -18,7 +18,8 @@ PARTS = r"@|>=|\["
 def _known() -> dict[str, Metric]:
     """Name without its `@k` or `>=threshold` -> metric; of two of one name either will do, they judge alike."""
     of_lists = (Coverage, Diversity, Novelty, PopularityBias, Serendipity)
-    metrics: list[Metric] = [cls() for cls in (*get_args(ScoredMetric), *of_lists, TokenLoss, Perplexity, BLEU, ROUGE)]
+    metrics: list[Metric] = [cls() for cls in (*get_args(ScoredMetric), *of_lists, TokenLoss, Perplexity, BLEU)]
+    metrics += [ROUGE(of=of) for of in get_args(Overlap)]
     return {re.split(PARTS, metric.name)[0]: metric for metric in metrics}
 
 

@@ -4,13 +4,14 @@ A pair is a prediction and its references, of which one is enough.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from rtrain.errors import ConfigError
 from rtrain.metrics.state import Metric, Partial
 
+Overlap = Literal["1", "2", "L"]
 ORDERS = 4
 """BLEU's longest n-gram."""
 
@@ -72,11 +73,11 @@ class ROUGE(Metric):
     """
 
     higher_is_better: ClassVar[bool] = True
-    of: Literal["1", "2", "L"] = "L"
+    of: Overlap = "L"
     """Shared words, pairs of words, or the longest common subsequence of words."""
 
     def __post_init__(self) -> None:
-        if self.of not in ("1", "2", "L"):
+        if self.of not in get_args(Overlap):
             raise ConfigError(f"ROUGE.of: must be '1', '2' or 'L', got {self.of!r}")
 
     @property

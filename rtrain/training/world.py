@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed import constants, distributed_c10d
 
 from rtrain.checkpoint.saver import still_writing
-from rtrain.training import notices
+from rtrain.training import heap, notices
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def join(*, gpu: bool, timeout_s: float) -> World:
     that is made from now on has the same time-out: the axes', the saver's, TorchRec's and DeepSpeed's.
     """
     notices.leave_out()
+    heap.keep_freed()
     _default_timeout(timedelta(seconds=timeout_s))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))

@@ -13,6 +13,7 @@ from torchmetrics.functional.text import sacre_bleu_score
 
 from rtrain.cli import console
 from rtrain.errors import ConfigError
+from rtrain.metrics.names import metric_of
 from rtrain.metrics.state import Metric
 from rtrain.metrics.text import BLEU, ROUGE, TextPairs
 
@@ -113,18 +114,19 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 def test_the_command_measures_a_file(tmp_path: Path, capsys: Capsys, command: Command) -> None:
     pairs = drawn(3)
     lines = [{"prediction": p, "references": list(r)} for p, r in zip(pairs.predictions, pairs.references, strict=True)]
-    lines.append({"prediction": "one cat", "reference": "one dog"})
+    lines.append({"prediction": "one\u2028cat", "reference": "one dog"})
     path = tmp_path / "said.jsonl"
-    path.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\r\n")
     assert command(str(path), "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    whole = TextPairs((*pairs.predictions, "one cat"), (*pairs.references, ("one dog",)))
+    whole = TextPairs((*pairs.predictions, "one\u2028cat"), (*pairs.references, ("one dog",)))
     assert found == {
         "pairs": 41,
         **{m.name: m.value(m.partial(whole)) for m in (BLEU(), ROUGE(of="1"), ROUGE(of="2"), ROUGE(of="L"))},
     }
     assert command(str(path)) == 0
     assert "bleu" in capsys.readouterr().out
+    assert [metric_of(key) for key in found if key != "pairs"] == [BLEU(), ROUGE(of="1"), ROUGE(of="2"), ROUGE(of="L")]
 
 
 @pytest.mark.parametrize(
