@@ -108,7 +108,7 @@ def train(
         refuse_another(run)
     if leads:
         data.refuse_leaks()
-        for line in data.left_out(run.evaluation.boosting_rows):
+        for line in data.remarks(run.evaluation.boosting_rows):
             say(line)
     with ExitStack() as stack:
         ended = place.run(Start(run, stack, fresh, callbacks, clock, say))

@@ -6,7 +6,7 @@ the served endpoint, so that training and serving cannot drift apart.
 Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids` order), L labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Literal
@@ -308,8 +308,6 @@ class Batch:
     """Rows of the global batch, over all data ranks."""
     weight: Tensor | None = None
     """float32 [B]: factor on each row's loss, 0 of one that pads; none without `schema.weight`"""
-    global_weight: float = 0.0
-    """Sum of the weights of the global batch, over all data ranks."""
     teacher: Tensor | None = None
     """float32 [B]: a teacher's logit, nan where a row has none; none without `schema.teacher`"""
 
@@ -318,21 +316,21 @@ class Batch:
         """B, padding included."""
         return int(self.label.shape[0])
 
-    @property
-    def loss_units(self) -> float:
-        """What the global batch's loss is a mean over: its rows, or their weights.
+    def loss_units(self, summed: Callable[[float], float]) -> float:
+        """As `data.protocol.AnyBatch`: its rows, or the sum of their weights.
 
         Raises:
             DataError: weights that are all 0; on every rank alike.
         """
         if self.weight is None:
             return self.global_rows
-        if not self.global_weight > 0:
+        weight = summed(float(self.weight.sum(dtype=torch.float64)))
+        if not weight > 0:
             raise DataError(
                 f"row {int(self.row[0])} of the data: its weight (schema.weight) is 0, and so is that of all "
                 f"{self.global_rows} rows of its global batch, which has no loss then. Raise global_batch, or drop them"
             )
-        return self.global_weight
+        return weight
 
     @property
     def inputs(self) -> dict[str, Tensor]:
@@ -367,7 +365,6 @@ class Batch:
             row=pad(self.row, (0, extra), value=-1),
             global_rows=self.global_rows,
             weight=None if self.weight is None else pad(self.weight, (0, extra)),
-            global_weight=self.global_weight,
             teacher=None if self.teacher is None else pad(self.teacher, (0, extra), value=float("nan")),
         )
 
@@ -383,6 +380,5 @@ class Batch:
             row=self.row.to(device, non_blocking=True),
             global_rows=self.global_rows,
             weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
-            global_weight=self.global_weight,
             teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
         )

@@ -124,7 +124,7 @@ def main() -> None:
     with torch.no_grad():
         for batch in data.scan("valid", global_batch=48, rank=0, world_size=1):
             valid += float(cross_entropy(model(batch.tokens).flatten(0, 1), batch.targets.flatten(), reduction="sum"))
-            tokens += batch.loss_units
+            tokens += batch.loss_units(float)
     print(json.dumps({"steps_per_s": rate, "valid": valid / tokens, "losses": points}), flush=True)
 
 

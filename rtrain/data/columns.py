@@ -92,12 +92,8 @@ class Columns:
             teacher=None if self.teacher is None else self.teacher.take(indices),
         )
 
-    def units(self, indices: NDArray[np.integer]) -> float:
-        """Sum of the given rows' weights; how many they are where they have none."""
-        return len(indices) if self.weight is None else float(self.weight.take(indices).sum(dtype=np.float64))
-
-    def batch(self, *, global_rows: int, global_weight: float = 0.0) -> Batch:
-        """All rows as a `Batch`; `global_rows` and `global_weight` are of the rows of all data ranks."""
+    def batch(self, *, global_rows: int) -> Batch:
+        """All rows as a `Batch`; `global_rows` are those of all data ranks."""
         ids, count = self.schema.ids, self.rows
         lengths_FB = np.ones((len(ids), count), np.int32)
         values = np.empty(self.singles.size + sum(len(x.values) for x in self.lists), np.int64)
@@ -120,14 +116,13 @@ class Columns:
             row=torch.from_numpy(self.row),
             global_rows=global_rows,
             weight=None if self.weight is None else torch.from_numpy(self.weight),
-            global_weight=global_weight,
             teacher=None if self.teacher is None else torch.from_numpy(self.teacher),
         )
 
     @staticmethod
     def batch_of(parts: Sequence["Columns"], whole: Whole) -> Batch:
         """The rows of all parts as one `Batch`."""
-        return concat(parts).batch(global_rows=whole.rows, global_weight=whole.units)
+        return concat(parts).batch(global_rows=whole.rows)
 
     def take(self, indices: NDArray[np.integer], *, global_rows: int) -> Batch:
         """The given rows (numbers 0..N-1) as a `Batch` that shares no memory with these columns."""

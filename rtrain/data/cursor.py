@@ -84,36 +84,29 @@ def next_bounds(cursor: Cursor, rows: int, global_batch: int) -> tuple[int, int]
     return start, start + left // ceil_div(left, global_batch)
 
 
-def rank_slice(start: int, stop: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The share [first, last) of the global batch [start, stop) that data rank `rank` takes.
-
-    Shares are contiguous, in rank order, and their sizes differ by at most 1.
+def check_batches(rows: int, global_batch: int, rank: int, world_size: int, *, least: int = 1) -> None:
+    """Refuse a split whose smallest batch has less than `least` rows for each data rank.
 
     Raises:
-        ConfigError: a rank outside the world, or a batch with fewer rows than ranks.
+        ConfigError: that, or a rank outside the world.
     """
-    size = stop - start
     if not 0 <= rank < world_size:
         raise ConfigError(f"data rank {rank} is not one of 0..{world_size - 1}")
-    if size < world_size:
-        raise ConfigError(
-            f"global batch: {size} rows cannot be shared by {world_size} data ranks. "
-            "Raise the global batch, or use fewer workers"
-        )
-    return start + rank * size // world_size, start + (rank + 1) * size // world_size
-
-
-def check_batches(rows: int, global_batch: int, rank: int, world_size: int) -> None:
-    """Refuse, before anything is read, a split whose smallest batch some rank would get nothing of.
-
-    Raises:
-        ConfigError: as `rank_slice`.
-    """
     batches = batches_per_epoch(rows, global_batch)
     smallest = rows // batches
-    if smallest < world_size:
+    if smallest < least * world_size:
         raise ConfigError(
             f"global batch {global_batch}: {rows} rows make {batches} batches of at least {smallest}, too few for "
-            f"{world_size} data ranks. Raise the global batch, or use fewer workers"
+            f"{world_size} data ranks{', which take two rows each at least' * (least > 1)}. "
+            "Raise the global batch, or use fewer workers"
         )
-    rank_slice(0, smallest, rank, world_size)
+
+
+UNEVEN = 5
+"""Rows that a share may have above an even one, where ranks are no power of two and data are read in strata."""
+
+
+def largest_share(rows: int, ranks: int) -> int:
+    """Rows that no rank's share of a global batch of `rows` has more of (`rtrain.data.order.Order.share`)."""
+    even = ceil_div(rows, ranks)
+    return even if ranks & (ranks - 1) == 0 else min(rows, even + UNEVEN)

@@ -4,11 +4,12 @@ import ctypes
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 from rtrain.data import sources
@@ -16,6 +17,7 @@ from rtrain.data.baseline import Baseline
 from rtrain.data.boosted import boosted_of, without_boosting
 from rtrain.data.coded import Coded, coded
 from rtrain.data.columns import Columns, concat
+from rtrain.data.cursor import batches_per_epoch, check_batches
 from rtrain.data.encode import check_columns, encode
 from rtrain.data.holdout import Random
 from rtrain.data.leakage import Leakage, refuse_later, refuse_shared_rows
@@ -24,10 +26,12 @@ from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
 from rtrain.data.protocol import Data
+from rtrain.data.reader import scanned
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
+from rtrain.rounding import ceil_div
 from rtrain.schema import Batch, Dense, Feature, IdList, Schema
 
 MOST_ROWS = 1_000_000
@@ -52,15 +56,17 @@ class Dataset(Samples[Batch]):
         in_time: bool,
     ):
         """`in_time`: whether all rows that train are older than all that validate, and those than all that test."""
-        # What a cursor means depends on the rows, on where the splits part, and on what is shuffled together.
         start, stop = ranges["train"]
-        counted = [rows.fingerprint(), ranges, window_rows if stop - start > window_rows else None]
+        self._rows, self._window_rows = rows, window_rows
+        self.strata = Order(self._blocks(start, stop), seed=0, window_rows=window_rows).strata
+        """Parts of the rows that train, of which a rank reads its own alone; 1: every rank reads all."""
+        # What a cursor means depends on the rows, on where the splits part, and on what is shuffled together.
+        together = window_rows if self.strata == 1 else [window_rows, self.strata]
+        counted = [rows.fingerprint(), ranges, together if stop - start > window_rows else None]
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
         self.schema = schema
-        self._rows = rows
-        self._window_rows = window_rows
         self._leakage, self._in_time = leakage, in_time
-        self._whole = {self._blocks(split) for split in SPLITS}
+        self._whole = {self._blocks(*self._range(split)) for split in SPLITS}
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
         self._coded: dict[tuple[Split, tuple[str, ...]], Coded] = {}
@@ -69,9 +75,19 @@ class Dataset(Samples[Batch]):
         """As `Samples`: means of user and item, of the item, and gradient boosting; of the first label."""
         return (*means_of(self), *boosted_of(self, boosting_rows))
 
-    def left_out(self, boosting_rows: int) -> tuple[str, ...]:
-        """As `Samples`: gradient boosting, where it is asked for and cannot be."""
-        return without_boosting(self, boosting_rows)
+    def remarks(self, boosting_rows: int) -> tuple[str, ...]:
+        """As `Samples`: row groups that ranks cannot share, and boosting that is asked for and cannot be."""
+        return (*self._read_by_all(), *without_boosting(self, boosting_rows))
+
+    def _read_by_all(self) -> tuple[str, ...]:
+        rows, sizes = self.rows("train"), [stop - start for start, stop in self._blocks(*self._range("train"))]
+        if self.strata > 1 or rows <= self._window_rows:
+            return ()
+        return (
+            f"every rank reads all {rows:,} rows that train: their {len(sizes):,} row groups, of up to {max(sizes):,} "
+            f"rows, cannot be dealt so that data.window_rows ({self._window_rows:,}) rows in memory have one of each "
+            "rank. Write row groups of 65,536 rows, or raise data.window_rows",
+        )
 
     def refuse_leaks(self) -> None:
         """As `Samples`; of a split by time no row is in two splits, for rows of one moment stay together."""
@@ -111,12 +127,24 @@ class Dataset(Samples[Batch]):
             self._coded[split, names] = coded(self.raw(split, 0, self.rows(split), list(names)).select(list(names)))
         return self._coded[split, names]
 
-    def _blocks(self, split: Split) -> tuple[Block, ...]:
-        start, stop = self._range(split)
+    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[Batch]:
+        """As `Samples`; of a split that is more than a window, a rank reads a contiguous share of the rows alone."""
+        rows, each = self.rows(split), global_batch // world_size
+        if rows <= self._window_rows or world_size == 1 or each < 2:
+            return super().scan(split, global_batch=global_batch, rank=rank, world_size=world_size)
+        check_batches(rows, global_batch, rank, world_size)
+        count = batches_per_epoch(ceil_div(rows, world_size), each)
+        ends = [self._range(split)[0] + n * rows // world_size for n in range(world_size + 1)]
+        cuts = np.outer(np.diff(ends), np.arange(count + 1)) // count
+        together = np.diff(cuts, axis=1).sum(axis=0).tolist()
+        own = Order(self._blocks(ends[rank], ends[rank + 1]), seed=None, window_rows=self._window_rows)
+        return self._ahead(scanned(self._load, own, cuts[rank].tolist(), together))
+
+    def _blocks(self, start: int, stop: int) -> tuple[Block, ...]:
         return tuple((max(start, g.first_row), min(stop, g.stop)) for g in self._rows.groups(start, stop))
 
     def _order(self, split: Split, seed: int | None) -> Order:
-        return Order(self._blocks(split), seed=seed, window_rows=self._window_rows)
+        return Order(self._blocks(*self._range(split)), seed=seed, window_rows=self._window_rows)
 
     def _load(self, window: Window) -> Columns:
         """A window's rows, encoded; those of a split that is one window are kept for all epochs and scans."""
@@ -170,8 +198,8 @@ class Interactions(Data):
     """How rows are parted into train, valid and test."""
     train_rows: int | None = None
     """Rows to train on, the last before validation; none, or more than there are: all."""
-    window_rows: int = 1_000_000
-    """Rows that are held in memory and shuffled together; a split that fits is shuffled fully and read once."""
+    window_rows: int = 1 << 20
+    """Rows that all ranks together hold in memory and shuffle; a split that fits is shuffled fully and read once."""
     leakage: Leakage = "refuse"
     """refuse: a run does not start when two splits have a row in common, equal in all columns of the files; allow: it
     does."""

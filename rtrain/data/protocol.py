@@ -1,7 +1,7 @@
 """What data declare: all that a run asks of them before they are opened, whatever their kind."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
@@ -30,9 +30,11 @@ class AnyBatch(Protocol):
     def global_rows(self) -> int:
         """Rows of the global batch, over all ranks and without padding."""
 
-    @property
-    def loss_units(self) -> float:
-        """What the loss of the global batch is a mean over: its rows, tokens, or the sum of its weights."""
+    def loss_units(self, summed: Callable[[float], float]) -> float:
+        """What the loss of the global batch is a mean over: its rows, tokens, or the sum of its weights.
+
+        `summed`: of a number of these rows the sum over all ranks' rows, for what no rank knows alone; a collective.
+        """
 
     @property
     def inputs(self) -> Mapping[str, Tensor]:

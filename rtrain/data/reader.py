@@ -1,14 +1,15 @@
 """Batches of one split for one rank, from any position on, without end."""
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, pairwise
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtrain.data.cursor import Cursor, batches_per_epoch, check_batches, next_bounds, rank_slice
+from rtrain.data.cursor import Cursor, batches_per_epoch, next_bounds
 from rtrain.data.order import Order, Window
 from rtrain.data.prefetch import Prefetch
 
@@ -22,9 +23,7 @@ class Whole:
     rows: int
     """Over all data ranks."""
     places: NDArray[np.int64]
-    """Where its rows lie in the last window that it reaches into; all of them, for data that are one window."""
-    units: float
-    """What its loss is a mean over: its rows, or the sum of their weights; the same on every rank."""
+    """Where its rows lie in their window, for data that are one."""
     key: tuple[int | None, int]
     """Seed and epoch: what may differ from one visit of a row to the next is drawn by them."""
 
@@ -34,9 +33,6 @@ class Rows(Protocol[B]):
 
     def select(self, indices: NDArray[np.integer]) -> "Rows[B]":
         """The given rows, in their order."""
-
-    def units(self, indices: NDArray[np.integer]) -> float:
-        """The given rows' share of `Whole.units`."""
 
     def batch_of(self, parts: Sequence[Any], whole: Whole) -> B:
         """The rows of all parts as one batch, a rank's share of the `whole` one."""
@@ -49,21 +45,17 @@ Load = Callable[[Window], Rows[B]]
 @dataclass
 class _Loaded(Generic[B]):
     epoch: int
-    start: int
-    columns: Rows[B]
+    window: Window
+    rows: Rows[B]
     order: NDArray[np.int64]
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.order)
 
 
 class Reader(Generic[B]):
     """Iterating yields `(batch, cursor after it)` for ever, epoch after epoch.
 
-    Every rank walks the same global batches and takes its slice of each. What was read ahead does
-    not count: `cursor` is the position behind the last batch that was handed out, and a new
-    iteration starts there.
+    Every rank walks the same global batches, takes its share of each, and loads the windows of its strata alone.
+    What was read ahead does not count: `cursor` is the position behind the last batch that was handed out, and a
+    new iteration starts there.
 
     Raises:
         ConfigError: a batch with fewer rows than ranks, or a rank outside the world.
@@ -81,7 +73,7 @@ class Reader(Generic[B]):
         cursor: Cursor,
         prefetch: int = 2,
     ):
-        check_batches(order.rows, global_batch, rank, world_size)
+        order.check(global_batch, rank, world_size)
         next_bounds(cursor, order.rows, global_batch)
         self.batches_per_epoch = batches_per_epoch(order.rows, global_batch)
         self.cursor = cursor
@@ -155,34 +147,75 @@ def batches(
         ahead: let a thread load the next window while this one is used up.
         epochs: stop when this many are complete, counted from the run's first; none: never.
     """
-    source = _windows(load, order, cursor, epochs)
-    windows = Prefetch(source, 1) if ahead else source
+    source = _windows(load, order, cursor, rank, world_size, epochs)
+    held = _Held(Prefetch(source, 1) if ahead else source)
     try:
-        loaded = None
         while epochs is None or cursor.epoch < epochs:
             start, stop = next_bounds(cursor, order.rows, global_batch)
-            first, last = rank_slice(start, stop, rank, world_size)
-            at, parts, units = start, [], 0.0
-            while at < stop:  # also what is other ranks': all count in what the loss is a mean over
-                while loaded is None or loaded.epoch < cursor.epoch or loaded.stop <= at:
-                    loaded = None  # before the next one is made: two windows are enough in memory
-                    loaded = next(windows)
-                upto = min(stop, loaded.stop)
-                here = loaded.order[at - loaded.start : upto - loaded.start]
-                units += loaded.columns.units(here)
-                local = here[max(0, first - at) : max(0, last - at)]
-                if len(local):
-                    parts.append(loaded.columns.select(local))
-                at = upto
-            whole = Whole(rows=stop - start, places=here, units=units, key=(order.seed, cursor.epoch))
+            parts, places = held.gather(order, cursor.epoch, start, stop, rank, world_size)
+            whole = Whole(rows=stop - start, places=places, key=(order.seed, cursor.epoch))
             cursor = cursor.after(stop, order.rows)
             yield parts[0].batch_of(parts, whole), cursor
     finally:
-        windows.close()
+        held.windows.close()
 
 
-def _windows(load: Load[B], order: Order, cursor: Cursor, epochs: int | None) -> Generator[_Loaded[B], None, None]:
+def scanned(load: Load[B], order: Order, cuts: Sequence[int], together: Sequence[int]) -> Generator[B, None, None]:
+    """The rows of `order`, which are one rank's own, once: batch n is rows [cuts[n], cuts[n + 1]).
+
+    `together`: rows of each batch over all ranks.
+    """
+    held = _Held(_windows(load, order, Cursor(), 0, 1, 1))
+    try:
+        for (start, stop), rows in zip(pairwise(cuts), together, strict=True):
+            parts, places = held.gather(order, 0, start, stop, 0, 1)
+            yield parts[0].batch_of(parts, Whole(rows=rows, places=places, key=(order.seed, 0)))
+    finally:
+        held.windows.close()
+
+
+class _Held(Generic[B]):
+    """The windows in memory: of each stratum of a rank the one that is in use, and any that came before its time."""
+
+    def __init__(self, windows: "Prefetch[_Loaded[B]] | Generator[_Loaded[B], None, None]"):
+        self.windows = windows
+        self._of: dict[int, deque[_Loaded[B]]] = defaultdict(deque)
+
+    def gather(
+        self, order: Order, epoch: int, start: int, stop: int, rank: int, world_size: int
+    ) -> tuple[list[Rows[B]], NDArray[np.int64]]:
+        """A rank's rows of the epoch's positions [start, stop), and `Whole.places`."""
+        parts = list[Rows[B]]()
+        for part in order.share(start, stop, rank, world_size):
+            at = part.first
+            while at < part.stop:
+                loaded = self.having(epoch, part.stratum, at)
+                begins, upto = loaded.window.start, min(part.stop, loaded.window.stop)
+                parts.append(loaded.rows.select(loaded.order[at - begins : upto - begins]))
+                places = loaded.order[max(0, start - begins) : max(0, stop - begins)]
+                at = upto
+                del loaded  # before another window is made
+        return parts, places
+
+    def having(self, epoch: int, stratum: int, at: int) -> _Loaded[B]:
+        """The window with a position of a stratum; what lies before it is let go."""
+        mine = self._of[stratum]
+        while not mine or (mine[0].epoch, mine[0].window.stop) <= (epoch, at):
+            if mine:
+                mine.popleft()  # before another one is made
+            if not mine:
+                loaded = next(self.windows)
+                self._of[loaded.window.stratum].append(loaded)
+        return mine[0]
+
+
+def _windows(
+    load: Load[B], order: Order, cursor: Cursor, rank: int, world_size: int, epochs: int | None
+) -> Generator[_Loaded[B], None, None]:
+    """Those of the rank's strata from the cursor on, as they come into use."""
+    owned = order.owned(rank, world_size)
     for epoch in count(cursor.epoch) if epochs is None else range(cursor.epoch, epochs):
-        for window in order.windows(epoch):
-            if epoch > cursor.epoch or window.stop > cursor.sample:
-                yield _Loaded(epoch, window.start, load(window), order.permutation(epoch, window))
+        windows = [window for stratum in owned for window in order.windows(epoch, stratum)]
+        for window in sorted(windows, key=order.position):
+            if epoch > cursor.epoch or order.ends(window) > cursor.sample:
+                yield _Loaded(epoch, window, load(window), order.permutation(epoch, window))

@@ -3,7 +3,7 @@
 Shape legend: B rows, T positions of the longest row (1 for pairs), K negatives of a position.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -37,8 +37,8 @@ class RetrievalBatch:
     last: Tensor
     """int64 [B]: the position that items are found from"""
     global_rows: int
-    loss_units: int
-    """Positives of the global batch: its loss is a mean over them."""
+    units: int
+    """Positives of the global batch, over all data ranks: its loss is a mean over them."""
     times: Tensor | None = None
     """int64 [B, T]: of histories, when each item was had, or its place in the source"""
     places: Mapping[str, Tensor] = field(default_factory=dict)
@@ -53,6 +53,10 @@ class RetrievalBatch:
     """Of a batch of users: the items to be found."""
 
     made_by: ClassVar[str] = "Pairs or Histories"
+
+    def loss_units(self, summed: Callable[[float], float]) -> float:
+        """As `data.protocol.AnyBatch`: its positives."""
+        return self.units
 
     @property
     def rows(self) -> int:

@@ -46,10 +46,6 @@ class Rows:
         """The samples at the given places."""
         return Rows(self.data, self.numbers.take(indices))
 
-    def units(self, indices: NDArray[np.integer]) -> float:
-        """How many samples these are; of the positives among them the batch itself knows."""
-        return len(indices)
-
     def batch_of(self, parts: Sequence["Rows"], whole: Whole) -> RetrievalBatch:
         """The samples of all parts."""
         numbers = np.concatenate([part.numbers for part in parts])
@@ -145,7 +141,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             ends = [(name, of.min(), of.max()) for name, of in zip(NAMES, times, strict=True)]
             refuse_later(ends, source=self._source)
 
-    def left_out(self, boosting_rows: int) -> tuple[str, ...]:
+    def remarks(self, boosting_rows: int) -> tuple[str, ...]:
         """As `Samples`: users without a positive, without enough to learn from, and those that are not tested."""
         known, learned = self._trained > 0, self._trained >= (1 if self.longest is None else 2)
         tested = self._lists(TEST, alone=True)[0].lengths > 0
@@ -298,7 +294,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         facts = np.stack([positives, self.often[np.searchsorted(self.catalogue, positives)]], axis=1)
         target = np.full((len(numbers), int(lengths.max()), 2), -1, np.int64)
         target[np.arange(target.shape[1]) < lengths[:, None]] = facts
-        return replace(batch, target=torch.from_numpy(target), global_rows=len(whole), loss_units=units)
+        return replace(batch, target=torch.from_numpy(target), global_rows=len(whole), units=units)
 
     def asked(self, numbers: Ids, global_rows: int) -> RetrievalBatch:
         """Users of validation or test: what was known of them, and what is to be found."""
@@ -341,7 +337,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             places={name: torch.from_numpy(found[name].place) for name in self.side.get("item", {})},
             graph=self.graph.edges if self.graph else None,
             global_rows=rows,
-            loss_units=rows,
+            units=rows,
         )
 
 

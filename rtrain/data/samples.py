@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Generic, get_args
 
 from rtrain.data.baseline import Baseline
 from rtrain.data.coded import Coded
-from rtrain.data.cursor import Cursor, check_batches
+from rtrain.data.cursor import Cursor
 from rtrain.data.order import Order, Window
+from rtrain.data.prefetch import Prefetch
 from rtrain.data.reader import B, Reader, Rows, batches
 from rtrain.data.split import Ranges, Split
 from rtrain.errors import ConfigError
@@ -74,11 +75,15 @@ class Samples(ABC, Generic[B]):
             ConfigError: a global batch that not every rank would get a row of.
         """
         order = self._order(split, None)
-        check_batches(order.rows, global_batch, rank, world_size)
+        order.check(global_batch, rank, world_size)
         shares = batches(
             self._load, order, global_batch=global_batch, rank=rank, world_size=world_size, cursor=Cursor(), epochs=1
         )
-        return (batch for batch, _ in shares)
+        return self._ahead(batch for batch, _ in shares)
+
+    def _ahead(self, made: Iterator[B]) -> Iterator[B]:
+        """The same, of which a thread keeps the next ones ready."""
+        return Prefetch(made, self._prefetch) if self._prefetch else made
 
     def baselines(self, metrics: Sequence[Any], boosting_rows: int) -> tuple[Baseline, ...]:
         """What a model is held against, what it must beat at least first; none where there is nothing.
@@ -87,8 +92,8 @@ class Samples(ABC, Generic[B]):
         """
         return ()
 
-    def left_out(self, boosting_rows: int) -> tuple[str, ...]:
-        """What of these data a run takes no notice of and a person might miss, a line each; said before training.
+    def remarks(self, boosting_rows: int) -> tuple[str, ...]:
+        """What a person should know of these data before they are trained on, a line each.
 
         `boosting_rows`: as `Evaluation.boosting_rows`.
         """

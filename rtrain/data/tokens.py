@@ -12,7 +12,7 @@ Shape legend: B rows (sequences) of a batch, T tokens of a row.
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,9 +65,8 @@ class TokenBatch:
         """B, padding included."""
         return int(self.tokens.shape[0])
 
-    @property
-    def loss_units(self) -> int:
-        """What the global batch's loss is a mean over: its tokens."""
+    def loss_units(self, summed: Callable[[float], float]) -> float:
+        """As `data.protocol.AnyBatch`: its tokens."""
         return self.global_rows * int(self.tokens.shape[1])
 
     @property
@@ -114,10 +113,6 @@ class Sequences:
     def select(self, indices: NDArray[np.integer]) -> "Sequences":
         """The samples at the given positions."""
         return Sequences(self.shards, self.numbers.take(indices))
-
-    def units(self, indices: NDArray[np.integer]) -> float:
-        """How many samples these are."""
-        return len(indices)
 
     @staticmethod
     def batch_of(parts: Sequence["Sequences"], whole: Whole) -> TokenBatch:

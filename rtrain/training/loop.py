@@ -179,7 +179,7 @@ class _Window:
 
     def add(self, loss: torch.Tensor, batch: AnyBatch) -> None:
         self.loss += loss
-        self.units += batch.loss_units
+        self.units += self.replica.units
         self.timed_rows += batch.global_rows
 
     def restart(self) -> None:

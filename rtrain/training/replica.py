@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
+from rtrain.data.cursor import largest_share
 from rtrain.data.protocol import AnyBatch, IdBatch
 from rtrain.errors import CheckpointError
 from rtrain.mesh import Mesh
@@ -46,9 +47,11 @@ class Replica:
         self.blueprint = run.blueprint
         self.objective = self.blueprint.objective
         self.readers = mesh.readers(self.blueprint.dealt)
-        self.per_microbatch = ceil_div(run.global_batch, self.readers * run.parallel.microbatches)
+        self.per_microbatch = ceil_div(largest_share(run.global_batch, self.readers), run.parallel.microbatches)
         self._looked_up: dict[str, Tensor] = {}
         self._leaves: dict[str, Tensor] = {}
+        self.units = 0.0
+        """What the loss of the last step's global batch is a mean over."""
         budget = run.cluster.memory_gb_per_worker
         layout = Layout(
             parallel=run.parallel,
@@ -107,7 +110,8 @@ class Replica:
         """
         assert self.tower is not None, "built with training=False"
         batch = batch.padded(self._rows_of_step(batch), self._lengths_of_step())
-        scale = self.mesh.data / batch.loss_units
+        self.units = batch.loss_units(self._summed)
+        scale = self.mesh.data / self.units
         if self.tables is not None:
             self.tables.set_lr(self.run.sparse_optim.lr * self.run.sparse_optim.schedule.factor(step, total_steps))
         with watch.phase("forward"):
@@ -161,9 +165,16 @@ class Replica:
                 total += loss.detach()
         return total
 
+    def _summed(self, own: float) -> float:
+        """Over the ranks that read different rows; a collective of one number, which weighted rows alone need."""
+        reads = self.mesh.share(self.world.rank, self.blueprint.dealt).first
+        found = torch.tensor(own if reads else 0.0, dtype=torch.float64, device=self.world.device)
+        dist.all_reduce(found)
+        return float(found)
+
     def _share(self, batch: AnyBatch) -> int:
-        """Rows of the largest rank's share: shares differ by one, and TorchRec and tensor ranks want them equal."""
-        return ceil_div(int(batch.global_rows), self.readers)
+        """Rows that no rank's share has more of: TorchRec and tensor ranks want the same number on all."""
+        return largest_share(int(batch.global_rows), self.readers)
 
     def _rows_of_step(self, batch: AnyBatch) -> int:
         """Rows that a training batch is padded to."""

@@ -57,7 +57,7 @@ def trace(
         before_step(step, replica)
         loss = replica.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
         dist.all_reduce(loss)
-        losses.append(float(loss) / batch.loss_units)
+        losses.append(float(loss) / replica.units)
         if replica.grad_norm is not None:
             norms.append(replica.grad_norm)
     reader.close()

@@ -61,7 +61,7 @@ def test_a_killed_rank_of_a_tensor_parallel_run(joined_ray: None, tmp_path: Path
         with torch.no_grad():
             logits = model(batch.tokens).logits.flatten(0, 1)
         total += float(torch.nn.functional.cross_entropy(logits, batch.targets.flatten(), reduction="sum"))
-        tokens += batch.loss_units
+        tokens += batch.loss_units(float)
     assert total / tokens == pytest.approx(result.metrics["loss"], abs=LOSS)
     report = Path(result.report).read_text()
     assert "perplexity" in report.lower()

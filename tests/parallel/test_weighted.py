@@ -28,15 +28,20 @@ SCHEMA = Schema(features=(Dense(name="x"), Id(name="item", rows=30)), label=Labe
 LAYOUTS = {
     "one": (1, Parallel(dense="ddp")),
     "two": (2, Parallel(dense="ddp", embeddings="row_wise")),
+    "three": (3, Parallel(dense="ddp", embeddings="row_wise")),
     "zero1 x2": (2, Parallel(zero_stage=1, microbatches=2)),
 }
 
 
-def run_of(source: str, parallel: Parallel) -> Run:
+WINDOWS = {"a window": 1 << 20, "strata": 50}
+"""Rows in memory: all of them on each rank, or four strata, of which a rank reads its own alone."""
+
+
+def run_of(source: str, parallel: Parallel, window_rows: int) -> Run:
     return Run(
         name="weighted",
         model=TINY,
-        data=Interactions(source=source, schema=SCHEMA),
+        data=Interactions(source=source, schema=SCHEMA, window_rows=window_rows),
         optim=DENSE_OPTIM,
         sparse_optim=RowWiseAdagrad(lr=0.05),
         parallel=parallel,
@@ -48,11 +53,11 @@ def run_of(source: str, parallel: Parallel) -> Run:
     )
 
 
-def traces(source: str, layouts: dict[str, Parallel]) -> dict[str, list[float]]:
-    return {name: trace(run_of(source, layout), steps=STEPS).losses for name, layout in layouts.items()}
+def traces(source: str, layouts: dict[str, Parallel], window_rows: int) -> dict[str, list[float]]:
+    return {name: trace(run_of(source, layout, window_rows), steps=STEPS).losses for name, layout in layouts.items()}
 
 
-def plain(source: str) -> list[float]:
+def plain(source: str, window_rows: int) -> list[float]:
     rows = pq.read_table(source)
 
     def loss(run: Run, outputs: Tensor, batch: Batch) -> Tensor:
@@ -60,7 +65,7 @@ def plain(source: str) -> list[float]:
         y, w = (torch.from_numpy(given[name].to_numpy()).float() for name in ("label", "w"))
         return (w * (outputs - y) ** 2).sum() / w.sum()
 
-    return plain_rows(run_of(source, Parallel()), loss, steps=STEPS)[0]
+    return plain_rows(run_of(source, Parallel(), window_rows), loss, steps=STEPS)[0]
 
 
 @pytest.fixture(scope="module")
@@ -70,17 +75,21 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     weight = np.where(draw.random(rows) < 0.1, 20 * draw.random(rows), 0.1 * (item % 3))
     label = 2 + x + 0.1 * item
     path = tmp_path_factory.mktemp("weighted") / "rows.parquet"
-    pq.write_table(pa.table({"x": x, "item": item, "w": weight, "label": label, "at": np.arange(rows)}), path)
+    pq.write_table(
+        pa.table({"x": x, "item": item, "w": weight, "label": label, "at": np.arange(rows)}), path, row_group_size=8
+    )
     return str(path)
 
 
-def test_two_ranks_train_to_the_losses_of_one_and_of_plain_torch(source: str) -> None:
-    wanted = plain(source)
+@pytest.mark.parametrize("window_rows", WINDOWS.values(), ids=WINDOWS)
+def test_ranks_train_to_the_losses_of_one_and_of_plain_torch(source: str, window_rows: int) -> None:
+    assert run_of(source, Parallel(), window_rows).data.open().strata == (4 if window_rows == WINDOWS["strata"] else 1)
+    wanted = plain(source, window_rows)
     assert wanted[-1] < 0.7 * wanted[0]
     found = dict[str, list[float]]()
-    for size in (1, 2):
+    for size in (1, 2, 3):
         layouts = {name: layout for name, (ranks, layout) in LAYOUTS.items() if ranks == size}
-        found |= in_world(size, traces, source, layouts)[0]
+        found |= in_world(size, traces, source, layouts, window_rows)[0]
     assert found.keys() == LAYOUTS.keys()
     for name, losses in found.items():
         assert np.abs(np.array(losses) / wanted - 1).max() < PARITY, name

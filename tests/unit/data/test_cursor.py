@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtrain.data.cursor import Cursor, batches_per_epoch, check_batches, next_bounds, rank_slice
+from rtrain.data.cursor import Cursor, batches_per_epoch, check_batches, next_bounds
 from rtrain.errors import ConfigError, DataError
 
 rows_and_batch = st.integers(1, 400).flatmap(lambda rows: st.tuples(st.just(rows), st.integers(1, rows + 50)))
@@ -29,21 +29,6 @@ def test_an_epoch_is_cut_into_nearly_equal_batches_that_drop_nothing(case: tuple
     assert bounds == [(b * rows // steps, (b + 1) * rows // steps) for b in range(steps)]
     sizes = [stop - start for start, stop in bounds]
     assert max(sizes) <= global_batch and max(sizes) - min(sizes) <= 1 and sum(sizes) == rows
-
-
-@given(rows_and_batch, st.integers(1, 6))
-def test_ranks_share_every_batch_without_gap_or_overlap(case: tuple[int, int], world_size: int) -> None:
-    rows, global_batch = case
-    if rows // batches_per_epoch(rows, global_batch) < world_size:
-        with pytest.raises(ConfigError, match=f"too few for {world_size} data ranks"):
-            check_batches(rows, global_batch, 0, world_size)
-        return
-    check_batches(rows, global_batch, 0, world_size)
-    for start, stop in epoch(Cursor(), rows, global_batch):
-        shares = [rank_slice(start, stop, rank, world_size) for rank in range(world_size)]
-        assert [shares[0][0], *(last for _, last in shares)] == [*(first for first, _ in shares), stop]
-        sizes = [last - first for first, last in shares]
-        assert max(sizes) - min(sizes) <= 1 and shares[0][0] == start
 
 
 @given(rows_and_batch, st.data())
@@ -94,7 +79,9 @@ def test_what_cannot_be_cut_is_refused_with_the_fix() -> None:
         DataError, match="stands at sample 10 of an epoch that has 10 rows, so it belongs to other data"
     ):
         next_bounds(Cursor(sample=10), 10, 4)
-    with pytest.raises(ConfigError, match=r"3 rows cannot be shared by 4 data ranks\. Raise the global batch"):
-        rank_slice(0, 3, 0, 4)
+    with pytest.raises(ConfigError, match=r"global batch 3: 3 rows make 1 .* too few for 4 data ranks\. Raise the"):
+        check_batches(3, 3, 0, 4)
+    with pytest.raises(ConfigError, match="too few for 2 data ranks, which take two rows each at least"):
+        check_batches(3, 3, 0, 2, least=2)
     with pytest.raises(ConfigError, match=r"data rank 2 is not one of 0\.\.1"):
-        rank_slice(0, 3, 2, 2)
+        check_batches(3, 3, 2, 2)

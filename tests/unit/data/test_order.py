@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtrain.data.order import Block, Order
+from rtrain.data.cursor import largest_share
+from rtrain.data.order import Block, Order, most_strata
 from rtrain.errors import ConfigError
+from rtrain.rounding import ceil_div
 
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=12)
 
@@ -18,13 +20,16 @@ def blocks_of(sizes: list[int], first: int = 0) -> list[Block]:
 
 def visited(order: Order, epoch: int) -> list[int]:
     """Row numbers in the order of visit."""
-    rows: list[int] = []
-    for window in order.windows(epoch):
-        assert window.start == len(rows)
-        inside = np.concatenate([np.arange(*block) for block in window.blocks])
-        rows += inside[order.permutation(epoch, window)].tolist()
-        assert window.stop == len(rows)
-    return rows
+    strata = []
+    for stratum in range(order.strata):
+        rows: list[int] = []
+        for window in order.windows(epoch, stratum):
+            assert window.start == len(rows)
+            inside = np.concatenate([np.arange(*block) for block in window.blocks])
+            rows += inside[order.permutation(epoch, window)].tolist()
+            assert window.stop == len(rows)
+        strata.append(rows)
+    return [strata[at % order.strata][at // order.strata] for at in range(order.rows)]
 
 
 @given(sizes, st.integers(1, 60), st.integers(0, 3), st.integers(0, 2**32), st.integers(0, 100))
@@ -35,9 +40,81 @@ def test_an_epoch_visits_every_row_once(sizes: list[int], window_rows: int, epoc
 
 
 @given(sizes, st.integers(1, 60))
-def test_a_window_holds_at_most_window_rows_or_one_row_group(sizes: list[int], window_rows: int) -> None:
-    for window in Order(blocks_of(sizes), seed=1, window_rows=window_rows).windows(0):
-        assert window.rows <= window_rows or len(window.blocks) == 1
+def test_windows_hold_at_most_window_rows_or_a_row_group_each(sizes: list[int], window_rows: int) -> None:
+    order = Order(blocks_of(sizes), seed=1, window_rows=window_rows)
+    for stratum in range(order.strata):
+        for window in order.windows(0, stratum):
+            assert window.rows <= window_rows // order.strata or len(window.blocks) == 1
+    if order.strata > 1:
+        most = [max(w.rows for w in order.windows(0, stratum)) for stratum in range(order.strata)]
+        assert sum(most) < 2 * window_rows < 2 * order.rows
+
+
+def test_rows_that_do_not_fit_a_window_are_parted_by_their_row_groups_alone() -> None:
+    for groups, rows, window_rows, strata in (
+        (64, 100, 6400, 1),  # they fit
+        (64, 100, 6399, 32),
+        (64, 100, 1600, 16),  # a group of each stratum in memory
+        (64, 100, 99, 1),
+        (1, 6400, 100, 1),  # nothing to deal
+        (
+            60,
+            100,
+            5999,
+            16,
+        ),  # whose ends lie in 12 groups, read twice; those of 32 in 28
+    ):
+        assert most_strata(blocks_of([rows] * groups), window_rows) == strata, (groups, rows, window_rows)
+
+
+uneven = st.lists(st.integers(1, 9), min_size=4, max_size=40)
+
+
+@given(uneven, st.integers(4, 60), st.integers(1, 20), st.integers(1, 60), st.data())
+def test_ranks_deal_every_batch_and_keep_to_their_strata(
+    sizes: list[int], window_rows: int, world: int, batch: int, data: st.DataObject
+) -> None:
+    order = Order(blocks_of(sizes), seed=1, window_rows=window_rows)
+    start = data.draw(st.integers(0, order.rows - 1))
+    stop = min(order.rows, start + batch)
+    dealt, counts = list[tuple[int, int]](), list[int]()
+    for rank in range(world):
+        mine = [
+            (part.stratum, at) for part in order.share(start, stop, rank, world) for at in range(part.first, part.stop)
+        ]
+        assert {stratum for stratum, _ in mine} <= set(order.owned(rank, world))
+        dealt, counts = dealt + mine, [*counts, len(mine)]
+    assert sorted(at * order.strata + stratum for stratum, at in dealt) == list(range(start, stop))
+    assert dealt == [
+        (part.stratum, at) for part in order.share(start, stop, 0, 1) for at in range(part.first, part.stop)
+    ], "the same rows one after the other at any number of ranks"
+    assert max(counts) <= largest_share(stop - start, world)
+    if order.strata == 1:
+        assert max(counts) - min(counts) <= 1
+
+
+@given(uneven, st.integers(4, 60), st.integers(1, 20))
+def test_a_checked_batch_leaves_no_rank_without_a_row(sizes: list[int], window_rows: int, world: int) -> None:
+    order = Order(blocks_of(sizes), seed=1, window_rows=window_rows)
+    batch = (1 if order.strata == 1 or world == 1 else 2) * world
+    if order.rows // ceil_div(order.rows, batch) < batch:
+        with pytest.raises(ConfigError, match="too few for"):
+            order.check(batch, 0, world)
+        return
+    order.check(batch, 0, world)
+    for start in range(0, order.rows - batch + 1, batch):
+        assert all(list(order.share(start, start + batch, rank, world)) for rank in range(world))
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8, 16, 32])
+def test_a_rank_reads_its_part_of_the_row_groups(world: int) -> None:
+    order = Order(blocks_of([100] * 64), seed=1, window_rows=1600)
+    assert order.strata == 16
+    read = [
+        sum(window.rows for stratum in order.owned(rank, world) for window in order.windows(0, stratum))
+        for rank in range(world)
+    ]
+    assert max(read) == 6400 // min(world, 16)
 
 
 @given(sizes, st.integers(1, 60))

@@ -1,9 +1,12 @@
 import itertools
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -80,7 +83,7 @@ def test_batches_hold_the_rows_that_they_name(write: Write, schema: Schema) -> N
     """Across windows, row groups and files, each batch equals its rows encoded directly."""
     path = write(600, group=50, files=2)
     whole, windowed = opened(path, schema), opened(path, schema, window_rows=120)
-    everything = whole._encode(whole._blocks("train"))
+    everything = whole._encode(whole._blocks(*whole.ranges["train"]))
     for batch, _ in itertools.islice(windowed.reader(global_batch=70, seed=0, rank=1, world_size=2), 30):
         assert_equal(batch, everything.take(batch.row.numpy(), global_rows=batch.global_rows))
 
@@ -144,17 +147,61 @@ def test_a_bad_value_is_raised_where_its_batch_would_come(write: Write, schema: 
 
 @pytest.mark.parametrize("window_rows", WINDOWS.values(), ids=WINDOWS)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_scan_is_in_file_order_with_as_many_batches_on_every_rank(
+def test_a_scan_has_every_row_once_with_as_many_batches_on_every_rank(
     write: Write, schema: Schema, window_rows: int, world_size: int
 ) -> None:
-    data = opened(write(1000), schema, window_rows)
+    data = opened(write(1000), schema, window_rows, prefetch=1)
     for split in ("train", "valid", "test"):
         ranks = [list(data.scan(split, global_batch=30, rank=r, world_size=world_size)) for r in range(world_size)]
         steps = list(zip(*ranks, strict=True))
-        assert [row for step in steps for batch in step for row in batch.row.tolist()] == list(
+        # What fits a window is in memory anyway, and dealt batch by batch; else a rank has a run of the rows.
+        parts = steps if data.rows(split) <= window_rows else ranks
+        assert [row for part in parts for batch in part for row in batch.row.tolist()] == list(
             range(*data.ranges[split])
         )
         assert all(batch.global_rows == sum(b.rows for b in step) <= 30 for step in steps for batch in step)
+
+
+def decoded(monkeypatch: pytest.MonkeyPatch, make: Callable[[], object]) -> int:
+    """Rows that Parquet decodes while `make` runs: those of all row groups that it touches."""
+    counted = list[int]()
+    plain = pq.ParquetFile.read_row_groups
+
+    def counting(self: pq.ParquetFile, groups: list[int], **kwargs: object) -> pa.Table:
+        table = plain(self, groups, **kwargs)
+        counted.append(table.num_rows)
+        return table
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pq.ParquetFile, "read_row_groups", counting)
+        make()
+    return sum(counted)
+
+
+def test_a_rank_decodes_its_share_of_the_rows(write: Write, schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = opened(write(3200, group=20), schema, window_rows=320)
+    rows = data.rows("train")
+    assert data.strata == 16
+    found = dict[int, int]()
+    for world in (1, 2, 4, 8):
+        found[world] = 0
+        for rank in range(world):
+            reader = data.reader(global_batch=64, seed=3, rank=rank, world_size=world)
+            epoch = partial(deque, itertools.islice(reader, reader.batches_per_epoch), 0)
+            found[world] = max(found[world], decoded(monkeypatch, epoch))
+            scan = partial(deque, data.scan("train", global_batch=64, rank=rank, world_size=world), 0)
+            assert decoded(monkeypatch, scan) <= rows / world + 2 * 20
+    assert rows <= found[1] <= 1.25 * rows, "a group that two strata share is decoded by each"
+    for world in (2, 4, 8):
+        assert found[world] <= found[1] / world + 3 * 20, found
+
+
+def test_row_groups_that_ranks_cannot_share_are_said(write: Write, schema: Schema) -> None:
+    path = write(1000, group=200)
+    (said,) = opened(path, schema, window_rows=300).remarks(0)
+    assert said.startswith("every rank reads all 800 rows that train: their 4 row groups, of up to 200 rows, cannot be")
+    assert "data.window_rows (300)" in said
+    assert not opened(path, schema, window_rows=400).remarks(0) and not opened(path, schema).remarks(0)
 
 
 def test_a_split_of_one_window_is_read_once(write: Write, schema: Schema) -> None:

@@ -61,8 +61,8 @@ def epoch(data: RetrievalDataset, world: int, *, cursor: Cursor = BEGIN, steps: 
     now = cursor
     for shares in itertools.islice(zip(*readers, strict=True), steps):
         batches = [batch for batch, _ in shares]
-        assert len({batch.loss_units for batch in batches}) == len({cursor for _, cursor in shares}) == 1
-        assert sum(int((batch.target[..., 0] >= 0).sum()) for batch in batches) == batches[0].loss_units
+        assert len({batch.units for batch in batches}) == len({cursor for _, cursor in shares}) == 1
+        assert sum(int((batch.target[..., 0] >= 0).sum()) for batch in batches) == batches[0].loss_units(float)
         for batch in batches:
             for number, row in zip(batch.row.tolist(), lists(batch), strict=True):
                 assert (now.epoch, number) not in found
@@ -275,14 +275,14 @@ def test_only_ratings_of_at_least_so_much_are_positives(log: str) -> None:
     ratings = pq.read_table(log)
     kept = ratings.filter(pa.compute.greater_equal(ratings["rating"], 3))
     assert len(few.feedback.user) == kept.num_rows
-    assert few.left_out(0)[0] == f"{few.feedback.without} of {USERS} users have no positive (data.at_least), so they " \
+    assert few.remarks(0)[0] == f"{few.feedback.without} of {USERS} users have no positive (data.at_least), so they " \
         "are in no split"  # fmt: skip
     assert few.feedback.without == len(set(ratings["user_id"].to_pylist()) - set(kept["user_id"].to_pylist())) > 0
 
 
 def test_users_that_a_split_leaves_too_little_are_counted(log: str) -> None:
     # Users 0 and 1 have one item, 2 and 3 two: these four only train, and one item is followed by none.
-    of = {kind: data.open().left_out(0) for kind, data in kinds(log).items()}
+    of = {kind: data.open().remarks(0) for kind, data in kinds(log).items()}
     only_train = f"4 of {USERS} users have nothing that tests, so they only train"
     assert of["pairs"] == (only_train,)
     # And 4 and 5, with three, have one that trains.

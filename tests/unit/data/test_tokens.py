@@ -42,7 +42,7 @@ def test_an_epoch_is_a_permutation_dealt_over_the_ranks(folder: Path) -> None:
     rows = []
     for (whole, cursor), *shares in zip(alone, *together, strict=False):
         assert whole.row.tolist() == [n for share, _ in shares for n in share.row.tolist()]
-        assert whole.loss_units == whole.rows * 4
+        assert whole.loss_units(float) == whole.rows * 4
         rows += whole.row.tolist()
         if cursor.epoch == 1:
             break
@@ -52,7 +52,7 @@ def test_an_epoch_is_a_permutation_dealt_over_the_ranks(folder: Path) -> None:
 def test_padding_counts_for_nothing(folder: Path) -> None:
     batch: TokenBatch = next(iter(tokens(folder).open().scan("valid", global_batch=2, rank=0, world_size=1)))
     padded = batch.padded(5)
-    assert padded.rows == 5 and padded.loss_units == batch.loss_units == 8
+    assert padded.rows == 5 and padded.loss_units(float) == batch.loss_units(float) == 8
     assert (padded.targets[2:] == IGNORED).all() and padded.row.tolist()[2:] == [-1, -1, -1]
     assert (padded.targets[:2] == batch.targets).all()
 

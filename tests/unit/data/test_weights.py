@@ -2,6 +2,8 @@
 
 import re
 from dataclasses import replace
+from functools import partial
+from operator import add
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ def table(rows: int = ROWS) -> pa.Table:
 
 @pytest.mark.parametrize("window_rows", [37, 1000])
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_every_rank_knows_the_weights_of_the_whole_batch(tmp_path: Path, world: int, window_rows: int) -> None:
+def test_the_weights_of_a_batch_are_those_of_all_ranks_rows(tmp_path: Path, world: int, window_rows: int) -> None:
     # Row groups of 20 make windows that end within a batch, and within a rank's share of it.
     pq.write_table(table(), tmp_path / "rows.parquet", row_group_size=20)
     data = Interactions(source=str(tmp_path / "rows.parquet"), schema=SCHEMA, window_rows=window_rows).open()
@@ -41,14 +43,15 @@ def test_every_rank_knows_the_weights_of_the_whole_batch(tmp_path: Path, world: 
     for _ in range(11):  # two epochs
         batches = [next(reader)[0] for reader in readers]
         rows = np.concatenate([batch.row.numpy() for batch in batches])
-        assert {batch.loss_units for batch in batches} == {batches[0].global_weight}
-        assert batches[0].global_weight == pytest.approx(weights[rows].sum(dtype=np.float64), rel=1e-12)
+        own = [batch.loss_units(float) for batch in batches]
+        assert sum(own) == pytest.approx(weights[rows].sum(dtype=np.float64), rel=1e-12)
+        assert batches[0].loss_units(partial(add, 7.0)) == own[0] + 7, "what the other ranks' rows have is added"
         for batch in batches:
             assert batch.weight is not None
             assert batch.target[:, 1].tolist() == weights[batch.row.numpy()].tolist()
             padded = batch.padded(batch.rows + 2)
             assert padded.weight is not None and padded.weight[-2:].tolist() == [0, 0]
-            assert padded.loss_units == batch.loss_units
+            assert padded.loss_units(float) == batch.loss_units(float)
     for reader in readers:
         reader.close()  # type: ignore[attr-defined]
 
@@ -72,9 +75,9 @@ def test_a_missing_weight_column_is_refused_and_a_request_needs_none() -> None:
 
 def test_a_batch_of_no_weight_is_refused_where_its_loss_is_asked_for() -> None:
     columns = encode(table(4).set_column(2, "w", [[0.0] * 4]), SCHEMA, label=True, where="t", first_row=70)
-    batch = columns.batch(global_rows=4, global_weight=columns.units(np.arange(4)))
+    batch = columns.batch(global_rows=4)
     with pytest.raises(DataError) as caught:
-        batch.loss_units  # noqa: B018
+        batch.loss_units(float)
     assert str(caught.value) == (
         "row 70 of the data: its weight (schema.weight) is 0, and so is that of all 4 rows of its global batch, which "
         "has no loss then. Raise global_batch, or drop them"

@@ -131,12 +131,12 @@ def test_boosting_takes_a_sample_and_is_left_out_where_that_is_said(
     data = opened()
     few, every = (said(data, rows=rows)[BOOSTED].logits for rows in (500, 5000))
     assert (few != every).any() and few.tolist() == said(data, rows=500)[BOOSTED].logits.tolist()
-    assert list(said(data, rows=0)) == [TWO, ONE] and not data.left_out(0) and not data.left_out(500)
+    assert list(said(data, rows=0)) == [TWO, ONE] and not data.remarks(0) and not data.remarks(500)
     monkeypatch.setattr(boosted, "MOST_ROWS", ROWS - 1)
-    assert list(said(data)) == [TWO, ONE] and f"the data have {ROWS:,} rows" in data.left_out(500)[0]
+    assert list(said(data)) == [TWO, ONE] and f"the data have {ROWS:,} rows" in data.remarks(500)[0]
     monkeypatch.setattr(boosted, "MOST_ROWS", ROWS)
     monkeypatch.setattr(boosted, "find_spec", lambda name: None)
-    assert list(said(data)) == [TWO, ONE] and "scikit-learn is not installed" in data.left_out(500)[0]
+    assert list(said(data)) == [TWO, ONE] and "scikit-learn is not installed" in data.remarks(500)[0]
 
 
 def test_numbers_no_group_and_one_class(opened: Open) -> None:

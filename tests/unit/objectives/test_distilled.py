@@ -72,7 +72,7 @@ def test_a_batch_has_the_logits_between_label_and_weight(weight: str) -> None:
     rows = table().append_column("w", [[1.0, 2.0, 3.0]])
     part = encode(rows, schema, label=True, where="t", first_row=0)
     wanted = torch.tensor([[1.0, 0.5, 1.0], [0.0, NAN, 2.0], [1.0, -2.0, 3.0]])[:, : 3 if weight else 2]
-    batch = concat([part.select(np.array([0, 1])), part.select(np.array([2]))]).batch(global_rows=3, global_weight=6.0)
+    batch = concat([part.select(np.array([0, 1])), part.select(np.array([2]))]).batch(global_rows=3)
     assert torch.equal(batch.target.nan_to_num(9.0), wanted.nan_to_num(9.0))
     padded = batch.padded(5)
     assert padded.target.shape == (5, wanted.shape[1]) and padded.target[3:, :2].isnan().all()
