@@ -41,16 +41,21 @@ class Binned:
 
     @classmethod
     def of(cls, values: Floats, bins: int = 16) -> Self:
-        """Edges at the quantiles of float64 [N] values: bins of about as many rows, fewer where values repeat.
+        """Edges of float64 [N] values by `cut`, of those that are finite.
 
         Raises:
             DataError: fewer than two different finite values.
         """
         known = values[np.isfinite(values)]
-        edges = np.unique(np.quantile(known, np.linspace(0, 1, bins + 1))) if len(known) else known
+        edges = cls.cut(known, bins) if len(known) else known
         if len(edges) < 2:
             raise DataError(f"{cls.__name__}: edges need two different finite values, got {len(edges)}. Leave it out")
         return cls(edges=tuple(edges.tolist()))
+
+    @staticmethod
+    def cut(values: Floats, bins: int) -> Floats:
+        """Quantiles of float64 [N] values, rising: bins of about as many rows, fewer where values repeat."""
+        return np.unique(np.quantile(values, np.linspace(0, 1, bins + 1)))
 
     @property
     def bins(self) -> int:
@@ -82,6 +87,23 @@ class PiecewiseLinear(Binned):
 
     The first bin's column goes on below 0 for values below all edges, the last bin's beyond 1 for those above.
     """
+
+    @staticmethod
+    def cut(values: Floats, bins: int) -> Floats:
+        """Quantiles, of which a value that fills more than a bin takes one: a column of zeros has bins for the rest."""
+        distinct, counts = np.unique(values, return_counts=True)
+        if len(distinct) <= bins + 1:
+            return distinct
+        # The values of most rows have a bin each, and no other fills more than an even share of what is left.
+        falling = np.sort(counts)[::-1]
+        left = len(values) - np.concatenate([[0], np.cumsum(falling)])
+        own = next(k for k in range(bins) if falling[k] * (bins - k) <= left[k])
+        if own == 0:
+            return Binned.cut(values, bins)
+        filled = np.cumsum(np.minimum(counts, left[own] / (bins - own)))
+        # Behind a value that fills its bin, whatever the sums' last digit, the next bin begins with the next value.
+        ends = np.searchsorted(filled, np.linspace(0, filled[-1], bins + 1) * (1 + 1e-9), side="right")
+        return np.unique(distinct[np.minimum(ends, len(distinct) - 1)])
 
     @property
     def width(self) -> int:

@@ -95,6 +95,22 @@ def test_quantiles_of_the_rows_that_they_were_taken_from_are_uniform() -> None:
     assert np.abs(shares - 0.1).max() < 2e-3
 
 
+def test_a_value_of_most_rows_leaves_bins_for_the_others() -> None:
+    draw = np.random.default_rng(0)
+    values = np.where(draw.random(10_000) < 0.92, 0.0, 1 + draw.random(10_000))
+    edges = np.array(PiecewiseLinear.of(values, 16).edges)
+    counts = np.histogram(values, edges)[0]
+    assert len(edges) == 17 and edges[0] == 0 and counts[0] >= 9_100
+    assert counts[1:].max() - counts[1:].min() <= 2, "what is left is shared evenly"
+    # Two such values, one in the middle; and fewer values than bins, each of which is an edge.
+    values[:3000] = 1.5
+    edges = np.array(PiecewiseLinear.of(values, 16).edges)
+    assert {0.0, 1.5} <= set(edges) and len(edges) >= 16
+    assert PiecewiseLinear.of(np.repeat([3.0, 1.0, 7.0], (90, 1, 9)), 16).edges == (1.0, 3.0, 7.0)
+    drawn = draw.normal(size=1000)
+    assert PiecewiseLinear.of(drawn, 16).edges == tuple(np.quantile(drawn, np.linspace(0, 1, 17)).tolist())
+
+
 @pytest.mark.parametrize("kind", [PiecewiseLinear, Quantiles])
 @pytest.mark.parametrize(
     ("given", "said"),
