@@ -91,6 +91,7 @@ class RankingConfig(Model):
                 raise ConfigError(
                     f"model.tables: the schema has no table {name!r}{near or '. It has ' + ', '.join(schema.tables)}"
                 )
+        lists = {f.name for f in schema.ids if isinstance(f, IdList)}
         found = []
         for name, rows in schema.tables.items():
             features = tuple(f.name for f in schema.ids if f.table_name == name)
@@ -102,7 +103,7 @@ class RankingConfig(Model):
                     dim=own.dim or self.dim,
                     features=features,
                     sequences=tuple(f for f in features if f in sequences),
-                    pooling=own.pooling,
+                    means=tuple(f for f in features if f in lists and own.pooling == "mean"),
                     initial=own.initial,
                     scale=own.scale,
                 )

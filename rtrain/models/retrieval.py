@@ -98,8 +98,8 @@ class RetrievalConfig(Model):
 
     def _table(self, name: str, rows: int, *features: str, sequences: tuple[str, ...] = ()) -> Table:
         return Table(
-            name=name, rows=rows, dim=self.dim, features=features, sequences=sequences, initial=self.initial,
-            scale=self.scale,
+            name=name, rows=rows, dim=self.dim, features=features, sequences=sequences,
+            means=features, initial=self.initial, scale=self.scale,
         )  # fmt: skip
 
     @abstractmethod

@@ -30,8 +30,9 @@ from rtrain.schema import NONE, Jagged
 class Tables(nn.Module):
     """Looks up every feature: `Jagged` -> by name (`nn.tables`) vectors [B, V], and of a sequence [B, T, E] and [B, T].
 
-    V holds one vector a feature, side by side in declared order. A table that some feature reads as a
-    sequence is looked up without pooling, and its other features become one vector (the mean) here.
+    V holds one vector a feature, side by side in declared order. A table that some feature reads as a sequence is
+    looked up without pooling, and its other features become one vector here. All others are summed by fbgemm; a mean
+    is made of the sum here, since its own takes ten times as long on CPU.
     """
 
     def __init__(self, tables: tuple[Table, ...], features: tuple[str, ...], device: torch.device | str = "cpu"):
@@ -46,6 +47,8 @@ class Tables(nn.Module):
         self.single = [f for f in features if f not in sequences]
         self.several = [f for f in features if f in sequences]
         # The features of each collection in its own order, which is the order that it is handed them in.
+        self.means = {named.get((f, t.beside), f): f for t in tables for f in t.means if f not in t.sequences}
+        """What is divided by how many ids a row has: name of the sum -> feature."""
         self.pooled_features = list(several)
         self.unpooled_features = [f for t in unpooled for f in t.features]
         self.bags: nn.Module | None = None
@@ -58,7 +61,7 @@ class Tables(nn.Module):
                         num_embeddings=t.rows,
                         embedding_dim=t.dim,
                         feature_names=list(t.features),
-                        pooling=PoolingType[t.pooling.upper()],
+                        pooling=PoolingType.SUM,
                     )
                     for t in pooled
                 ],
@@ -90,9 +93,11 @@ class Tables(nn.Module):
             padded = {f: _padded(looked_up[f], longest.get(f)) for f in self.unpooled_features}
         for feature in self.single:
             if feature in padded:
-                vectors_BTE, mask_BT = padded[feature]
-                found[self.named[feature]] = vectors_BTE.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
+                found[self.named[feature]] = padded[feature][0].sum(1)
         rows = len(ids.lengths) // len(ids.keys)
+        lengths_FB = ids.lengths.view(len(ids.keys), rows)
+        for name, feature in self.means.items():
+            found[name] = found[name] / lengths_FB[ids.keys.index(feature)].clamp(min=1).unsqueeze(1)
         nothing = ids.lengths.new_empty(rows, 0, dtype=torch.float32)  # where every feature is read as a sequence
         given = {VECTORS: torch.cat([nothing, *(found[self.named[f]] for f in self.single)], dim=1)}
         if self.beside:

@@ -78,7 +78,8 @@ class Table:
     features: tuple[str, ...]
     sequences: tuple[str, ...] = ()
     """Those features that come out as sequences; a table that has one is looked up without pooling."""
-    pooling: Pooling = "mean"
+    means: tuple[str, ...] = ()
+    """Those features that come out as the mean of a row's vectors, if not as a sequence; the others as their sum."""
     initial: Initial = "uniform"
     scale: float | None = None
     """Bound or standard deviation of the first weights; none: 1 / sqrt(rows), as in DLRM."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.din import DIN
 from rtrain.models.ranking import RankingConfig
-from rtrain.nn.tables import Table, TableOptions, initial_rows
+from rtrain.nn.tables import VECTORS, Table, TableOptions, initial_rows
 from rtrain.schema import Id, IdList, IdSequence, Jagged, Schema
 
 SCHEMA = Schema(
@@ -51,6 +51,32 @@ def test_every_feature_gets_its_vector_and_the_history_its_sequence() -> None:
     history.sum().backward()
     assert weights["item"].grad is not None
     assert weights["item"].grad[:, 0].tolist() == [1, 1, 0, 0, 0, 0, 1]
+
+
+def test_a_mean_is_torchs_own_with_its_gradient() -> None:
+    """What fbgemm sums is divided here, so each of n ids has 1 / n of the gradient; a row without ids gives none."""
+    model = DCNv2(dim=4).build(SCHEMA, seed=0)
+    draw = torch.Generator().manual_seed(1)
+    lengths = torch.randint(0, 6, (40,), generator=draw)
+    lengths[:2] = torch.tensor([0, 1])
+    values = torch.randint(0, SCHEMA.tables["kinds"], (int(lengths.sum()),), generator=draw)
+    ones, none = torch.ones(40, dtype=torch.int32), torch.zeros(80, dtype=torch.int32)
+    given = Jagged(
+        ("user", "kinds", "item", "seen", "bought"),
+        torch.cat([torch.zeros(40, dtype=torch.long), values, torch.ones(40, dtype=torch.long)]),
+        torch.cat([ones, lengths.int(), ones, none]),
+    )
+    weight = dict(model.tables.named_parameters())["bags.embedding_bags.kinds.weight"]
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)[:-1]])
+    plain = weight.detach().clone().requires_grad_()
+    wanted = torch.nn.functional.embedding_bag(values, plain, offsets, mode="mean")
+    found = model.tables(given)[VECTORS][:, 4:8]
+    factors = torch.randn(40, 4, generator=draw)
+    (wanted * factors).sum().backward()
+    (found * factors).sum().backward()
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+    assert plain.grad is not None and plain.grad.abs().max() > 0.1
+    torch.testing.assert_close(weight.grad, plain.grad, atol=1e-6, rtol=1e-6)
 
 
 class History(RankingConfig):
@@ -101,8 +127,8 @@ def test_first_weights_follow_their_options() -> None:
 def test_options_reach_the_table() -> None:
     options = TableOptions(table="item", dim=8, pooling="sum", initial="normal", scale=0.01)
     tables = DCNv2(dim=4, tables=(options,)).table_list(SCHEMA)
-    assert [(t.name, t.dim, t.pooling, t.initial, t.scale) for t in tables] == [
-        ("user", 4, "mean", "uniform", None),
-        ("kinds", 4, "mean", "uniform", None),
-        ("item", 8, "sum", "normal", 0.01),
+    assert [(t.name, t.dim, t.means, t.initial, t.scale) for t in tables] == [
+        ("user", 4, (), "uniform", None),
+        ("kinds", 4, ("kinds",), "uniform", None),
+        ("item", 8, (), "normal", 0.01),
     ]
