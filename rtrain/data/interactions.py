@@ -28,7 +28,7 @@ from rtrain.data.parted import Parted
 from rtrain.data.protocol import Data
 from rtrain.data.reader import scanned
 from rtrain.data.samples import SPLITS, Samples
-from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, trained_on
+from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, refuse_disorder, trained_on
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.rounding import ceil_div
@@ -91,6 +91,8 @@ class Dataset(Samples[Batch]):
 
     def refuse_leaks(self) -> None:
         """As `Samples`; of a split by time no row is in two splits, for rows of one moment stay together."""
+        if self._in_time:
+            refuse_disorder(self._rows, self.schema.time)
         if self._leakage == "allow":
             return
         if not self._in_time:

@@ -1,6 +1,7 @@
 """Parquet files as one numbered sequence of rows, on any storage that fsspec reaches."""
 
 import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 from rtrain.errors import DataError, did_you_mean
 
 MAGIC = b"PAR1"
+UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
+"""Parquet's names of a timestamp's unit -> Arrow's."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,32 @@ class ParquetRows:
         # The files' columns have the same names and types, but perhaps another order or other metadata.
         table = pa.concat_tables([t.select(wanted).replace_schema_metadata() for t in tables])
         return table.slice(start - groups[0].first_row, stop - start) if groups else table
+
+    def spans(self, column: str) -> list[tuple[Any, Any]] | None:
+        """The lowest and the highest value of each row group by the footers alone; times as the numbers `read` has.
+
+        None where a footer does not say, a value is missing, or the type is no whole number and no timestamp (of
+        floats a footer does not tell whether some are no numbers).
+        """
+        kind = self.schema.field(column).type
+        if not (pa.types.is_integer(kind) or pa.types.is_timestamp(kind)):
+            return None
+        found = []
+        for group in self.row_groups:
+            metadata = self._footers[group.file].metadata
+            stored = metadata.row_group(group.index)
+            at = next(n for n in range(stored.num_columns) if stored.column(n).path_in_schema == column)
+            known = stored.column(at).statistics
+            if known is None or not known.has_min_max or not known.has_null_count or known.null_count:
+                return None
+            if pa.types.is_timestamp(kind):
+                unit = json.loads(known.logical_type.to_json()).get("timeUnit", "")
+                if UNITS.get(unit) != kind.unit:
+                    return None
+                found.append((known.min_raw, known.max_raw))
+            else:
+                found.append((known.min, known.max))
+        return found
 
     def pieces(self) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
         """Every row group once: its rows with all columns, and their numbers."""

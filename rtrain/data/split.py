@@ -1,6 +1,7 @@
 """Train, validation and test rows, parted by time so that nothing of the future leaks into training."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.feedback import Feedback
 from rtrain.data.parquet import ParquetRows, RowGroup
+from rtrain.data.parted import Parted
 from rtrain.errors import ConfigError, DataError
 
 Split = Literal["train", "valid", "test"]
@@ -54,18 +56,24 @@ class ByTime:
         return rows, self.ranges(rows, time)
 
     def ranges(self, rows: ParquetRows, time: str) -> Ranges:
-        """Row ranges of the three splits; reads the column `time`, row group by row group.
+        """Row ranges of the three splits.
+
+        Of the column `time` only the row groups are read in which a split ends, where the footers say how early and how
+        late each group is and those follow each other; else all. `refuse_disorder` looks within the groups.
 
         Raises:
             ConfigError: no time column named.
-            DataError: rows out of order, a time missing, or a split that would be empty.
+            DataError: row groups out of order, a time missing, or a split that would be empty.
         """
         if not time:
             raise ConfigError(
                 "schema.time: it is empty, but data.split=ByTime needs the column that orders the rows. "
                 "Name it, or give data.split=Random()"
             )
-        lasts = _ordered(rows, time)
+        spans = rows.spans(time)
+        if spans is None or any(after < before for (_, before), (after, _) in pairwise(spans)):
+            spans = refuse_disorder(rows, time)
+        lasts = [last for _, last in spans]
         total = rows.rows
         test = _moment(rows, time, lasts, total - max(1, round(total * self.test)))
         valid = _moment(rows, time, lasts, min(test, total - round(total * (self.test + self.valid))))
@@ -99,7 +107,7 @@ class ByTime:
         return codes
 
 
-def _times(rows: ParquetRows, time: str, group: RowGroup) -> NDArray[Any]:
+def _times(rows: ParquetRows | Parted, time: str, group: RowGroup) -> NDArray[Any]:
     """The group's times as numbers that compare: integers, floats, or Arrow timestamps as integers."""
     column = rows.read(group.first_row, group.stop, [time]).column(time)
     kind = column.type
@@ -115,12 +123,16 @@ def _times(rows: ParquetRows, time: str, group: RowGroup) -> NDArray[Any]:
     return values
 
 
-def _ordered(rows: ParquetRows, time: str) -> list[Any]:
-    """The last time of each row group, once all rows are seen to be in order."""
-    lasts: list[Any] = []
+def refuse_disorder(rows: ParquetRows | Parted, time: str) -> list[tuple[Any, Any]]:
+    """The first and the last time of each row group, once all rows are seen to be in order; reads the whole column.
+
+    Raises:
+        DataError: a row that is older than the one before it, or has no time; names file and row.
+    """
+    spans: list[tuple[Any, Any]] = []
     for group in rows.row_groups:
         values = _times(rows, time, group)
-        before = lasts[-1] if lasts else values[0]
+        before = spans[-1][1] if spans else values[0]
         steps = np.concatenate([[before], values])
         wrong = steps[1:] < steps[:-1]
         if wrong.any():
@@ -129,8 +141,8 @@ def _ordered(rows: ParquetRows, time: str) -> list[Any]:
                 f"{rows.name(group)}: not sorted by {time!r}: row {group.file_row + row} has {values[row]} after "
                 f"{steps[row]}. Sort the data by {time!r}, so that the split by time leaks no future"
             )
-        lasts.append(values[-1])
-    return lasts
+        spans.append((values[0], values[-1]))
+    return spans
 
 
 def _moment(rows: ParquetRows, time: str, lasts: list[Any], row: int) -> int:

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rtrain.data.interactions import Interactions
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.split import ByTime
 from rtrain.errors import ConfigError, DataError
+from rtrain.schema import Schema
 
 Write = Callable[..., str]
 Make = Callable[..., pa.Table]
@@ -68,6 +70,29 @@ def test_order_is_checked_between_row_groups_and_files(write: Write) -> None:
     rows = ParquetRows(write(1000, group=100, files=2, time=pa.array(time)))
     with pytest.raises(DataError, match=r"part-1\.parquet: not sorted by 'time': row 0 has 0 after 1499"):
         ByTime().ranges(rows, "time")
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.timestamp("ms"), pa.timestamp("ns", "UTC")])
+def test_footers_that_are_in_order_spare_reading_the_times(
+    write: Write, kind: pa.DataType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(1000, group=20, files=2, time=pa.array(np.arange(1000) // 3).cast(kind))
+    rows, read = ParquetRows(path), list[int]()
+    plain = ParquetRows.read
+    monkeypatch.setattr(ParquetRows, "read", lambda self, start, *rest: read.append(start) or plain(self, start, *rest))
+    found = ByTime().ranges(rows, "time")
+    assert len(read) <= 4, "two ends, each of a moment that may begin a group earlier"
+    monkeypatch.setattr(ParquetRows, "spans", lambda self, column: None)
+    assert ByTime().ranges(rows, "time") == found
+    assert len(read) >= 50
+
+
+def test_disorder_within_a_row_group_ends_the_start(write: Write, schema: Schema) -> None:
+    time = np.arange(1000)
+    time[[457, 458]] = time[[458, 457]]
+    data = Interactions(source=write(1000, group=100, time=pa.array(time)), schema=schema, leakage="allow").open()
+    with pytest.raises(DataError, match=r"rows\.parquet: not sorted by 'time': row 458 has 457 after 458\. Sort"):
+        data.refuse_leaks()
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
