@@ -1,5 +1,6 @@
 """`plan`: what a run will look like, worked out by arithmetic; no worker starts, no accelerator is needed."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,9 +8,10 @@ import psutil
 import torch
 
 from rtrain.config import validate
+from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, lay_out
 from rtrain.nn.tables import Table
-from rtrain.parallel.placement import TablePlacement, bytes_per_rank
+from rtrain.parallel.placement import TablePlacement, bytes_per_rank, left_for_tables, total_bytes
 from rtrain.parallel.stage import parameters_of_ranks
 from rtrain.rounding import ceil_div
 from rtrain.run import Run
@@ -105,10 +107,26 @@ def plan(run: Run) -> Plan:
     run.data.check_source()
     memory, source = _memory(run)
     blueprint = run.blueprint
-    placed = _place_tables(run, blueprint.tables, mesh, memory) if blueprint.tables else ()
     sizes = parameters_of_ranks(blueprint.pieces, run.parallel, mesh)
+    left = left_for_tables(memory, run.parallel, run.sparse_optim, mesh, dense_parameters=sizes)
+    dense = bytes_per_rank(run.parallel, run.sparse_optim, (), mesh, dense_parameters=sizes)
+    _refuse_what_does_not_fit(dense, memory, source)
+    placed = _place_tables(run, blueprint.tables, mesh, left) if blueprint.tables else ()
     per_rank = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
+    _refuse_what_does_not_fit(per_rank, memory, source)
     return Plan(run.name, mesh, placed, tuple(per_rank), memory, source)
+
+
+def _refuse_what_does_not_fit(per_rank: Sequence[Mapping[str, int]], memory: int, source: str) -> None:
+    most = max(per_rank, key=total_bytes)
+    if total_bytes(most) <= memory:
+        return
+    parts = ", ".join(f"{kind} {_spell(count)}" for kind, count in most.items() if kind != "rank" and count)
+    raise ConfigError(
+        f"rank {most['rank']} would hold {_spell(total_bytes(most))} ({parts}), activations not counted, but has "
+        f"{_spell(memory)} ({source}). Cut the dense part further (parallel.dense zero with zero_stage 3, "
+        "parallel.tensor or parallel.pipeline), add workers (cluster.workers), or make the model smaller"
+    )
 
 
 def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) -> tuple[TablePlacement, ...]:
@@ -119,6 +137,7 @@ def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) 
     sharding = plan_tables(
         tables,
         run.parallel,
+        run.sparse_optim,
         world_size=mesh.world_size,
         local_world_size=_local_world_size(run) if on_gpu else mesh.world_size,
         device="cuda" if on_gpu else "cpu",

@@ -18,9 +18,9 @@ from rtrain.parallel.carry import Carry
 from rtrain.parallel.chunks import ReadChunk
 from rtrain.parallel.groups import make_groups
 from rtrain.parallel.pipeline import Pipeline
-from rtrain.parallel.placement import TablePlacement
+from rtrain.parallel.placement import TablePlacement, left_for_tables
 from rtrain.parallel.ranks import MeshRanks
-from rtrain.parallel.stage import build_stages, cut_into_stages, initialise
+from rtrain.parallel.stage import build_stages, cut_into_stages, initialise, parameters_of_ranks
 from rtrain.parallel.tensor import TensorRank
 from rtrain.rounding import ceil_div
 
@@ -43,7 +43,7 @@ class Layout:
     local_size: int
     """Ranks on this node."""
     memory_bytes: int
-    """That tables and their optimizer may take on a rank."""
+    """Of a rank, for weights, gradients and optimizers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,13 @@ def _shard_tables(
         layout.device,
         local_world_size=layout.local_size,
         batch_per_rank=ceil_div(layout.global_batch, layout.mesh.world_size),
-        memory_bytes_per_rank=layout.memory_bytes,
+        memory_bytes_per_rank=left_for_tables(
+            layout.memory_bytes,
+            layout.parallel,
+            layout.sparse_optim,
+            layout.mesh,
+            dense_parameters=parameters_of_ranks(blueprint.pieces, layout.parallel, layout.mesh),
+        ),
     )
     if read:
         tables.restore(read)

@@ -23,6 +23,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as PlannedRowWiseAdagrad
 
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
@@ -46,13 +47,26 @@ CHOICES = {
 MIB = 1024**2
 
 
-def sharding_types(table: Table, embeddings: str, world_size: int) -> list[str]:
-    """What the planner may choose from for one table.
+SPLIT_FROM = 256 * MIB
+"""A table of fewer bytes is not worth a collective of its own rows."""
+SPLIT_SHARE = 0.3
+"""Of an even share of all tables: a larger one is split where the planner chooses, so that no rank has much more."""
+
+
+def split_from(tables: tuple[Table, ...], world_size: int) -> float:
+    """Bytes from which on a table that the planner may place is split by rows, lest one rank hold it."""
+    return max(SPLIT_FROM, SPLIT_SHARE * sum(t.bytes for t in tables) / world_size)
+
+
+def sharding_types(table: Table, embeddings: str, world_size: int, *, whole_below: float = float("inf")) -> list[str]:
+    """What the planner may choose from for one table; it stays whole by choice if it has less than `whole_below` bytes.
 
     Rows go over the ranks in equal blocks. Where that leaves the last rank none, fbgemm's CPU kernels fail in
     backward, so such a table (it has few rows) stays whole on one rank. So does one of four columns by columns.
     """
     types = CHOICES["table_wise" if table.beside and embeddings == "column_wise" else embeddings]
+    if embeddings == "sharded" and table.bytes >= whole_below:
+        types = CHOICES["row_wise"]
     block = ceil_div(table.rows, world_size)
     if block * (world_size - 1) >= table.rows:
         types = [t for t in types if t != "row_wise"] or ["table_wise"]
@@ -91,6 +105,7 @@ class _NoDataParallel(DataParallelWrapper):
 def plan_tables(
     tables: tuple[Table, ...],
     parallel: Parallel,
+    optim: SparseOptim,
     *,
     world_size: int,
     local_world_size: int,
@@ -100,10 +115,15 @@ def plan_tables(
 ) -> ShardingPlan:
     """TorchRec's plan for `tables`; pure arithmetic on the meta device, no process group needed.
 
+    `memory_bytes_per_rank`: what tables and their optimizer may take.
+
     Raises:
         ConfigError: the tables do not fit, with the three ways out.
     """
     module = Tables(tables, tuple(f for t in tables for f in t.features), "meta")
+    for parameter in module.parameters():
+        cast(Any, parameter)._optimizer_classes = [PLANNED[type(optim)]]  # whose state the planner counts beside it
+    whole_below = split_from(tables, world_size)
     memory = {"ddr_cap": memory_bytes_per_rank} if device == "cpu" else {"hbm_cap": memory_bytes_per_rank}
     planner = EmbeddingShardingPlanner(
         topology=Topology(
@@ -113,7 +133,7 @@ def plan_tables(
         storage_reservation=FixedPercentageStorageReservation(0.05),
         constraints={
             t.name: ParameterConstraints(
-                sharding_types=sharding_types(t, parallel.embeddings, world_size),
+                sharding_types=sharding_types(t, parallel.embeddings, world_size, whole_below=whole_below),
                 compute_kernels=[EmbeddingComputeKernel.FUSED.value],
             )
             for t in tables
@@ -127,8 +147,8 @@ def plan_tables(
         total = sum(t.bytes for t in tables)
         raise ConfigError(
             f"tables: {total / MIB:,.1f} MiB of weights (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB) "
-            f"and their optimizer state do not fit in {memory_bytes_per_rank / MIB:,.1f} MiB on each of "
-            f"{world_size} ranks. "
+            f"and their optimizer state do not fit in {memory_bytes_per_rank / MIB:,.1f} MiB, what the dense part "
+            f"leaves on each of {world_size} ranks. "
             f"Add workers, lower model.dim ({biggest.dim}), or split the rows with parallel.embeddings='row_wise'"
         ) from error
 
@@ -163,6 +183,14 @@ def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlac
             )
         )
     return tuple(found)
+
+
+PLANNED: dict[type, type[torch.optim.Optimizer]] = {
+    RowWiseAdagrad: PlannedRowWiseAdagrad,
+    Adagrad: torch.optim.Adagrad,
+    SGD: torch.optim.SGD,
+}
+"""What TorchRec's planner knows our optimizers as."""
 
 
 def _fused_parameters(optim: SparseOptim) -> dict[str, Any]:
@@ -291,15 +319,27 @@ def apply_tables(
     Raises:
         ConfigError: they do not fit.
     """
-    plan = plan_tables(
-        tables,
-        parallel,
-        world_size=dist.get_world_size(),
-        local_world_size=local_world_size,
-        device=device.type,
-        batch_per_rank=batch_per_rank,
-        memory_bytes_per_rank=memory_bytes_per_rank,
-    )
-    agreed = [plan]
-    dist.broadcast_object_list(agreed, src=0)  # rank 0's plan for all: plans that differ would deadlock
-    return ShardedTables(tables, features, agreed[0], optim, device), placements(agreed[0], tables)
+    # One rank plans for all, with the memory of the smallest: plans that differ would deadlock.
+    least = torch.tensor([memory_bytes_per_rank], device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    agreed: list[ShardingPlan | ConfigError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            agreed[0] = plan_tables(
+                tables,
+                parallel,
+                optim,
+                world_size=dist.get_world_size(),
+                local_world_size=local_world_size,
+                device=device.type,
+                batch_per_rank=batch_per_rank,
+                memory_bytes_per_rank=int(least),
+            )
+        except ConfigError as error:
+            agreed[0] = error
+    dist.broadcast_object_list(agreed, src=0)
+    if isinstance(agreed[0], ConfigError):
+        raise agreed[0]
+    plan = agreed[0]
+    assert plan is not None, "rank 0 has sent it"
+    return ShardedTables(tables, features, plan, optim, device), placements(plan, tables)

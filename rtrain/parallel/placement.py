@@ -1,6 +1,6 @@
 """Where each table goes, as plain data: shown by `plan`, stored with the run, drawn in the report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,3 +83,16 @@ def bytes_per_rank(
             totals[shard.rank]["tables"] += shard.bytes
             totals[shard.rank]["tables_optimizer"] += state_bytes(optim, shard)
     return totals
+
+
+def left_for_tables(
+    memory: int, parallel: Parallel, optim: SparseOptim, mesh: Mesh, *, dense_parameters: Sequence[int]
+) -> int:
+    """Bytes of a rank's `memory` that its dense part does not take, on the rank that has most of it; at least 0."""
+    dense = bytes_per_rank(parallel, optim, (), mesh, dense_parameters=dense_parameters)
+    return max(0, memory - max(total_bytes(row) for row in dense))
+
+
+def total_bytes(row: Mapping[str, int]) -> int:
+    """All that a row of `bytes_per_rank` counts."""
+    return sum(count for kind, count in row.items() if kind != "rank")

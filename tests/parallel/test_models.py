@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
@@ -22,9 +23,9 @@ from rtrain.models.dlrm import DLRM
 from rtrain.models.mmoe import MMoE
 from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
-from rtrain.nn.tables import TableOptions
+from rtrain.nn.tables import Table, TableOptions
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
-from rtrain.parallel.embeddings import ShardedTables, placements, plan_tables
+from rtrain.parallel.embeddings import ShardedTables, apply_tables, placements, plan_tables
 from rtrain.parallel.placement import bytes_per_rank
 from rtrain.run import Run
 from rtrain.schema import Id, IdList, Schema
@@ -113,6 +114,7 @@ def check_bytes() -> dict[str, tuple[int, int]]:
         plan = plan_tables(
             tables,
             parallel,
+            optim,
             world_size=world,
             local_world_size=world,
             device="cpu",
@@ -130,8 +132,24 @@ def check_bytes() -> dict[str, tuple[int, int]]:
     return found
 
 
+def refused_for_the_smallest() -> str:
+    """What each rank is told where one has no memory for the tables."""
+    table = Table(name="user", rows=BIG, dim=16, features=("user",))
+    memory = 2**10 if dist.get_rank() else 2**30
+    with pytest.raises(ConfigError) as caught:
+        apply_tables(
+            (table,), ("user",), Parallel(), SPARSE["adagrad"], torch.device("cpu"),
+            local_world_size=dist.get_world_size(), batch_per_rank=8, memory_bytes_per_rank=memory,
+        )  # fmt: skip
+    return str(caught.value)
+
+
 def everything(cases: list[Case]) -> dict[str, Any]:
-    return {"losses": {name: train(**arguments) for name, arguments in cases}, "bytes": check_bytes()}
+    return {
+        "losses": {name: train(**arguments) for name, arguments in cases},
+        "bytes": check_bytes(),
+        "refused": refused_for_the_smallest() if dist.get_world_size() == 2 else "",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +220,10 @@ def test_a_rank_holds_the_bytes_that_the_plan_says(found: dict[int, list[dict[st
                 assert abs(held - planned) <= 0.02 * planned + 4096, f"{size} {layout} rank {number}"
             # Rows are split in blocks of the same size, so a rank may be given one row less.
             assert sum(rank["bytes"][layout][1] for rank in ranks) >= 2 * BIG * 16 * 4
+
+
+def test_ranks_of_unequal_memory_plan_for_the_smallest_or_are_all_refused(
+    found: dict[int, list[dict[str, Any]]],
+) -> None:
+    said = {of["refused"] for of in found[2]}
+    assert len(said) == 1 and "do not fit in 0.0 MiB, what the dense part leaves on each of 2 ranks" in said.pop()

@@ -93,7 +93,7 @@ def test_tables_that_do_not_fit_name_the_three_ways_out(embeddings: str) -> None
     small = rtrain.override(
         run(),
         {
-            "cluster.memory_gb_per_worker": 1e-5,
+            "cluster.memory_gb_per_worker": 1.2e-4,
             "parallel.embeddings": embeddings,
             "sparse_optim": Adagrad(),
         },

@@ -5,8 +5,12 @@ import torch
 
 import rtrain
 from recipes.dlrm_movielens import run
+from rtrain.data.synthetic import CRITEO
 from rtrain.errors import ConfigError
+from rtrain.mesh import Parallel
 from rtrain.nn.tables import BLOCK_ROWS, Table, initial_rows
+from rtrain.optim import RowWiseAdagrad
+from rtrain.parallel.embeddings import placements, plan_tables
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (4090, 4100), (BLOCK_ROWS, 9000), (8191, 8193)])
@@ -40,3 +44,36 @@ def test_plan_counts_every_byte() -> None:
     assert zero3.bytes_per_rank[0]["parameters"] * 2 - planned.bytes_per_rank[0]["gradients"] in range(9)
     assert "user_id" in str(planned)
     assert planned.to_json()["axes"] == {"pipeline": 1, "data": 2, "tensor": 1}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_tables_of_the_fields_size_are_balanced(device: str) -> None:
+    """95 GB in tables of Criteo's proportions, the largest 28.5 GB, over 64 ranks."""
+    scale = 95e9 / (sum(CRITEO) * 128 * 4)
+    tables = tuple(
+        Table(name=f"t{n}", rows=max(3, int(rows * scale)), dim=128, features=(f"f{n}",))
+        for n, rows in enumerate(CRITEO)
+    )
+    plan = plan_tables(
+        tables,
+        Parallel(),
+        RowWiseAdagrad(lr=0.1),
+        world_size=64,
+        local_world_size=8 if device == "cuda" else 64,
+        device=device,
+        batch_per_rank=1024,
+        memory_bytes_per_rank=80 * 2**30,
+    )
+    held = [0] * 64
+    for shard in (shard for table in placements(plan, tables) for shard in table.shards):
+        held[shard.rank] += shard.bytes
+    assert sum(held) == sum(table.bytes for table in tables) > 94e9
+    assert max(held) < 1.3 * sum(held) / 64
+
+
+def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> None:
+    with pytest.raises(ConfigError) as caught:
+        rtrain.plan(rtrain.override(run(), {"cluster.memory_gb_per_worker": 5e-5}))
+    said = str(caught.value)
+    assert said.startswith("rank 0 would hold 94.7 KiB (parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB)")
+    assert "has 52.4 KiB (cluster.memory_gb_per_worker). Cut the dense part further" in said
