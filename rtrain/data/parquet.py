@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from rtrain.data.partitions import is_partition, partitions_of
 from rtrain.errors import DataError, did_you_mean
 
 MAGIC = b"PAR1"
@@ -55,7 +56,8 @@ class _Footer:
 class ParquetRows:
     """The rows of one Parquet file, or of a folder of them (`*.parquet`, in the order of their names).
 
-    Only the footers are read at first; the rows on `read`.
+    A folder without such files may have folders in the Hive manner, `day=1/`, whose names are columns too. Files may
+    differ in how wide a number is: all are read as the widest. Only the footers are read at first; the rows on `read`.
 
     Raises:
         DataError: nothing there, no Parquet, a truncated file, or files whose columns differ.
@@ -66,6 +68,9 @@ class ParquetRows:
         self._fs, path = _filesystem(uri)
         with self._naming(uri):
             self.files = _files(self._fs, path, uri)
+        root = path.rstrip("/") + "/"
+        self._shown = [file.removeprefix(root) if file != path else file.rpartition("/")[2] for file in self.files]
+        self._partitions = partitions_of(self._shown, uri)
         # Remote footers cost a round trip each, and a folder may have thousands.
         with ThreadPoolExecutor(max_workers=min(16, len(self.files))) as pool:
             self._footers = list(pool.map(self._footer, self.files))
@@ -77,8 +82,8 @@ class ParquetRows:
             raise DataError(f"{uri}: there are no rows in it")
 
     def name(self, group: RowGroup) -> str:
-        """The name of the file that holds a row group, without its folder."""
-        return self.files[group.file].rpartition("/")[2]
+        """The path of the file that holds a row group, within the data's folder."""
+        return self._shown[group.file]
 
     def groups(self, start: int, stop: int) -> tuple[RowGroup, ...]:
         """The row groups that hold rows [start, stop)."""
@@ -102,10 +107,12 @@ class ParquetRows:
                 near = did_you_mean(column, self.schema.names)
                 known = ". The columns are " + ", ".join(self.schema.names)
                 raise DataError(f"{self.uri}: column {column!r} is missing{near or known}")
-        tables = [pa.schema([self.schema.field(c) for c in wanted]).empty_table()]
+        asked = pa.schema([self.schema.field(c) for c in wanted])
+        stored = [column for column in wanted if column not in self._partitions.names]
+        tables = [asked.empty_table()]
         groups = self.groups(start, stop)
         for file, together in groupby(groups, key=lambda group: group.file):
-            path, footer = self.files[file], self._footers[file]
+            path, footer, mine = self.files[file], self._footers[file], list(together)
             with self._naming(path), self._open(path) as opened:
                 # Reading ahead of the decoder pays for a round trip, and costs the compressed bytes in memory.
                 reader = pq.ParquetFile(
@@ -114,9 +121,12 @@ class ParquetRows:
                     pre_buffer=not isinstance(self._fs, LocalFileSystem),
                     page_checksum_verification=True,
                 )
-                tables.append(reader.read_row_groups([group.index for group in together], columns=wanted))
-        # The files' columns have the same names and types, but perhaps another order or other metadata.
-        table = pa.concat_tables([t.select(wanted).replace_schema_metadata() for t in tables])
+                found = reader.read_row_groups([group.index for group in mine], columns=stored)
+            of_folders = self._partitions.columns(file, wanted, sum(group.rows for group in mine))
+            found = pa.table({name: found[name] for name in stored} | of_folders)
+            # The files' columns have the same names, but perhaps another order, other metadata, or narrower numbers.
+            tables.append(found.select(wanted).replace_schema_metadata().cast(asked))
+        table = pa.concat_tables(tables)
         return table.slice(start - groups[0].first_row, stop - start) if groups else table
 
     def spans(self, column: str) -> list[tuple[Any, Any]] | None:
@@ -132,6 +142,12 @@ class ParquetRows:
         for group in self.row_groups:
             metadata = self._footers[group.file].metadata
             stored = metadata.row_group(group.index)
+            if column in self._partitions.names:
+                value = self._partitions.values[group.file][self._partitions.names.index(column)]
+                if value is None:
+                    return None
+                found.append((value, value))
+                continue
             at = next(n for n in range(stored.num_columns) if stored.column(n).path_in_schema == column)
             known = stored.column(at).statistics
             if known is None or not known.has_min_max or not known.has_null_count or known.null_count:
@@ -159,8 +175,8 @@ class ParquetRows:
     def fingerprint(self) -> str:
         """16 hex digits over the names, sizes and footers of the files: changes when the data does."""
         digest = hashlib.sha256()
-        for path, footer in zip(self.files, self._footers, strict=True):
-            digest.update(f"{path.rpartition('/')[2]}\n{footer.size_bytes}\n".encode() + footer.digest)
+        for path, footer in zip(self._shown, self._footers, strict=True):
+            digest.update(f"{path}\n{footer.size_bytes}\n".encode() + footer.digest)
         return digest.hexdigest()[:16]
 
     def _open(self, path: str) -> Any:
@@ -177,17 +193,24 @@ class ParquetRows:
 
     def _one_schema(self) -> pa.Schema:
         first = self._footers[0].metadata.schema.to_arrow_schema()
+        for path, footer in zip(self.files, self._footers, strict=True):
+            for name in set(self._partitions.names) & set(footer.metadata.schema.names):
+                raise DataError(f"{path}: column {name!r} is in the file and in its folder's name. Drop it from one")
         types = dict(zip(first.names, first.types, strict=True))
         for path, footer in zip(self.files[1:], self._footers[1:], strict=True):
             schema = footer.metadata.schema.to_arrow_schema()
             other = dict(zip(schema.names, schema.types, strict=True))
             for name in [*types, *other]:
-                if types.get(name) != other.get(name):
+                both = (types.get(name), other.get(name))
+                wider = _wider(*both)
+                if wider is None:
                     raise DataError(
-                        f"{path}: column {name!r} is {other.get(name, 'missing')}, but {types.get(name, 'missing')} "
+                        f"{path}: column {name!r} is {both[1] or 'missing'}, but {both[0] or 'missing'} "
                         f"in {self.files[0]}. Write all files of the folder with the same columns"
                     )
-        return first.remove_metadata()
+                types[name] = wider
+        fields = [first.field(name).with_type(types[name]) for name in first.names]
+        return pa.schema([*fields, *self._partitions.fields])
 
     def _row_groups(self) -> Iterator[RowGroup]:
         first_row = 0
@@ -222,16 +245,40 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
+def _wider(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
+    """What holds all values of both: the same type, or the wider of two signed, unsigned, or floating ones."""
+    if one is None or other is None or one == other:
+        return one if one == other else None
+    for kind in (pa.types.is_signed_integer, pa.types.is_unsigned_integer, pa.types.is_floating):
+        if kind(one) and kind(other):
+            return max(one, other, key=lambda of: of.bit_width)
+    return None
+
+
 def _files(fs: Any, path: str, uri: str) -> list[str]:
+    """Listed once: the folder, or all that is below it where the files lie in folders in the Hive manner."""
     if fs.isfile(path):
         return [path]
     if not fs.isdir(path):
         raise FileNotFoundError
     names = [str(entry["name"]) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
-    files = sorted(n for n in names if n.endswith(".parquet") and not n.rpartition("/")[2].startswith((".", "_")))
+    files = sorted(n for n in names if _is_read(n.rpartition("/")[2]))
+    if files:
+        return files
+    root = path.rstrip("/") + "/"
+    for name in fs.find(path):
+        *folders, file = str(name).removeprefix(root).split("/")
+        if all(map(is_partition, folders)) and _is_read(file):
+            files.append(str(name))
     if not files:
-        raise DataError(f"{uri}: the folder has no .parquet file directly in it. Check data.source")
-    return files
+        raise DataError(
+            f"{uri}: the folder has no .parquet file directly in it, or in folders such as day=1. Check data.source"
+        )
+    return sorted(files)
+
+
+def _is_read(name: str) -> bool:
+    return name.endswith(".parquet") and not name.startswith((".", "_"))
 
 
 def _footer_bytes(opened: IO[bytes], size: int, path: str) -> bytes:

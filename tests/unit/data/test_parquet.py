@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 import fsspec
 import pyarrow as pa
@@ -134,8 +135,8 @@ def test_a_file_that_vanishes_is_named(write: Write) -> None:
 
 def test_files_with_other_columns_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": pa.array([1], pa.int64())}), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"x": pa.array([1], pa.int32())}), tmp_path / "b.parquet")
-    with pytest.raises(DataError, match=r"b\.parquet: column 'x' is int32, but int64 in .*a\.parquet"):
+    pq.write_table(pa.table({"x": pa.array([1], pa.float32())}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet: column 'x' is float, but int64 in .*a\.parquet"):
         ParquetRows(str(tmp_path))
     pq.write_table(pa.table({"y": pa.array([1], pa.int64())}), tmp_path / "b.parquet")
     with pytest.raises(DataError, match=r"b\.parquet: column 'x' is missing, but int64 in"):
@@ -148,3 +149,88 @@ def test_rows_and_columns_that_are_not_there_are_refused(write: Write) -> None:
         rows.read(90, 101)
     with pytest.raises(DataError, match="column 'itm' is missing; did you mean 'item'"):
         rows.read(0, 1, ["itm"])
+
+
+def hive(folder: Path, make: Make, days: tuple[str, ...] = ("2026-11-25", "2026-11-26")) -> pa.Table:
+    """Twenty rows a file in `day=.../hour=.../`, two hours a day; what a reader is to find."""
+    found = dict[str, pa.Table]()
+    for number, (day, hour) in enumerate((day, hour) for day in days for hour in (3, 14)):
+        place = folder / f"day={day}" / f"hour={hour}"
+        place.mkdir(parents=True)
+        table = make(20, seed=number)
+        pq.write_table(table, place / "part-0.parquet", row_group_size=8)
+        table = table.append_column("day", pa.repeat(pa.scalar(unquote(day)), 20))
+        found[str(place)] = table.append_column("hour", pa.repeat(pa.scalar(hour), 20))
+    return pa.concat_tables([found[place] for place in sorted(found)])  # by names, in which 14 is before 3
+
+
+def test_columns_may_stand_in_the_names_of_folders(tmp_path: Path, make: Make) -> None:
+    wanted = hive(tmp_path / "set", make)
+    rows = ParquetRows(str(tmp_path / "set"))
+    assert rows.schema.names == wanted.column_names and rows.schema.field("hour").type == pa.int64()
+    assert rows.read(0, 80).equals(wanted)
+    for start, stop in ((0, 3), (15, 47), (79, 80)):
+        assert rows.read(start, stop, ["hour", "item"]).equals(
+            wanted.slice(start, stop - start).select(["hour", "item"])
+        )
+        assert rows.read(start, stop, ["day"]).equals(wanted.slice(start, stop - start).select(["day"]))
+    assert rows.name(rows.row_groups[0]) == "day=2026-11-25/hour=14/part-0.parquet"
+    spans = rows.spans("hour")
+    assert spans is not None and spans[0] == (14, 14) and spans[3] == (3, 3)
+
+
+def test_folders_of_columns_on_other_storage_are_listed_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for day in (1, 2):
+        with fsspec.open(f"memory://lake/day={day}/a.parquet", "wb") as file:
+            pq.write_table(make(5, seed=day), file)
+    fs, listed = fsspec.filesystem("memory"), list[str]()
+    plain = type(fs).find
+    monkeypatch.setattr(type(fs), "find", lambda self, path, **how: listed.append(path) or plain(self, path, **how))
+    rows = ParquetRows("memory://lake")
+    assert rows.read(0, 10, ["day"])["day"].to_pylist() == [1] * 5 + [2] * 5
+    rows.read(3, 7)
+    assert listed == ["/lake"]
+
+
+def test_another_partition_of_the_same_file_is_other_data(tmp_path: Path, make: Make) -> None:
+    hive(tmp_path / "one", make, ("1",))
+    hive(tmp_path / "two", make, ("2",))
+    one, two = (ParquetRows(str(tmp_path / name)) for name in ("one", "two"))
+    assert one.fingerprint() != two.fingerprint()
+
+
+def test_a_partition_may_be_missing_empty_or_spelled(tmp_path: Path, make: Make) -> None:
+    hive(tmp_path, make, ("__HIVE_DEFAULT_PARTITION__", "a%20b"))
+    (tmp_path / "day=c").mkdir()
+    (tmp_path / "day=d" / "hour=1").mkdir(parents=True)
+    pq.write_table(make(1).slice(0, 0), tmp_path / "day=d" / "hour=1" / "none.parquet")
+    rows = ParquetRows(str(tmp_path))
+    assert rows.rows == 80 and set(rows.read(0, 80)["day"].to_pylist()) == {None, "a b"}
+    assert rows.spans("day") is None
+
+
+def test_folders_that_do_not_agree_are_refused(tmp_path: Path, make: Make) -> None:
+    hive(tmp_path, make)
+    place = tmp_path / "month=1" / "hour=1"
+    place.mkdir(parents=True)
+    pq.write_table(make(2), place / "a.parquet")
+    with pytest.raises(DataError, match=r"month=1/hour=1/a\.parquet lies in folders of month, hour, but day="):
+        ParquetRows(str(tmp_path))
+    (place / "a.parquet").unlink()
+    pq.write_table(make(2).append_column("hour", [[1, 1]]), tmp_path / "day=2026-11-25" / "hour=14" / "part-0.parquet")
+    with pytest.raises(DataError, match="column 'hour' is in the file and in its folder's name. Drop it from one"):
+        ParquetRows(str(tmp_path))
+
+
+def test_numbers_are_read_as_the_widest_of_the_files_and_never_narrower(tmp_path: Path) -> None:
+    kinds = {"a": (pa.int32(), pa.float32()), "b": (pa.int64(), pa.float64()), "c": (pa.int8(), pa.float32())}
+    for name, (whole, real) in kinds.items():
+        table = pa.table({"n": pa.array([1, 2], whole), "x": pa.array([0.5, 0.25], real)})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    rows = ParquetRows(str(tmp_path))
+    assert rows.schema == pa.schema({"n": pa.int64(), "x": pa.float64()})
+    assert rows.read(0, 6).to_pydict() == {"n": [1, 2] * 3, "x": [0.5, 0.25] * 3}
+    assert rows.read(0, 2).schema == rows.schema
+    pq.write_table(pa.table({"n": [1.5], "x": [0.5]}), tmp_path / "d.parquet")
+    with pytest.raises(DataError, match=r"d\.parquet: column 'n' is double, but int64 in .*a\.parquet"):
+        ParquetRows(str(tmp_path))
