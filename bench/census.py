@@ -6,8 +6,8 @@ Each seed draws its own split, 70/10/20, and its best epoch is taken by the vali
 scikit-learn's histogram trees with its defaults on the same columns, the report's baseline.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 
@@ -76,9 +76,15 @@ def run_of(data: Interactions, seed: int, name: str, storage: str) -> Run:
 
 
 def main() -> None:
+    shape = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m bench.census", description=__doc__, formatter_class=shape)
+    parser.add_argument("source", type=Path, help="the CSV")
+    asked = parser.parse_args()
+    if not asked.source.exists():
+        parser.error(f"{asked.source}: no such file")
     found: dict[str, list[dict[str, float]]] = {"mean and std": [], f"PiecewiseLinear {BINS}": [], TREES: []}
     with tempfile.TemporaryDirectory(prefix="rtrain-census-") as folder:
-        source, schema = rows_of(sys.argv[1], Path(folder))
+        source, schema = rows_of(str(asked.source), Path(folder))
         for seed in SEEDS:
             plain = Interactions(source=source, schema=schema, split=Random(valid=0.1, test=0.2, seed=seed))
             for name, data in zip(found, (plain, plain.encoded(bins=BINS)), strict=False):

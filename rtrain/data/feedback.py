@@ -71,22 +71,38 @@ def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_l
     table = rows.read(0, rows.rows, [name for name in columns.values() if name])
     without = 0
     if at_least is not None:
+        most = pc.max(table.column(rating)).as_py()
+        if most is None or most < at_least:
+            raise DataError(
+                f"{uri}: no row has a {rating!r} (data.rating) of {at_least:g} (data.at_least) or more; the highest is "
+                f"{most}. Lower it"
+            )
         before = pc.count_distinct(table.column(user)).as_py()
         table = table.filter(pc.greater_equal(table.column(rating), at_least))
         without = before - pc.count_distinct(table.column(user)).as_py()
-    when = _whole(table, time, uri) if time else None
-    return replace(Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when), without=without)
+    when, second = (_whole(table, time, uri), _second(table.column(time).type)) if time else (None, 1)
+    found = Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
+    return replace(found, time=found.time // second, without=without)
+
+
+def _second(kind: pa.DataType) -> int:
+    """How many of a time column's units make a second: 1 of plain numbers, and of dates, which are read as seconds."""
+    if pa.types.is_timestamp(kind):
+        return {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
+    return 1
 
 
 def _whole(table: pa.Table, name: str, uri: str) -> Ids:
     column = table.column(name)
-    if pa.types.is_timestamp(column.type) or pa.types.is_date64(column.type):
+    if pa.types.is_date(column.type):
+        column = column.cast(pa.timestamp("s"))
+    if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
-    if not pa.types.is_integer(column.type):
-        raise DataError(f"{uri}: column {name!r} is {column.type}; whole numbers are needed. Number its values first")
-    if column.null_count:
+    if pa.types.is_null(column.type) or (pa.types.is_integer(column.type) and column.null_count):
         row = int(pc.index(pc.is_null(column), True).as_py())
         raise DataError(f"{uri}: {name!r} is null at row {row}. Fill it, or drop the row")
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"{uri}: column {name!r} is {column.type}; whole numbers are needed. Number its values first")
     values: Ids = column.cast(pa.int64()).to_numpy()
     return values
 

@@ -285,7 +285,8 @@ def _footer_bytes(opened: IO[bytes], size: int, path: str) -> bytes:
     """The Parquet footer: metadata, its length in 4 bytes, magic."""
     if size < 12 or opened.read(4) != MAGIC:
         raise DataError(
-            f"{path}: not a Parquet file. Convert it to Parquet ('rtrain init' makes it of CSV and JSON lines), "
+            f"{path}: not a Parquet file. Convert it to Parquet ('rtrain init' makes it of CSV and JSON lines, "
+            "'rtrain data criteo' of Criteo's click logs), "
             "or name another file"
         )
     opened.seek(size - 8)

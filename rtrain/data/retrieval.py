@@ -69,6 +69,9 @@ class _Positives(Data):
     """Least rating of a positive."""
     split: ByTime | LeaveOneOut | RandomPerUser | Random = LeaveOneOut()
     """How interactions are parted into train, valid and test."""
+    hide_seen: bool = True
+    """Whether an item that a user had before is no candidate for that user; as an answer it is left out then. False:
+    all items are candidates, and what is had again is to be found too (music, groceries)."""
     negatives: Negatives = Negatives()
     """How items that a user did not have are drawn."""
     train_rows: int | None = None
@@ -164,6 +167,7 @@ class _Positives(Data):
             source=self.source,
             leakage=self.leakage,
             in_time=self.split.in_time,
+            hide_seen=self.hide_seen,
             tables=(self.users, self.items) if self.graph else None,
             side={
                 of: {f"{of}_{name}": lists for name, lists in self.side[of].open(ids, rows=rows, of=of).items()}

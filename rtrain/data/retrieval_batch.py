@@ -48,7 +48,7 @@ class RetrievalBatch:
     items: Ids | None = None
     """Of a batch of the catalogue: the item of each row."""
     seen: Lists | None = None
-    """Of a batch of users: the items that are left out of what is found."""
+    """Of a batch of users: the items that are no candidates."""
     positives: Lists | None = None
     """Of a batch of users: the items to be found."""
 

@@ -75,6 +75,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         source: str,
         leakage: Leakage,
         in_time: bool,
+        hide_seen: bool = True,
         tables: tuple[int, int] | None = None,
         side: Mapping[str, Mapping[str, Lists]] | None = None,
     ):
@@ -85,7 +86,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         that validates, and that than all that tests.
         """
         self.feedback, self.codes, self.longest, self.side = feedback, codes, longest, side or {}
-        self._source, self._leakage, self._in_time = source, leakage, in_time
+        self._source, self._leakage, self._in_time, self._hide_seen = source, leakage, in_time, hide_seen
         self.users, self.starts = feedback.starts()
         self.catalogue = np.unique(feedback.item)
         """Every item that occurs, rising."""
@@ -93,6 +94,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         if not train.any():
             raise DataError("data.split: it leaves nothing to train on. Bring more data, or change data.split")
         self._kept: dict[tuple[int, bool], tuple[Lists, Lists]] = {}
+        self._to_find: dict[int, Lists] = {}
         self._not_shown: dict[int, Ids] = {}
         self._trained = self._lists(TRAIN, alone=True)[0].lengths
         if negatives.count >= len(self.catalogue):
@@ -144,13 +146,16 @@ class RetrievalDataset(Samples[RetrievalBatch]):
     def remarks(self, boosting_rows: int) -> tuple[str, ...]:
         """As `Samples`: users without a positive, without enough to learn from, and those that are not tested."""
         known, learned = self._trained > 0, self._trained >= (1 if self.longest is None else 2)
-        tested = self._lists(TEST, alone=True)[0].lengths > 0
+        tested, asked = (lists.lengths > 0 for lists in (self._lists(TEST, alone=True)[0], self._wanted(TEST)))
         every = len(self.users) + self.feedback.without
         counts = {
             "have no positive (data.at_least), so they are in no split": self.feedback.without,
             "have nothing that trains, so nothing is asked of them": int((~known).sum()),
             "have one item that trains and no next one, so they train nothing": int((known & ~learned).sum()),
             "have nothing that tests, so they only train": int((known & ~tested).sum()),
+            "are tested by what they had before alone, which is hidden (data.hide_seen), so they only train": int(
+                (known & tested & ~asked).sum()
+            ),
         }
         return tuple(f"{count:,} of {every:,} users {what}" for what, count in counts.items() if count)
 
@@ -165,7 +170,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
 
     def _samples(self) -> dict[Split, Ids]:
         """What each sample stands for: an interaction (training on pairs), else a user's place."""
-        valid, test = (self._lists(code, alone=True)[0].lengths > 0 for code in (VALID, TEST))
+        valid, test = (self._wanted(code).lengths > 0 for code in (VALID, TEST))
         known = self._trained > 0  # nobody can be asked of whom nothing was learned
         train = np.flatnonzero(self.codes == TRAIN) if self.longest is None else np.flatnonzero(self._trained >= 2)
         return {"train": train, "valid": np.flatnonzero(known & valid), "test": np.flatnonzero(known & test)}
@@ -178,6 +183,24 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             items, times = (Lists(values[mask], offsets) for values in (self.feedback.item, self.feedback.time))
             self._kept[code, alone] = (items, times)
         return self._kept[code, alone]
+
+    def _wanted(self, code: int) -> Lists:
+        """Each user's items of a split that are to be found: where seen ones are hidden, those that are new; kept."""
+        if code not in self._to_find:
+            mask = self.codes == code
+            if self._hide_seen:
+                pairs = np.searchsorted(self.users, self.feedback.user) * len(self.catalogue)
+                pairs += np.searchsorted(self.catalogue, self.feedback.item)
+                mask &= ~np.isin(pairs, pairs[self.codes < code])
+            offsets = np.concatenate([[0], np.cumsum(mask)])[self.starts]
+            self._to_find[code] = Lists(self.feedback.item[mask], offsets)
+        return self._to_find[code]
+
+    def _hidden(self, code: int) -> Lists:
+        """Each user's items that are no candidates in a split, as often as they were had."""
+        if self._hide_seen:
+            return self._lists(code - 1, alone=False)[0]
+        return Lists(self.feedback.item[:0], np.zeros(len(self.starts), np.int64))
 
     def _order(self, split: Split, seed: int | None) -> Order:
         return Order((self._range(split),), seed=seed, window_rows=self.rows(split))
@@ -257,13 +280,11 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         """user * items + place by popularity of what each user is not shown in a split, rising; kept."""
         if code in self._not_shown:
             return self._not_shown[code]
-        known, wanted = self._lists(code - 1, alone=False)[0], self._lists(code, alone=True)[0]
-        known_keys, wanted_keys = (
-            np.repeat(np.arange(len(lists.lengths)), lists.lengths) * len(self.catalogue)
-            + self._place[np.searchsorted(self.catalogue, lists.values)]
-            for lists in (known, wanted)
+        hidden = self._hidden(code)
+        self._not_shown[code] = np.unique(
+            np.repeat(np.arange(len(hidden.lengths)), hidden.lengths) * len(self.catalogue)
+            + self._place[np.searchsorted(self.catalogue, hidden.values)]
         )
-        self._not_shown[code] = np.setdiff1d(known_keys, wanted_keys)
         return self._not_shown[code]
 
     def _code(self, number: int) -> int:
@@ -308,8 +329,8 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             context, times = (_newest(lists, places, self.longest) for lists in (known, when))
         nothing = Lists.of(self.users[:0], np.zeros(len(places), np.int64))
         batch = self._batch(context, nothing, numbers, times)
-        wanted = self._lists(code, alone=True)[0]
-        return replace(batch, global_rows=global_rows, seen=known.select(places), positives=wanted.select(places))
+        seen, wanted = (lists.select(places) for lists in (self._hidden(code), self._wanted(code)))
+        return replace(batch, global_rows=global_rows, seen=seen, positives=wanted)
 
     def _batch(self, context: Lists, candidates: Lists, numbers: Ids, times: Lists | None = None) -> RetrievalBatch:
         rows = len(numbers)

@@ -41,6 +41,11 @@ class Ensemble(RankingConfig):
         if not self.models:
             raise ConfigError("model.models: an ensemble of no model. Give models=(DLRM(...), DCNv2(...))")
         for number, model in enumerate(self.models):
+            if getattr(model, "several_labels", None) is None:
+                raise ConfigError(
+                    f"model.models.{number}: an ensemble is of ranking models, which read rows (Interactions), got "
+                    f"{type(model).__name__}"
+                )
             if isinstance(model, Ensemble):
                 raise ConfigError(
                     f"model.models.{number}: a member is an Ensemble itself. Put its models here, each with the "

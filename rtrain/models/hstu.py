@@ -11,7 +11,7 @@ positions of all groups.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,15 @@ class HSTU(HistoryConfig):
         super().__post_init__()
         if self.buckets < 0:
             raise ConfigError(f"model.buckets: must be at least 0, got {self.buckets}")
+
+    def check(self, data: Any) -> None:
+        """Refuse data without times, whose places in the source would pass for seconds."""
+        super().check(data)
+        if self.buckets and not data.feedback.timed:
+            raise ConfigError(
+                f"model.buckets: HSTU tells {self.buckets} spans of time apart, but the data have no times. "
+                "Name their column (data.time), or set model.buckets to 0"
+            )
 
     def block(self, longest: int) -> Piece:
         """See `HistoryConfig`."""

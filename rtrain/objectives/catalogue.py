@@ -55,7 +55,7 @@ class CatalogueTally:
         longest = torch.tensor([int(batch.seen.lengths.max(initial=0))], device=asked.device)
         width = max(1, int(self.ranks.gather(longest).max()))
         all_QE = self.ranks.gather(filled(asked, share, 0.0))
-        seen_QS = self.ranks.gather(filled(_seen_not_wanted(batch, width).to(asked.device), share, -1))
+        seen_QS = self.ranks.gather(filled(_seen(batch, width).to(asked.device), share, -1))
         scores_QK, items_QK = self._best(all_QE, seen_QS)
         blocks = (self.ranks.data, share, self.depth)
         scores = self.ranks.exchange(scores_QK.view(blocks)).transpose(0, 1).flatten(1)
@@ -111,15 +111,12 @@ class CatalogueTally:
         return {"": found}, self.broken
 
 
-def _seen_not_wanted(batch: Any, width: int) -> Tensor:
-    """int64 [B, width]: the items that a query leaves out, -1 behind them; never one that is to be found."""
-    seen, wanted = batch.seen, batch.positives
-    count = len(seen.lengths)
-    rows, to_find = (np.repeat(np.arange(count), lists.lengths) for lists in (seen, wanted))
-    span = int(max(seen.values.max(initial=0), wanted.values.max(initial=0))) + 1
-    again = np.isin(seen.values + rows * span, wanted.values + to_find * span)
-    padded = np.full((count, width), -1, np.int64)
-    padded[rows, np.arange(len(rows)) - seen.offsets[:-1][rows]] = np.where(again, -1, seen.values)
+def _seen(batch: Any, width: int) -> Tensor:
+    """int64 [B, width]: the items that a query leaves out, -1 behind them."""
+    seen = batch.seen
+    rows = np.repeat(np.arange(len(seen.lengths)), seen.lengths)
+    padded = np.full((len(seen.lengths), width), -1, np.int64)
+    padded[rows, np.arange(len(rows)) - seen.offsets[:-1][rows]] = seen.values
     return torch.from_numpy(padded)
 
 

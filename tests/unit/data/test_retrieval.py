@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rtrain.data.cursor import Cursor
-from rtrain.data.feedback import Feedback
+from rtrain.data.feedback import Feedback, from_parquet
 from rtrain.data.holdout import TEST, TRAIN, VALID, LeaveOneOut, Random, RandomPerUser
 from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.retrieval import Graph, Histories, Pairs
@@ -247,7 +247,7 @@ def test_bad_tables_and_bad_configs_are_one_line(tmp_path: Path, log: str) -> No
     twice = pa.table({"user_id": [0, 0, 0, 0], "item_id": [1, 2, 3, 2]})
     pq.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(DataError, match="train and test have 1 row in common, such as user 0 with item 2"):
-        Pairs(source=str(tmp_path / "twice.parquet"), users=1, items=4, time="").open().refuse_leaks()
+        Pairs(source=str(tmp_path / "twice.parquet"), users=1, items=4, time="", hide_seen=False).open().refuse_leaks()
     pq.write_table(pa.table({"user_id": [0] * 3 + [1], "item_id": [1, 2, 3, 1]}), tmp_path / "all.parquet")
     with pytest.raises(DataError, match="user 0 had all 1 items|no negative to draw"):
         Pairs(source=str(tmp_path / "all.parquet"), users=2, items=4, time="", split=Only()).open()  # type: ignore[arg-type]
@@ -280,6 +280,29 @@ def test_only_ratings_of_at_least_so_much_are_positives(log: str) -> None:
     assert few.feedback.without == len(set(ratings["user_id"].to_pylist()) - set(kept["user_id"].to_pylist())) > 0
 
 
+def test_what_is_had_again_is_hidden_and_no_answer_or_is_to_be_found(tmp_path: Path) -> None:
+    """Were it a candidate alone of what was had before, being one would give it away."""
+    rows = [(user, item) for user, items in enumerate(([1, 2, 3, 1], [1, 2, 3, 4, 2], [1, 2, 3, 5])) for item in items]
+    users, items = map(list, zip(*rows, strict=True))
+    pq.write_table(pa.table({"user_id": users, "item_id": items}), tmp_path / "again.parquet")
+    data = Pairs(source=str(tmp_path / "again.parquet"), users=3, items=6, time="", negatives=Negatives(count=0))
+
+    def asked(pairs: Pairs) -> dict[int, tuple[set[int], list[int]]]:
+        found = dict[int, tuple[set[int], list[int]]]()
+        for batch in pairs.open().scan("test", global_batch=2, rank=0, world_size=1):
+            if batch.seen is not None and batch.positives is not None:
+                for n, user in enumerate(batch.ids.values.tolist()):
+                    seen, wanted = (x.select(np.array([n])).values for x in (batch.seen, batch.positives))
+                    found[user] = (set(seen.tolist()), wanted.tolist())
+        return found
+
+    assert asked(data) == {2: ({1, 2, 3}, [5])}
+    said = "2 of 3 users are tested by what they had before alone, which is hidden (data.hide_seen), so they only train"
+    assert data.open().remarks(0) == (said,)
+    every = replace(data, hide_seen=False)
+    assert asked(every) == {0: (set(), [1]), 1: (set(), [2]), 2: (set(), [5])} and every.open().remarks(0) == ()
+
+
 def test_users_that_a_split_leaves_too_little_are_counted(log: str) -> None:
     # Users 0 and 1 have one item, 2 and 3 two: these four only train, and one item is followed by none.
     of = {kind: data.open().remarks(0) for kind, data in kinds(log).items()}
@@ -308,6 +331,28 @@ def test_times_stand_beside_a_historys_items(log: str) -> None:
             times = batch.times[row].tolist()
             assert times[: len(history)] == [when[user, item] for item in history]
             assert not any(times[len(history) :])
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("s"), pa.timestamp("us", "UTC"), pa.timestamp("ns"), pa.date32()])
+def test_times_are_seconds_whatever_the_column_counts_in(tmp_path: Path, kind: pa.DataType) -> None:
+    seconds = np.array([86400 * 3, 86400, 86400 * 20, 86400 * 4])
+    times = pa.array(seconds).cast(pa.timestamp("s")).cast(kind)
+    table = pa.table({"user_id": [0, 0, 0, 0], "item_id": [1, 2, 3, 4], "timestamp": times})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    source = str(tmp_path / "rows.parquet")
+    feedback = from_parquet(source, user="user_id", item="item_id", time="timestamp", rating="", at_least=None)
+    assert feedback.time.tolist() == sorted(seconds.tolist()) and feedback.item.tolist() == [2, 1, 4, 3]
+
+
+def test_a_rating_that_no_row_has_and_a_time_that_is_missing(tmp_path: Path, log: str) -> None:
+    with pytest.raises(DataError, match=r"no row has a 'rating' .* of 6 .data.at_least. or more; the highest is 5"):
+        replace(kinds(log)["pairs"], rating="rating", at_least=6.0).open()
+    nulls = (
+        pq.read_table(log).drop_columns(["timestamp"]).append_column("timestamp", pa.nulls(pq.read_table(log).num_rows))
+    )
+    pq.write_table(nulls, tmp_path / "nulls.parquet")
+    with pytest.raises(DataError, match="'timestamp' is null at row 0. Fill it, or drop the row"):
+        replace(kinds(log)["pairs"], source=str(tmp_path / "nulls.parquet")).open()
 
 
 def test_a_graph_has_the_edges_of_training_alone_and_is_the_same_in_every_batch(log: str) -> None:

@@ -13,6 +13,7 @@ from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.din import DIN
 from rtrain.models.dlrm import DLRM
 from rtrain.models.ensemble import Ensemble
+from rtrain.models.mf import MF
 from rtrain.models.mmoe import MMoE
 from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
@@ -143,3 +144,8 @@ def test_labels_that_the_members_do_not_predict() -> None:
 def test_members_of_which_one_alone_has_first_order_weights() -> None:
     with pytest.raises(ConfigError, match=r"models\.1: DLRM and DLRM have other tables\. Give first_order to all, or"):
         Ensemble(models=(DLRM(), DLRM(first_order=True))).check_schema(SCHEMA)
+
+
+def test_a_member_that_reads_no_rows() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.models\.1: an ensemble is of ranking models, .*, got MF$"):
+        Ensemble(models=(DLRM(), MF(dim=8)))  # type: ignore[arg-type]

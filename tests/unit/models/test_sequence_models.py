@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from rtrain.data.retrieval import RetrievalFacts
+from rtrain.errors import ConfigError
 from rtrain.models.hstu import BUCKET, HSTU
 from rtrain.models.plan import drawn
 from rtrain.models.sasrec import SASRec
@@ -182,3 +184,11 @@ def test_hstu_of_rows_of_nothing_alone_is_finite() -> None:
     """Those of the catalogue, which has no histories."""
     times, history, real = torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1, 8), torch.zeros(3, 1).bool()
     assert asked(tower("hstu"), times, history, real).isfinite().all()
+
+
+def test_places_in_the_source_do_not_pass_for_times() -> None:
+    untimed = SimpleNamespace(feedback=SimpleNamespace(timed=False))
+    with pytest.raises(ConfigError, match=r"^model\.buckets: HSTU tells 64 spans of time apart, but"):
+        HSTU().check(untimed)
+    HSTU(buckets=0).check(untimed)
+    HSTU().check(SimpleNamespace(feedback=SimpleNamespace(timed=True)))

@@ -52,7 +52,7 @@ def by_loop(scores_UI: Tensor, ids: list[int], seen: Any, wanted: Any, k: int) -
     """Each user's list by Python's own sort, and the metrics by their definitions."""
     found: dict[str, list[float]] = {"ndcg": [], "recall": [], "mrr": [], "hit": []}
     for scores, had, hoped in zip(scores_UI.tolist(), seen, wanted, strict=True):
-        left = sorted((-s, item) for s, item in zip(scores, ids, strict=True) if item not in set(had) - set(hoped))
+        left = sorted((-s, item) for s, item in zip(scores, ids, strict=True) if item not in set(had))
         hits = [float(item in hoped) for _, item in left[:k]]
         ideal = sum(1 / np.log2(p + 2) for p in range(min(k, len(hoped))))
         found["ndcg"].append(sum(h / np.log2(p + 2) for p, h in enumerate(hits)) / ideal)
@@ -73,6 +73,7 @@ def test_the_catalogue_is_ranked_as_by_a_loop_over_users(ties: bool, count: int,
         users, items = users.sign(), items.sign()
     wanted = [draw.choice(ids, size=draw.integers(1, 6), replace=False).tolist() for _ in range(40)]
     seen = [draw.choice(ids, size=draw.integers(0, min(count, 30)), replace=False).tolist() for _ in range(40)]
+    seen = [sorted(set(had) - set(hoped)) for had, hoped in zip(seen, wanted, strict=True)]
     tally = ranked(users, items, ids, seen, wanted, depth)
     scored, broken = tally.scored()
     expected = by_loop(users @ items.T, ids, seen, wanted, depth)
