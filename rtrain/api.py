@@ -107,7 +107,7 @@ def train(
     if leads and not fresh:
         refuse_another(run)
     if leads:
-        data.refuse_leaks()
+        data.refuse_rows()
         for line in data.remarks(run.evaluation.boosting_rows):
             say(line)
     with ExitStack() as stack:

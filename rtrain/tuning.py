@@ -140,7 +140,7 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
         assert key in flat, key
     plan(run)
     check_writable(run.storage)
-    run.data.open().refuse_leaks()
+    run.data.open().refuse_rows()
     monitor = run.evaluation.monitor
     mode = "max" if run.monitored.higher_is_better else "min"
     makers = {"loguniform": ray_tune.loguniform, "uniform": ray_tune.uniform}

@@ -19,6 +19,7 @@ from rtrain.data.coded import Coded, coded
 from rtrain.data.columns import Columns, concat
 from rtrain.data.cursor import batches_per_epoch, check_batches
 from rtrain.data.encode import check_columns, encode
+from rtrain.data.footers import refuse_by_footers
 from rtrain.data.holdout import Random
 from rtrain.data.leakage import Leakage, refuse_later, refuse_shared_rows
 from rtrain.data.means import means_of
@@ -89,8 +90,12 @@ class Dataset(Samples[Batch]):
             "rank. Write row groups of 65,536 rows, or raise data.window_rows",
         )
 
-    def refuse_leaks(self) -> None:
+    def refuse_rows(self) -> None:
         """As `Samples`; of a split by time no row is in two splits, for rows of one moment stay together."""
+        stored = self._rows.stored
+        first, last = self.ranges["train"][0], self.ranges["test"][1]
+        used = stored.groups(first, last) if self._in_time else stored.row_groups
+        refuse_by_footers(stored, used, self.schema)
         if self._in_time:
             refuse_disorder(self._rows, self.schema.time)
         if self._leakage == "allow":

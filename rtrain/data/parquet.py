@@ -81,6 +81,11 @@ class ParquetRows:
         if not self.rows:
             raise DataError(f"{uri}: there are no rows in it")
 
+    @property
+    def stored(self) -> "ParquetRows":
+        """Itself; of rows in another order (`rtrain.data.parted`) those that lie in the files."""
+        return self
+
     def name(self, group: RowGroup) -> str:
         """The path of the file that holds a row group, within the data's folder."""
         return self._shown[group.file]
@@ -159,6 +164,17 @@ class ParquetRows:
                 found.append((known.min_raw, known.max_raw))
             else:
                 found.append((known.min, known.max))
+        return found
+
+    def spans_of(self, group: RowGroup) -> dict[str, tuple[Any, Any]]:
+        """The lowest and the highest number in each column of a row group, of a list column in its lists; where the
+        footer says."""
+        stored = self._footers[group.file].metadata.row_group(group.index)
+        found = {}
+        for column in map(stored.column, range(stored.num_columns)):
+            known = column.statistics
+            if known is not None and known.has_min_max and isinstance(known.min, int | float):
+                found[column.path_in_schema.split(".")[0]] = (known.min, known.max)
         return found
 
     def pieces(self) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:

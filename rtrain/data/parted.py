@@ -43,6 +43,11 @@ class Parted:
         self.row_groups = tuple(groups)
         self._firsts = [group.first_row for group in groups]
 
+    @property
+    def stored(self) -> ParquetRows:
+        """The rows as they lie in the files."""
+        return self._stored
+
     def name(self, group: RowGroup) -> str:
         """As `ParquetRows.name`."""
         return self._stored.name(group)

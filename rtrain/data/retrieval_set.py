@@ -133,7 +133,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         known = (*beside, *(("item", *map(places, of_items)) if of_items else ()))
         self.inputs = ("graph", "user", "item") if self.graph else known
 
-    def refuse_leaks(self) -> None:
+    def refuse_rows(self) -> None:
         """As `Samples`."""
         if self._leakage == "allow":
             return

@@ -99,11 +99,12 @@ class Samples(ABC, Generic[B]):
         """
         return ()
 
-    def refuse_leaks(self) -> None:
-        """Refuse data whose splits tell of each other; asked once a run, before anything is trained.
+    def refuse_rows(self) -> None:
+        """Refuse rows of any split that cannot be used, as far as that is cheaply seen, and splits that tell of each
+        other; asked once a run, before anything is trained.
 
         Raises:
-            DataError: a row that two splits have, or one that trains and is newer than one that tests.
+            DataError: such a row, one that two splits have, or one that trains and is newer than one that tests.
         """
 
     def refuse_columns(self, names: Sequence[str], asker: str) -> None:

@@ -11,7 +11,9 @@ import pytest
 
 from rtrain import config
 from rtrain.data import ByTime, Interactions
+from rtrain.data.holdout import Random
 from rtrain.data.movielens import GENDERS, GENRES, OCCUPATIONS
+from rtrain.data.parquet import ParquetRows
 from rtrain.errors import ConfigError, DataError
 from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 
@@ -132,3 +134,38 @@ def test_training_on_the_last_rows_leaves_the_other_splits_as_they_are(write: Wr
 def test_settings_below_their_least_are_refused(schema: Schema, field: str) -> None:
     with pytest.raises(ConfigError, match=rf"data\.{field}: must be at least"):
         Interactions(source="x", schema=schema, **{field: -1})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("split", [ByTime(), Random()], ids=["by time", "by chance"])
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        ("label", 7, "label 'label' is 7.0 at row 950; it must be"),
+        ("item", 100, "feature 'item' has id 100 at row 950"),
+        ("user", -1, "feature 'user' has id -1 at row 950"),
+        ("history", [3, 100], "feature 'history' has id 100 at row 950"),
+    ],
+)
+def test_a_row_of_any_split_that_cannot_be_used_is_refused_before_training(
+    write: Write, make: Make, schema: Schema, split: Any, column: str, value: Any, said: str, monkeypatch: Any
+) -> None:
+    values = make(1000).column(column).to_pylist()
+    values[950] = value
+    path = write(1000, group=50, **{column: pa.array(values)})
+    read = list[int]()
+    plain = ParquetRows.read
+    monkeypatch.setattr(ParquetRows, "read", lambda self, start, *rest: read.append(start) or plain(self, start, *rest))
+    data = Interactions(source=path, schema=schema, split=split).open()
+    before = len(read)
+    with pytest.raises(DataError, match=rf"rows\.parquet rows 950\.\.999: {said}"):
+        data.refuse_rows()
+    assert read[before:] == [950], "that row group alone"
+
+
+def test_rows_that_are_not_used_may_be_anything(write: Write, make: Make, schema: Schema) -> None:
+    labels = make(1000).column("label").to_pylist()
+    labels[0] = 7
+    path = write(1000, group=50, label=pa.array(labels))
+    Interactions(source=path, schema=schema, train_rows=100).open().refuse_rows()
+    with pytest.raises(DataError, match="label 'label' is 7.0 at row 0"):
+        Interactions(source=path, schema=schema).open().refuse_rows()

@@ -29,7 +29,7 @@ ROWS = 600
 
 def refused(data: Any) -> str:
     with pytest.raises(DataError) as error:
-        data.open().refuse_leaks()
+        data.open().refuse_rows()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -82,7 +82,7 @@ def planted(make: Make, source: str, *copies: tuple[int, int]) -> None:
 def test_a_row_of_two_splits_by_chance_is_refused_with_where_it_is(write: Write, make: Make, schema: Schema) -> None:
     source = write(ROWS)
     data, rows = of_splits(source, schema)
-    data.open().refuse_leaks()
+    data.open().refuse_rows()
     one, other = rows["train"][7], rows["test"][3]
     planted(make, source, (one, other), (rows["train"][9], rows["test"][5]), (rows["valid"][1], rows["test"][8]))
     message = refused(data)
@@ -90,18 +90,18 @@ def test_a_row_of_two_splits_by_chance_is_refused_with_where_it_is(write: Write,
     pairs = [(one, other), (rows["train"][9], rows["test"][5])]
     assert any(f"such as row {a} of rows.parquet and row {b} of rows.parquet" in message for a, b in pairs)
     assert "Drop the repeated rows, or set data.leakage to 'allow'" in message
-    replace(data, leakage="allow").open().refuse_leaks()
+    replace(data, leakage="allow").open().refuse_rows()
 
 
 def test_rows_that_no_two_splits_share_are_not_refused(write: Write, make: Make, schema: Schema) -> None:
     source = write(ROWS)
     data, rows = of_splits(source, schema)
     planted(make, source, (rows["train"][0], rows["train"][1]), (rows["test"][0], rows["test"][1]))
-    data.open().refuse_leaks()
+    data.open().refuse_rows()
     planted(make, source, (rows["train"][0], rows["test"][1]))
     assert "train and test have 1 row in common" in refused(data)
     few = replace(data, train_rows=len(rows["train"]) - 1)
-    few.open().refuse_leaks()  # the first row of training is not trained on
+    few.open().refuse_rows()  # the first row of training is not trained on
 
 
 def test_of_many_rows_a_share_is_held_against_each_other(
@@ -130,16 +130,16 @@ class OutOfTime(ByTime):
 
 def test_a_split_by_time_that_trains_on_the_future_is_refused(write: Write, schema: Schema, log: Path) -> None:
     data = Interactions(source=write(ROWS), schema=schema)
-    data.open().refuse_leaks()
+    data.open().refuse_rows()
     message = refused(replace(data, split=OutOfTime()))
     assert "split by time, train has a row of time 1000138, but valid begins at 1000138" in message, "of one moment"
-    replace(data, split=OutOfTime(), leakage="allow").open().refuse_leaks()
+    replace(data, split=OutOfTime(), leakage="allow").open().refuse_rows()
     pairs = Pairs(source=str(log), users=20, items=90, split=ByTime())
-    pairs.open().refuse_leaks()
+    pairs.open().refuse_rows()
     assert "split by time, train has a row of time 399, but valid begins at 0" in refused(
         replace(pairs, split=OutOfTime())
     )
-    replace(pairs, split=OutOfTime(), leakage="allow").open().refuse_leaks()
+    replace(pairs, split=OutOfTime(), leakage="allow").open().refuse_rows()
 
 
 USERS, EACH = 20, 30
@@ -170,7 +170,7 @@ SPLITS = (LeaveOneOut(), RandomPerUser(valid=0.3, test=0.3), Random(valid=0.3, t
 @pytest.mark.parametrize("split", SPLITS, ids=lambda split: type(split).__name__)
 def test_an_interaction_of_two_splits_is_refused_and_a_later_one_is_not(log: Path, split: Any, kind: Any) -> None:
     data = kind(source=str(log), users=USERS, items=90, split=split)
-    data.open().refuse_leaks()
+    data.open().refuse_rows()
     table = _interactions()
     last = table.filter(pa.compute.equal(table["user_id"], 4)).sort_by("timestamp").slice(EACH - 1)
     again = pa.concat_tables([table, *[last] * 9])
@@ -179,11 +179,11 @@ def test_an_interaction_of_two_splits_is_refused_and_a_later_one_is_not(log: Pat
     item, time = last["item_id"][0], last["timestamp"][0]
     assert f"such as user 4 with item {item} at time {time}: metrics would be" in message
     assert " row in common" in message and "log.parquet: " in message
-    replace(data, leakage="allow").open().refuse_leaks()
+    replace(data, leakage="allow").open().refuse_rows()
     when = pa.array([*range(USERS * EACH), *range(9000, 9009)])
     _write(log.parent, again.set_column(2, "timestamp", when))
     opened = data.open()
-    opened.refuse_leaks()
+    opened.refuse_rows()
     had = opened.feedback.item[(opened.feedback.user == 4) & (opened.codes == TRAIN)]
     if split == SPLITS[0]:  # nine times later on: the last tests, and the ones before it train
         assert (had == item.as_py()).sum() >= 7
@@ -197,8 +197,8 @@ def test_without_times_pairs_are_told_apart_by_nothing_and_histories_by_their_pl
     (tmp_path / "log.txt").write_text("0 1 2 3 2\n1 4 5 6 7\n")
     both: dict[str, Any] = {"source": str(tmp_path / "log.txt"), "users": 2, "items": 9, "time": ""}
     assert "train and test have 1 row in common, such as user 0 with item 2: metrics" in refused(Pairs(**both))
-    Pairs(**both, leakage="allow").open().refuse_leaks()
-    Histories(**both).open().refuse_leaks()
+    Pairs(**both, leakage="allow").open().refuse_rows()
+    Histories(**both).open().refuse_rows()
 
 
 def test_who_had_few_items_very_often_did_not_have_all(tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def tiny_random(log: Path, tmp_path: Path) -> tuple[Any, Path]:
 )
 def test_movielens_is_not_refused(recipe: Any) -> None:
     for run in (recipe.debug(), recipe.run()):
-        run.data.open().refuse_leaks()
+        run.data.open().refuse_rows()
 
 
 def test_movielens_rows_parted_by_chance_are_not_refused() -> None:
     data = dlrm_movielens.run().data
-    replace(data, split=Random()).open().refuse_leaks()  # type: ignore[type-var, attr-defined]
+    replace(data, split=Random()).open().refuse_rows()  # type: ignore[type-var, attr-defined]

@@ -247,7 +247,7 @@ def test_bad_tables_and_bad_configs_are_one_line(tmp_path: Path, log: str) -> No
     twice = pa.table({"user_id": [0, 0, 0, 0], "item_id": [1, 2, 3, 2]})
     pq.write_table(twice, tmp_path / "twice.parquet")
     with pytest.raises(DataError, match="train and test have 1 row in common, such as user 0 with item 2"):
-        Pairs(source=str(tmp_path / "twice.parquet"), users=1, items=4, time="", hide_seen=False).open().refuse_leaks()
+        Pairs(source=str(tmp_path / "twice.parquet"), users=1, items=4, time="", hide_seen=False).open().refuse_rows()
     pq.write_table(pa.table({"user_id": [0] * 3 + [1], "item_id": [1, 2, 3, 1]}), tmp_path / "all.parquet")
     with pytest.raises(DataError, match="user 0 had all 1 items|no negative to draw"):
         Pairs(source=str(tmp_path / "all.parquet"), users=2, items=4, time="", split=Only()).open()  # type: ignore[arg-type]

@@ -92,7 +92,7 @@ def test_disorder_within_a_row_group_ends_the_start(write: Write, schema: Schema
     time[[457, 458]] = time[[458, 457]]
     data = Interactions(source=write(1000, group=100, time=pa.array(time)), schema=schema, leakage="allow").open()
     with pytest.raises(DataError, match=r"rows\.parquet: not sorted by 'time': row 458 has 457 after 458\. Sort"):
-        data.refuse_leaks()
+        data.refuse_rows()
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
