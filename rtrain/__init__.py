@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
     from rtrain.objectives.distilled import Distillation
     from rtrain.objectives.pointwise import Pointwise
+    from rtrain.objectives.weighted import WeightedSum
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
@@ -196,6 +197,7 @@ _HOMES = {
     ),
     "rtrain.objectives.distilled": ("Distillation",),
     "rtrain.objectives.pointwise": ("Pointwise",),
+    "rtrain.objectives.weighted": ("WeightedSum",),
     "rtrain.optim": (
         "SGD",
         "Adagrad",
@@ -332,6 +334,7 @@ __all__ = [
     "Tracking",
     "Tuned",
     "TwoTower",
+    "WeightedSum",
     "Words",
     "__version__",
     "choice",

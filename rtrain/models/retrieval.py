@@ -13,8 +13,9 @@ from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import Initial, Table
 from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
+from rtrain.objectives.weighted import WeightedSum
 
-AnyObjective = BPR | SampledBinary | SampledSoftmax | InBatchSoftmax
+AnyObjective = BPR | SampledBinary | SampledSoftmax | InBatchSoftmax | WeightedSum
 
 
 def longest_of(positions: int, negatives: int) -> dict[str, int]:
@@ -89,7 +90,7 @@ class RetrievalConfig(Model):
 
     def reasons_against(self, parallel: Parallel, mesh: Mesh) -> Iterator[str]:
         """What speaks against a layout, one line each."""
-        if parallel.microbatches > 1 and not self.objective.draws:
+        if parallel.microbatches > 1 and self.objective.whole_batch:
             name = type(self.objective).__name__
             yield (
                 f"parallel.microbatches: {parallel.microbatches}, but {name} compares within the whole batch. "

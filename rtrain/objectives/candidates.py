@@ -34,6 +34,8 @@ class CandidateLoss:
     tallies: ClassVar[str] = "outputs"
     draws: ClassVar[bool] = True
     """Whether it compares with negatives that the data draw."""
+    whole_batch: ClassVar[bool] = False
+    """Whether it compares with the positives of the whole batch, which microbatches would cut."""
 
     cosine: bool = False
     """Whether vectors are brought to length 1 before their product is the score."""
@@ -116,6 +118,7 @@ class InBatchSoftmax(CandidateLoss):
     """
 
     draws: ClassVar[bool] = False
+    whole_batch: ClassVar[bool] = True
 
     correction: bool = True
     """Take the logarithm of an item's popularity from its score as a negative or positive: batches hold it so often."""
