@@ -23,8 +23,9 @@ from rtrain.errors import RunFailed
 from rtrain.scratch import Scratch
 from rtrain.training.world import join, leave
 
-PRELOADED = ("deepspeed", "torchrec", "rtrain.training.replica")
-"""Imported once, by the process that all ranks of all worlds are forked from: some 6 s of CPU less for each rank."""
+PRELOADED = ("rtrain.parallel.zero", "rtrain.parallel.embeddings", "rtrain.training.replica")
+"""Imported once, by the process that all ranks of all worlds are forked from: some 6 s of CPU less for each rank.
+DeepSpeed and TorchRec come with them, by way of their settings."""
 GRACE_S = 5.0
 """Seconds for the other ranks to end after one has failed, and for a stuck one to write its stack."""
 
