@@ -89,6 +89,14 @@ def _texts(options: argparse.Namespace) -> int:
     return 0
 
 
+def _online(options: argparse.Namespace) -> int:
+    from rtrain.cli.online import measure, spell
+
+    found = measure(options)
+    _print(options, found, spell(found))
+    return 0
+
+
 def _serve(options: argparse.Namespace) -> int:
     serve(options.target, options.replicas, options.port, options.json)
     return 0
@@ -126,6 +134,36 @@ def _checkpoints(options: argparse.Namespace) -> int:
 
 
 RUN = Argument("target", help="the run's folder")
+ONLINE = (
+    Argument("log", help="one row an event: Parquet, CSV or JSON lines, or a folder of them; a path or any URI"),
+    Argument("--by", metavar="COLUMNS", help="one row of rates for each of their values: variant, or variant,country"),
+    Argument("--session", metavar="COLUMN", help="which visit the event is of (default: session_id)"),
+    Argument("--event", metavar="COLUMN", help="what happened (default: event)"),
+    Argument("--time", metavar="COLUMN", help="when: numbers, times or ISO 8601 text (default: timestamp)"),
+    Argument("--query", metavar="COLUMN", help="which search it is of (default: query_id, if there)"),
+    Argument("--item", metavar="COLUMN", help="what was clicked (default: item_id, if there)"),
+    Argument("--results", metavar="COLUMN", help="how many a search found (default: results, if there)"),
+    Argument(
+        "--unit",
+        metavar="COLUMN",
+        help="whose events are independent of others', for the intervals: user_id where an experiment was drawn by "
+        "user (default: the session)",
+    ),
+    *(
+        Argument(option, metavar="EVENTS", help=f"what the log calls {text}")
+        for option, text in (
+            ("--impression", "what was shown (default: impression,view)"),
+            ("--click", "a click (default: click); several: click,tap"),
+            ("--add-to-cart", "an add to the cart (default: add_to_cart)"),
+            ("--purchase", "a purchase (default: purchase)"),
+            ("--search", "a search (default: search)"),
+            ("--other", "events of none of these kinds, which engagement counts (default: none)"),
+        )
+    ),
+    Argument(
+        "--memory-gb", type=float, default=1.0, help="for DuckDB; beyond, it uses a temporary folder (default: 1)"
+    ),
+)
 VERBS = (
     Verb(
         "doctor",
@@ -190,6 +228,12 @@ VERBS = (
                     ),
                 ),
                 _texts,
+            ),
+            Verb(
+                "online",
+                "click, cart, conversion, exit and zero-result rates and engagement of an event log, by variant",
+                ONLINE,
+                _online,
             ),
         ),
     ),

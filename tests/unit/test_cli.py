@@ -380,7 +380,17 @@ def test_help_of_a_recipes_verb_is_the_recipes(rtrain_command: Any) -> None:
 
 
 def test_every_option_of_rtrain_has_its_help(rtrain_command: Any) -> None:
-    for verb in ("doctor", "init", "serve", "report", "ledger", "checkpoints", "data get", "data tokenize"):
+    for verb in (
+        "doctor",
+        "init",
+        "serve",
+        "report",
+        "ledger",
+        "checkpoints",
+        "data get",
+        "data tokenize",
+        "metrics online",
+    ):
         ended = rtrain_command(*verb.split(), "--help")
         assert ended.code == 0
         options = ended.out.partition("options:")[2].strip("\n").splitlines()
