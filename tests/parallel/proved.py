@@ -76,7 +76,7 @@ def of_catalogue(
     """A retrieval model; `data`: the path of a log -> its data."""
 
     def run(layout: Parallel, sparse: SparseOptim, folder: str) -> Run:
-        return retrieval.run_on(data(f"{folder}/log.txt"), config, layout, sparse)
+        return retrieval.run_on(data(f"{folder}/log.parquet"), config, layout, sparse)
 
     return Proved(run=run, plain=retrieval.plain_with_tables, ranked=True, axes=axes)
 
@@ -84,7 +84,7 @@ def of_catalogue(
 def write_data(folder: Path) -> str:
     """What the runs of all rows read."""
     write_rows(str(folder / "rows.parquet"))
-    retrieval.write_log(str(folder / "log.txt"))
+    retrieval.write_log(str(folder / "log.parquet"))
     return str(folder)
 
 

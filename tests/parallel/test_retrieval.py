@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ def layouts(model: str) -> dict[str, tuple[Parallel, str]]:
 
 
 def common(log: str) -> dict[str, Any]:
-    return {"source": log, "users": USERS, "items": ITEMS, "time": ""}
+    return {"source": log, "users": USERS, "items": ITEMS}
 
 
 def histories(log: str) -> Histories:
@@ -204,16 +203,17 @@ def everything(log: str, folder: str, world: int, seed: str) -> Found:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_log(str(tmp_path_factory.mktemp("log") / "log.txt"))
+    return write_log(str(tmp_path_factory.mktemp("log") / "log.parquet"))
 
 
 def write_log(path: str) -> str:
-    """Users of 3 to 14 items, that like items close to each other."""
-    draw, lines = np.random.default_rng(0), []
+    """Users of 3 to 14 items, that like items close to each other; a second between two of them."""
+    draw, rows = np.random.default_rng(0), list[tuple[int, int]]()
     for user in range(USERS):
         near = (7 * user + draw.permutation(25)[: 3 + user % 12]) % ITEMS
-        lines.append(" ".join(map(str, [user, *near])))
-    Path(path).write_text("\n".join(lines))
+        rows += [(user, int(item)) for item in near]
+    users, items = map(list, zip(*rows, strict=True))
+    pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": range(len(rows))}), path)
     for of, count in (("user", USERS), ("item", ITEMS)):
         pq.write_table(pa.Table.from_pylist([described(n) for n in reversed(range(count))]), f"{path}.{of}.parquet")
     return path
