@@ -71,9 +71,14 @@ if TYPE_CHECKING:
     from rtrain.models.text_tower import TextTower
     from rtrain.models.two_tower import TwoTower
     from rtrain.nn.tables import VECTORS, Table, TableOptions
-    from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
+    from rtrain.objectives.bpr import BPR
+    from rtrain.objectives.candidate_loss import CandidateLoss
     from rtrain.objectives.distilled import Distillation
+    from rtrain.objectives.full_softmax import FullSoftmax
+    from rtrain.objectives.in_batch_softmax import InBatchSoftmax
     from rtrain.objectives.pointwise import Pointwise
+    from rtrain.objectives.sampled_binary import SampledBinary
+    from rtrain.objectives.sampled_softmax import SampledSoftmax
     from rtrain.objectives.weighted import WeightedSum
     from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
@@ -189,14 +194,14 @@ _HOMES = {
         "TableOptions",
         "VECTORS",
     ),
-    "rtrain.objectives.candidates": (
-        "BPR",
-        "InBatchSoftmax",
-        "SampledBinary",
-        "SampledSoftmax",
-    ),
+    "rtrain.objectives.bpr": ("BPR",),
+    "rtrain.objectives.candidate_loss": ("CandidateLoss",),
     "rtrain.objectives.distilled": ("Distillation",),
+    "rtrain.objectives.full_softmax": ("FullSoftmax",),
+    "rtrain.objectives.in_batch_softmax": ("InBatchSoftmax",),
     "rtrain.objectives.pointwise": ("Pointwise",),
+    "rtrain.objectives.sampled_binary": ("SampledBinary",),
+    "rtrain.objectives.sampled_softmax": ("SampledSoftmax",),
     "rtrain.objectives.weighted": ("WeightedSum",),
     "rtrain.optim": (
         "SGD",
@@ -263,6 +268,7 @@ __all__ = [
     "ByTime",
     "Calibration",
     "Callback",
+    "CandidateLoss",
     "Checkpoint",
     "Cluster",
     "Coverage",
@@ -278,6 +284,7 @@ __all__ = [
     "Evaluation",
     "FAt",
     "Faults",
+    "FullSoftmax",
     "Graph",
     "Handoff",
     "Histories",

@@ -24,8 +24,14 @@ from rtrain.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 TYPE_KEY = "$type"
-MOVED = {"rtrain.training.trackers": "rtrain.tracking"}
-"""Packages that have had another name: configs stored by an older version name their classes by it."""
+MOVED = {
+    "rtrain.training.trackers": "rtrain.tracking",
+    "rtrain.objectives.candidates:BPR": "rtrain.objectives.bpr:BPR",
+    "rtrain.objectives.candidates:InBatchSoftmax": "rtrain.objectives.in_batch_softmax:InBatchSoftmax",
+    "rtrain.objectives.candidates:SampledBinary": "rtrain.objectives.sampled_binary:SampledBinary",
+    "rtrain.objectives.candidates:SampledSoftmax": "rtrain.objectives.sampled_softmax:SampledSoftmax",
+}
+"""Packages and classes that have had another name: configs stored by an older version name their classes by it."""
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -336,10 +342,11 @@ def from_dict(tree: Any) -> Any:
 
 
 def _resolve(path: object) -> Any:
-    module, _, name = str(path).partition(":")
+    spelled = str(path)
     for before, now in MOVED.items():
-        if module == before or module.startswith(f"{before}."):
-            module = now + module.removeprefix(before)
+        if spelled == before or spelled.startswith((f"{before}.", f"{before}:")):
+            spelled = now + spelled.removeprefix(before)
+    module, _, name = spelled.partition(":")
     if module == "rtrain" or module.startswith("rtrain."):
         try:
             import_module(module)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.keyed import drawn, uniform
 from rtrain.errors import ConfigError
+from rtrain.rounding import ceil_div
 
 Ids = NDArray[np.int64]
 ROUNDS = 64
@@ -24,16 +25,27 @@ class Negatives:
 
     count: int = 1
     """For each positive."""
-    by: Literal["uniform", "popularity"] = "uniform"
-    """uniform: every item is as likely; popularity: an item by how often it was had in training, to `power`."""
+    by: Literal["uniform", "popularity", "all"] = "uniform"
+    """uniform: every item is as likely; popularity: an item by how often it was had in training, to `power`; all: none
+    is drawn, but the positions of each batch have a piece of the catalogue each, together every item once."""
     power: float = 1.0
     """Exponent of the popularity."""
+    known: bool = False
+    """Whether batches also tell which of their positives a user had in training, as those without drawn negatives
+    always do: an objective that compares within the batch beside drawn negatives wants it."""
 
     def __post_init__(self) -> None:
+        if self.by == "all" and self.count != 1:
+            raise ConfigError(f"data.negatives.count: {self.count}, but by='all' offers every item. Leave it at 1")
         if self.count < 0:
             raise ConfigError(f"data.negatives.count: must be at least 0, got {self.count}")
         if not 0 <= self.power < math.inf:
             raise ConfigError(f"data.negatives.power: must be at least 0, got {self.power}")
+
+    @property
+    def tells_known(self) -> bool:
+        """`known`, spelled out."""
+        return self.known or self.count == 0
 
 
 class Sampler:
@@ -41,7 +53,7 @@ class Sampler:
 
     def __init__(self, config: Negatives, catalogue: Ids, user: Ids, item: Ids):
         """`catalogue`: rising; `user` and `item`: the interactions of training."""
-        self.count, self.catalogue = config.count, catalogue
+        self.config, self.count, self.catalogue = config, config.count, catalogue
         self._span = int(catalogue[-1]) + 1
         self._had = np.unique(user * self._span + item)
         self._upto: NDArray[np.float64] | None = None
@@ -60,6 +72,16 @@ class Sampler:
             row = wrong // self.count
             found.flat[wrong] = self._pick(key, sample[row], number.flat[wrong], again)
         return found
+
+    def everything(self, place: Ids, positions: int) -> tuple[Ids, NDArray[np.bool_]]:
+        """[n, K]: of so many `positions` of a batch those at `place` [n] have these items, and which are there.
+
+        All together have each item of the catalogue once; what only fills is its first item.
+        """
+        count = ceil_div(len(self.catalogue), positions)
+        at = place[:, None] * count + np.arange(count)
+        there = at < len(self.catalogue)
+        return self.catalogue.take(np.where(there, at, 0)), there
 
     def _pick(self, key: tuple[int, int], sample: Ids, number: Ids, again: int) -> Ids:
         bits = drawn(*key, sample, number, again)

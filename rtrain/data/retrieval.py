@@ -43,6 +43,12 @@ class RetrievalFacts:
     """Beside the items' ids."""
     texts: Mapping[str, int] = field(default_factory=dict)
     """Those of items that are words in their order: name in a batch -> most words of an item."""
+    by: str = "uniform"
+    """How negatives are drawn, see `Negatives`."""
+    power: float = 1.0
+    """Of a draw by popularity, its exponent."""
+    known: bool = False
+    """Whether batches tell which of their positives a user had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +130,7 @@ class _Positives(Data):
         return RetrievalFacts(
             self.users, self.items, self.longest, self.negatives.count, self.graph, beside.get("user", NONE),
             beside.get("item", NONE), {f"item_{name}": longest for name, longest in texts.items()},
+            by=self.negatives.by, power=self.negatives.power, known=self.negatives.tells_known,
         )  # fmt: skip
 
     def check_source(self) -> None:

@@ -31,7 +31,9 @@ class RetrievalBatch:
     ids: Jagged
     """Whom, and the candidates `item`: of each position its positive, then its K negatives."""
     target: Tensor
-    """int64 [B, T, 2]: each position's positive (-1: it has none), and how often that item was had in training"""
+    """int64 [B, T, 2 + F + X]: each position's positive (-1: it has none), how often it was had in training, then what
+    `Negatives` asks for. Not of uniform negatives alone, F = K: how often each negative was had; -1: it only fills.
+    Where `known`, T * X: items that the row's user had and that are positives of the global batch; -1 fills"""
     row: Tensor
     """int64 [B]: the sample's number in its data set; -1 pads"""
     last: Tensor

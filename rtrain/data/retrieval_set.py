@@ -28,6 +28,7 @@ from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
 from rtrain.data.samples import Samples
 from rtrain.data.side import looked_up
 from rtrain.data.split import Ranges, Split, trained_on
+from rtrain.data.targets import laid_out, spread, starts_of
 from rtrain.errors import ConfigError, DataError
 from rtrain.metrics.state import Retrieved
 from rtrain.objectives.catalogue import CatalogueTally
@@ -86,6 +87,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         that validates, and that than all that tests.
         """
         self.feedback, self.codes, self.longest, self.side = feedback, codes, longest, side or {}
+        self.negatives = negatives
         self._source, self._leakage, self._in_time, self._hide_seen = source, leakage, in_time, hide_seen
         self.users, self.starts = feedback.starts()
         self.catalogue = np.unique(feedback.item)
@@ -102,7 +104,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
                 f"data.negatives.count: {negatives.count} negatives, but {source} has {len(self.catalogue)} different "
                 "items. Lower it"
             )
-        if negatives.count:
+        if negatives.count and negatives.by != "all":
             self._refuse_who_had_all()
         self.sampler = Sampler(negatives, self.catalogue, feedback.user[train], feedback.item[train])
         self.graph: Graph | None = None
@@ -297,25 +299,48 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         times = None
         if self.longest is None:
             lengths = np.ones(len(of), np.int64)
-            user, positives, units = self.feedback.user[of], self.feedback.item[of], len(whole)
-            context = Lists.of(user, lengths)
+            user, positives, every = self.feedback.user[of], self.feedback.item[of], np.ones(len(whole), np.int64)
+            context, places = Lists.of(user, lengths), np.searchsorted(self.users, user)
         else:
             both, when = (_newest(lists, of, self.longest + 1) for lists in self._lists(TRAIN, alone=True))
             lengths = both.lengths - 1
             context, times = (lists.cut(lists.offsets[:-1], lengths) for lists in (both, when))
             positives = both.cut(both.offsets[:-1] + 1, lengths).values
-            user = np.repeat(self.users[of], lengths)
-            units = int(np.minimum(self._trained[self._of[whole]] - 1, self.longest).sum())
+            user, places = np.repeat(self.users[of], lengths), of
+            every = np.minimum(self._trained[self._of[whole]] - 1, self.longest)
         sample = np.repeat(numbers, lengths)
         position = np.arange(len(sample)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        negatives = self.sampler.draw(key, sample, position, user)
+        told = [self._often(positives)[:, None]]
+        if self.negatives.by == "all":
+            first = starts_of(whole, every, numbers)
+            negatives, there = self.sampler.everything(np.repeat(first, lengths) + position, int(every.sum()))
+            told.append(np.where(there, self._often(negatives), -1))
+        else:
+            negatives = self.sampler.draw(key, sample, position, user)
+            if self.negatives.by == "popularity" or self.negatives.known:
+                told.append(self._often(negatives))
         offered = np.concatenate([positives[:, None], negatives], axis=1)
         candidates = Lists.of(offered.ravel(), lengths * offered.shape[1])
         batch = self._batch(context, candidates, numbers, times)
-        facts = np.stack([positives, self.often[np.searchsorted(self.catalogue, positives)]], axis=1)
-        target = np.full((len(numbers), int(lengths.max()), 2), -1, np.int64)
-        target[np.arange(target.shape[1]) < lengths[:, None]] = facts
-        return replace(batch, target=torch.from_numpy(target), global_rows=len(whole), units=units)
+        target = laid_out(np.concatenate([positives[:, None], *told], axis=1), lengths)
+        if self.negatives.tells_known:
+            had = self._lists(TRAIN, alone=True)[0].select(places)
+            target = np.concatenate([target, spread(had, self._positives(whole), target.shape[1])], axis=2)
+        return replace(batch, target=torch.from_numpy(target), global_rows=len(whole), units=int(every.sum()))
+
+    def _positives(self, numbers: Ids) -> Ids:
+        """Of samples of training, all positions' positives."""
+        of = self._of[numbers]
+        if self.longest is None:
+            pairs: Ids = self.feedback.item[of]
+            return pairs
+        both = _newest(self._lists(TRAIN, alone=True)[0], of, self.longest + 1)
+        found: Ids = both.cut(both.offsets[:-1] + 1, both.lengths - 1).values.astype(np.int64)
+        return found
+
+    def _often(self, items: Ids) -> Ids:
+        """How often each was had in training."""
+        return self.often.take(np.searchsorted(self.catalogue, items))
 
     def asked(self, numbers: Ids, global_rows: int) -> RetrievalBatch:
         """Users of validation or test: what was known of them, and what is to be found."""

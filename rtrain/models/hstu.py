@@ -20,10 +20,10 @@ from torch.nn.functional import linear, silu
 from rtrain.errors import ConfigError
 from rtrain.models.history import HistoryConfig
 from rtrain.models.plan import Piece
-from rtrain.models.retrieval import AnyObjective
 from rtrain.nn.jagged import Groups, groups_of, one_group
 from rtrain.nn.tables import mask
-from rtrain.objectives.candidates import SampledSoftmax
+from rtrain.objectives.candidate_loss import CandidateLoss
+from rtrain.objectives.sampled_softmax import SampledSoftmax
 
 BUCKET = 0.301
 """Width of a bucket in the logarithm of seconds: each holds times up to 1.35 of the one before, as published."""
@@ -40,7 +40,7 @@ class HSTU(HistoryConfig):
     the same, but for the rounding of sums in another order."""
     dropout: float = 0.2
     """After the embedding and after each block's output."""
-    objective: AnyObjective = SampledSoftmax()
+    objective: CandidateLoss = SampledSoftmax()
     """What the model is trained towards, and how vectors are compared."""
 
     def __post_init__(self) -> None:

@@ -12,10 +12,8 @@ from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import Initial, Table
-from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
-from rtrain.objectives.weighted import WeightedSum
-
-AnyObjective = BPR | SampledBinary | SampledSoftmax | InBatchSoftmax | WeightedSum
+from rtrain.objectives.bpr import BPR
+from rtrain.objectives.candidate_loss import CandidateLoss
 
 
 def longest_of(positions: int, negatives: int) -> dict[str, int]:
@@ -37,8 +35,8 @@ class RetrievalConfig(Model):
 
     dim: int = 64
     """Embedding dim, of items and of who asks."""
-    objective: AnyObjective = BPR()
-    """What the model is trained towards, and how vectors are compared."""
+    objective: CandidateLoss = BPR()
+    """What the model is trained towards, and how vectors are compared; one's own is a subclass, in any file."""
     initial: Initial = "normal"
     """Distribution of the tables' first weights."""
     scale: float = 0.02
@@ -64,13 +62,7 @@ class RetrievalConfig(Model):
                 raise ConfigError(
                     f"data.{of}_features: {type(self).__name__} reads ids alone. Leave them out, or use TwoTower"
                 )
-        objective = type(self.objective).__name__
-        if self.objective.draws == (facts.negatives == 0):
-            why = "compares with drawn negatives" if self.objective.draws else "takes the batch's own items"
-            raise ConfigError(
-                f"data.negatives.count: {facts.negatives}, but {objective} {why}. "
-                f"Set it to {'1 or more' if self.objective.draws else 0}"
-            )
+        self._check_negatives(facts)
         who = () if self.of_histories else (self._table("user", facts.users, "user"),)
         read = ("history", "item") if self.of_histories else ("item",)
         of_user, of_item = facts.user_features, facts.item_features
@@ -88,10 +80,40 @@ class RetrievalConfig(Model):
             longest={} if facts.longest is None else longest_of(facts.longest, facts.negatives),
         )
 
+    def _check_negatives(self, facts: RetrievalFacts) -> None:
+        """That the data draw what the objective compares with."""
+        of, name = self.objective, type(self.objective).__name__
+        if of.draws == (facts.negatives == 0):
+            why = "compares with drawn negatives" if of.draws else "takes the batch's own items"
+            raise ConfigError(
+                f"data.negatives.count: {facts.negatives}, but {name} {why}. Set it to {'1 or more' if of.draws else 0}"
+            )
+        if of.whole_catalogue != (facts.by == "all"):
+            why, do = ("compares with", "all") if of.whole_catalogue else ("wants drawn items, not", "uniform")
+            raise ConfigError(f"data.negatives.by: {facts.by!r}, but {name} {why} all items. Set it to {do!r}")
+        if of.draws and of.whole_batch and not of.whole_catalogue and not facts.known:
+            raise ConfigError(
+                f"data.negatives.known: {name} leaves out what a user had, which batches with drawn negatives do not "
+                "tell by themselves. Set it to true"
+            )
+        power = facts.power if facts.by == "popularity" else 0.0
+        if of.powers - {power}:
+            corrected = ", ".join(f"{x:g}" for x in sorted(of.powers))
+            raise ConfigError(
+                f"model.objective.correction: {corrected}, but negatives are drawn by the popularity to the power of "
+                f"{power:g} (data.negatives). Make both the same"
+            )
+
     def reasons_against(self, parallel: Parallel, mesh: Mesh) -> Iterator[str]:
         """What speaks against a layout, one line each."""
+        name = type(self.objective).__name__
+        for axis, degree in (("tensor", parallel.tensor), ("pipeline", parallel.pipeline)):
+            if degree > 1 and self.objective.whole_catalogue:
+                yield (
+                    f"parallel.{axis}: {degree}, but {name} deals all items to a batch's positions, another number "
+                    "in each step. Set it to 1, or use an objective with drawn negatives"
+                )
         if parallel.microbatches > 1 and self.objective.whole_batch:
-            name = type(self.objective).__name__
             yield (
                 f"parallel.microbatches: {parallel.microbatches}, but {name} compares within the whole batch. "
                 "Set it to 1, or use an objective with drawn negatives"

@@ -14,8 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from rtrain.errors import ConfigError
 from rtrain.models.history import HistoryConfig
 from rtrain.models.plan import Piece
-from rtrain.models.retrieval import AnyObjective
-from rtrain.objectives.candidates import SampledBinary
+from rtrain.objectives.candidate_loss import CandidateLoss
+from rtrain.objectives.sampled_binary import SampledBinary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class SASRec(HistoryConfig):
     """Width of the feed-forward layer; none: `dim`, as in the paper."""
     dropout: float = 0.5
     """After the embedding, in attention and after each layer."""
-    objective: AnyObjective = SampledBinary()
+    objective: CandidateLoss = SampledBinary()
     """What the model is trained towards, and how vectors are compared."""
 
     def __post_init__(self) -> None:

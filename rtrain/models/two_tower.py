@@ -11,10 +11,11 @@ from rtrain.data.retrieval import RetrievalFacts
 from rtrain.data.retrieval_batch import places
 from rtrain.models.plan import Piece
 from rtrain.models.ranking import check_dropout, check_sizes
-from rtrain.models.retrieval import AnyObjective, RetrievalConfig
+from rtrain.models.retrieval import RetrievalConfig
 from rtrain.nn.interaction import mlp
 from rtrain.nn.tables import VECTORS, sequence
-from rtrain.objectives.candidates import InBatchSoftmax
+from rtrain.objectives.candidate_loss import CandidateLoss
+from rtrain.objectives.in_batch_softmax import InBatchSoftmax
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class TwoTower(RetrievalConfig):
     """Hidden sizes of both towers."""
     dropout: float = 0.0
     """After each hidden layer."""
-    objective: AnyObjective = InBatchSoftmax(cosine=True, temperature=0.1)
+    objective: CandidateLoss = InBatchSoftmax(cosine=True, temperature=0.1)
     """What the model is trained towards, and how vectors are compared."""
 
     def __post_init__(self) -> None:

@@ -6,7 +6,7 @@ from math import isfinite
 from torch import Tensor
 
 from rtrain.errors import ConfigError
-from rtrain.objectives.candidates import BPR, CandidateLoss, InBatchSoftmax, SampledBinary, SampledSoftmax
+from rtrain.objectives.candidate_loss import CandidateLoss
 from rtrain.objectives.ranks import Ranks
 
 
@@ -17,7 +17,7 @@ class WeightedSum(CandidateLoss):
     The losses agree in `cosine`, by which the catalogue is ranked; each has its own temperature.
     """
 
-    of: tuple[BPR | SampledBinary | SampledSoftmax | InBatchSoftmax, ...]
+    of: tuple[CandidateLoss, ...]
     """The losses."""
     weights: tuple[float, ...] = ()
     """Factor on each; empty: 1 on all."""
@@ -54,6 +54,16 @@ class WeightedSum(CandidateLoss):
     def whole_batch(self) -> bool:  # type: ignore[override]
         """Whether one does."""
         return any(loss.whole_batch for loss in self.of)
+
+    @property
+    def whole_catalogue(self) -> bool:  # type: ignore[override]
+        """Whether one does."""
+        return any(loss.whole_catalogue for loss in self.of)
+
+    @property
+    def powers(self) -> frozenset[float]:
+        """The losses'."""
+        return frozenset().union(*(loss.powers for loss in self.of))
 
     def compare(self, queries: Tensor, candidates: Tensor, target: Tensor, ranks: Ranks) -> Tensor:
         """As `CandidateLoss`."""

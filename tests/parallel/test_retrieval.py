@@ -18,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rtrain import BPR, FullSoftmax, InBatchSoftmax, SampledBinary, SampledSoftmax, WeightedSum
 from rtrain.checkpoint.format import Stored
 from rtrain.data.hashed import hashes
 from rtrain.data.holdout import LeaveOneOut, RandomPerUser
@@ -39,7 +40,6 @@ from rtrain.models.sasrec import SASRec
 from rtrain.models.text_tower import TextTower
 from rtrain.models.two_tower import TwoTower
 from rtrain.nn.tables import initial_rows, mask, sequence
-from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 from rtrain.objectives.ranks import Alone
 from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.stage import Stage
@@ -65,6 +65,10 @@ MODELS = {
     "sasrec": SASRec(dim=16, layers=2, heads=2, dropout=0.0, objective=SampledBinary(), scale=0.1),
     # It norms what attention gives: first weights of .1 are so close to 0 that rounding grows to 1.3e-5 in 20 steps.
     "hstu": HSTU(dim=16, layers=2, heads=2, dropout=0.0, buckets=8, scale=0.3),
+    "sums": MF(
+        dim=16, objective=WeightedSum(of=(SampledSoftmax(correction=0.5), InBatchSoftmax(correction=False))), scale=0.1
+    ),
+    "sasrec full": SASRec(dim=16, layers=1, heads=2, dropout=0.0, objective=FullSoftmax(), scale=0.1),
     "sasrec softmax": SASRec(dim=16, layers=1, heads=1, dropout=0.0, objective=SampledSoftmax(cosine=True), scale=0.1),
 }
 SPARSE: dict[str, SparseOptim] = {
@@ -112,7 +116,7 @@ def hashed(word: str) -> int:
 
 def layouts(model: str) -> dict[str, tuple[Parallel, str]]:
     """Nothing goes microbatch by microbatch that is compared within the whole batch, or spread for all of it."""
-    parted = MODELS[model].objective.draws and model != "light gcn"  # type: ignore[attr-defined]
+    parted = not MODELS[model].objective.whole_batch and model != "light gcn"  # type: ignore[attr-defined]
     return {n: x for n, x in LAYOUTS.items() if x[0].microbatches == 1 or parted}
 
 
@@ -120,13 +124,15 @@ def common(log: str) -> dict[str, Any]:
     return {"source": log, "users": USERS, "items": ITEMS}
 
 
-def histories(log: str) -> Histories:
-    return Histories(**common(log), split=LeaveOneOut(), negatives=Negatives(count=3), length=7)
+def histories(log: str, negatives: Negatives | None = None) -> Histories:
+    return Histories(**common(log), split=LeaveOneOut(), negatives=negatives or Negatives(count=3), length=7)
 
 
-def pairs(log: str, *, kind: type[Pairs] = Pairs, drawn: int = 2, **features: SideFeatures) -> Pairs:
+def pairs(
+    log: str, *, kind: type[Pairs] = Pairs, drawn: int = 2, negatives: Negatives | None = None, **features: SideFeatures
+) -> Pairs:
     split = RandomPerUser(valid=0.2, test=0.2)
-    return kind(**common(log), split=split, negatives=Negatives(count=drawn), **features)
+    return kind(**common(log), split=split, negatives=negatives or Negatives(count=drawn), **features)
 
 
 def pairs_with_features(log: str, *of_items: Id | Words, drawn: int = 2) -> Pairs:
@@ -150,6 +156,8 @@ DATA: dict[str, Callable[[str], Data]] = {
     "text": pairs_with_text,
     "text alone": pairs_with_text_alone,
     "light gcn": partial(pairs, kind=Graph),
+    "sums": partial(pairs, negatives=Negatives(count=2, by="popularity", power=0.5, known=True)),
+    "sasrec full": partial(histories, negatives=Negatives(by="all")),
 }
 
 

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 
 from recipes import bpr_movielens, dlrm_movielens
-from rtrain import config
+from rtrain import BPR, InBatchSoftmax, config
 from rtrain.data.interactions import Interactions
 from rtrain.errors import ConfigError
 from rtrain.metrics.state import Metric, Partial, Scored, evaluate
-from rtrain.objectives.candidates import BPR, InBatchSoftmax
 from rtrain.run import Run
 
 

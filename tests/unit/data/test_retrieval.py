@@ -43,6 +43,15 @@ def kinds(log: str) -> dict[str, Pairs | Histories]:
     return {"pairs": Pairs(**both), "histories": Histories(**both, length=6)}
 
 
+def every_kind(log: str) -> dict[str, Pairs | Histories]:
+    """Those, and with every item among the negatives, and told what users had."""
+    found = kinds(log)
+    more = {"all": Negatives(by="all"), "known": Negatives(count=0), "popular": Negatives(by="popularity", known=True)}
+    for name, negatives in more.items():
+        found |= {f"{kind} {name}": replace(data, negatives=negatives) for kind, data in kinds(log).items()}
+    return found
+
+
 def lists(batch: RetrievalBatch) -> list[list[list[int]]]:
     """Of each row: whom (or the history), and the candidates of all its positions."""
     lengths = batch.ids.lengths.view(len(batch.ids.keys), batch.rows).tolist()
@@ -64,9 +73,10 @@ def epoch(data: RetrievalDataset, world: int, *, cursor: Cursor = BEGIN, steps: 
         assert len({batch.units for batch in batches}) == len({cursor for _, cursor in shares}) == 1
         assert sum(int((batch.target[..., 0] >= 0).sum()) for batch in batches) == batches[0].loss_units(float)
         for batch in batches:
-            for number, row in zip(batch.row.tolist(), lists(batch), strict=True):
+            told = [sorted(fact for fact in row if fact >= 0) for row in batch.target.flatten(1).tolist()]
+            for number, row, facts in zip(batch.row.tolist(), lists(batch), told, strict=True):
                 assert (now.epoch, number) not in found
-                found[now.epoch, number] = row
+                found[now.epoch, number] = [*row, facts]
         now = shares[0][1]
         if now.epoch > cursor.epoch + 1:
             break
@@ -83,15 +93,32 @@ def train_items(data: RetrievalDataset) -> dict[int, list[int]]:
     return had
 
 
-@pytest.mark.parametrize("kind", ["pairs", "histories"])
+KINDS = [f"{kind}{more}" for kind in ("pairs", "histories") for more in ("", " all", " known", " popular")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_epochs_are_the_same_rows_and_negatives_at_any_world_size(log: str, kind: str) -> None:
-    data = kinds(log)[kind].open()
+    data = every_kind(log)[kind].open()
     alone = epoch(data, 1)
     assert {number for _, number in alone} == set(range(*data.ranges["train"]))
     for world in (2, 3, 4):
         assert epoch(data, world) == alone
     first, second = ({n: row for (e, n), row in alone.items() if e == at} for at in (0, 1))
     assert first.keys() == second.keys() and first != second, "negatives are drawn anew in each epoch"
+
+
+@pytest.mark.parametrize("kind", ["pairs all", "histories all"])
+def test_a_batch_offers_every_item_once(log: str, kind: str) -> None:
+    data = every_kind(log)[kind].open()
+    reader = data.reader("train", global_batch=16, seed=5, rank=0, world_size=1)
+    for batch, _ in itertools.islice(reader, 12):
+        offered = []
+        item = batch.ids.padded("item").view(*batch.target.shape[:2], -1)
+        for row, position in (batch.target[..., 0] >= 0).nonzero().tolist():
+            assert item[row, position, 0] == batch.target[row, position, 0]
+            offered += item[row, position, 1:][batch.target[row, position, 2:] >= 0].tolist()
+        assert sorted(offered) == data.catalogue.tolist()
+    reader.close()
 
 
 @pytest.mark.parametrize("kind", ["pairs", "histories"])
@@ -108,7 +135,7 @@ def test_a_resume_draws_the_same_negatives(log: str, kind: str) -> None:
 def test_a_pair_is_a_user_an_item_and_what_the_user_did_not_have(log: str) -> None:
     data = kinds(log)["pairs"].open()
     had, pairs = train_items(data), set()
-    for ((user,), (item, *negatives)), _ in ((row, None) for row in epoch(data, 1).values()):
+    for (user,), (item, *negatives), _ in epoch(data, 1).values():
         assert item in had[user] and not set(negatives) & set(had[user]) and len(negatives) == 3
         assert set(negatives) <= set(data.catalogue.tolist())
         pairs.add((user, item))
@@ -119,7 +146,7 @@ def test_a_history_is_the_newest_items_each_with_the_next_one(log: str) -> None:
     data = kinds(log)["histories"].open()
     had = {tuple(items[-7:]): items for items in train_items(data).values() if len(items) >= 2}
     seen = set()
-    for history, candidates in epoch(data, 1).values():
+    for history, candidates, _ in epoch(data, 1).values():
         positives = candidates[::4]
         newest = (*history, positives[-1])
         assert positives == list(newest[1:]) and len(history) <= 6

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtrain import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 from rtrain.data.columns import Lists
 from rtrain.metrics import MRR, NDCG, HitRate, RecallAt
-from rtrain.objectives.candidates import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 from rtrain.objectives.catalogue import CatalogueTally
 from rtrain.objectives.ranks import Alone
 

@@ -55,7 +55,8 @@ def test_it_asks_of_data_and_layout_what_its_losses_ask() -> None:
     summed = WeightedSum(of=(BPR(), InBatchSoftmax()), weights=(0.5, 1.0))
     with pytest.raises(ConfigError, match="data.negatives.count: 0, but WeightedSum compares with drawn negatives"):
         rtrain.plan(rtrain.override(run, {"model.objective": summed}))
-    drawn = rtrain.override(run, {"model.objective": summed, "data.negatives.count": 2})
+    changes = {"model.objective": summed, "data.negatives.count": 2, "data.negatives.known": True}
+    drawn = rtrain.override(run, changes)
     parallel = Parallel(dense="zero", zero_stage=1, microbatches=2)
     assert "compares within the whole batch" in " ".join(drawn.model.reasons_against(parallel, lay_out(parallel, 2)))
     changed = rtrain.override(drawn, {"model.objective.weights": "0.1,0.9", "model.objective.of.0.temperature": "2"})
