@@ -101,7 +101,7 @@ class Dataset(Samples[Batch]):
         if self._leakage == "allow":
             return
         if not self._in_time:
-            return refuse_shared_rows(self._rows, self.ranges)
+            return refuse_shared_rows(self._rows, self.ranges, self.schema)
         time, ends = self.schema.time, []
         for split in SPLITS:
             last = self.rows(split) - 1
@@ -208,8 +208,8 @@ class Interactions(Data):
     window_rows: int = 1 << 20
     """Rows that all ranks together hold in memory and shuffle; a split that fits is shuffled fully and read once."""
     leakage: Leakage = "refuse"
-    """refuse: a run does not start when two splits have a row in common, equal in all columns of the files; allow: it
-    does."""
+    """refuse: a run does not start when two splits have a row in common, equal in all columns that the schema names;
+    allow: it does."""
     prefetch: int = 2
     """Batches that a thread keeps ready; 0: no thread."""
 

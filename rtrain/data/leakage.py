@@ -20,12 +20,17 @@ from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
 from rtrain.data.split import Ranges, Split
 from rtrain.errors import DataError
+from rtrain.schema import Schema
 
 Leakage = Literal["refuse", "allow"]
 MOST_ROWS = 20_000_000
 """Rows that are held against each other, 17 bytes each; of more a share by hash, so that equal rows stay together."""
 NAMES: tuple[Split, ...] = ("train", "valid", "test")
 DO = "Drop the repeated rows, or set data.leakage to 'allow' if they are meant to be there"
+NOTHING_TELLS = (
+    "The schema names neither time nor group, so that equal rows may be of different persons or moments: if they are, "
+    "set data.leakage to 'allow', or add the column that tells them apart to the schema; else drop the repeated rows"
+)
 
 
 @dataclass(frozen=True)
@@ -70,8 +75,10 @@ def refuse_repeats(feedback: Feedback, codes: NDArray[np.int8], *, source: str, 
     )
 
 
-def refuse_shared_rows(rows: ParquetRows | Parted, ranges: Ranges) -> None:
-    """Refuse a row that two splits have, equal in all columns of the files.
+def refuse_shared_rows(rows: ParquetRows | Parted, ranges: Ranges, schema: Schema) -> None:
+    """Refuse a row that two splits have, equal in all columns that the schema names.
+
+    Other columns of the files are not looked at: a row's number would make every copy another row.
 
     `ranges`: the rows of each split; those that `data.train_rows` leaves out are not looked at.
 
@@ -79,7 +86,8 @@ def refuse_shared_rows(rows: ParquetRows | Parted, ranges: Ranges) -> None:
         DataError: there is one; names the splits, how many, and an example.
     """
     found, codes, numbers = list[Words](), list[NDArray[np.int8]](), list[NDArray[np.int64]]()
-    for table, places in rows.pieces():
+    named = list(dict.fromkeys([*schema.arrow(label=True).names, *filter(None, [schema.time])]))
+    for table, places in rows.pieces(named):
         of = _splits_of(places, ranges)
         every = hashes(table)
         kept = _kept(every, rows.rows)
@@ -93,8 +101,9 @@ def refuse_shared_rows(rows: ParquetRows | Parted, ranges: Ranges) -> None:
     every_number = np.concatenate(numbers)
     first, second = (_spelled_row(rows, int(every_number[place])) for place in (shared.first, shared.second))
     raise DataError(
-        f"{rows.uri}: {shared.spelled()}{_of_share(rows.rows)}, equal in all columns, such as "
-        f"{first} and {second}: metrics would be of what was trained on. {DO}"
+        f"{rows.uri}: {shared.spelled()}{_of_share(rows.rows)}, equal in all columns of the schema, such as "
+        f"{first} and {second}: metrics would be of what was trained on. "
+        f"{DO if schema.time or schema.group else NOTHING_TELLS}"
     )
 
 

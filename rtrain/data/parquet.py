@@ -177,10 +177,10 @@ class ParquetRows:
                 found[column.path_in_schema.split(".")[0]] = (known.min, known.max)
         return found
 
-    def pieces(self) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
-        """Every row group once: its rows with all columns, and their numbers."""
+    def pieces(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+        """Every row group once: its rows with the given columns (none: all), and their numbers."""
         for group in self.row_groups:
-            yield self.read(group.first_row, group.stop), np.arange(group.first_row, group.stop)
+            yield self.read(group.first_row, group.stop, columns), np.arange(group.first_row, group.stop)
 
     def file_rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """Number of each of the rows [start, stop) in its file, from 0."""

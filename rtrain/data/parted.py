@@ -78,8 +78,8 @@ class Parted:
         rows = [group.file_row + np.flatnonzero(self._codes(group) == code) for group, code in self._of[place]]
         return np.concatenate(rows)[start - self._firsts[place.start] :][: stop - start]
 
-    def pieces(self) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
-        """Every stored row group once: its rows, and the number of each of them here."""
+    def pieces(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
+        """Every stored row group once: its rows with the given columns (none: all), and each one's number here."""
         nexts = np.cumsum([0, *self.sizes])[:SPLITS]
         for group in self._stored.row_groups:
             codes = self._codes(group)
@@ -88,7 +88,7 @@ class Parted:
                 mine = np.flatnonzero(codes == code)
                 numbers[mine] = nexts[code] + np.arange(len(mine))
                 nexts[code] += len(mine)
-            yield self._stored.read(group.first_row, group.stop), numbers
+            yield self._stored.read(group.first_row, group.stop, columns), numbers
 
     def _place(self, start: int, stop: int) -> slice:
         if not 0 <= start <= stop <= self.rows:

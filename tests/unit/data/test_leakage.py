@@ -20,7 +20,7 @@ from rtrain.data.parquet import ParquetRows
 from rtrain.data.retrieval import Graph, Histories, Pairs
 from rtrain.data.split import ByTime, Ranges
 from rtrain.errors import DataError
-from rtrain.schema import Schema
+from rtrain.schema import Id, Label, Schema
 
 Write = Callable[..., str]
 Make = Callable[..., pa.Table]
@@ -91,6 +91,52 @@ def test_a_row_of_two_splits_by_chance_is_refused_with_where_it_is(write: Write,
     assert any(f"such as row {a} of rows.parquet and row {b} of rows.parquet" in message for a, b in pairs)
     assert "Drop the repeated rows, or set data.leakage to 'allow'" in message
     replace(data, leakage="allow").open().refuse_rows()
+
+
+def test_a_column_that_the_schema_does_not_name_makes_no_other_row(write: Write, make: Make, schema: Schema) -> None:
+    source = write(ROWS)
+    data, rows = of_splits(source, schema)
+    number = pa.array([f"row {n}" for n in range(ROWS)])
+    pq.write_table(make(ROWS).append_column("number", number), source, row_group_size=100)
+    data.open().refuse_rows()
+    planted(make, source, (rows["train"][7], rows["test"][3]))
+    pq.write_table(pq.read_table(source).append_column("number", number), source, row_group_size=100)
+    message = refused(data)
+    assert "train and test have 1 row in common, equal in all columns of the schema" in message
+    by_number = replace(schema, features=(*schema.features, Id(name="number", vocabulary=("row 1",))))
+    replace(data, schema=by_number).open().refuse_rows()
+
+
+def test_all_that_the_schema_names_tells_rows_apart(write: Write, make: Make, schema: Schema) -> None:
+    source = write(ROWS)
+    data, rows = of_splits(source, schema)
+    both = rows["train"][7], rows["test"][3]
+    planted(make, source, both)
+    copy = np.arange(ROWS) == both[1]
+    beside = {"weight": 1.0 + copy, "teacher": 1.0 + copy, "liked": copy.astype(float)}
+    table = pq.read_table(source)
+    for name, values in beside.items():
+        table = table.append_column(name, pa.array(values))
+    pq.write_table(table, source, row_group_size=100)
+    refused(data)
+    for names in ({"weight": "weight"}, {"teacher": "teacher"}, {"more_labels": (Label(name="liked"),)}):
+        replace(data, schema=replace(schema, **names)).open().refuse_rows()  # type: ignore[arg-type]
+    for name, change in (("time", table["time"].to_numpy() + copy), ("label", (table["label"].to_numpy() + copy) % 2)):
+        other = table.set_column(table.column_names.index(name), name, pa.array(change))
+        pq.write_table(other, source, row_group_size=100)
+        data.open().refuse_rows()
+
+
+def test_where_nothing_tells_persons_apart_the_line_says_so(write: Write, make: Make, schema: Schema) -> None:
+    source = write(ROWS)
+    _, rows = of_splits(source, schema)
+    planted(make, source, (rows["train"][7], rows["test"][3]))
+    plain = Interactions(source=source, schema=replace(schema, time="", group=""), split=Random(valid=0.2, test=0.2))
+    message = refused(plain)
+    assert "names neither time nor group, so that equal rows may be of different persons" in message
+    assert "set data.leakage to 'allow'" in message
+    assert "neither time nor group" not in refused(replace(plain, schema=schema))
+    replace(plain, leakage="allow").open().refuse_rows()
 
 
 def test_rows_that_no_two_splits_share_are_not_refused(write: Write, make: Make, schema: Schema) -> None:
