@@ -1,8 +1,8 @@
 """Which interactions train, validate and test: of each user or of all, by order or by chance.
 
-`Random` parts labelled rows too, also those that no time orders.
+All of them part labelled rows of a table too (`part`), `Random` also those that have neither user nor time.
 
-Shape legend: N interactions, sorted by user and then by time.
+Shape legend: N interactions, sorted by user and then by time; U users.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,11 @@ from typing import ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rtrain.data.by_user import ByUser, by_user
 from rtrain.data.feedback import Feedback
 from rtrain.data.keyed import drawn
 from rtrain.data.parquet import ParquetRows
-from rtrain.data.parted import Parted
+from rtrain.data.parted import ByChance, Listed, Parted
 from rtrain.data.split import Ranges
 from rtrain.errors import ConfigError, DataError
 
@@ -40,11 +41,23 @@ class LeaveOneOut:
 
     def assign(self, feedback: Feedback) -> Codes:
         """[N]"""
-        _, starts = feedback.starts()
-        codes = np.zeros(len(feedback.user), np.int8)
-        ends = starts[1:][np.diff(starts) >= 3]
-        codes[ends - 1], codes[ends - 2] = TEST, VALID
-        return codes
+        return _last_two(feedback.starts()[1])
+
+    def part(self, rows: ParquetRows, time: str, user: str = "") -> tuple[Parted, Ranges]:
+        """Rows of Parquet with each split in one piece, and the splits' ranges; of one moment the row stored last is
+        the last.
+
+        Raises:
+            ConfigError: no column of times, or of users, is named.
+            DataError: as `by_user`.
+        """
+        if not time:
+            raise ConfigError(
+                "schema.time: it is empty, but data.split=LeaveOneOut needs the column that orders each user's rows. "
+                "Name it, or give data.split=RandomPerUser()"
+            )
+        found = by_user(rows, user, time, split="LeaveOneOut")
+        return _in_pieces(rows, found, _last_two(found.starts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +85,17 @@ class RandomPerUser(_Shares):
 
     def assign(self, feedback: Feedback) -> Codes:
         """[N]"""
-        _, starts = feedback.starts()
-        return _by_chance(self, feedback.user, starts)
+        return _by_chance(self, feedback.starts()[1], np.arange(len(feedback.user)))
+
+    def part(self, rows: ParquetRows, time: str, user: str = "") -> tuple[Parted, Ranges]:
+        """Rows of Parquet with each split in one piece, and the splits' ranges; `time` is not looked at.
+
+        Raises:
+            ConfigError: no column of users is named.
+            DataError: as `by_user`.
+        """
+        found = by_user(rows, user, "", split="RandomPerUser")
+        return _in_pieces(rows, found, _by_chance(self, found.starts, found.order))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,32 +108,53 @@ class Random(_Shares):
     def assign(self, feedback: Feedback) -> Codes:
         """[N]"""
         count = len(feedback.user)
-        return _by_chance(self, np.zeros(count, np.int64), np.array([0, count]))
+        return _by_chance(self, np.array([0, count]), np.arange(count))
 
-    def part(self, rows: ParquetRows, time: str) -> tuple[Parted, Ranges]:
+    def part(self, rows: ParquetRows, time: str, user: str = "") -> tuple[Parted, Ranges]:
         """Rows of Parquet with each split in one piece, and the splits' ranges; of large data shares are near enough.
 
-        `time`: not looked at; of rows in time, some train that are newer than some that test.
+        `time`, `user`: not looked at; of rows in time, some train that are newer than some that test.
 
         Raises:
             DataError: a split that would be empty.
         """
-        parted = Parted(rows, valid=self.valid, test=self.test, seed=self.seed)
+        parted = Parted(rows, ByChance(valid=self.valid, test=self.test, seed=self.seed))
         train, valid, test = parted.sizes
         if not all(parted.sizes):
             raise DataError(
                 f"{rows.uri}: parted by chance, {train} rows train, {valid} validate and {test} test: too few rows "
                 f"({rows.rows}). Change data.split.valid and data.split.test, or bring more data"
             )
-        return parted, {"train": (0, train), "valid": (train, train + valid), "test": (train + valid, rows.rows)}
+        return parted, _ranges(parted)
 
 
-def _by_chance(split: RandomPerUser | Random, key: NDArray[np.int64], starts: NDArray[np.int64]) -> Codes:
-    """`key`: rising, of whom shares are drawn; `starts`: where each one's rows begin, and the end of all."""
-    order = np.lexsort((drawn(split.seed, np.arange(len(key))), key))
-    codes = np.zeros(len(key), np.int8)
+def _in_pieces(rows: ParquetRows, found: ByUser, codes: Codes) -> tuple[Parted, Ranges]:
+    """`codes`: of each row in the order of users, [N]."""
+    every = np.empty(len(codes), np.int8)
+    every[found.order] = codes
+    parted = Parted(rows, Listed(every))
+    return parted, _ranges(parted)
+
+
+def _ranges(parted: Parted) -> Ranges:
+    train, valid, _ = parted.sizes
+    return {"train": (0, train), "valid": (train, train + valid), "test": (train + valid, parted.rows)}
+
+
+def _last_two(starts: NDArray[np.int64]) -> Codes:
+    """`starts`: where each user's rows begin, and the end of all, [U + 1]."""
+    codes = np.zeros(starts[-1], np.int8)
+    ends = starts[1:][np.diff(starts) >= 3]
+    codes[ends - 1], codes[ends - 2] = TEST, VALID
+    return codes
+
+
+def _by_chance(split: RandomPerUser | Random, starts: NDArray[np.int64], numbers: NDArray[np.int64]) -> Codes:
+    """`starts`: where the rows of whom shares are drawn begin, and the end of all; `numbers`: by which, [N]."""
     sizes = np.diff(starts)
-    place = np.arange(len(key)) - np.repeat(starts[:-1], sizes)
+    order = np.lexsort((drawn(split.seed, numbers), np.repeat(np.arange(len(sizes)), sizes)))
+    codes = np.zeros(len(numbers), np.int8)
+    place = np.arange(len(numbers)) - np.repeat(starts[:-1], sizes)
     # At least one of either, where three can be parted; what is left trains.
     tests, valids = (np.where(sizes < 3, 0, np.maximum(1, (sizes * f).astype(int))) for f in (split.test, split.valid))
     from_end = np.repeat(sizes, sizes) - place

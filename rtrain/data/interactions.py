@@ -15,12 +15,13 @@ import pyarrow as pa
 from rtrain.data import sources
 from rtrain.data.baseline import Baseline
 from rtrain.data.boosted import boosted_of, without_boosting
+from rtrain.data.by_user import user_column
 from rtrain.data.coded import Coded, coded
 from rtrain.data.columns import Columns, concat
 from rtrain.data.cursor import batches_per_epoch, check_batches
 from rtrain.data.encode import check_columns, encode
 from rtrain.data.footers import refuse_by_footers
-from rtrain.data.holdout import Random
+from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage, refuse_later, refuse_shared_rows
 from rtrain.data.means import means_of
 from rtrain.data.order import Block, Order, Window
@@ -201,8 +202,8 @@ class Interactions(Data):
     """A named data set (`ml-100k`), or the path or URI of a Parquet file or of a folder of them."""
     schema: Schema
     """The features, label and time column."""
-    split: ByTime | Random = ByTime()
-    """How rows are parted into train, valid and test."""
+    split: ByTime | LeaveOneOut | RandomPerUser | Random = ByTime()
+    """How rows are parted into train, valid and test; a user is what `schema.group` says, or the user's one `Id`."""
     train_rows: int | None = None
     """Rows to train on, the last before validation; none, or more than there are: all."""
     window_rows: int = 1 << 20
@@ -302,7 +303,7 @@ class Interactions(Data):
         if self.schema.time and self.schema.time not in stored.schema.names:
             near = did_you_mean(self.schema.time, stored.schema.names)
             raise DataError(f"{stored.uri}: the time column {self.schema.time!r} (schema.time) is missing{near}")
-        rows, ranges = self.split.part(stored, self.schema.time)
+        rows, ranges = self.split.part(stored, self.schema.time, user_column(self.schema))
         ranges["train"] = trained_on(ranges["train"], self.train_rows)
         return Dataset(
             rows,

@@ -1,11 +1,13 @@
-"""Rows that chance parts into three splits, as one sequence in which each split lies in one piece.
+"""Rows that chance or their users part into three splits, as one sequence in which each split lies in one piece.
 
-So everything that reads rows by number (the order of an epoch, a cursor, the ledger) needs to know of no chance.
+So everything that reads rows by number (the order of an epoch, a cursor, the ledger) needs to know of no parting.
 """
 
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -18,17 +20,66 @@ from rtrain.errors import DataError
 SPLITS = 3
 
 
+class Parting(Protocol):
+    """Says of every row whether it trains, validates or tests."""
+
+    @property
+    def spelled(self) -> str:
+        """What tells it from others, for fingerprints."""
+
+    def codes(self, start: int, stop: int) -> NDArray[np.int64]:
+        """0, 1 or 2 for each of the rows [start, stop) as they are stored: trains, validates, tests."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByChance:
+    """Drawn by (seed, a row's number): nothing is stored, and a row that is appended later moves no other."""
+
+    valid: float
+    """The chance of a row to validate."""
+    test: float
+    """And to test."""
+    seed: int
+
+    @property
+    def spelled(self) -> str:
+        """Both chances and the seed."""
+        return f"{self.valid} {self.test} {self.seed}"
+
+    def codes(self, start: int, stop: int) -> NDArray[np.int64]:
+        """As `Parting`."""
+        chance = uniform(drawn(self.seed, np.arange(start, stop)))
+        tests, trains = chance < self.test, chance >= self.test + self.valid
+        codes: NDArray[np.int64] = 1 + tests.astype(np.int64) - trains
+        return codes
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Said of each row, in a byte of memory."""
+
+    every: NDArray[np.int8]
+    """[N] the code of each row, as they are stored"""
+
+    @property
+    def spelled(self) -> str:
+        """A hash of it all."""
+        return hashlib.sha256(self.every.tobytes()).hexdigest()
+
+    def codes(self, start: int, stop: int) -> NDArray[np.int64]:
+        """As `Parting`."""
+        return self.every[start:stop].astype(np.int64)
+
+
 class Parted:
     """The rows of a `ParquetRows` as `ParquetRows` gives them: first all that train, then those that validate, then
     those that test, each in the order in which they are stored.
 
-    Which split a row belongs to is drawn by (seed, its number): nothing is stored, and a row that is appended
-    later moves no other. A row group is read once for each split that it has rows of.
+    A row group is read once for each split that it has rows of.
     """
 
-    def __init__(self, rows: ParquetRows, *, valid: float, test: float, seed: int):
-        """`valid`, `test`: the chance of a row to validate, and to test."""
-        self._stored, self._valid, self._test, self._seed = rows, valid, test, seed
+    def __init__(self, rows: ParquetRows, parting: Parting):
+        self._stored, self._parting = rows, parting
         self.uri, self.schema, self.rows = rows.uri, rows.schema, rows.rows
         counts_GS = np.array([np.bincount(self._codes(group), minlength=SPLITS) for group in rows.row_groups])
         self.sizes: tuple[int, ...] = tuple(int(n) for n in counts_GS.sum(axis=0))
@@ -54,7 +105,7 @@ class Parted:
 
     def fingerprint(self) -> str:
         """16 hex digits, of the data and of how they are parted."""
-        counted = f"{self._stored.fingerprint()} {self._valid} {self._test} {self._seed}"
+        counted = f"{self._stored.fingerprint()} {self._parting.spelled}"
         return hashlib.sha256(counted.encode()).hexdigest()[:16]
 
     def groups(self, start: int, stop: int) -> tuple[RowGroup, ...]:
@@ -99,7 +150,4 @@ class Parted:
 
     def _codes(self, group: RowGroup) -> NDArray[np.int64]:
         """0, 1 or 2 for each of its rows: trains, validates, tests."""
-        chance = uniform(drawn(self._seed, np.arange(group.first_row, group.stop)))
-        tests, trains = chance < self._test, chance >= self._test + self._valid
-        codes: NDArray[np.int64] = 1 + tests.astype(np.int64) - trains
-        return codes
+        return self._parting.codes(group.first_row, group.stop)

@@ -51,8 +51,8 @@ class ByTime:
                 f"data.split: valid and test must be above 0 and their sum below 1, got {self.valid}, {self.test}"
             )
 
-    def part(self, rows: ParquetRows, time: str) -> tuple[ParquetRows, Ranges]:
-        """The rows as they are, and as `ranges`."""
+    def part(self, rows: ParquetRows, time: str, user: str = "") -> tuple[ParquetRows, Ranges]:
+        """The rows as they are, and as `ranges`; `user` is not looked at."""
         return rows, self.ranges(rows, time)
 
     def ranges(self, rows: ParquetRows, time: str) -> Ranges:
@@ -107,8 +107,12 @@ class ByTime:
         return codes
 
 
-def _times(rows: ParquetRows | Parted, time: str, group: RowGroup) -> NDArray[Any]:
-    """The group's times as numbers that compare: integers, floats, or Arrow timestamps as integers."""
+def times_of(rows: ParquetRows | Parted, time: str, group: RowGroup) -> NDArray[Any]:
+    """The group's times as numbers that compare: integers, floats, or Arrow timestamps as integers.
+
+    Raises:
+        DataError: a row without a time, named, or a column that holds no times.
+    """
     column = rows.read(group.first_row, group.stop, [time]).column(time)
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date64(kind):
@@ -131,7 +135,7 @@ def refuse_disorder(rows: ParquetRows | Parted, time: str) -> list[tuple[Any, An
     """
     spans: list[tuple[Any, Any]] = []
     for group in rows.row_groups:
-        values = _times(rows, time, group)
+        values = times_of(rows, time, group)
         before = spans[-1][1] if spans else values[0]
         steps = np.concatenate([[before], values])
         wrong = steps[1:] < steps[:-1]
@@ -148,6 +152,6 @@ def refuse_disorder(rows: ParquetRows | Parted, time: str) -> list[tuple[Any, An
 def _moment(rows: ParquetRows, time: str, lasts: list[Any], row: int) -> int:
     """The first row that has the same time as `row`."""
     group = rows.groups(row, row + 1)[0]
-    moment = _times(rows, time, group)[row - group.first_row]
+    moment = times_of(rows, time, group)[row - group.first_row]
     earliest = rows.row_groups[int(np.searchsorted(np.asarray(lasts), moment, side="left"))]
-    return earliest.first_row + int(np.searchsorted(_times(rows, time, earliest), moment, side="left"))
+    return earliest.first_row + int(np.searchsorted(times_of(rows, time, earliest), moment, side="left"))

@@ -167,7 +167,7 @@ def test_of_many_rows_a_share_is_held_against_each_other(
 class OutOfTime(ByTime):
     """Tests on the oldest rows."""
 
-    def part(self, rows: ParquetRows, time: str) -> tuple[ParquetRows, Ranges]:
+    def part(self, rows: ParquetRows, time: str, user: str = "") -> tuple[ParquetRows, Ranges]:
         return rows, {"train": (200, 400), "valid": (400, rows.rows), "test": (0, 200)}
 
     def assign(self, feedback: Feedback) -> Any:

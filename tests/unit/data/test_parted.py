@@ -12,7 +12,7 @@ import pytest
 from rtrain.data.holdout import Random
 from rtrain.data.interactions import Interactions
 from rtrain.data.parquet import ParquetRows
-from rtrain.data.parted import Parted
+from rtrain.data.parted import ByChance, Parted
 from rtrain.errors import DataError
 from rtrain.schema import Schema
 
@@ -38,7 +38,7 @@ def test_every_row_is_in_one_split_as_it_is_stored(write: Write, group: int, fil
 
 @pytest.mark.parametrize("files", [1, 3])
 def test_a_part_is_read_as_a_slice_of_the_whole(write: Write, files: int) -> None:
-    parted = Parted(ParquetRows(write(500, group=60, files=files)), valid=0.3, test=0.2, seed=5)
+    parted = Parted(ParquetRows(write(500, group=60, files=files)), ByChance(valid=0.3, test=0.2, seed=5))
     whole, file_rows = parted.read(0, 500, ["item", "price"]), parted.file_rows(0, 500)
     draw = np.random.default_rng(0)
     for _ in range(50):
@@ -53,7 +53,7 @@ def test_a_part_is_read_as_a_slice_of_the_whole(write: Write, files: int) -> Non
 
 def test_another_seed_is_another_split_and_a_later_row_moves_none(write: Write) -> None:
     rows = ParquetRows(write(300, group=50))
-    first, again, other = (Parted(rows, valid=0.2, test=0.2, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (Parted(rows, ByChance(valid=0.2, test=0.2, seed=seed)) for seed in (1, 1, 2))
     assert first.read(0, 300).equals(again.read(0, 300)) and first.fingerprint() == again.fingerprint()
     assert not first.read(0, 300).equals(other.read(0, 300)) and first.fingerprint() != other.fingerprint()
     codes = [first._codes(group) for group in rows.row_groups]
