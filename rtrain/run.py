@@ -60,7 +60,8 @@ class Evaluation:
     """Rows of a global batch in evaluation."""
     slices: tuple[str, ...] = ()
     """Columns of the schema by whose values the metrics of the test split are told too, as `auc[gender=F]`: the 20 most
-    frequent values of each, the others together."""
+    frequent values of each, the others together; of numbers that are no ids up to five bins of about as many rows,
+    `auc[12.5<price<=30]`."""
     boosting_rows: int = 50_000
     """Training rows, drawn by chance, of a baseline of gradient boosting on the same features; 0: none. It is left out
     of data of more than 1,000,000 rows, and without scikit-learn."""

@@ -132,7 +132,8 @@ class Dataset(Samples[Batch]):
     def coded(self, split: Split, names: tuple[str, ...]) -> Coded:
         """As `Samples`; kept, for every evaluation asks."""
         if (split, names) not in self._coded:
-            self._coded[split, names] = coded(self.raw(split, 0, self.rows(split), list(names)).select(list(names)))
+            table = self.raw(split, 0, self.rows(split), list(names)).select(list(names))
+            self._coded[split, names] = coded(table, ids=[f.name for f in self.schema.ids])
         return self._coded[split, names]
 
     def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[Batch]:

@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from rtrain.data.coded import Coded
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
+from rtrain.evaluation.binned import bins_of, is_binned
 from rtrain.metrics.state import Metric, Partial, group_columns
 
 MOST_VALUES = 20
-"""Of a column, the values whose rows are measured apart: the most frequent ones; the others together."""
+"""Of a column, the values whose rows are measured apart: the most frequent ones; the others together. Of ids and words;
+numbers are binned."""
 OTHER = "other"
 
 
@@ -57,9 +59,10 @@ class Slice:
     """The rows that have one value of a column, or one of several."""
 
     name: str
-    """Such as `[gender=F]`, put behind the names of metrics."""
+    """Such as `[gender=F]` or `[price<=12.5]`, put behind the names of metrics."""
     column: str
-    codes: tuple[int, ...]
+    codes: NDArray[np.int64]
+    """Of the values."""
 
     def of(self, of: Any, columns: Columns) -> Any:
         """Its part of the rows of a `Scored` or of its like."""
@@ -69,16 +72,19 @@ class Slice:
 
 
 def slices_of(names: tuple[str, ...], columns: Columns) -> list[Slice]:
-    """By each column, its most frequent values and all others together: the same on every rank."""
+    """By each column, its most frequent values and all others together, of numbers bins: the same on every rank."""
     found = []
     for column in names:
         coded = columns.coded((column,))
-        often = np.lexsort((np.arange(len(coded.counts)), -coded.counts)).tolist()
+        if is_binned(coded):
+            found += [Slice(f"[{text}]", column, codes) for text, codes in bins_of(column, coded)]
+            continue
+        often = np.lexsort((np.arange(len(coded.counts)), -coded.counts))
         for code in often[:MOST_VALUES]:
             text = coded.text(code)
-            found.append(Slice(f"[{column}={repr(text) if text == OTHER else text}]", column, (code,)))
+            found.append(Slice(f"[{column}={repr(text) if text == OTHER else text}]", column, np.array([code])))
         if len(often) > MOST_VALUES:
-            found.append(Slice(f"[{column}={OTHER}]", column, tuple(often[MOST_VALUES:])))
+            found.append(Slice(f"[{column}={OTHER}]", column, often[MOST_VALUES:]))
     return found
 
 
@@ -90,6 +96,6 @@ def numbered(slices: Sequence[Slice], of: Any, columns: Columns) -> dict[str, ND
         slice_of = np.full(len(columns.coded((column,)).counts), -1)
         for number, one in enumerate(slices):
             if one.column == column:
-                slice_of[list(one.codes)] = number
+                slice_of[one.codes] = number
         found[column] = slice_of[codes]
     return found

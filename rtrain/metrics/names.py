@@ -30,6 +30,11 @@ def metric_of(key: str) -> Metric | None:
     return _known()[max(fitting, key=len)] if fitting else None
 
 
+def is_of_slice(key: str) -> bool:
+    """Whether a key of a stored result is of a part of the rows, as `auc[gender=F]` and `auc[price>30]` are."""
+    return bool(re.search("[=<>]", key.partition("[")[2]))
+
+
 def spelled(name: str) -> ScoredMetric | None:
     """The metric of rows that a name without a label's prefix stands for, its k or threshold set; none: no such one."""
     for cls in get_args(ScoredMetric):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rtrain.metrics.names import is_of_slice
 from rtrain.report.facts import numbers
 from rtrain.report.intervals import spell_interval
 from rtrain.report.words import DASH, is_better, spell_metric, spell_name
@@ -15,7 +16,7 @@ def beside(result: Mapping[str, Any]) -> dict[str, Any]:
     the interval leaves out 0, or where there is none).
     """
     baselines = _baselines(result)
-    test = {name: value for name, value in numbers(result.get("test")).items() if "=" not in name.partition("[")[2]}
+    test = {name: value for name, value in numbers(result.get("test")).items() if not is_of_slice(name)}
     rows = [
         {"name": spell_name(name), "value": spell_metric(value), "cells": [_cell(name, value, of) for of in baselines]}
         for name, value in test.items()

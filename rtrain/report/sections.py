@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rtrain.metrics.names import is_of_slice
 from rtrain.report.beside import beside, others_ahead
 from rtrain.report.facts import Facts, Missing, numbers, why
 from rtrain.report.words import (
@@ -39,7 +40,7 @@ def headline(facts: Facts) -> dict[str, Any]:
             gap = spell_metric(abs(test[name] - baseline[name]))
             text += f", {gap} {'better' if better else 'worse'} than the baseline ({_baseline_name(result)})"
         sentences.append(text + ".")
-    whole = [n for n in test if "=" not in n.partition("[")[2]]  # of slices the table tells
+    whole = [n for n in test if not is_of_slice(n)]  # of slices the table tells
     ahead = [n for n in whole if n in baseline and is_better(n, baseline[n], test[n])]
     if ahead:
         pairs = [(spell_name(n), spell_metric(baseline[n]), spell_metric(test[n])) for n in ahead]

@@ -34,7 +34,7 @@ def examined(source: str) -> dict[str, Any]:
         name="tiny",
         model=DLRM(dim=16, bottom=(8,), top=(8,)),
         data=Interactions(source=source, schema=SCHEMA),
-        evaluation=Evaluation(batch=50, slices=("item",)),
+        evaluation=Evaluation(batch=50, slices=("item", "number")),
         metrics=(AUC(), GAUC(by=BY), NDCG(k=3, by=BY)),
         cluster=Cluster(workers=world.size, memory_gb_per_worker=1.0),
     )
@@ -61,7 +61,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_two_ranks_find_what_one_finds(source: str) -> None:
     one, two = (in_world(size, examined, source)[0] for size in (1, 2))
     assert set(one["values"]) == {"auc", "gauc[user,second]", "ndcg@3[user,second]"}
-    assert "auc[item=other]" in one["slices"] and len([n for n in one["slices"] if n.startswith("auc")]) == 21
+    assert "auc[item=other]" in one["slices"] and len([n for n in one["slices"] if n.startswith("auc[item")]) == 21
+    assert len([n for n in one["slices"] if n.startswith("auc") and "number" in n]) == 5
     # The scores differ in float32's last bit at most, by which no order of rows changes here.
     for kind in ("values", "slices"):
         assert two[kind] == pytest.approx(one[kind], abs=1e-9)
