@@ -61,7 +61,8 @@ class Evaluation:
     slices: tuple[str, ...] = ()
     """Columns of the schema by whose values the metrics of the test split are told too, as `auc[gender=F]`: the 20 most
     frequent values of each, the others together; of numbers that are no ids up to five bins of about as many rows,
-    `auc[12.5<price<=30]`."""
+    `auc[12.5<price<=30]`. Of retrieval: `history`, the number of a user's interactions that train, and of `Pairs` with
+    `user_features` any column of their source."""
     boosting_rows: int = 50_000
     """Training rows, drawn by chance, of a baseline of gradient boosting on the same features; 0: none. It is left out
     of data of more than 1,000,000 rows, and without scikit-learn."""
@@ -269,9 +270,10 @@ class Run:
         if apart and not self.data.columns:
             raise ConfigError(f"metrics: {', '.join(apart)} group by columns, of which {data} has none. Leave out by")
         for name in self.evaluation.slices:
-            if name not in self.data.columns:
-                near = did_you_mean(name, self.data.columns) or ". Name another, or leave it out"
-                raise ConfigError(f"evaluation.slices: {name!r} is no column of the schema with one value a row{near}")
+            known = self.data.slices
+            if known is not None and name not in known:
+                do = did_you_mean(name, known) or f". Known: {', '.join(known) or 'none'}. Name another"
+                raise ConfigError(f"evaluation.slices: {data} has no column {name!r} with one value a row or user{do}")
         if len(set(self.evaluation.slices)) < len(self.evaluation.slices):
             raise ConfigError("evaluation.slices: it names a column twice. Name it once")
         if ranked and not self.data.group:

@@ -81,6 +81,11 @@ class Data(Protocol):
         return ()
 
     @property
+    def slices(self) -> tuple[str, ...] | None:
+        """What `evaluation.slices` may name; none: the open data tell (`Samples.refuse_columns`)."""
+        return self.columns
+
+    @property
     def metric_prefixes(self) -> tuple[str, ...]:
         """Of the names of each label's metrics."""
         return ("",)

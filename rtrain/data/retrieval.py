@@ -16,6 +16,7 @@ from rtrain.data.feedback import from_parquet, from_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage
 from rtrain.data.negatives import Negatives
+from rtrain.data.of_users import HISTORY
 from rtrain.data.protocol import Data
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.retrieval_set import RetrievalDataset
@@ -108,6 +109,11 @@ class _Positives(Data):
         return "user"
 
     @property
+    def slices(self) -> tuple[str, ...] | None:
+        """The number of a user's interactions; where there is a table of users, its columns too, known once open."""
+        return None if "user" in self.side else (HISTORY,)
+
+    @property
     def longest(self) -> int | None:
         """Positions of a history; none: a sample is a pair."""
         return None
@@ -181,6 +187,7 @@ class _Positives(Data):
                 for of, ids, rows in both
                 if of in self.side
             },
+            users_table=self.side.get("user"),
         )
 
 

@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 
 from rtrain.data.alike import HadTogether
 from rtrain.data.baseline import Baseline
+from rtrain.data.coded import Coded
 from rtrain.data.columns import Lists
 from rtrain.data.feedback import Feedback
 from rtrain.data.graph import Graph
 from rtrain.data.holdout import TEST, TRAIN, VALID, Codes
 from rtrain.data.leakage import NAMES, Leakage, refuse_later, refuse_repeats
 from rtrain.data.negatives import Negatives, Sampler
+from rtrain.data.of_users import OfUsers
 from rtrain.data.order import Order, Window
 from rtrain.data.reader import Whole
 from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
 from rtrain.data.samples import Samples
-from rtrain.data.side import looked_up
+from rtrain.data.side import SideFeatures, looked_up
 from rtrain.data.split import Ranges, Split, trained_on
 from rtrain.data.targets import laid_out, spread, starts_of
 from rtrain.errors import ConfigError, DataError
@@ -79,12 +81,13 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         hide_seen: bool = True,
         tables: tuple[int, int] | None = None,
         side: Mapping[str, Mapping[str, Lists]] | None = None,
+        users_table: SideFeatures | None = None,
     ):
         """`codes`: the split of each interaction, [N]; `longest`: positions of a history, none for pairs.
 
         `tables`: rows of the users' and of the items' table, where batches are to carry the graph of training. `side`:
         of "user" and "item", feature -> what it says of each id. `in_time`: whether all that trains is older than all
-        that validates, and that than all that tests.
+        that validates, and that than all that tests. `users_table`: whose columns slices may name.
         """
         self.feedback, self.codes, self.longest, self.side = feedback, codes, longest, side or {}
         self.negatives = negatives
@@ -99,6 +102,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         self._to_find: dict[int, Lists] = {}
         self._not_shown: dict[int, Ids] = {}
         self._trained = self._lists(TRAIN, alone=True)[0].lengths
+        self._of_users = OfUsers(users_table, self.users, self._trained)
         if negatives.count >= len(self.catalogue):
             raise DataError(
                 f"data.negatives.count: {negatives.count} negatives, but {source} has {len(self.catalogue)} different "
@@ -144,6 +148,15 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             times = [self.feedback.time[self.codes == code] for code in (TRAIN, VALID, TEST)]
             ends = [(name, of.min(), of.max()) for name, of in zip(NAMES, times, strict=True)]
             refuse_later(ends, source=self._source)
+
+    def refuse_columns(self, names: Sequence[str], asker: str) -> None:
+        """As `Samples`: what is known of users."""
+        self._of_users.refuse(names, asker)
+
+    def coded(self, split: Split, names: tuple[str, ...]) -> Coded:
+        """As `Samples`, of the users that a split asks for, in one column: retrieval groups by none."""
+        (name,) = names
+        return self._of_users.coded(split, name, self._of[slice(*self._range(split))])
 
     def remarks(self, boosting_rows: int) -> tuple[str, ...]:
         """As `Samples`: users without a positive, without enough to learn from, and those that are not tested."""
