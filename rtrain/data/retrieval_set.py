@@ -25,6 +25,7 @@ from rtrain.data.leakage import NAMES, Leakage, refuse_later, refuse_repeats
 from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.of_users import OfUsers
 from rtrain.data.order import Order, Window
+from rtrain.data.popular import of_popular
 from rtrain.data.reader import Whole
 from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
 from rtrain.data.samples import Samples
@@ -33,8 +34,6 @@ from rtrain.data.split import Ranges, Split, trained_on
 from rtrain.data.targets import laid_out, spread, starts_of
 from rtrain.errors import ConfigError, DataError
 from rtrain.metrics.state import Retrieved
-from rtrain.objectives.catalogue import CatalogueTally
-from rtrain.objectives.ranks import Alone
 from rtrain.schema import Jagged
 
 
@@ -239,16 +238,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
 
     def baselines(self, metrics: Sequence[Any], boosting_rows: int) -> tuple[Baseline, ...]:
         """As `Samples`: the most popular items."""
-        return (Baseline("the most popular items", partial(self._popular, metrics=metrics)),)
-
-    def _popular(self, split: Split, metrics: Sequence[Any]) -> Retrieved:
-        """For every user the items that were had most often in training, less those that the user had."""
-        tally = CatalogueTally(lambda vectors: vectors, Alone(), depth=max(metric.k for metric in metrics))
-        for batch in self.scan(split, global_batch=len(self.catalogue), rank=0, world_size=1):
-            one = torch.ones(batch.rows, 1, 1)
-            popularity = one if batch.items is None else torch.from_numpy(self.often).float()
-            tally.add((one, popularity.view(-1, 1, 1, 1)), replace(batch, last=torch.zeros_like(batch.last)))
-        return tally.scored()[0][""]
+        return (Baseline("the most popular items", partial(of_popular, data=self, often=self.often, metrics=metrics)),)
 
     def told(self, scored: Retrieved) -> Retrieved:
         """As `Samples`: how often items were had in training, by everybody and by the rows' users; and with which."""

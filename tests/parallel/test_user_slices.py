@@ -21,7 +21,8 @@ from rtrain.metrics import MRR, NDCG, RecallAt
 from rtrain.metrics.beyond import Coverage
 from rtrain.models.sasrec import SASRec
 from rtrain.models.two_tower import TwoTower
-from rtrain.objectives.candidates import InBatchSoftmax, SampledSoftmax
+from rtrain.objectives.in_batch_softmax import InBatchSoftmax
+from rtrain.objectives.sampled_softmax import SampledSoftmax
 from rtrain.run import Cluster, Evaluation, Handoff, Run
 from rtrain.schema import Id
 from rtrain.training.agreement import open_data

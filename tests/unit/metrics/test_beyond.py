@@ -11,6 +11,7 @@ import rtrain
 from rtrain.data.alike import HadTogether
 from rtrain.data.holdout import LeaveOneOut
 from rtrain.data.negatives import Negatives
+from rtrain.data.popular import of_popular
 from rtrain.data.retrieval import Pairs
 from rtrain.errors import ConfigError
 from rtrain.metrics.beyond import Coverage, Diversity, Novelty, PopularityBias, Serendipity
@@ -102,7 +103,7 @@ def test_likeness_looks_up_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_expected_is_the_place_by_popularity_among_what_a_user_may_be_shown() -> None:
     data = rtrain.Pairs(source="ml-100k", users=944, items=1683, negatives=Negatives(count=1)).open()
-    popular = data._popular("test", [rtrain.NDCG(k=30)])
+    popular = of_popular("test", data, data.often, [rtrain.NDCG(k=30)])
     assert popular.items is not None
     found = popular.logits > -30
     told = data.told(popular)
