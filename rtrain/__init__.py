@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from rtrain.objectives.sampled_binary import SampledBinary
     from rtrain.objectives.sampled_softmax import SampledSoftmax
     from rtrain.objectives.weighted import WeightedSum
-    from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
+    from rtrain.optim import SGD, Adagrad, Adam, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
     from rtrain.tracking import Tracking
@@ -206,6 +206,7 @@ _HOMES = {
     "rtrain.optim": (
         "SGD",
         "Adagrad",
+        "Adam",
         "AdamW",
         "RowWiseAdagrad",
         "Schedule",
@@ -262,6 +263,7 @@ __all__ = [
     "VECTORS",
     "Accuracy",
     "Adagrad",
+    "Adam",
     "AdamW",
     "Bins",
     "Blueprint",

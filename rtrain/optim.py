@@ -1,4 +1,4 @@
-"""Optimizer and schedule configs: one for the dense parameters, one fused into the tables' backward."""
+"""Optimizer and schedule configs: one for the dense parameters, one for the embedding tables."""
 
 import math
 from collections.abc import Iterable
@@ -86,7 +86,7 @@ class AdamW:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseOptim:
-    """What the fused table optimizers share; but for `l2`, only touched rows are updated."""
+    """What the tables' optimizers share; but for `l2` and all that `Adam` does, only touched rows are updated."""
 
     lr: float = 0.02
     """Learning rate after warm-up."""
@@ -131,3 +131,34 @@ class Adagrad(SparseOptim):
 @dataclass(frozen=True, kw_only=True)
 class SGD(SparseOptim):
     """Plain gradient descent; no state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam(SparseOptim):
+    """Adam (Kingma & Ba, arXiv:1412.6980) on every row of every table in every step, read or not, as torch's is.
+
+    A row that is not read goes on by its moments, so each step costs every row: for tables of up to some million rows
+    a rank; for larger ones row-wise Adagrad. Beside each weight 12 bytes: two moments, and room for its gradient.
+    """
+
+    lr: float = 1e-3
+    """Learning rate after warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the first and second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    l2: float = 0.0
+    """Pull to 0: l2 x the weight is added to its gradient of the mean loss, before the moments and behind
+    `clip_with_dense`. As a Gaussian prior of standard deviation s it is 1 / (s^2 x training rows)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"sparse_optim.betas: each must be in [0, 1), got {self.betas}")
+        _not_negative("sparse_optim.eps", self.eps)
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Adam:
+        """torch's Adam over `parameters`, in one pass over their memory."""
+        return torch.optim.Adam(
+            parameters, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.l2, fused=True
+        )

@@ -187,7 +187,7 @@ class Run:
     optim: AdamW = AdamW()
     """Optimizer of the dense parameters."""
     sparse_optim: SparseOptim = RowWiseAdagrad()
-    """Optimizer of the embedding tables, fused into backward."""
+    """Optimizer of the embedding tables: fused into backward, or `Adam` on every row."""
     global_batch: int = 1024
     """Rows of a step over all workers; an epoch is cut into equal batches of at most this many."""
     duration: Duration = Duration(epochs=1)

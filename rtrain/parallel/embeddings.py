@@ -6,14 +6,13 @@ the whole model to DeepSpeed would broadcast every rank's shards over each other
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import EmbeddingComputeKernel
@@ -23,16 +22,15 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as PlannedRowWiseAdagrad
 
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, initial_rows
-from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
-from rtrain.parallel.chunks import Chunk, ReadChunk, state_name, weight_name
+from rtrain.optim import SparseOptim
+from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
-from rtrain.parallel.shrinkage import Shrinkage
+from rtrain.parallel.table_updates import COUNTED, PLANNED, kernel_options, local_chunks, updates_of
 from rtrain.rounding import ceil_div
 from rtrain.schema import NONE, Jagged
 
@@ -124,7 +122,8 @@ def plan_tables(
     for parameter in module.parameters():
         cast(Any, parameter)._optimizer_classes = [PLANNED[type(optim)]]  # whose state the planner counts beside it
     whole_below = split_from(tables, world_size)
-    memory = {"ddr_cap": memory_bytes_per_rank} if device == "cpu" else {"hbm_cap": memory_bytes_per_rank}
+    counted = int(memory_bytes_per_rank * COUNTED.get(type(optim), 1.0))
+    memory = {"ddr_cap": counted} if device == "cpu" else {"hbm_cap": counted}
     planner = EmbeddingShardingPlanner(
         topology=Topology(
             world_size=world_size, local_world_size=local_world_size, compute_device=device, **cast(Any, memory)
@@ -185,30 +184,10 @@ def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlac
     return tuple(found)
 
 
-PLANNED: dict[type, type[torch.optim.Optimizer]] = {
-    RowWiseAdagrad: PlannedRowWiseAdagrad,
-    Adagrad: torch.optim.Adagrad,
-    SGD: torch.optim.SGD,
-}
-"""What TorchRec's planner knows our optimizers as."""
-
-
-def _fused_parameters(optim: SparseOptim) -> dict[str, Any]:
-    if isinstance(optim, RowWiseAdagrad):
-        return {"optimizer": EmbOptimType.EXACT_ROWWISE_ADAGRAD, "learning_rate": optim.lr, "eps": optim.eps}
-    if isinstance(optim, Adagrad):
-        return {"optimizer": EmbOptimType.EXACT_ADAGRAD, "learning_rate": optim.lr, "eps": optim.eps}
-    if isinstance(optim, SGD):
-        return {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": optim.lr}
-    raise ConfigError(
-        f"sparse_optim: {type(optim).__name__} has no fused kernel here. Use RowWiseAdagrad, Adagrad or SGD"
-    )
-
-
 class ShardedTables(nn.Module):
     """This rank's shards of all tables; `forward` and backward are collectives over all ranks.
 
-    The optimizer is fused into backward, so there is no gradient to clip, scale or accumulate.
+    Backward is to be called within `updating`, once a step: there is no gradient to clip, scale or accumulate.
     """
 
     def __init__(
@@ -221,7 +200,6 @@ class ShardedTables(nn.Module):
     ):
         super().__init__()
         self.by_key = {f"{t.path}.weight": t for t in tables}
-        self.lr = optim.lr
         group = dist.group.WORLD
         assert group is not None, "a process group comes first: see rtrain.launch"
         self.sharded = DistributedModelParallel(
@@ -229,11 +207,11 @@ class ShardedTables(nn.Module):
             env=ShardingEnv.from_process_group(group),
             device=device,
             plan=deepcopy(plan),
-            sharders=_sharders(fused_params=_fused_parameters(optim)),
+            sharders=_sharders(fused_params=kernel_options(optim)),
             init_data_parallel=False,
             data_parallel_wrapper=_NoDataParallel(),
         )
-        self.shrinkage = Shrinkage(self.sharded, optim) if optim.l2 else None
+        self.updates = updates_of(optim, self.sharded, self.by_key, self._weights())
 
     def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
         """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
@@ -241,17 +219,12 @@ class ShardedTables(nn.Module):
         return vectors
 
     def set_lr(self, lr: float) -> None:
-        """The learning rate of the next backward."""
-        if lr != self.lr:
-            self.lr = lr
-            for group in self.sharded.fused_optimizer.param_groups:
-                group["lr"] = lr
-            self.sharded.fused_optimizer.step()  # hands the rate to the kernels; the update itself is in backward
+        """The learning rate of the next backward; before its `forward`."""
+        self.updates.set_lr(lr)
 
-    def stepped(self) -> None:
-        """The step is done: its backward has updated the rows that it read."""
-        if self.shrinkage:
-            self.shrinkage.stepped(self.lr)
+    def updating(self) -> AbstractContextManager[None]:
+        """Around the backward of a step; behind it the rows are those after the step."""
+        return self.updates.updating()
 
     def initialise(self, seed: int) -> None:
         """Fill this rank's shards with the rows that `seed` gives at every layout."""
@@ -259,48 +232,26 @@ class ShardedTables(nn.Module):
             (row, column), (rows, columns) = chunk.offsets, chunk.data.shape
             fresh = initial_rows(table, seed, row, row + rows)[:, column : column + columns]
             chunk.data.copy_(fresh)
-        if self.shrinkage:
-            self.shrinkage.begin()
+        self.updates.begin()
 
     def chunks(self) -> Iterator[Chunk]:
         """This rank's share of weights and optimizer state; the tensors are views, not copies."""
-        if self.shrinkage:
-            self.shrinkage.catch_up()
+        self.updates.catch_up()
         for _, chunk in self._weights():
             yield chunk
-        yield from self._states()
+        yield from self.updates.chunks()
 
     def restore(self, read: ReadChunk) -> None:
         """Fill this rank's share from `read`, whatever layout wrote it."""
-        for chunk in self.chunks():
+        for _, chunk in self._weights():
             chunk.data.copy_(read(chunk).reshape(chunk.data.shape))
-        if self.shrinkage:
-            self.shrinkage.begin()
+        self.updates.restore(read)
+        self.updates.begin()
 
     def _weights(self) -> Iterator[tuple[Table, Chunk]]:
         for key, tensor in self.sharded.state_dict().items():
             table = self.by_key[key]
-            yield from ((table, chunk) for chunk in _local(weight_name(f"tables.{table.path}.weight"), tensor))
-
-    def _states(self) -> Iterator[Chunk]:
-        for key, states in self.sharded.fused_optimizer.state_dict()["state"].items():
-            table = self.by_key[key]
-            for slot, tensor in states.items():
-                # fbgemm calls the accumulator `<table>.momentum1` for every optimizer.
-                if isinstance(tensor, ShardedTensor):
-                    yield from _local(state_name(f"tables.{table.path}", slot.removeprefix(f"{table.name}.")), tensor)
-
-
-def _local(name: str, tensor: Any) -> Iterator[Chunk]:
-    if not isinstance(tensor, ShardedTensor):
-        raise TypeError(f"{name}: expected a ShardedTensor from torchrec, got {type(tensor).__name__}")
-    for shard in tensor.local_shards():
-        yield Chunk(
-            name=name,
-            shape=tuple(tensor.size()),
-            offsets=tuple(shard.metadata.shard_offsets),
-            data=shard.tensor.detach().view(tuple(shard.metadata.shard_sizes)),
-        )
+            yield from ((table, chunk) for chunk in local_chunks(weight_name(f"tables.{table.path}.weight"), tensor))
 
 
 def apply_tables(

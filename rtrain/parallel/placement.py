@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rtrain.mesh import Mesh, Parallel
-from rtrain.optim import Adagrad, RowWiseAdagrad, SparseOptim
+from rtrain.optim import Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.rounding import ceil_div
 
 
@@ -42,7 +42,12 @@ class TablePlacement:
 
 
 def state_bytes(optim: SparseOptim, shard: ShardPlacement) -> int:
-    """Bytes beside one shard's weights: the fused optimizer's, and with `l2` up to when each row is caught up."""
+    """Bytes beside one shard's weights: the optimizer's, and with `l2` up to when each row is caught up.
+
+    Adam has two moments, and puts the weights aside while their gradients are in their place.
+    """
+    if isinstance(optim, Adam):
+        return 3 * shard.bytes
     caught_up = shard.sizes[0] * 8 if optim.l2 else 0
     if isinstance(optim, Adagrad):
         return shard.bytes + caught_up

@@ -134,10 +134,9 @@ class Replica:
             self.tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
         if self.tables is not None and not self.tower.left_out:
             norm = self.tower.grad_norm if run.sparse_optim.clip_with_dense else None
-            with watch.phase("backward"):
+            with watch.phase("backward"), self.tables.updating():
                 scale = 1.0 if norm is None else run.optim.clip_factor(norm)
                 self.carry.back(self._looked_up, self._leaves, scale=scale)
-                self.tables.stepped()
         self._looked_up, self._leaves = {}, {}
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:

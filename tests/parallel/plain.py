@@ -4,7 +4,7 @@ They know neither TorchRec's sharding nor its fused optimizers, neither a carrie
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from rtrain.nn.tables import initial_rows
-from rtrain.optim import SGD, RowWiseAdagrad, SparseOptim
+from rtrain.optim import SGD, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.run import Run
 from rtrain.schema import Batch
 from tests.parallel.worlds import STEPS, Tables
@@ -81,6 +81,7 @@ def descend(
 ) -> list[float]:
     """The loss of each of the run's first global batches; the weights are changed in place, if it learns."""
     states = {name: torch.zeros_like(table) for name, table in tables.items()}
+    of_tables = adam_of(run.sparse_optim, tables.values())
     adam = run.optim.build(dense) if dense else None
     data = run.data.open()
     total = run.total_steps(data.rows("train"))
@@ -99,14 +100,27 @@ def descend(
             norm = float(nn.utils.clip_grad_norm_(dense, run.optim.clip_norm))
             scale = min(1.0, run.optim.clip_norm / (norm + 1e-6)) if run.sparse_optim.clip_with_dense else 1.0
             adam.step()
-        for name, table in tables.items():
+        rate = run.sparse_optim.lr * run.sparse_optim.schedule.factor(step, total)
+        for table in tables.values():
             assert table.grad is not None
             table.grad *= scale
-            rate = run.sparse_optim.lr * run.sparse_optim.schedule.factor(step, total)
+        if of_tables:
+            of_tables.param_groups[0]["lr"] = rate
+            of_tables.step()
+            continue
+        for name, table in tables.items():
+            assert table.grad is not None
             table.data -= rate * descent(run.sparse_optim, states[name], table.grad)
             table.data *= torch.exp(-rate * run.sparse_optim.l2 / divisor(run.sparse_optim, states[name]))
     reader.close()
     return losses
+
+
+def adam_of(optim: SparseOptim, tables: Iterable[nn.Parameter]) -> torch.optim.Adam | None:
+    """torch's own of dense gradients, where the tables have it."""
+    if not isinstance(optim, Adam):
+        return None
+    return torch.optim.Adam(tables, betas=optim.betas, eps=optim.eps, weight_decay=optim.l2)
 
 
 def descent(optim: SparseOptim, state: Tensor, gradient: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rtrain.mesh import Parallel
-from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, Schedule
+from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, Schedule, SparseOptim
 from rtrain.run import Run
 from tests.parallel.plain import far
 from tests.parallel.worlds import SAVED, Case, run_cases, tiny
@@ -30,7 +30,12 @@ MICRO = {
     "zero2 x3": Parallel(dense="zero", zero_stage=2, microbatches=3, embeddings="row_wise"),
     "zero3 x4": Parallel(dense="zero", zero_stage=3, microbatches=4, embeddings="table_wise"),
 }
-SPARSE = {"rowwise_adagrad": RowWiseAdagrad(lr=0.3), "adagrad": Adagrad(lr=0.2), "sgd": SGD(lr=3.0)}
+SPARSE: dict[str, SparseOptim] = {
+    "rowwise_adagrad": RowWiseAdagrad(lr=0.3),
+    "adagrad": Adagrad(lr=0.2),
+    "sgd": SGD(lr=3.0),
+    "adam": Adam(lr=0.03, eps=1e-5),  # eps: see test_retrieval.PARITY
+}
 
 
 def rowwise(rows: str, parallel: Parallel) -> Run:

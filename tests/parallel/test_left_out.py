@@ -1,8 +1,9 @@
 """Steps whose gradients are no numbers though the loss is one: ZeRO leaves each of them out, and so do the tables."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor
 
 from rtrain.mesh import Parallel
 from rtrain.objectives.pointwise import Pointwise
-from rtrain.optim import SGD
+from rtrain.optim import SGD, Adam, SparseOptim
 from rtrain.parity import name_of
 from rtrain.schema import Schema
 from rtrain.training.replica import Replica
 from tests.parallel.users_model import Blocks
-from tests.parallel.worlds import in_world, tiny, train, whole_tables, write_rows
+from tests.parallel.worlds import Tables, in_world, tiny, train, whole_tables, write_rows
 
 LAYOUTS = (
     Parallel(data=2, zero_stage=1),
@@ -25,6 +26,7 @@ LAYOUTS = (
     Parallel(data=1, pipeline=2, microbatches=2, zero_stage=1, embeddings="table_wise"),
     Parallel(data=1, pipeline=2, microbatches=2, zero_stage=3),
 )
+OPTIMS: dict[str, SparseOptim] = {"sgd": SGD(lr=0.5), "adam": Adam(lr=0.01)}
 BROKEN = (3, 4, 7)
 now = 0
 
@@ -44,22 +46,25 @@ class Broken(Blocks):
 
 
 def steps(source: str) -> dict[str, tuple[list[int], list[float]]]:
-    """The steps at which the tables stayed as they were, and the losses."""
+    """The steps at which tables and their optimizer stayed as they were, and the losses."""
     global now
     found = {}
-    for layout in LAYOUTS:
-        before: list[dict[str, list[list[float]]]] = []
+    for layout, (name, optim) in product(LAYOUTS, OPTIMS.items()):
+        before: list[tuple[Tables, Any]] = []
 
-        def look(step: int, replica: Replica, before: list[dict[str, list[list[float]]]] = before) -> None:
+        def look(step: int, replica: Replica, before: list[tuple[Tables, Any]] = before) -> None:
             global now
             now = step
-            before.append(whole_tables(replica))
+            assert replica.tables is not None
+            states = [(c.name, c.data.tolist()) for c in replica.tables.chunks() if c.name.startswith("optim.")]
+            assert (name == "adam") == any("exp_avg" in chunk for chunk, _ in states)
+            before.append((whole_tables(replica), states))
 
-        run = tiny(source, layout, SGD(lr=0.5), config=Broken(dim=16))
+        run = tiny(source, layout, optim, config=Broken(dim=16))
         losses = train(run, before_step=look)
         still = [step for step, (a, b) in enumerate(pairwise(before)) if a == b]
-        assert all(torch.tensor(rows).isfinite().all() for rows in before[-1].values())
-        found[name_of(layout)] = still, losses
+        assert all(torch.tensor(rows).isfinite().all() for rows in before[-1][0].values())
+        found[f"{name_of(layout)} {name}"] = still, losses
     return found
 
 
@@ -70,8 +75,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[int]
     return in_world(2, steps, str(source))[0]
 
 
+@pytest.mark.parametrize("optim", OPTIMS)
 @pytest.mark.parametrize("layout", map(name_of, LAYOUTS))
-def test_tables_leave_out_what_zero_leaves_out(found: dict[str, tuple[list[int], list[float]]], layout: str) -> None:
-    still, losses = found[layout]
+def test_tables_leave_out_what_zero_leaves_out(
+    found: dict[str, tuple[list[int], list[float]]], layout: str, optim: str
+) -> None:
+    still, losses = found[f"{layout} {optim}"]
     assert still == list(BROKEN)
     assert all(map(math.isfinite, losses)) and losses[-1] < losses[0]

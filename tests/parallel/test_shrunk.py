@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rtrain.mesh import Parallel
-from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, Schedule, SparseOptim
+from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, Schedule, SparseOptim
 from rtrain.parity import name_of, world_of
 from rtrain.training.replica import Replica
 from tests.parallel.plain import Control, apart, far
@@ -20,6 +20,8 @@ OPTIMS: dict[str, SparseOptim] = {
     "sgd": SGD(lr=0.5, l2=0.05, schedule=FALLING),
     "adagrad": Adagrad(lr=0.05, eps=1e-4, l2=2e-3),
     "rowwise": RowWiseAdagrad(lr=0.05, l2=2e-3, schedule=FALLING),
+    # Of a dense gradient: all rows in every step, with nothing to catch up.
+    "adam": Adam(lr=0.01, betas=(0.9, 0.98), eps=1e-5, l2=2e-3, schedule=FALLING),
 }
 CASES: tuple[tuple[str, Parallel], ...] = (
     ("sgd", Parallel(dense="ddp", embeddings="table_wise")),
@@ -27,6 +29,10 @@ CASES: tuple[tuple[str, Parallel], ...] = (
     ("adagrad", Parallel(data=2, dense="ddp", embeddings="column_wise")),
     ("adagrad", Parallel(data=1, tensor=2, zero_stage=1, embeddings="row_wise")),
     ("rowwise", Parallel(data=1, pipeline=2, microbatches=2, embeddings="table_wise")),
+    ("adam", Parallel(dense="ddp", embeddings="table_wise")),
+    ("adam", Parallel(data=2, zero_stage=3, embeddings="row_wise")),
+    ("adam", Parallel(data=2, dense="ddp", embeddings="column_wise")),
+    ("adam", Parallel(data=1, pipeline=2, microbatches=2, embeddings="row_wise")),
 )
 MODELS = ("pooled", "sasrec")
 SAVED = 10
