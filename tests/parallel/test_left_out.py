@@ -57,11 +57,11 @@ def steps(source: str) -> dict[str, tuple[list[int], list[float]]]:
             now = step
             assert replica.tables is not None
             states = [(c.name, c.data.tolist()) for c in replica.tables.chunks() if c.name.startswith("optim.")]
-            assert (name == "adam") == any("exp_avg" in chunk for chunk, _ in states)
             before.append((whole_tables(replica), states))
 
         run = tiny(source, layout, optim, config=Broken(dim=16))
         losses = train(run, before_step=look)
+        assert (name == "adam") == any("exp_avg" in chunk for chunk, _ in before[-1][1])
         still = [step for step, (a, b) in enumerate(pairwise(before)) if a == b]
         assert all(torch.tensor(rows).isfinite().all() for rows in before[-1][0].values())
         found[f"{name_of(layout)} {name}"] = still, losses
