@@ -2,7 +2,7 @@
 
 Every rank of a pipeline looks up its own share of the rows that all of them read, so that no row is looked up or
 updated twice. Vectors travel as plain collectives outside of autograd, in the program's order on every rank; their
-gradients are held until all microbatches are through, for fused optimizers want one update a step.
+gradients are held until all microbatches are through, for tables want one update a step.
 
 Shape legend: B rows that a pipeline's ranks read, L rows of one rank's share of them.
 """
@@ -52,7 +52,7 @@ class Carry:
         return found
 
     def back(self, looked_up: Vectors, leaves: Vectors, *, scale: float = 1.0) -> None:
-        """The leaves' gradients through the lookup, whose fused optimizers update the tables: a collective of all.
+        """The leaves' gradients through the lookup, whose backward updates the tables: a collective of all.
 
         What no stage used has a gradient too, so that every rank takes part in every exchange. TorchRec divides by the
         number of ranks, but the ranks of a replica share one loss: that is put right here. `scale`: of all gradients,

@@ -20,7 +20,7 @@ STRETCHES = {
 PHASES = {
     "data": "waiting for the next batch and moving it to the device",
     "forward": "table look-ups, the dense tower, the loss",
-    "backward": "gradients, and the fused update of the tables",
+    "backward": "gradients, and the update of the tables",
     "pipeline": "forward and backward passes, and the bubble between them",
     "optimizer": "the update of the dense parameters",
     "communication": "collectives under way inside the other phases",

@@ -116,7 +116,7 @@ class Replica:
             self.tables.set_lr(self.run.sparse_optim.lr * self.run.sparse_optim.schedule.factor(step, total_steps))
         with watch.phase("forward"):
             self._looked_up = self._look_up(batch, self._lengths_of_step())
-            # Gradients are held here until all microbatches are through: fused optimizers want one update a step.
+            # Gradients are held here until all microbatches are through: tables want one update a step.
             self._leaves = self.carry.there(self._looked_up)
         named = self._named(batch, self._leaves)
         if self.pipeline:

@@ -21,7 +21,7 @@ OPTIMS: dict[str, SparseOptim] = {
     "adagrad": Adagrad(lr=0.05, eps=1e-4, l2=2e-3),
     "rowwise": RowWiseAdagrad(lr=0.05, l2=2e-3, schedule=FALLING),
     # Of a dense gradient: all rows in every step, with nothing to catch up.
-    "adam": Adam(lr=0.01, betas=(0.9, 0.98), eps=1e-5, l2=2e-3, schedule=FALLING),
+    "adam": Adam(lr=0.01, betas=(0.9, 0.98), eps=1e-5, l2=2e-3, schedule=FALLING, clip_with_dense=True),
 }
 CASES: tuple[tuple[str, Parallel], ...] = (
     ("sgd", Parallel(dense="ddp", embeddings="table_wise")),

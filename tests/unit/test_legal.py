@@ -15,7 +15,7 @@ from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
 from rtrain.objectives.pointwise import Pointwise
-from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
+from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.legal import refuse
 
 EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise")
@@ -76,7 +76,7 @@ def accepts(parallel: Parallel, optim: SparseOptim, dim: int, world_size: int) -
     return True
 
 
-@pytest.mark.parametrize("optim", [SGD(), Adagrad(), RowWiseAdagrad()])
+@pytest.mark.parametrize("optim", [SGD(), Adagrad(), RowWiseAdagrad(), Adam()])
 @pytest.mark.parametrize("dense", ["ddp", "zero"])
 def test_what_is_refused_and_nothing_else(optim: SparseOptim, dense: Any) -> None:
     for embeddings in EMBEDDINGS:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtrain.errors import ConfigError
-from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, Schedule
+from rtrain.optim import SGD, Adagrad, Adam, AdamW, RowWiseAdagrad, Schedule
 
 
 @pytest.mark.parametrize("step", [0, 1, 99, 100, 10_000])
@@ -96,11 +96,12 @@ def test_build_hands_every_setting_to_torch() -> None:
     }
 
 
+@pytest.mark.parametrize(("kind", "where"), [(AdamW, "optim"), (Adam, "sparse_optim")])
 @pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9), (math.nan, 0.9)])
-def test_betas_outside_their_range_are_refused(betas: tuple[float, float]) -> None:
+def test_betas_outside_their_range_are_refused(betas: tuple[float, float], kind: Any, where: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        AdamW(betas=betas)
-    assert str(caught.value) == f"optim.betas: each must be in [0, 1), got {betas}"
+        kind(betas=betas)
+    assert str(caught.value) == f"{where}.betas: each must be in [0, 1), got {betas}"
 
 
 @pytest.mark.parametrize(

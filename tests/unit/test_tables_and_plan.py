@@ -9,7 +9,7 @@ from rtrain.data.synthetic import CRITEO
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
 from rtrain.nn.tables import BLOCK_ROWS, Table, initial_rows
-from rtrain.optim import RowWiseAdagrad
+from rtrain.optim import Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.embeddings import placements, plan_tables
 
 
@@ -69,6 +69,24 @@ def test_tables_of_the_fields_size_are_balanced(device: str) -> None:
         held[shard.rank] += shard.bytes
     assert sum(held) == sum(table.bytes for table in tables) > 94e9
     assert max(held) < 1.3 * sum(held) / 64
+
+
+@pytest.mark.parametrize(("optim", "times"), [(RowWiseAdagrad(), 1.0), (Adagrad(), 2.0), (Adam(), 4.0)])
+def test_what_an_optimizer_holds_beside_the_weights_has_to_fit_too(optim: SparseOptim, times: float) -> None:
+    """`times`: of the weights. The planner keeps 5 % back, and counts a batch's ids and vectors."""
+    table = Table(name="t", rows=2**20, dim=64, features=("f",))
+
+    def fits(memory: float) -> bool:
+        try:
+            plan_tables(
+                (table,), Parallel(), optim, world_size=1, local_world_size=1, device="cpu", batch_per_rank=8,
+                memory_bytes_per_rank=int(memory),
+            )  # fmt: skip
+        except ConfigError:
+            return False
+        return True
+
+    assert fits(1.1 * times * table.bytes) and not fits(times * table.bytes)
 
 
 def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> None:
