@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from rtrain.models.dlrm import DLRM
     from rtrain.models.ensemble import Ensemble
     from rtrain.models.hstu import HSTU
+    from rtrain.models.hstu_ranker import HSTURanker
     from rtrain.models.light_gcn import LightGCN
     from rtrain.models.mf import MF
     from rtrain.models.mmoe import MMoE
@@ -175,6 +176,7 @@ _HOMES = {
     "rtrain.models.dlrm": ("DLRM",),
     "rtrain.models.ensemble": ("Ensemble",),
     "rtrain.models.hstu": ("HSTU",),
+    "rtrain.models.hstu_ranker": ("HSTURanker",),
     "rtrain.models.light_gcn": ("LightGCN",),
     "rtrain.models.mf": ("MF",),
     "rtrain.models.mmoe": ("MMoE",),
@@ -288,6 +290,7 @@ __all__ = [
     "Faults",
     "FullSoftmax",
     "Graph",
+    "HSTURanker",
     "Handoff",
     "Histories",
     "HitRate",

@@ -11,7 +11,7 @@ from rtrain.duration import Duration
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import Parallel
 from rtrain.metrics import AUC, LogLoss
-from rtrain.metrics.state import Metric, group_columns, takes
+from rtrain.metrics.state import Metric, Retrieved, group_columns, sampled_of, takes
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.optim import AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.tracking import Tracking, has_secret
@@ -265,6 +265,10 @@ class Run:
             raise ConfigError(
                 f"metrics: {model} is measured by {gives.measured_by}, got {', '.join(m.name for m in self.metrics)}"
             )
+        if gives is Retrieved:
+            sampled_of(self.metrics)
+        elif any(getattr(metric, "sampled", 0) for metric in self.metrics):
+            raise ConfigError(f"metrics: {model} scores the rows that there are. Leave out `sampled`")
         ranked = [m.name for m in self.metrics if m.by_group and not group_columns(m)]
         apart = [m.name for m in self.metrics if group_columns(m)]
         if apart and not self.data.columns:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rtrain.data.keyed import Words, drawn
+from rtrain.keyed import Words, drawn
 
 NULL = np.uint64(0x9E6C63D0676A9A99)
 """Stands for a value that is not there."""

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from rtrain.data.by_user import ByUser, by_user
 from rtrain.data.feedback import Feedback
-from rtrain.data.keyed import drawn
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import ByChance, Listed, Parted
 from rtrain.data.split import Ranges
 from rtrain.errors import ConfigError, DataError
+from rtrain.keyed import drawn
 
 Codes = NDArray[np.int8]
 TRAIN, VALID, TEST = 0, 1, 2

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from rtrain.data.feedback import Feedback
 from rtrain.data.hashed import hashes
-from rtrain.data.keyed import Words, drawn
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
 from rtrain.data.split import Ranges, Split
 from rtrain.errors import DataError
+from rtrain.keyed import Words, drawn
 from rtrain.schema import Schema
 
 Leakage = Literal["refuse", "allow"]

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from rtrain.data.keyed import drawn, uniform
 from rtrain.errors import ConfigError
+from rtrain.keyed import drawn, uniform
 from rtrain.rounding import ceil_div
 
 Ids = NDArray[np.int64]

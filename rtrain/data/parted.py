@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rtrain.data.keyed import drawn, uniform
 from rtrain.data.parquet import ParquetRows, RowGroup
 from rtrain.errors import DataError
+from rtrain.keyed import drawn, uniform
 
 SPLITS = 3
 

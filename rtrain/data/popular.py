@@ -20,7 +20,7 @@ def of_popular(split: Split, data: Samples[Any], often: NDArray[np.int64], metri
 
     `often`: int64 [items of the catalogue], how often each was had.
     """
-    tally = CatalogueTally(lambda vectors: vectors, Alone(), depth=max(metric.k for metric in metrics))
+    tally = CatalogueTally(lambda vectors: vectors, Alone(), metrics)
     for batch in data.scan(split, global_batch=len(often), rank=0, world_size=1):
         one = torch.ones(batch.rows, 1, 1)
         popularity = one if batch.items is None else torch.from_numpy(often).float()

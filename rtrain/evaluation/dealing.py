@@ -7,8 +7,8 @@ import numpy as np
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from rtrain.data.keyed import drawn
 from rtrain.evaluation.exchange import everyones
+from rtrain.keyed import drawn
 from rtrain.metrics.state import Floats
 
 SAMPLES = 64

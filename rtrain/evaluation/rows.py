@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rtrain.data.keyed import drawn
+from rtrain.keyed import drawn
 from rtrain.metrics.state import Retrieved, RowByRow, Scored, Valued
 
 TEST_ROWS = "test_rows.parquet"

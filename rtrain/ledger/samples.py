@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap64
 
-from rtrain.data.keyed import mixed
 from rtrain.errors import CheckpointError
+from rtrain.keyed import mixed
 
 LIMIT = 1 << 128
 

@@ -69,16 +69,22 @@ class _AtK(_OfGroups):
     """Places that count."""
     by: tuple[str, ...] = ()
     """Columns of the data, features or not, whose rows of equal values are a group; none: `schema.group`."""
+    sampled: int = 0
+    """Of a retrieval model: candidates drawn for each user, from those that the user did not have, beside what is to be
+    found; 0: every item is one. Only for figures that others give so: what is drawn can order models otherwise than all
+    items do (Krichene & Rendle, KDD 2020), and the name says it."""
 
     def __post_init__(self) -> None:
-        if self.k < 1:
-            raise ConfigError(f"{type(self).__name__}.k: must be at least 1, got {self.k}")
+        for name, least in (("k", 1), ("sampled", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{type(self).__name__}.{name}: must be at least {least}, got {getattr(self, name)}")
 
     @property
     def name(self) -> str:
-        """Such as `ndcg@10`, or `ndcg@10[user_id,timestamp]`."""
+        """Such as `ndcg@10`, `ndcg@10[user_id,timestamp]`, or `ndcg@10_of_100_sampled`."""
         head, bracket, columns = super().name.partition("[")
-        return f"{head}@{self.k}{bracket}{columns}"
+        sampled = f"_of_{self.sampled}_sampled" if self.sampled else ""
+        return f"{head}@{self.k}{sampled}{bracket}{columns}"
 
     def partial(self, scored: Scored | Retrieved) -> Partial:
         """Every row: a group's rows may lie on several ranks."""

@@ -4,7 +4,7 @@ So a metric over several ranks, or over a stream of batches, is the metric of al
 never a mean of means.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import signature
@@ -246,6 +246,21 @@ def group_columns(metric: Metric) -> tuple[str, ...]:
     """The columns whose values make the metric's groups; none: those of `schema.group`, or none at all."""
     by: tuple[str, ...] = getattr(metric, "by", ())
     return by
+
+
+def sampled_of(metrics: Iterable[Metric]) -> int:
+    """Candidates that are drawn for each user of a retrieval model; 0: every item is one.
+
+    Raises:
+        ConfigError: the metrics want different ones.
+    """
+    names = {getattr(metric, "sampled", 0): metric.name for metric in metrics}
+    if len(names) > 1:
+        raise ConfigError(
+            f"metrics: {' and '.join(names.values())} are not of the same candidates. Give all of them the same "
+            "`sampled`, and measure the rest in a run of its own"
+        )
+    return next(iter(names), 0)
 
 
 def evaluate(metrics: Sequence[Metric], partials: Sequence[Partial]) -> dict[str, float]:

@@ -13,19 +13,15 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from rtrain.errors import ConfigError, did_you_mean
-from rtrain.models.ranking import RankingConfig, check_dropout, check_sizes
-from rtrain.schema import IdList, Schema
+from rtrain.models.attending import AttendingConfig
+from rtrain.models.ranking import check_dropout, check_sizes
+from rtrain.schema import Schema
 
 
 @dataclass(frozen=True, kw_only=True)
-class DIN(RankingConfig):
+class DIN(AttendingConfig):
     """Deep interest network: attention of one candidate feature over one list feature of the same dim."""
 
-    history: str = "history"
-    """List feature that is attended over; it is read without pooling."""
-    candidate: str = "item_id"
-    """Single id feature that the history is weighed against, usually of the same table."""
     attention: tuple[int, ...] = (32, 16)
     """Hidden sizes of the unit that weighs one item of the history."""
     top: tuple[int, ...] = (64, 32)
@@ -38,36 +34,10 @@ class DIN(RankingConfig):
         check_sizes(attention=self.attention, top=self.top)
         check_dropout(self.dropout)
 
-    def sequence_features(self, schema: Schema) -> tuple[str, ...]:
-        """The history.
-
-        Raises:
-            ConfigError: the schema has no such list, no such candidate, or their tables differ in dim.
-        """
-        kinds = {f.name: isinstance(f, IdList) for f in schema.ids}
-        for field, is_list in (("history", True), ("candidate", False)):
-            name = getattr(self, field)
-            if kinds.get(name) is not is_list:
-                near = did_you_mean(name, [n for n, k in kinds.items() if k is is_list])
-                wanted = "IdList or IdSequence" if is_list else "Id"
-                raise ConfigError(f"model.{field}: {name!r} is not an {wanted} feature of this schema{near}")
-        return (self.history,)
-
     def dense_part(self, schema: Schema) -> nn.Module:
         """The activation unit and the top MLP."""
-        dims = self.dims(schema)
-        if dims[self.history] != dims[self.candidate]:
-            raise ConfigError(
-                f"model.tables: DIN compares {self.candidate!r} with {self.history!r}, but their tables have dims "
-                f"{dims[self.candidate]} and {dims[self.history]}. Give them the same dim, or the same table"
-            )
-        before = 0
-        for name, dim in dims.items():
-            if name == self.candidate:
-                break
-            before += dim if name != self.history else 0
-        width = sum(schema.dense_widths) + self.width(schema)
-        return DINTower(self, width=width, candidate=slice(before, before + dims[self.candidate]))
+        candidate = self.candidate_at(schema)
+        return DINTower(self, width=sum(schema.dense_widths) + self.width(schema), candidate=candidate)
 
 
 class DINTower(nn.Module):

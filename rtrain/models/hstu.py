@@ -9,9 +9,10 @@ Shape legend: B rows, T positions, E dim, H heads, D dim of a head, G rows of a 
 positions of all groups.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -59,28 +60,61 @@ class HSTU(HistoryConfig):
 
     def block(self, longest: int) -> Piece:
         """See `HistoryConfig`."""
-        return Piece(
-            name="block",
-            build=partial(HSTUBlock, self, longest),
-            cost=2.0 * 5 * self.dim * self.dim,
-            takes=("times", mask("history")),
-            cuts={
-                "attention.uvqk.weight": "column",
-                "attention.uvqk.bias": "column",
-                "attention.norm.weight": "column",
-                "attention.norm.bias": "column",
-                "attention.out.weight": "row",
-            },
-            enter=("attention",),
-            leave=("attention.out.unpack",),
-            norms=("attention.norm",),
-        )
+        return block(partial(HSTUBlock, self, longest), self.dim, takes=("times", mask("history")))
+
+
+class BlockSizes(Protocol):
+    """What a block asks of a model's config."""
+
+    @property
+    def dim(self) -> int:
+        """E"""
+
+    @property
+    def heads(self) -> int:
+        """H"""
+
+    @property
+    def buckets(self) -> int:
+        """Time differences that are told apart; 0: none."""
+
+    @property
+    def attention(self) -> str:
+        """jagged or padded."""
+
+    @property
+    def dropout(self) -> float:
+        """After a block's output."""
+
+    @property
+    def scale(self) -> float:
+        """Standard deviation of the first biases of distance and time."""
+
+
+def block(build: Callable[[], nn.Module], dim: int, *, takes: tuple[str, ...]) -> Piece:
+    """An `HSTUBlock`, or a kind of it, as a piece: its heads are what tensor ranks divide."""
+    return Piece(
+        name="block",
+        build=build,
+        cost=2.0 * 5 * dim * dim,
+        takes=takes,
+        cuts={
+            "attention.uvqk.weight": "column",
+            "attention.uvqk.bias": "column",
+            "attention.norm.weight": "column",
+            "attention.norm.bias": "column",
+            "attention.out.weight": "row",
+        },
+        enter=("attention",),
+        leave=("attention.out.unpack",),
+        norms=("attention.norm",),
+    )
 
 
 class HSTUBlock(nn.Module):
     """[B, T, E], times and where rows are real [B, T] -> [B, T, E]: norm and gated attention beside a residual."""
 
-    def __init__(self, config: HSTU, longest: int):
+    def __init__(self, config: BlockSizes, longest: int):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(config.dim), GatedAttention(config, longest)
         self.dropout = nn.Dropout(config.dropout)
@@ -98,7 +132,7 @@ class GatedAttention(nn.Module):
     the heads.
     """
 
-    def __init__(self, config: HSTU, longest: int):
+    def __init__(self, config: BlockSizes, longest: int):
         super().__init__()
         self.head_dim, self.buckets, self.longest = config.dim // config.heads, config.buckets, longest
         self.groups = groups_of if config.attention == "jagged" else one_group

@@ -6,7 +6,7 @@ there is (`compare`).
 Shape legend: B rows, T positions, K negatives, E dim.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -81,6 +81,6 @@ class CandidateLoss:
         """[B, T, 1 + K] -> the loss of each position, [B, T]."""
         raise NotImplementedError
 
-    def tally(self, ranks: Ranks, metrics: Iterable[Any]) -> CatalogueTally:
+    def tally(self, ranks: Ranks, metrics: Sequence[Any]) -> CatalogueTally:
         """For the scores of a split: the catalogue ranked for each user, as deep as the metrics look."""
-        return CatalogueTally(self.compared, ranks, depth=max(metric.k for metric in metrics))
+        return CatalogueTally(self.compared, ranks, metrics)

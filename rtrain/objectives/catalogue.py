@@ -1,27 +1,35 @@
-"""A whole catalogue ranked for each user, its items' vectors dealt to the ranks.
+"""A whole catalogue, or drawn candidates of it, ranked for each user, its items' vectors dealt to the ranks.
 
 Shape legend: Q queries of all data ranks, I items of this rank, K places, E dim.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rtrain.metrics.catalogue import NO_ITEM, Seen, rank_catalogue
-from rtrain.metrics.state import Retrieved
+from rtrain.metrics.state import Retrieved, sampled_of
+from rtrain.objectives.candidates import candidates
 from rtrain.objectives.ranks import Ranks, filled
 from rtrain.rounding import ceil_div
+
+QUERIES = 256
+"""Whose drawn candidates' vectors are gathered at once: 7 MB of 100 candidates of 64 dims."""
 
 
 class CatalogueTally:
     """First takes the catalogue's vectors, each rank its own, then queries; keeps what was found first for each."""
 
-    def __init__(self, compared: Callable[[Tensor], Tensor], ranks: Ranks, *, depth: int):
-        self.compared, self.ranks, self.depth = compared, ranks, depth
+    def __init__(self, compared: Callable[[Tensor], Tensor], ranks: Ranks, metrics: Sequence[Any]):
+        """Ranked are as many places as the metrics look at, of the candidates that they ask for."""
+        self.compared, self.ranks = compared, ranks
+        self.depth, self.sampled = max(metric.k for metric in metrics), sampled_of(metrics)
+        self._every: NDArray[np.int64] | None = None
         self.vectors, self.items = list[Tensor](), list[Tensor]()
         self.logits, self.labels = list[NDArray[np.float64]](), list[NDArray[np.float64]]()
         self.groups, self.found = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
@@ -52,11 +60,12 @@ class CatalogueTally:
         if len(self.vectors) > 1:
             self.vectors, self.items = [torch.cat(self.vectors)], [torch.cat(self.items)]
         share = ceil_div(batch.global_rows, self.ranks.data)
-        longest = torch.tensor([int(batch.seen.lengths.max(initial=0))], device=asked.device)
+        lists = self._drawn(batch) if self.sampled else batch.seen
+        longest = torch.tensor([int(lists.lengths.max(initial=0))], device=asked.device)
         width = max(1, int(self.ranks.gather(longest).max()))
         all_QE = self.ranks.gather(filled(asked, share, 0.0))
-        seen_QS = self.ranks.gather(filled(_seen(batch, width).to(asked.device), share, -1))
-        scores_QK, items_QK = self._best(all_QE, seen_QS)
+        lists_QS = self.ranks.gather(filled(_padded(lists, width).to(asked.device), share, -1))
+        scores_QK, items_QK = (self._best_of if self.sampled else self._best)(all_QE, lists_QS)
         blocks = (self.ranks.data, share, self.depth)
         scores = self.ranks.exchange(scores_QK.view(blocks)).transpose(0, 1).flatten(1)
         items = self.ranks.exchange(items_QK.view(blocks)).transpose(0, 1).flatten(1)
@@ -75,6 +84,29 @@ class CatalogueTally:
             scores_QK[:, :kept] = found.scores_UK
             items_QK[:, :kept] = torch.where(found.items_UK == NO_ITEM, NO_ITEM, items_I[found.items_UK])
         return scores_QK, items_QK
+
+    def _drawn(self, batch: Any) -> Any:
+        """Of each query its candidates: what is to be found, and those that are drawn."""
+        if self._every is None:
+            own = self.items[0]
+            longest = int(self.ranks.gather(own.new_tensor([len(own)])).max())
+            every = self.ranks.gather(filled(own, longest, NO_ITEM)).cpu().numpy()
+            self._every = np.sort(every[every != NO_ITEM])
+        return candidates(self._every, batch.row.cpu().numpy(), batch.seen, batch.positives, self.sampled)
+
+    def _best_of(self, queries_QE: Tensor, offered_QC: Tensor) -> tuple[Tensor, Tensor]:
+        """The K best of those items of this rank that each query is offered: scores and items [Q, K]."""
+        vectors_IE, items_I = self.vectors[0], self.items[0]
+        if not len(items_I):
+            nothing = torch.full((len(queries_QE), self.depth), NO_ITEM, device=queries_QE.device)
+            return torch.full_like(nothing, -torch.inf, dtype=queries_QE.dtype), nothing
+        at_QC = torch.searchsorted(items_I, offered_QC.clamp(min=0)).clamp(max=len(items_I) - 1)
+        here_QC = items_I[at_QC] == offered_QC
+        parts = zip(queries_QE.split(QUERIES), at_QC.split(QUERIES), strict=True)
+        scores_QC = torch.cat([(vectors_IE[at] @ asked.unsqueeze(-1)).squeeze(-1) for asked, at in parts])
+        scores_QC, items_QC = scores_QC.masked_fill(~here_QC, -torch.inf), offered_QC.masked_fill(~here_QC, NO_ITEM)
+        more = max(0, self.depth - offered_QC.shape[1])
+        return _first(pad(scores_QC, (0, more), value=-torch.inf), pad(items_QC, (0, more), value=NO_ITEM), self.depth)
 
     def _keep(self, found_BK: NDArray[np.int64], batch: Any) -> None:
         count, depth = found_BK.shape
@@ -111,12 +143,11 @@ class CatalogueTally:
         return {"": found}, self.broken
 
 
-def _seen(batch: Any, width: int) -> Tensor:
-    """int64 [B, width]: the items that a query leaves out, -1 behind them."""
-    seen = batch.seen
-    rows = np.repeat(np.arange(len(seen.lengths)), seen.lengths)
-    padded = np.full((len(seen.lengths), width), -1, np.int64)
-    padded[rows, np.arange(len(rows)) - seen.offsets[:-1][rows]] = seen.values
+def _padded(lists: Any, width: int) -> Tensor:
+    """int64 [B, width]: items of each query, -1 behind them."""
+    rows = np.repeat(np.arange(len(lists.lengths)), lists.lengths)
+    padded = np.full((len(lists.lengths), width), -1, np.int64)
+    padded[rows, np.arange(len(rows)) - lists.offsets[:-1][rows]] = lists.values
     return torch.from_numpy(padded)
 
 

@@ -17,8 +17,10 @@ from rtrain.models.deepfm import DeepFM
 from rtrain.models.din import DIN
 from rtrain.models.dlrm import DLRM
 from rtrain.models.ensemble import Ensemble
+from rtrain.models.hstu_ranker import HSTURanker
 from rtrain.models.protocol import Model
 from rtrain.models.ranking import RankingConfig
+from rtrain.nn.tables import TableOptions
 from rtrain.objectives.distilled import Distillation
 from rtrain.optim import SGD, SparseOptim
 from rtrain.run import Run
@@ -101,11 +103,17 @@ ENSEMBLE = Ensemble(
 TAUGHT_SO = Distillation(alpha=0.3, temperature=3.0)
 STUDENT = Ensemble(models=tuple(replace(model, distillation=TAUGHT_SO) for model in ENSEMBLE.models))
 
+# At rows of .12, as they begin by default, a rounding of 1e-9 grows to 1e-3 in 20 steps at these rates: the norms'
+# gradients are large where what they norm is small. At rows of .25 it is 2.6e-5, of .5 1.1e-6, of 1 2e-7.
+LARGE = tuple(TableOptions(table=name, initial="normal", scale=0.5) for name in ("user", "item"))
+RANKER = HSTURanker(dim=16, history="seen", candidate="item", heads=2, top=(16,), scale=0.3, tables=LARGE)
+
 PROVED: dict[str, Proved] = {
     "pooled": of_rows(Blocks(dim=16), loss=squared_entropy),
     "first order": of_rows(DLRM(dim=16, bottom=(8,), top=(), first_order=True), axes=("data",)),
     "history": of_rows(Historian(dim=16), loss=squared_entropy),
     "din": of_rows(DIN(dim=16, history="seen", candidate="item", attention=(8,), top=(16,)), axes=("data",)),
+    "hstu ranker": of_rows(RANKER),
     "ensemble": of_rows(ENSEMBLE, axes=("data", "pipeline")),
     "distilled": of_rows(STUDENT, schema=TAUGHT, loss=taught_entropy, axes=("data", "pipeline")),
     "sasrec": of_catalogue(retrieval.MODELS["sasrec"]),

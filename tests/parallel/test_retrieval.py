@@ -40,6 +40,7 @@ from rtrain.models.sasrec import SASRec
 from rtrain.models.text_tower import TextTower
 from rtrain.models.two_tower import TwoTower
 from rtrain.nn.tables import initial_rows, mask, sequence
+from rtrain.objectives.candidates import candidates
 from rtrain.objectives.ranks import Alone
 from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.stage import Stage
@@ -182,6 +183,15 @@ def run_on(data: Data, config: Model, parallel: Parallel, sparse: SparseOptim) -
     )
 
 
+OF_DRAWN = ("mf", "hstu")
+"""Whose metrics are also had of drawn candidates."""
+
+
+def of_drawn(run: Run) -> Run:
+    metrics = tuple(replace(metric, sampled=12) for metric in run.metrics)  # type: ignore[type-var]
+    return replace(run, metrics=metrics, evaluation=replace(run.evaluation, monitor=metrics[0].name))
+
+
 def measured(run: Run, stored: Stored | None = None) -> dict[str, float]:
     world = join(gpu=False, timeout_s=600.0)
     mesh = lay_out(run.parallel, world.size)
@@ -204,6 +214,8 @@ def everything(log: str, folder: str, world: int, seed: str) -> Found:
             at_first = measured(run)
             losses = train(run, save_to=folder_of if world == 2 else "")
             found[f"{model}: {name}"] = {"losses": losses, "at first": at_first}
+            if model in OF_DRAWN:
+                found[f"{model}: {name}"]["drawn"] = measured(of_drawn(run))
         run = run_of(model, *LAYOUTS[RESUMED_AS], log)
         found[f"{model}: resumed"] = {"losses": train(run, load_from=f"{folder}/{model} {SAVED_BY}")}
     return found
@@ -357,8 +369,8 @@ def plain_with_tables(run: Run, *, learns: bool = True) -> Control:
     return losses, {name: table.detach() for name, table in model.tables.items()}
 
 
-def by_hand(run: Run) -> dict[str, float]:
-    """The catalogue ranked for each user of the test split by the first weights: a loop over users."""
+def by_hand(run: Run, drawn: int = 0) -> dict[str, float]:
+    """The catalogue, or so many of it, ranked for each user of the test split by the first weights, user by user."""
     model, data = plain_of(run), run.data.open()
     found: dict[str, list[float]] = {"ndcg@10": [], "recall@3": [], "mrr@10": []}
     items = torch.from_numpy(data.catalogue)
@@ -371,6 +383,9 @@ def by_hand(run: Run) -> dict[str, float]:
             scores = vectors @ run.model.objective.compared(queries[0, int(batch.last)])  # type: ignore[union-attr]
             seen, wanted = set(batch.seen.values.tolist()), set(batch.positives.values.tolist())
             pairs = zip(scores.tolist(), items.tolist(), strict=True)
+            if drawn:
+                of = candidates(data.catalogue, batch.row.numpy(), batch.seen, batch.positives, drawn)
+                seen = set(items.tolist()) - set(of.values.tolist())
             order = [item for _, item in sorted((-s, i) for s, i in pairs if i not in seen)]
             hits = np.array([item in wanted for item in order], float)
             gains = 1 / np.log2(np.arange(10) + 2)
@@ -428,11 +443,16 @@ def test_the_control_learns(model: str, control: dict[str, list[float]], log: st
 def test_the_catalogue_is_ranked_alike_at_every_layout(
     model: str, found: dict[int, Found], log: str, seed: str
 ) -> None:
-    expected = by_hand(run_of(model, Parallel(dense="ddp"), "sgd", log))
-    assert expected["ndcg@10"] > 0
+    run = run_of(model, Parallel(dense="ddp"), "sgd", log)
+    expected, drawn = by_hand(run), by_hand(run, 12)
+    assert 0 < expected["ndcg@10"] < drawn["ndcg@10"]
+    drawn = {f"{name}_of_12_sampled": value for name, value in drawn.items()}
     for size, ranks in found.items():
         for layout in chosen(model, size, seed):
-            assert ranks[f"{model}: {layout}"]["at first"] == pytest.approx(expected, abs=1e-9)
+            of_layout = ranks[f"{model}: {layout}"]
+            assert of_layout["at first"] == pytest.approx(expected, abs=1e-9)
+            if model in OF_DRAWN:
+                assert of_layout["drawn"] == pytest.approx(drawn, abs=1e-9)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -15,9 +15,9 @@ import pytest
 from rtrain.data.by_user import user_column
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.interactions import Interactions
-from rtrain.data.keyed import drawn
 from rtrain.data.parquet import ParquetRows
 from rtrain.errors import ConfigError, DataError
+from rtrain.keyed import drawn
 from rtrain.schema import Id, Schema
 
 Write = Callable[..., str]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import rtrain
-from recipes import sasrec_movielens, two_tower_movielens
+from recipes import dlrm_movielens, sasrec_movielens, two_tower_movielens
 from rtrain import (
     BPR,
     CandidateLoss,
@@ -176,3 +176,15 @@ def test_what_cannot_be_said_of_all_items() -> None:
     model = rtrain.override(sasrec_movielens.run(), changes).model
     for parallel in (Parallel(tensor=2), Parallel(pipeline=2), Parallel(microbatches=2)):
         assert len(list(model.reasons_against(parallel, lay_out(parallel, 2)))) == 1
+
+
+def test_drawn_candidates_are_named_and_not_mixed_with_all_items() -> None:
+    run = two_tower_movielens.run()
+    drawn = (rtrain.NDCG(k=10, sampled=100), rtrain.MRR(k=10, sampled=100))
+    both = {"metrics": drawn, "evaluation.monitor": "mrr@10_of_100_sampled"}
+    assert rtrain.override(run, both).monitored.name == "mrr@10_of_100_sampled"
+    mixed = {"metrics": (*drawn, rtrain.RecallAt(k=10)), "evaluation.monitor": "mrr@10_of_100_sampled"}
+    with pytest.raises(ConfigError, match="are not of the same candidates"):
+        rtrain.override(run, mixed)
+    with pytest.raises(ConfigError, match="DLRM scores the rows that there are. Leave out `sampled`"):
+        rtrain.override(dlrm_movielens.run(), {"metrics": (rtrain.AUC(), rtrain.NDCG(k=10, sampled=9))})

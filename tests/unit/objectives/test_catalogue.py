@@ -11,6 +11,7 @@ from torch import Tensor
 from rtrain import BPR, InBatchSoftmax, SampledBinary, SampledSoftmax
 from rtrain.data.columns import Lists
 from rtrain.metrics import MRR, NDCG, HitRate, RecallAt
+from rtrain.objectives.candidates import candidates
 from rtrain.objectives.catalogue import CatalogueTally
 from rtrain.objectives.ranks import Alone
 
@@ -30,8 +31,10 @@ def ragged(rows: list[list[int]]) -> Lists:
     return Lists.of(values, np.array([len(row) for row in rows]))
 
 
-def ranked(users_UE: Tensor, items_IE: Tensor, ids: list[int], seen: Any, wanted: Any, depth: int) -> CatalogueTally:
-    tally = CatalogueTally(BPR().compared, Alone(), depth=depth)
+def ranked(
+    users_UE: Tensor, items_IE: Tensor, ids: list[int], seen: Any, wanted: Any, depth: int, sampled: int = 0
+) -> CatalogueTally:
+    tally = CatalogueTally(BPR().compared, Alone(), [NDCG(k=depth, sampled=sampled)])
     for part in np.array_split(np.arange(len(ids)), 3):  # the catalogue comes in several batches
         rows = torch.from_numpy(part)
         offered = items_IE[rows].view(-1, 1, 1, items_IE.shape[1])
@@ -138,3 +141,41 @@ def test_the_in_batch_softmax_is_over_all_other_items_less_their_popularity() ->
         assert float(loss) == pytest.approx(total, rel=1e-5)
     nobody = torch.full((4, 2, 2), -1)
     assert float(InBatchSoftmax().loss((queries, candidates), nobody, Alone())) == 0.0
+
+
+def test_drawn_candidates_are_what_is_to_be_found_and_so_many_others_that_nobody_had() -> None:
+    draw = np.random.default_rng(0)
+    catalogue = np.sort(draw.permutation(200)[:80])
+    seen = [draw.permutation(catalogue)[:n].tolist() for n in (0, 5, 40, 76, 80)]
+    wanted = [draw.permutation(np.setdiff1d(catalogue, had))[:2].tolist() for had in seen]
+    numbers = np.array([7, 3, 900, 1, 2])
+    found = candidates(catalogue, numbers, ragged(seen), ragged(wanted), 30)
+    for user, (had, hoped) in enumerate(zip(seen, wanted, strict=True)):
+        mine = found.values[found.offsets[user] : found.offsets[user + 1]].tolist()
+        left = set(catalogue.tolist()) - set(had) - set(hoped)
+        assert len(mine) == len(set(mine)) == len(hoped) + min(30, len(left))
+        assert set(hoped) <= set(mine) <= left | set(hoped)
+        alone = candidates(catalogue, numbers[[user]], ragged([had]), ragged([hoped]), 30)
+        assert alone.values.tolist() == mine, "a user's candidates do not depend on who else is asked"
+    everybody = candidates(catalogue, np.arange(4000), ragged([[]] * 4000), ragged([[]] * 4000), 8)
+    often = np.bincount(np.searchsorted(catalogue, everybody.values), minlength=80)
+    # 4,000 draws of 8 of 80: 400 of each item, of standard deviation 19; six of those.
+    assert often.sum() == 32_000 and abs(often - 400).max() < 114
+
+
+def test_ranks_of_drawn_candidates_are_those_of_a_loop() -> None:
+    draw = torch.Generator().manual_seed(4)
+    users, items = torch.randn(7, 4, generator=draw), torch.randn(40, 4, generator=draw)
+    items[5] = items[9]  # equal scores
+    ids = [3 * n for n in range(40)]
+    order = np.random.default_rng(2)
+    seen = [order.permutation(ids)[: 4 * n].tolist() for n in range(7)]
+    wanted = [order.permutation(np.setdiff1d(ids, had))[:2].tolist() for had in seen]
+    offered = candidates(np.array(ids), np.arange(100, 107), ragged(seen), ragged(wanted), 10)
+    hidden = [
+        sorted(set(ids) - set(offered.values[offered.offsets[u] : offered.offsets[u + 1]].tolist())) for u in range(7)
+    ]
+    scored = ranked(users, items, ids, seen, wanted, depth=20, sampled=10).scored()[0][""]
+    expected = by_loop(users @ items.T, ids, hidden, wanted, k=3)
+    for metric, name in ((NDCG(k=3), "ndcg"), (RecallAt(k=3), "recall"), (MRR(k=3), "mrr"), (HitRate(k=3), "hit")):
+        assert metric.value(metric.partial(scored)) == pytest.approx(expected[name], abs=1e-12)
