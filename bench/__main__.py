@@ -8,6 +8,9 @@ memory  peak resident bytes of a worker  the same runs; rtrain's include its fin
 start   command to first step            rtrain on Ray / a bare TorchTrainer with the same model
 alone   examples/s of one process        rtrain without Ray / the script on one rank
 bags    examples/s of one process        rtrain without Ray / plain torch: nn.EmbeddingBag + SparseAdam
+reader  CPU seconds of reading a step    rows that do not fit the window / a step of the script on one rank
+reader_ranks  rows/s by CPU              4 ranks, each its own share / one rank
+first_weights  GB/s of a fresh table     a core / 1 GB/s
 stall   wait for checkpoints             written behind training / while it waits (177 MB every 40 steps)
 dense   steps/s of a small decoder       recipes/gpt_stdlib.py in one process, eager / a plain torch loop
 zero    the same on 2 ranks, ZeRO-1      the recipe under torchrun / bare DeepSpeed under torchrun

@@ -15,9 +15,12 @@ ROWS = 120 * BATCH
 TRAIN_ROWS = ROWS * 9 // 10
 
 
-def write(folder: Path, *, seed: int = 0) -> Path:
-    """`ROWS` rows of 13 numbers, 26 ids (Zipf, exponent 1.2), a time and a label; returns the file."""
-    path = folder / f"criteo-shaped-{ROWS}.parquet"
+def write(folder: Path, *, seed: int = 0, group: int = 65_536) -> Path:
+    """`ROWS` rows of 13 numbers, 26 ids (Zipf, exponent 1.2), a time and a label, in row groups of `group` rows.
+
+    Returns the file.
+    """
+    path = folder / f"criteo-shaped-{ROWS}-{group}.parquet"
     if path.exists():
         return path
     rng = np.random.default_rng(seed)
@@ -35,6 +38,6 @@ def write(folder: Path, *, seed: int = 0) -> Path:
     columns["label"] = pa.array((rng.random(ROWS) < 1 / (1 + np.exp(-logit))).astype(np.float64))
     folder.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".tmp")
-    pq.write_table(pa.table(columns), beside, row_group_size=65_536)
+    pq.write_table(pa.table(columns), beside, row_group_size=group)
     beside.rename(path)
     return path

@@ -127,6 +127,22 @@ def gauc(place: Place, way: str) -> Measured:
     return {"rate": _last_line(["-m", "bench.gauc", way], place.environment(0))[0]["groups_per_s"]}
 
 
+def reading(place: Place, world: int) -> Measured:
+    """CPU seconds of a step's reading, and rows/s of CPU time, of the slowest rank."""
+    said, _ = _last_line(["-m", "bench.reading", str(world)], place.environment(0))
+    return {"step": said["step_s"], "rate": said["rows_per_s"]}
+
+
+def step_by_hand(place: Place) -> Measured:
+    """Seconds of a step of the plain script in one process."""
+    return {"step": BATCH / handwritten(place, steps=STEPS, workers=1)["rate"]}
+
+
+def first_weights(place: Place) -> Measured:
+    """GB/s of CPU time that a shard of a fresh table is filled at."""
+    return {"rate": _last_line(["-m", "bench.first_weights"], place.environment(0))[0]["bytes_per_s"] / 1e9}
+
+
 def histories(place: Place, *, name: str, attention: str) -> Measured:
     """Steps/s of HSTU in one process without Ray, and the loss of the last steps."""
     env = place.environment(HISTORY_STEPS) | {"BENCH_LOG_EVERY": str(HISTORY_LOG)}

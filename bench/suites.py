@@ -68,6 +68,28 @@ SUITES = (
         theirs=lambda place, _: sides.embedding_bags(place, steps=sides.STEPS),
     ),
     Suite(
+        name="reader",
+        comparisons=(
+            Comparison(
+                name="reader", of="step", measure="CPU of reading a step", against="a step by hand", at_most=0.10
+            ),
+        ),
+        ours=lambda place, _: sides.reading(place, 1),
+        theirs=lambda place, _: sides.step_by_hand(place),
+    ),
+    Suite(
+        name="reader_ranks",
+        comparisons=_rate("reader_ranks", "rows/s of 4 ranks, by CPU", "one rank", 3.2),
+        ours=lambda place, _: sides.reading(place, 4),
+        theirs=lambda place, _: sides.reading(place, 1),
+    ),
+    Suite(
+        name="first_weights",
+        comparisons=_rate("first_weights", "GB/s of a fresh table, a core", "1", 1.0),
+        ours=lambda place, _: sides.first_weights(place),
+        theirs=lambda _, __: {"rate": 1.0},
+    ),
+    Suite(
         name="stall",
         comparisons=(
             Comparison(name="stall", measure="wait for checkpoints", against="the same, synchronous", at_most=0.10),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rtrain.errors import ConfigError
+from rtrain.rounding import ceil_div
 
 VECTORS = "vectors"
 """Name of the vectors of all features that have one a row, side by side, [B, V]."""
@@ -112,22 +113,36 @@ BLOCK_ROWS = 4096
 
 
 def initial_rows(table: Table, seed: int, start: int, stop: int) -> Tensor:
-    """Rows start..stop-1 of a fresh table, float32 [stop - start, dim].
+    """Rows start..stop-1 of a fresh table, float32 [stop - start, dim]; see `fill`."""
+    rows = torch.empty(stop - start, table.dim)
+    fill(rows, table, seed, row=start)
+    return rows
 
-    Drawn in blocks whose generator is seeded by (seed, table, block), so that any shard of any
-    layout starts from the same numbers without anybody ever holding the whole table.
+
+def fill(shard: Tensor, table: Table, seed: int, *, row: int, column: int = 0) -> None:
+    """Give a shard, float32 [rows, columns] on any device, the first weights of its part of a fresh table.
+
+    Drawn in blocks whose generator is seeded by (seed, table, block), so that any shard of any layout starts from the
+    same numbers, and nobody holds more than a block beside it. Of a shard of some columns whole blocks are drawn.
     """
     scale = table.scale if table.scale is not None else table.rows**-0.5
     salt = int.from_bytes(table.name.encode()[:64], "big") % (2**31 - 1)
-    pieces = [torch.empty(0, table.dim)]  # for a shard without rows: more ranks than rows
-    for block in range(start // BLOCK_ROWS, (stop - 1) // BLOCK_ROWS + 1):
+    stop, columns = row + shard.shape[0], slice(column, column + shard.shape[1])
+    at_once = shard.is_contiguous() and shard.shape[1] == table.dim and shard.device.type == "cpu"
+    buffer, generator = torch.empty(BLOCK_ROWS, table.dim), torch.Generator()
+    for block in range(row // BLOCK_ROWS, ceil_div(stop, BLOCK_ROWS)):
         first = block * BLOCK_ROWS
-        rows = min(BLOCK_ROWS, table.rows - first)
-        generator = torch.Generator().manual_seed(((seed * 1_000_003 + salt) * 1_000_003 + block) % 2**63)
-        drawn = torch.zeros(rows, table.dim)
-        if table.initial == "uniform":
-            drawn.uniform_(-scale, scale, generator=generator)
-        elif table.initial == "normal":
-            drawn.normal_(0.0, scale, generator=generator)
-        pieces.append(drawn[max(start - first, 0) : stop - first])
-    return torch.cat(pieces)
+        last = min(first + BLOCK_ROWS, table.rows)
+        generator.manual_seed(((seed * 1_000_003 + salt) * 1_000_003 + block) % 2**63)
+        if at_once and first >= row and last <= stop:  # drawn where it belongs, not copied there
+            _draw(shard[first - row : last - row], table.initial, scale, generator)
+            continue
+        drawn = _draw(buffer[: last - first], table.initial, scale, generator)
+        begin, end = max(row, first), min(stop, last)
+        shard[begin - row : end - row].copy_(drawn[begin - first : end - first, columns])
+
+
+def _draw(rows: Tensor, initial: Initial, scale: float, generator: torch.Generator) -> Tensor:
+    if initial == "uniform":
+        return rows.uniform_(-scale, scale, generator=generator)
+    return rows.normal_(0.0, scale, generator=generator) if initial == "normal" else rows.zero_()

@@ -26,7 +26,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
 from rtrain.nn.bags import Tables
-from rtrain.nn.tables import Table, initial_rows
+from rtrain.nn.tables import Table, fill
 from rtrain.optim import SparseOptim
 from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
@@ -229,9 +229,7 @@ class ShardedTables(nn.Module):
     def initialise(self, seed: int) -> None:
         """Fill this rank's shards with the rows that `seed` gives at every layout."""
         for table, chunk in self._weights():
-            (row, column), (rows, columns) = chunk.offsets, chunk.data.shape
-            fresh = initial_rows(table, seed, row, row + rows)[:, column : column + columns]
-            chunk.data.copy_(fresh)
+            fill(chunk.data, table, seed, row=chunk.offsets[0], column=chunk.offsets[1])
         self.updates.begin()
 
     def chunks(self) -> Iterator[Chunk]:

@@ -1,12 +1,16 @@
 """What a table gives: pooled or not, with the options of its own."""
 
+import random
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.din import DIN
 from rtrain.models.ranking import RankingConfig
-from rtrain.nn.tables import VECTORS, Table, TableOptions, initial_rows
+from rtrain.nn.tables import BLOCK_ROWS, VECTORS, Table, TableOptions, fill, initial_rows
 from rtrain.schema import Id, IdList, IdSequence, Jagged, Schema
 
 SCHEMA = Schema(
@@ -132,3 +136,17 @@ def test_options_reach_the_table() -> None:
         ("kinds", 4, ("kinds",), "uniform", None),
         ("item", 8, (), "normal", 0.01),
     ]
+
+
+@pytest.mark.parametrize("initial", ["uniform", "normal", "zeros"])
+@pytest.mark.parametrize("rows", [1, BLOCK_ROWS, 2 * BLOCK_ROWS + 77])
+def test_any_shard_begins_with_its_part_of_the_table(initial: Any, rows: int) -> None:
+    table = Table(name="item", rows=rows, dim=12, features=("item",), initial=initial)
+    whole, draw = initial_rows(table, 3, 0, rows), random.Random(rows)
+    assert initial == "zeros" or rows == 1 or whole[0].ne(whole[-1]).any()
+    for _ in range(12):
+        first, last = sorted(draw.choices(range(rows + 1), k=2))
+        left, right = sorted(draw.choices(range(0, 13, 4), k=2))
+        shard = torch.full((last - first, right - left), torch.nan)
+        fill(shard, table, 3, row=first, column=left)
+        assert torch.equal(shard, whole[first:last, left:right])
