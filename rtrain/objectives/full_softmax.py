@@ -1,7 +1,7 @@
 """The positive among all items.
 
 Shape legend: B rows, T positions, K items that a position has of the catalogue, N positions of this rank that have a
-positive, C items of the catalogue and what pads them, E dim.
+positive, I items of the catalogue, E dim.
 """
 
 from dataclasses import dataclass
@@ -35,23 +35,20 @@ class FullSoftmax(CandidateLoss):
         here = target[..., 0] >= 0
         asked_NE, offered_NKE = self.compared(queries[here]), self.compared(candidates[here])
         positive_N = (asked_NE * offered_NKE[:, 0]).sum(1) / self.temperature
-        real_NK = target[..., 2 : 1 + candidates.shape[-2]][here] >= 0
-        longest = int(ranks.gather(target.new_tensor([real_NK.numel()])).max())
-        all_CE = ranks.gather_with_gradient(filled(offered_NKE[:, 1:].flatten(0, 1), longest, 0.0))
-        real_C = ranks.gather(filled(real_NK.flatten(), longest, False))
-        block = max(1, BLOCK_SCORES // max(1, len(all_CE)))
+        own_E = offered_NKE[:, 1:][target[..., 2 : 1 + candidates.shape[-2]][here] >= 0]
+        longest = int(ranks.gather(target.new_tensor([len(own_E)])).max())
+        real = ranks.gather(filled(target.new_ones(len(own_E), dtype=torch.bool), longest, False))
+        all_IE = ranks.gather_with_gradient(filled(own_E, longest, 0.0))[real]
+        block = max(1, BLOCK_SCORES // max(1, len(all_IE)))
         total = -positive_N.sum()
         for asked in asked_NE.split(block):
-            held = len(asked_NE) <= block
-            part = self._sums(asked, all_CE, real_C) if held else self._again(asked, all_CE, real_C)
-            total = total + part
+            total = total + (self._sums if len(asked_NE) <= block else self._again)(asked, all_IE)
         return total
 
-    def _again(self, asked: Tensor, all_CE: Tensor, real_C: Tensor) -> Tensor:
-        found: Tensor = checkpoint(self._sums, asked, all_CE, real_C, use_reentrant=False)
+    def _again(self, asked_NE: Tensor, all_IE: Tensor) -> Tensor:
+        found: Tensor = checkpoint(self._sums, asked_NE, all_IE, use_reentrant=False)
         return found
 
-    def _sums(self, asked_NE: Tensor, all_CE: Tensor, real_C: Tensor) -> Tensor:
+    def _sums(self, asked_NE: Tensor, all_IE: Tensor) -> Tensor:
         """Of some positions, the logarithms of all items' exponents, summed."""
-        scores_NC = (asked_NE @ all_CE.T / self.temperature).masked_fill(~real_C, -torch.inf)
-        return scores_NC.logsumexp(1).sum()
+        return (asked_NE @ all_IE.T / self.temperature).logsumexp(1).sum()
