@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rtrain.batch import Batch, Jagged
 from rtrain.data.reader import Whole
 from rtrain.encodings import widened
-from rtrain.schema import Batch, IdList, Jagged, Schema
+from rtrain.schema import IdList, Schema
 
 
 @dataclass

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rtrain.batch import Jagged
 from rtrain.data.columns import Lists
-from rtrain.schema import Jagged
 
 Ids = NDArray[np.int64]
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from rtrain.batch import Batch
 from rtrain.data import sources
 from rtrain.data.baseline import Baseline
 from rtrain.data.boosted import boosted_of, without_boosting
@@ -34,7 +35,7 @@ from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, refuse_di
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.rounding import ceil_div
-from rtrain.schema import Batch, Dense, Feature, IdList, Schema
+from rtrain.schema import Dense, Feature, IdList, Schema
 
 MOST_ROWS = 1_000_000
 """Training rows that edges are taken from."""

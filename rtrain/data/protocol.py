@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from rtrain.batch import NONE, Jagged
 from rtrain.data.samples import Samples
-from rtrain.schema import NONE, Jagged
 
 
 class AnyBatch(Protocol):
     """A rank's share of a global batch: all that the replica and the loop ask of one, whatever its kind.
 
-    `schema.Batch`, `data.tokens.TokenBatch` and `data.retrieval_batch.RetrievalBatch` are some. Shape legend: B rows.
+    `batch.Batch`, `data.tokens.TokenBatch` and `data.retrieval_batch.RetrievalBatch` are some. Shape legend: B rows.
     """
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rtrain.batch import NONE
 from rtrain.data import sources
 from rtrain.data.feedback import from_parquet, from_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
@@ -23,7 +24,6 @@ from rtrain.data.retrieval_set import RetrievalDataset
 from rtrain.data.side import SideFeatures
 from rtrain.data.split import ByTime, check_train_rows
 from rtrain.errors import ConfigError, DataError
-from rtrain.schema import NONE
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rtrain.batch import NONE, Jagged
 from rtrain.data.columns import Lists
-from rtrain.schema import NONE, Jagged
 
 Ids = NDArray[np.int64]
 

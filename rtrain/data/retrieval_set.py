@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rtrain.batch import Jagged
 from rtrain.data.alike import HadTogether
 from rtrain.data.baseline import Baseline
 from rtrain.data.coded import Coded
@@ -34,7 +35,6 @@ from rtrain.data.split import Ranges, Split, trained_on
 from rtrain.data.targets import laid_out, spread, starts_of
 from rtrain.errors import ConfigError, DataError
 from rtrain.metrics.state import Retrieved
-from rtrain.schema import Jagged
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from rtrain.batch import Batch
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.models.plan import Piece, chain, drawn, nest
 from rtrain.models.protocol import Blueprint, Model
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, TableOptions, mask, sequence
 from rtrain.objectives.distilled import Distillation, Distilled
 from rtrain.objectives.pointwise import Pointwise, pointwise
-from rtrain.schema import ANY_LENGTH, Batch, IdList, Schema
+from rtrain.schema import ANY_LENGTH, IdList, Schema
 
 
 class RankingModel(nn.Module):

@@ -23,8 +23,8 @@ from torchrec import (
     PoolingType,
 )
 
+from rtrain.batch import NONE, Jagged
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, mask, sequence
-from rtrain.schema import NONE, Jagged
 
 
 class Tables(nn.Module):

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
+from rtrain.batch import Batch
 from rtrain.metrics.state import Floats, Scored, Valued
-from rtrain.schema import Batch, Schema
+from rtrain.schema import Schema
 
 
 @dataclass(frozen=True)

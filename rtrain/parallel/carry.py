@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rtrain.batch import Jagged
 from rtrain.models.plan import Piece
 from rtrain.parallel.groups import Groups
-from rtrain.schema import Jagged
 
 Vectors = Mapping[str, Tensor]
 

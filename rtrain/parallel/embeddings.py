@@ -23,6 +23,7 @@ from torchrec.distributed.planner.storage_reservations import FixedPercentageSto
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
+from rtrain.batch import NONE, Jagged
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel
 from rtrain.nn.bags import Tables
@@ -32,7 +33,6 @@ from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
 from rtrain.parallel.table_updates import COUNTED, PLANNED, kernel_options, local_chunks, updates_of
 from rtrain.rounding import ceil_div
-from rtrain.schema import NONE, Jagged
 
 # The planner's own choice is held to what equals one process to 1e-5; on CPU row-wise must be added
 # by hand, since the stock sharder leaves it out there.

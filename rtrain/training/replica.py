@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rtrain.batch import NONE
 from rtrain.checkpoint.format import Stored
 from rtrain.data.cursor import largest_share
 from rtrain.data.protocol import AnyBatch, IdBatch
@@ -24,7 +25,6 @@ from rtrain.parallel.placement import bytes_per_rank
 from rtrain.parallel.stage import parameters_of_ranks, shapes
 from rtrain.rounding import ceil_div, round_up
 from rtrain.run import Run
-from rtrain.schema import NONE
 from rtrain.training import rng
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.world import World

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from rtrain.batch import Batch
 from rtrain.nn.tables import initial_rows
 from rtrain.optim import SGD, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.run import Run
-from rtrain.schema import Batch
 from tests.parallel.worlds import STEPS, Tables
 
 Control = tuple[list[float], dict[str, Tensor]]

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from rtrain.batch import Batch, Jagged
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.writing import save
@@ -34,7 +35,7 @@ from rtrain.models.ranking import RankingModel
 from rtrain.nn.tables import initial_rows
 from rtrain.optim import SGD, AdamW, RowWiseAdagrad, Schedule
 from rtrain.run import Checkpoint, Evaluation, Run
-from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Schema
+from rtrain.schema import Dense, Id, IdList, Schema
 from rtrain.storage import Folder
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, TrainPoint

@@ -11,13 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtrain.batch import Batch
 from rtrain.data.interactions import Interactions
 from rtrain.duration import Duration
 from rtrain.mesh import Parallel
 from rtrain.metrics import RMSE
 from rtrain.optim import RowWiseAdagrad
 from rtrain.run import Cluster, Evaluation, Run
-from rtrain.schema import Batch, Dense, Id, Label, Schema
+from rtrain.schema import Dense, Id, Label, Schema
 from rtrain.training.trace import trace
 from tests.parallel.plain import plain_rows
 from tests.parallel.worlds import DENSE_OPTIM, ROWS, TINY, in_world

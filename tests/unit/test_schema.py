@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtrain import config
+from rtrain.batch import Batch, Jagged
 from rtrain.errors import ConfigError
-from rtrain.schema import Batch, Dense, Id, IdList, IdSequence, Jagged, Label, Schema
+from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
 
 KEYS = ("user", "tags", "seen")
 

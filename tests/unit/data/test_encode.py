@@ -8,10 +8,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rtrain.batch import Batch
 from rtrain.data.columns import Columns, concat
 from rtrain.data.encode import encode
 from rtrain.errors import DataError
-from rtrain.schema import Batch, Dense, Id, IdList, IdSequence, Label, Schema
+from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
 
 Make = Callable[..., pa.Table]
 

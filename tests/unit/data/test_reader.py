@@ -12,11 +12,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rtrain.batch import Batch
 from rtrain.data.cursor import Cursor
 from rtrain.data.interactions import Dataset, Interactions
 from rtrain.data.prefetch import NAME
 from rtrain.errors import ConfigError, DataError
-from rtrain.schema import Batch, Schema
+from rtrain.schema import Schema
 
 Write = Callable[..., str]
 

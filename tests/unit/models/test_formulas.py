@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rtrain.batch import Batch, Jagged
 from rtrain.errors import ConfigError
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
@@ -18,7 +19,7 @@ from rtrain.models.mmoe import MMoE
 from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import TableOptions
-from rtrain.schema import Batch, Dense, Id, IdList, Jagged, Label, Schema
+from rtrain.schema import Dense, Id, IdList, Label, Schema
 
 SAME = 1e-12
 ROWS = 3

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtrain.batch import Jagged
 from rtrain.data.graph import Graph, adjacency, dealt
 from rtrain.data.retrieval import RetrievalFacts
 from rtrain.errors import ConfigError
 from rtrain.models.light_gcn import LightGCN, LightGCNTower, spread
-from rtrain.schema import Jagged
 
 FACTS = RetrievalFacts(users=3, items=4, longest=None, negatives=1, graph=True)
 EDGES = ((0, 1), (0, 2), (1, 2))  # user 2 and items 0 and 3 have nobody

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from rtrain.batch import Batch, Jagged
 from rtrain.errors import ConfigError
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
@@ -13,7 +14,7 @@ from rtrain.models.dlrm import DLRM
 from rtrain.models.mmoe import MMoE
 from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
-from rtrain.schema import Batch, Dense, Feature, Id, IdList, IdSequence, Jagged, Label, Schema
+from rtrain.schema import Dense, Feature, Id, IdList, IdSequence, Label, Schema
 
 MODELS: tuple[RankingConfig, ...] = (
     DCNv2(dim=4),

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rtrain.batch import Jagged
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.din import DIN
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import BLOCK_ROWS, VECTORS, Table, TableOptions, fill, initial_rows
-from rtrain.schema import Id, IdList, IdSequence, Jagged, Schema
+from rtrain.schema import Id, IdList, IdSequence, Schema
 
 SCHEMA = Schema(
     features=(

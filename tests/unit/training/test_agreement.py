@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from rtrain.batch import Batch
 from rtrain.data.protocol import AnyBatch
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.tokens import TokenBatch
@@ -17,7 +18,7 @@ from rtrain.metrics.state import Metric, Partial, takes
 from rtrain.models.plan import Piece, chain
 from rtrain.optim import SGD
 from rtrain.run import Run
-from rtrain.schema import Batch, Schema
+from rtrain.schema import Schema
 from rtrain.training.agreement import open_data
 from tests.parallel.users_history import Historian
 from tests.parallel.users_model import Blocks

@@ -1,0 +1,157 @@
+"""What a model reads of rows at once: numbers, jagged ids, and what they are trained towards.
+
+Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids` order), L labels, T longest sequence.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from rtrain.errors import DataError
+
+NONE: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass
+class Jagged:
+    """Ids of several features, feature-major: the layout of torchrec's KeyedJaggedTensor.
+
+    `lengths[f * B + b]` values belong to feature f of row b; `values` holds them in that order.
+    """
+
+    keys: tuple[str, ...]
+    values: Tensor
+    """int64 [sum of lengths]"""
+    lengths: Tensor
+    """int32 [F * B]"""
+
+    def rows(self, start: int, stop: int) -> "Jagged":
+        """The ids of rows start..stop-1."""
+        lengths_FB = self.lengths.view(len(self.keys), -1)
+        kept = torch.zeros_like(lengths_FB, dtype=torch.bool)
+        kept[:, start:stop] = True
+        values = self.values[kept.flatten().repeat_interleave(self.lengths, output_size=len(self.values))]
+        return Jagged(self.keys, values, lengths_FB[:, start:stop].flatten())
+
+    def padded(self, key: str) -> Tensor:
+        """One feature's ids, int64 [B, T], 0 behind each row's end; T is that of the longest row, at least 1."""
+        lengths_FB = self.lengths.view(len(self.keys), -1).long()
+        at = self.keys.index(key)
+        start, stop = (int(lengths_FB[:f].sum()) for f in (at, at + 1))
+        real_BT = torch.arange(self.longest[key], device=self.values.device) < lengths_FB[at].unsqueeze(1)
+        return self.values.new_zeros(real_BT.shape).masked_scatter(real_BT, self.values[start:stop])
+
+    @property
+    def longest(self) -> dict[str, int]:
+        """Feature -> ids of the row that has most of it, at least 1."""
+        lengths = self.lengths.view(len(self.keys), -1)
+        most = lengths.amax(dim=1).clamp(min=1) if lengths.shape[1] else lengths.new_ones(len(self.keys))
+        return dict(zip(self.keys, most.tolist(), strict=True))
+
+    def to(self, device: torch.device) -> "Jagged":
+        """A copy on another device."""
+        return Jagged(self.keys, self.values.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+
+
+@dataclass
+class Batch:
+    """One rank's share of a global batch."""
+
+    made_by: ClassVar[str] = "Interactions"
+
+    dense: Tensor
+    """float32 [B, sum of `Schema.dense_widths`], normalised or encoded"""
+    ids: Jagged
+    label: Tensor
+    """float32 [B], or [B, L] of a schema of several labels; nan where a row does not have it, as none does that pads"""
+    group: Tensor
+    """int64 [B]: whom the rows are ranked for; zeros without `schema.group`.
+
+    The id of the group feature; of a word that its vocabulary lacks, a negative hash, so that unknown users are not
+    ranked as one. Only a missing word is 0.
+    """
+    row: Tensor
+    """int64 [B]: the sample's number in its data set, the identity that resume is proved with; -1 pads"""
+    global_rows: int
+    """Rows of the global batch, over all data ranks."""
+    weight: Tensor | None = None
+    """float32 [B]: factor on each row's loss, 0 of one that pads; none without `schema.weight`"""
+    teacher: Tensor | None = None
+    """float32 [B]: a teacher's logit, nan where a row has none; none without `schema.teacher`"""
+
+    @property
+    def rows(self) -> int:
+        """B, padding included."""
+        return int(self.label.shape[0])
+
+    def loss_units(self, summed: Callable[[float], float]) -> float:
+        """As `data.protocol.AnyBatch`: its rows, or the sum of their weights.
+
+        Raises:
+            DataError: weights that are all 0; on every rank alike.
+        """
+        if self.weight is None:
+            return self.global_rows
+        weight = summed(float(self.weight.sum(dtype=torch.float64)))
+        if not weight > 0:
+            raise DataError(
+                f"row {int(self.row[0])} of the data: its weight (schema.weight) is 0, and so is that of all "
+                f"{self.global_rows} rows of its global batch, which has no loss then. Raise global_batch, or drop them"
+            )
+        return weight
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What a piece may take besides the vectors of the ids."""
+        return {"dense": self.dense}
+
+    @property
+    def target(self) -> Tensor:
+        """What its outputs are held against: the label; with a teacher's logit and a weight behind it [B, L + 1 or 2].
+
+        One tensor, which microbatches and pipelines cut by rows.
+        """
+        beside = [column for column in (self.teacher, self.weight) if column is not None]
+        return torch.column_stack([self.label, *beside]) if beside else self.label
+
+    def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "Batch":
+        """The batch with rows without ids and labels, and with row -1, added at its end, up to `rows`.
+
+        Row-wise sharded tables need the same B on every rank; padding gives it at any world size.
+        The padding touches no table row, and has no label that it would be held against. Nothing here is as long as a
+        sequence, whose `longest` the tables are told.
+        """
+        extra = rows - self.rows
+        if extra == 0:
+            return self
+        lengths = self.ids.lengths.view(len(self.ids.keys), self.rows)
+        return Batch(
+            dense=pad(self.dense, (0, 0, 0, extra)),
+            ids=Jagged(self.ids.keys, self.ids.values, pad(lengths, (0, extra)).flatten()),
+            label=pad(self.label, (*(0, 0) * (self.label.dim() - 1), 0, extra), value=float("nan")),
+            group=pad(self.group, (0, extra)),
+            row=pad(self.row, (0, extra), value=-1),
+            global_rows=self.global_rows,
+            weight=None if self.weight is None else pad(self.weight, (0, extra)),
+            teacher=None if self.teacher is None else pad(self.teacher, (0, extra), value=float("nan")),
+        )
+
+    def to(self, device: torch.device) -> "Batch":
+        """A copy on another device; the same object when it is there already."""
+        if self.dense.device == device:
+            return self
+        return Batch(
+            dense=self.dense.to(device, non_blocking=True),
+            ids=self.ids.to(device),
+            label=self.label.to(device, non_blocking=True),
+            group=self.group.to(device, non_blocking=True),
+            row=self.row.to(device, non_blocking=True),
+            global_rows=self.global_rows,
+            weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
+            teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
+        )
