@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from rtrain.objectives.weighted import WeightedSum
     from rtrain.optim import SGD, Adagrad, Adam, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
-    from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
+    from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
     from rtrain.tracking import Tracking
     from rtrain.training.events import Callback
     from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
@@ -223,6 +223,7 @@ _HOMES = {
     ),
     "rtrain.schema": (
         "Dense",
+        "Embedding",
         "Id",
         "IdList",
         "Label",
@@ -284,6 +285,7 @@ __all__ = [
     "Distillation",
     "Diversity",
     "Duration",
+    "Embedding",
     "Ensemble",
     "Evaluation",
     "FAt",

@@ -4,7 +4,7 @@ Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -15,6 +15,11 @@ from torch.nn.functional import pad
 from rtrain.errors import DataError
 
 NONE: Mapping[str, int] = MappingProxyType({})
+
+
+def times(feature: str) -> str:
+    """Name of the input that says how long before its row's own moment each id of a sequence was had."""
+    return f"times.{feature}"
 
 
 @dataclass
@@ -83,6 +88,9 @@ class Batch:
     """float32 [B]: factor on each row's loss, 0 of one that pads; none without `schema.weight`"""
     teacher: Tensor | None = None
     """float32 [B]: a teacher's logit, nan where a row has none; none without `schema.teacher`"""
+    times: Mapping[str, Tensor] = field(default_factory=dict)
+    """Each of `schema.timed` -> int64 [B, T], T that of `ids.padded`: seconds between an id and the row's own moment, 0
+    behind each row's end"""
 
     @property
     def rows(self) -> int:
@@ -107,8 +115,8 @@ class Batch:
 
     @property
     def inputs(self) -> dict[str, Tensor]:
-        """What a piece may take besides the vectors of the ids."""
-        return {"dense": self.dense}
+        """What a piece may take besides the vectors of the ids: numbers, and of sequences their `times`."""
+        return {"dense": self.dense} | {times(name): ago for name, ago in self.times.items()}
 
     @property
     def target(self) -> Tensor:
@@ -123,11 +131,12 @@ class Batch:
         """The batch with rows without ids and labels, and with row -1, added at its end, up to `rows`.
 
         Row-wise sharded tables need the same B on every rank; padding gives it at any world size.
-        The padding touches no table row, and has no label that it would be held against. Nothing here is as long as a
-        sequence, whose `longest` the tables are told.
+        The padding touches no table row, and has no label that it would be held against. Times become as long as the
+        `longest` that the tables are told of their sequence.
         """
         extra = rows - self.rows
-        if extra == 0:
+        later = {name: longest.get(name, ago.shape[1]) - ago.shape[1] for name, ago in self.times.items()}
+        if extra == 0 and not any(later.values()):
             return self
         lengths = self.ids.lengths.view(len(self.ids.keys), self.rows)
         return Batch(
@@ -139,6 +148,7 @@ class Batch:
             global_rows=self.global_rows,
             weight=None if self.weight is None else pad(self.weight, (0, extra)),
             teacher=None if self.teacher is None else pad(self.teacher, (0, extra), value=float("nan")),
+            times={name: pad(ago, (0, later[name], 0, extra)) for name, ago in self.times.items()},
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -154,4 +164,5 @@ class Batch:
             global_rows=self.global_rows,
             weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
             teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
+            times={name: ago.to(device, non_blocking=True) for name, ago in self.times.items()},
         )

@@ -16,6 +16,9 @@ from rtrain.errors import ConfigError
 
 Entity = Literal["user", "item", "context"]
 
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""Of the years 1 to 9999: what lies beyond counts no seconds since 1970, but parts of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
@@ -45,6 +48,11 @@ class Dense:
         """Columns of the model's input that it becomes."""
         return self.encoding.width if self.encoding else 1
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Of each number that a row keeps of it, the columns that this one becomes."""
+        return (self.width,)
+
     def scaled(self, raw: NDArray[np.float64]) -> NDArray[np.float64]:
         """Raw values [N] -> the one number of each that a row keeps; `encodings.widened` makes the columns of it."""
         return self.encoding.scaled(raw) if self.encoding else (raw - self.mean) / self.std
@@ -58,6 +66,41 @@ class Dense:
     def arrow_type(self) -> pa.DataType:
         """float64: wide enough for every number a column may hold."""
         return pa.float64()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """A vector a row that was made elsewhere, such as of an item's text or image; the model has it among its numbers.
+
+    It is read as it is: scale it to numbers around 1 before, as those of `Dense` are.
+    """
+
+    name: str
+    """Column of lists in the data and key in a request."""
+    entity: Entity = "context"
+    """Whom the feature describes."""
+    dim: int
+    """Numbers of each vector."""
+    missing: Literal["zeros"] | None = None
+    """What stands for a null; none refuses nulls."""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ConfigError(f"feature {self.name!r}: dim must be at least 1, got {self.dim}")
+
+    @property
+    def width(self) -> int:
+        """Columns of the model's input that it becomes."""
+        return self.dim
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """As `Dense.kept`."""
+        return (1,) * self.dim
+
+    def arrow_type(self) -> pa.DataType:
+        """A list of what `Dense` takes."""
+        return pa.list_(pa.float64())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +170,11 @@ class IdList(Id):
 class IdSequence(IdList):
     """An `IdList` in time order, oldest first; beyond `max_length` the newest are kept."""
 
+    times: str = ""
+    """Column of when each id was had, as many a row and rising: seconds since 1970, timestamps or dates; of one moment
+    the order is the list's. A model is then given how many seconds each lies before the row's own moment,
+    `schema.time`, which is a key of a request too, in seconds as the times are. Empty: the order alone is told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
@@ -143,7 +191,7 @@ class Label:
 
 Sequence = IdSequence  # what configs of earlier runs and exports name it
 
-Feature = Dense | Id | IdList | IdSequence
+Feature = Dense | Embedding | Id | IdList | IdSequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +219,12 @@ class Schema:
     teacher. Never part of a request."""
 
     def __post_init__(self) -> None:
-        beside = [name for name in (self.weight, self.teacher) if name]
+        if self.timed and not self.time:
+            raise ConfigError(
+                f"schema.time: it is empty, but feature {self.timed[0].name!r} has times, of which a model is told how "
+                "long before the row's own moment they are. Name the column of that moment, or leave the times out"
+            )
+        beside = [name for name in (self.weight, self.teacher, *self.clocks) if name]
         names = [f.name for f in self.features] + [label.name for label in self.labels] + beside
         for name in names:
             if names.count(name) > 1:
@@ -190,9 +243,9 @@ class Schema:
                 )
 
     @property
-    def dense(self) -> tuple[Dense, ...]:
-        """The numbers, in the order of `Batch.dense`'s columns; an encoded one has several."""
-        return tuple(f for f in self.features if isinstance(f, Dense))
+    def dense(self) -> tuple[Dense | Embedding, ...]:
+        """The numbers, in the order of `Batch.dense`'s columns; an encoded one and a vector have several."""
+        return tuple(f for f in self.features if isinstance(f, Dense | Embedding))
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -200,9 +253,25 @@ class Schema:
         return tuple(f.width for f in self.dense)
 
     @property
+    def kept_widths(self) -> tuple[int, ...]:
+        """The same of each number that a row keeps: of a vector all, and of one that is encoded itself alone."""
+        return tuple(width for f in self.dense for width in f.kept)
+
+    @property
     def ids(self) -> tuple[Id, ...]:
         """The categorical features (single, list and sequence), in the order of `Batch.ids`."""
         return tuple(f for f in self.features if isinstance(f, Id))
+
+    @property
+    def timed(self) -> tuple[IdSequence, ...]:
+        """The sequences that have times, in the order of `ids`."""
+        return tuple(f for f in self.features if isinstance(f, IdSequence) and f.times)
+
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """Columns that tell what is `timed`: lists of moments, which sequences may share, and the row's own moment."""
+        lists = dict.fromkeys(f.times for f in self.timed)
+        return (*lists, self.time) if lists else ()
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -230,6 +299,8 @@ class Schema:
     def arrow(self, *, label: bool) -> pa.Schema:
         """The columns that rows must have: all of training data, or of a request (`label=False`)."""
         columns = [pa.field(f.name, f.arrow_type()) for f in self.features]
+        moments = [pa.int64() if name == self.time else pa.list_(pa.int64()) for name in self.clocks]
+        columns += [pa.field(name, kind) for name, kind in zip(self.clocks, moments, strict=True)]
         if label:
             columns += [pa.field(one.name, pa.float64()) for one in self.labels]
             columns += [pa.field(name, pa.float64()) for name in (self.weight, self.teacher) if name]

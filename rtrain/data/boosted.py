@@ -1,9 +1,9 @@
 """Gradient-boosted trees on a schema's features: what a model without tables makes of the same columns.
 
 scikit-learn's histogram trees with its defaults (after Ke et al., "LightGBM", NeurIPS 2017). Numbers are read as they
-are stored, ids of few values as categories, other ids as numbers, lists by their length alone.
+are stored, ids of few values as categories, other ids as numbers, lists by their length alone, of vectors each number.
 
-Shape legend: N rows, F features.
+Shape legend: N rows, F inputs: one a feature, of a vector as many as it has numbers.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from rtrain.data.baseline import Baseline
 from rtrain.data.means import numbered
 from rtrain.data.split import Split
 from rtrain.metrics.state import Scored, Valued
-from rtrain.schema import Dense, Feature, IdList
+from rtrain.schema import Embedding, Feature, Id, IdList
 
 MOST_ROWS = 1_000_000
 """Rows of all splits beyond which it, which reads them whole, is left out."""
@@ -86,7 +86,7 @@ class _Boosted:
         if len(np.unique(labels)) < 2:
             return None
         kind = HistGradientBoostingRegressor if self.schema.predicts_numbers else HistGradientBoostingClassifier
-        few = [_is_category(feature) for feature in self.schema.features]
+        few = [_is_category(f) for f in self.schema.features for _ in range(_inputs_of(f))]
         return kind(categorical_features=few, random_state=0).fit(self._inputs(table), labels)
 
     def _table(self, split: Split) -> pa.Table:
@@ -95,17 +95,27 @@ class _Boosted:
 
     def _inputs(self, table: pa.Table) -> NDArray[np.float64]:
         """[N, F]; nan where there is nothing, or a word that is not known."""
-        return np.stack([_column(feature, table[feature.name]) for feature in self.schema.features], axis=1)
+        return np.column_stack([_column(feature, table[feature.name]) for feature in self.schema.features])
 
 
 def _is_category(feature: Feature) -> bool:
-    return not isinstance(feature, Dense | IdList) and feature.table_rows <= MOST_CATEGORIES
+    return isinstance(feature, Id) and not isinstance(feature, IdList) and feature.table_rows <= MOST_CATEGORIES
+
+
+def _inputs_of(feature: Feature) -> int:
+    return feature.dim if isinstance(feature, Embedding) else 1
 
 
 def _column(feature: Feature, column: pa.ChunkedArray) -> NDArray[np.float64]:
+    """[N], or of a vector [N, dim]"""
+    if isinstance(feature, Embedding):
+        there = pc.is_valid(column).to_numpy()
+        vectors = np.full((len(there), feature.dim), np.nan)
+        vectors[there] = pc.list_flatten(column).cast(pa.float64()).to_numpy().reshape(-1, feature.dim)
+        return vectors
     if isinstance(feature, IdList):
         found = pc.list_value_length(column)
-    elif not isinstance(feature, Dense) and feature.vocabulary:
+    elif isinstance(feature, Id) and feature.vocabulary:
         found = pc.index_in(column.cast(pa.string()), value_set=pa.array(feature.vocabulary))
     else:
         found = column

@@ -37,6 +37,13 @@ class Lists:
         """int64 [N]"""
         return np.diff(self.offsets)
 
+    def padded(self) -> NDArray[np.int64]:
+        """int64 [N, T], 0 behind each list's end; T is that of the longest, at least 1."""
+        lengths = self.lengths
+        out = np.zeros((len(lengths), max(1, int(lengths.max(initial=0)))), np.int64)
+        out[np.arange(out.shape[1]) < lengths[:, None]] = self.values
+        return out
+
     def select(self, indices: NDArray[np.integer]) -> "Lists":
         """The lists of the given rows, in their order."""
         starts = self.offsets.take(indices)
@@ -58,7 +65,8 @@ class Columns:
 
     schema: Schema
     dense: NDArray[np.float32]
-    """[N, D], normalised, or scaled by its encoding: of what is one number here, a batch has every column"""
+    """[N, D], normalised, or scaled by its encoding: of what is one number here, a batch has every column; a vector's
+    numbers side by side"""
     singles: NDArray[np.integer]
     """int32 or int64 [N, S]: side by side, because a row's ids are gathered together"""
     lists: tuple[Lists, ...]
@@ -73,6 +81,8 @@ class Columns:
     """[N]: factor on each row's loss; none without `schema.weight`, and of requests"""
     teacher: NDArray[np.float32] | None = None
     """[N]: a teacher's logit, nan where a row has none; none without `schema.teacher`, and of requests"""
+    times: tuple[Lists, ...] = ()
+    """Of `schema.timed`, in their order, the seconds between each id and its row's own moment."""
 
     @property
     def rows(self) -> int:
@@ -91,6 +101,7 @@ class Columns:
             row=self.row.take(indices),
             weight=None if self.weight is None else self.weight.take(indices),
             teacher=None if self.teacher is None else self.teacher.take(indices),
+            times=tuple(ago.select(indices) for ago in self.times),
         )
 
     def batch(self, *, global_rows: int) -> Batch:
@@ -110,7 +121,7 @@ class Columns:
             values[at : at + len(found)] = found
             at += len(found)
         return Batch(
-            dense=torch.from_numpy(widened(self.dense, self.schema.dense_widths)),
+            dense=torch.from_numpy(widened(self.dense, self.schema.kept_widths)),
             ids=Jagged(tuple(f.name for f in ids), torch.from_numpy(values), torch.from_numpy(lengths_FB.ravel())),
             label=torch.from_numpy(self.label),
             group=torch.from_numpy(self.group),
@@ -118,6 +129,10 @@ class Columns:
             global_rows=global_rows,
             weight=None if self.weight is None else torch.from_numpy(self.weight),
             teacher=None if self.teacher is None else torch.from_numpy(self.teacher),
+            times={
+                feature.name: torch.from_numpy(ago.padded())
+                for feature, ago in zip(self.schema.timed, self.times, strict=True)
+            },
         )
 
     @staticmethod
@@ -135,18 +150,23 @@ def concat(parts: Sequence[Columns]) -> Columns:
     if len(parts) == 1:
         return parts[0]
     first = parts[0]
-    lists = [
-        Lists.of(np.concatenate([x.values for x in same]), np.concatenate([x.lengths for x in same]))
-        for same in zip(*(p.lists for p in parts), strict=True)
-    ]
     return Columns(
         schema=first.schema,
         dense=np.concatenate([p.dense for p in parts]),
         singles=np.concatenate([p.singles for p in parts]),
-        lists=tuple(lists),
+        lists=_joined([p.lists for p in parts]),
         label=np.concatenate([p.label for p in parts]),
         group=np.concatenate([p.group for p in parts]),
         row=np.concatenate([p.row for p in parts]),
         weight=None if first.weight is None else np.concatenate([p.weight for p in parts if p.weight is not None]),
         teacher=None if first.teacher is None else np.concatenate([p.teacher for p in parts if p.teacher is not None]),
+        times=_joined([p.times for p in parts]),
+    )
+
+
+def _joined(parts: Sequence[tuple[Lists, ...]]) -> tuple[Lists, ...]:
+    """Of each feature the lists of all parts, one after the other."""
+    return tuple(
+        Lists.of(np.concatenate([x.values for x in same]), np.concatenate([x.lengths for x in same]))
+        for same in zip(*parts, strict=True)
     )

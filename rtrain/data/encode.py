@@ -12,8 +12,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
+from rtrain.data.moments import ago, moments
+from rtrain.data.place import Place, first, plain
 from rtrain.errors import DataError, did_you_mean
-from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
+from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
 
 __all__ = ["Columns", "check_columns", "concat", "encode"]
 
@@ -42,10 +44,13 @@ def encode(
     """
     check_columns(table.schema, schema, label=label, where=where)
     rows = table.num_rows
-    at = _Place(where, np.arange(first_row, first_row + rows) if shown is None else shown)
-    dense = np.empty((rows, len(schema.dense)), np.float32)
-    for number, feature in enumerate(schema.dense):
-        dense[:, number] = _numbers(table.column(feature.name), feature, at)
+    at = Place(where, np.arange(first_row, first_row + rows) if shown is None else shown)
+    dense, number = np.empty((rows, len(schema.kept_widths)), np.float32), 0
+    for feature in schema.dense:
+        column, after = table.column(feature.name), number + len(feature.kept)
+        found = _vectors(column, feature, at) if isinstance(feature, Embedding) else _numbers(column, feature, at)
+        dense[:, number:after] = found
+        number = after
     singles: list[NDArray[np.integer]] = []
     lists: list[Lists] = []
     groups = np.zeros(rows, np.int64)
@@ -69,6 +74,7 @@ def encode(
         row=np.arange(first_row, first_row + rows),
         weight=_weights(table.column(schema.weight), schema.weight, at) if label and schema.weight else None,
         teacher=_logits(table.column(schema.teacher), schema.teacher, at) if label and schema.teacher else None,
+        times=_times(table, schema, at),
     )
 
 
@@ -88,55 +94,41 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
             raise DataError(f"{where}: there are two columns {field.name!r}. Drop or rename one")
         got = columns.field(field.name).type
         is_label = field.name in [one.name for one in schema.labels]
-        if not (_widens(got, field.type) or (is_label and pa.types.is_boolean(got))):
+        fits = _widens(got, field.type, moments=field.name in schema.clocks)
+        if not (fits or (is_label and pa.types.is_boolean(got))):
             raise DataError(
                 f"{where}: column {field.name!r} is {got}, but the schema needs {field.type}. "
                 "Cast the column, or change the kind of the feature"
             )
 
 
-def _widens(got: pa.DataType, wanted: pa.DataType) -> bool:
-    """Whether every value of type `got` is one of type `wanted`; a column of nulls only has any type."""
+def _widens(got: pa.DataType, wanted: pa.DataType, *, moments: bool = False) -> bool:
+    """Whether every value of type `got` is one of type `wanted`; a column of nulls only has any type.
+
+    `moments`: whether the wanted whole numbers are seconds since 1970, which timestamps and dates are too.
+    """
     is_ = pa.types
     if is_.is_dictionary(got):
-        return _widens(got.value_type, wanted)
+        return _widens(got.value_type, wanted, moments=moments)
     if is_.is_null(got):
         return True
     if is_.is_list(wanted):
         a_list = is_.is_list(got) or is_.is_large_list(got) or is_.is_fixed_size_list(got)
-        return a_list and _widens(got.value_type, wanted.value_type)
+        return a_list and _widens(got.value_type, wanted.value_type, moments=moments)
     if is_.is_string(wanted):
         return bool(is_.is_string(got) or is_.is_large_string(got))
+    if moments and (is_.is_timestamp(got) or is_.is_date(got)):
+        return True
     whole = is_.is_integer(got) and not is_.is_uint64(got)
     return bool(whole or (is_.is_floating(got) and is_.is_floating(wanted)))
 
 
-class _Place:
-    """Where a value stands, for messages."""
-
-    def __init__(self, where: str, shown: NDArray[np.integer]):
-        self.where, self.shown = where, shown
-
-    def refuse(self, what: str, row: int, why: str) -> DataError:
-        return DataError(f"{self.where}: {what} at row {self.shown[row]}{why}")
-
-
-def _first(mask: NDArray[np.bool_]) -> int:
-    return int(mask.argmax())
-
-
-def _plain(column: pa.ChunkedArray, when_null: pa.DataType) -> pa.ChunkedArray:
-    """The column with dictionaries decoded, and a column of nulls only given a type."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    return column.cast(when_null) if pa.types.is_null(column.type) else column
-
-
-def _numbers(column: pa.ChunkedArray, feature: Dense, at: _Place) -> NDArray[np.float32]:
-    column = _plain(column, pa.float64())
+def _numbers(column: pa.ChunkedArray, feature: Dense, at: Place) -> NDArray[np.float32]:
+    """[N, 1]"""
+    column = plain(column, pa.float64())
     what = f"feature {feature.name!r}"
     if column.null_count and feature.missing is None:
-        row = _first(pc.is_null(column).to_numpy())
+        row = first(pc.is_null(column).to_numpy())
         raise at.refuse(f"{what} is null", row, ". Give Dense(missing=...) a value to use instead, or fill the column")
     raw = column.cast(pa.float64()).fill_null(feature.missing if feature.missing is not None else 0.0).to_numpy()
     # A float64 that float32 cannot hold becomes inf, and is refused as such.
@@ -144,21 +136,55 @@ def _numbers(column: pa.ChunkedArray, feature: Dense, at: _Place) -> NDArray[np.
         values: NDArray[np.float32] = feature.scaled(raw).astype(np.float32)
     finite = np.isfinite(values) & np.isfinite(raw)
     if not finite.all():
-        row = _first(~finite)
+        row = first(~finite)
         raise at.refuse(f"{what} is {raw[row]}", row, "; it must be a finite number that float32 can hold")
+    return values[:, None]
+
+
+def _vectors(column: pa.ChunkedArray, feature: Embedding, at: Place) -> NDArray[np.float32]:
+    """[N, dim]"""
+    column = plain(column, feature.arrow_type())
+    what, there = f"feature {feature.name!r}", pc.is_valid(column).to_numpy()
+    if feature.missing is None and not there.all():
+        why = '. Give Embedding(missing="zeros"), or fill the column'
+        raise at.refuse(f"{what} is null", first(~there), why)
+    lengths = pc.list_value_length(column).fill_null(feature.dim).to_numpy()
+    if (lengths != feature.dim).any():
+        row = first(lengths != feature.dim)
+        raise at.refuse(f"{what} has {lengths[row]} numbers", row, f", but its dim is {feature.dim}")
+    flat = plain(pc.list_flatten(column), pa.float64())
+    rows = np.repeat(np.flatnonzero(there), feature.dim)
+    if flat.null_count:
+        row = int(rows[first(pc.is_null(flat).to_numpy())])
+        raise at.refuse(f"{what} has a null in its vector", row, ". Fill it, or drop the row")
+    raw: NDArray[np.float64] = flat.cast(pa.float64()).to_numpy()
+    if not _fits_float32(raw).all():
+        index = first(~_fits_float32(raw))
+        why = "; it must have finite numbers that float32 can hold"
+        raise at.refuse(f"{what} has {raw[index]} in its vector", int(rows[index]), why)
+    values = np.zeros((len(there), feature.dim), np.float32)
+    values[there] = raw.reshape(-1, feature.dim)
     return values
 
 
-def _ids(column: pa.ChunkedArray, feature: Id, at: _Place, offsets: NDArray[np.int64] | None) -> NDArray[np.integer]:
+def _times(table: pa.Table, schema: Schema, at: Place) -> tuple[Lists, ...]:
+    """As `Columns.times`."""
+    if not schema.timed:
+        return ()
+    moment = moments(table.column(schema.time), schema.time, at)
+    return tuple(ago(table.column(f.name), table.column(f.times), f, moment, at) for f in schema.timed)
+
+
+def _ids(column: pa.ChunkedArray, feature: Id, at: Place, offsets: NDArray[np.int64] | None) -> NDArray[np.integer]:
     """Ids of a column, or of the flat values of a list column whose lists begin at `offsets`."""
 
     def row_of(index: int) -> int:
         return index if offsets is None else int(np.searchsorted(offsets, index, side="right")) - 1
 
     what = f"feature {feature.name!r}"
-    column = _plain(column, pa.string() if feature.vocabulary else pa.int64())
+    column = plain(column, pa.string() if feature.vocabulary else pa.int64())
     if column.null_count and (feature.rows or offsets is not None):
-        row = row_of(_first(pc.is_null(column).to_numpy()))
+        row = row_of(first(pc.is_null(column).to_numpy()))
         has = "is null" if offsets is None else "has a null in its list"
         raise at.refuse(f"{what} {has}", row, ". Fill it, or drop the row")
     if feature.vocabulary:
@@ -167,7 +193,7 @@ def _ids(column: pa.ChunkedArray, feature: Id, at: _Place, offsets: NDArray[np.i
         return found + np.int32(1)
     values: NDArray[np.integer] = column.to_numpy()
     if len(values) and (values.min() < 0 or values.max() >= feature.rows):
-        index = _first((values < 0) | (values >= feature.rows))
+        index = first((values < 0) | (values >= feature.rows))
         raise at.refuse(
             f"{what} has id {values[index]}",
             row_of(index),
@@ -181,7 +207,7 @@ def _groups(column: pa.ChunkedArray, feature: Id, ids: NDArray[np.integer]) -> N
     groups = ids.astype(np.int64)
     if not feature.vocabulary:
         return groups
-    column = _plain(column, pa.string())
+    column = plain(column, pa.string())
     strangers = np.flatnonzero((groups == 0) & column.is_valid().to_numpy())
     if len(strangers):  # the model has one row for all of them, yet each is somebody of their own
         words = column.take(pa.array(strangers)).combine_chunks().dictionary_encode()
@@ -197,7 +223,7 @@ def _negative_hash(word: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(word, digest_size=8).digest(), "big") // 2 - 2**63
 
 
-def _lists(column: pa.ChunkedArray, feature: IdList, at: _Place) -> Lists:
+def _lists(column: pa.ChunkedArray, feature: IdList, at: Place) -> Lists:
     """A null list is an empty one; a null inside a list is refused."""
     if pa.types.is_null(column.type):
         column = column.cast(feature.arrow_type())
@@ -207,7 +233,7 @@ def _lists(column: pa.ChunkedArray, feature: IdList, at: _Place) -> Lists:
     if not len(lengths) or lengths.max() <= feature.max_length:
         return lists
     if not isinstance(feature, IdSequence):
-        row = _first(lengths > feature.max_length)
+        row = first(lengths > feature.max_length)
         raise at.refuse(
             f"feature {feature.name!r} has {lengths[row]} values",
             row,
@@ -217,44 +243,44 @@ def _lists(column: pa.ChunkedArray, feature: IdList, at: _Place) -> Lists:
     return lists.cut(lists.offsets[1:] - kept, kept)
 
 
-def _all_labels(table: pa.Table, schema: Schema, at: _Place) -> NDArray[np.float32]:
+def _all_labels(table: pa.Table, schema: Schema, at: Place) -> NDArray[np.float32]:
     """[N] of one label, [N, L] of several."""
     labels = [_labels(table.column(label.name), label, at) for label in schema.labels]
     return labels[0] if len(labels) == 1 else np.stack(labels, axis=1)
 
 
-def _labels(column: pa.ChunkedArray, label: Label, at: _Place) -> NDArray[np.float32]:
+def _labels(column: pa.ChunkedArray, label: Label, at: Place) -> NDArray[np.float32]:
     # A null becomes NaN.
-    values: NDArray[np.float64] = _plain(column, pa.float64()).cast(pa.float64()).to_numpy()
+    values: NDArray[np.float64] = plain(column, pa.float64()).cast(pa.float64()).to_numpy()
     number = label.kind == "number"
     wrong = ~_fits_float32(values) if number else (values != 0) & (values != 1)
     if label.optional and column.null_count:
         wrong &= ~pc.is_null(column).to_numpy()
     if wrong.any():
-        row = _first(wrong)
+        row = first(wrong)
         got = "null" if pc.is_null(column)[row].as_py() else values[row]
         must = "a finite number that float32 can hold" if number else "0 or 1"
         raise at.refuse(f"label {label.name!r} is {got}", row, f"; it must be {must}")
     return values.astype(np.float32)
 
 
-def _weights(column: pa.ChunkedArray, name: str, at: _Place) -> NDArray[np.float32]:
-    values: NDArray[np.float64] = _plain(column, pa.float64()).cast(pa.float64()).to_numpy()
+def _weights(column: pa.ChunkedArray, name: str, at: Place) -> NDArray[np.float32]:
+    values: NDArray[np.float64] = plain(column, pa.float64()).cast(pa.float64()).to_numpy()
     wrong = ~_fits_float32(values) | (values < 0)
     if wrong.any():
-        row = _first(wrong)
+        row = first(wrong)
         got = "null" if pc.is_null(column)[row].as_py() else values[row]
         raise at.refuse(f"weight {name!r} is {got}", row, "; it must be a finite number of at least 0")
     return values.astype(np.float32)
 
 
-def _logits(column: pa.ChunkedArray, name: str, at: _Place) -> NDArray[np.float32]:
+def _logits(column: pa.ChunkedArray, name: str, at: Place) -> NDArray[np.float32]:
     """A null becomes NaN."""
-    column = _plain(column, pa.float64())
+    column = plain(column, pa.float64())
     values: NDArray[np.float64] = column.cast(pa.float64()).to_numpy()
     wrong = ~_fits_float32(values) & column.is_valid().to_numpy()
     if wrong.any():
-        row = _first(wrong)
+        row = first(wrong)
         raise at.refuse(f"teacher's logit {name!r} is {values[row]}", row, "; it must be a finite number, or null")
     return values.astype(np.float32)
 

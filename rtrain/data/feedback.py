@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rtrain.data.moments import second_of
 from rtrain.data.parquet import ParquetRows
 from rtrain.errors import DataError, did_you_mean
 
@@ -80,16 +81,9 @@ def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_l
         before = pc.count_distinct(table.column(user)).as_py()
         table = table.filter(pc.greater_equal(table.column(rating), at_least))
         without = before - pc.count_distinct(table.column(user)).as_py()
-    when, second = (_whole(table, time, uri), _second(table.column(time).type)) if time else (None, 1)
+    when, second = (_whole(table, time, uri), second_of(table.column(time).type)) if time else (None, 1)
     found = Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
     return replace(found, time=found.time // second, without=without)
-
-
-def _second(kind: pa.DataType) -> int:
-    """How many of a time column's units make a second: 1 of plain numbers, and of dates, which are read as seconds."""
-    if pa.types.is_timestamp(kind):
-        return {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[kind.unit]
-    return 1
 
 
 def _whole(table: pa.Table, name: str, uri: str) -> Ids:

@@ -8,7 +8,7 @@ from rtrain.schema import Schema
 
 
 def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Schema) -> None:
-    """Refuse ids beyond their tables, and labels that are neither 0 nor 1, of any split.
+    """Refuse ids beyond their tables, labels that are neither 0 nor 1, and times behind their row's, of any split.
 
     By each row group's least and greatest value; a group in which one is outside is read, to name the row. What the
     footers do not tell is found when its rows are read.
@@ -25,7 +25,10 @@ def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Sch
             for name, (least, most) in within.items()
             if name in spans and not (least <= spans[name][0] and spans[name][1] <= most)
         ]
-        if outside:
+        # Of whole numbers of seconds alone: a footer has the times of timestamps in units of its own.
+        told = [name for name in schema.clocks if name in spans]
+        latest = spans[schema.time][1] if schema.time in told else None
+        if outside or (latest is not None and any(spans[name][1] > latest for name in told)):
             shown = rows.file_rows(group.first_row, group.stop)
             encode(
                 rows.read(group.first_row, group.stop, schema.arrow(label=True).names),

@@ -30,6 +30,8 @@ def _of_array(array: pa.Array) -> Words:
     kind = array.type
     if pa.types.is_dictionary(kind):
         return _of_array(array.dictionary_decode())
+    if pa.types.is_fixed_size_list(kind):
+        return _of_array(array.cast(pa.list_(kind.value_type)))
     if kind in BYTES:
         found = _of_bytes(array.cast(pa.large_binary()))
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):

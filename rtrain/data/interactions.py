@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from rtrain.batch import Batch
+from rtrain.batch import Batch, times
 from rtrain.data import sources
 from rtrain.data.baseline import Baseline
 from rtrain.data.boosted import boosted_of, without_boosting
@@ -35,7 +35,7 @@ from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, refuse_di
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.rounding import ceil_div
-from rtrain.schema import Dense, Feature, IdList, Schema
+from rtrain.schema import Dense, Embedding, Feature, IdList, Schema
 
 MOST_ROWS = 1_000_000
 """Training rows that edges are taken from."""
@@ -45,7 +45,6 @@ class Dataset(Samples[Batch]):
     """Rows of Parquet files, typed by a schema."""
 
     split_field = "data.split"
-    inputs = ("dense",)
 
     def __init__(
         self,
@@ -68,6 +67,7 @@ class Dataset(Samples[Batch]):
         counted = [rows.fingerprint(), ranges, together if stop - start > window_rows else None]
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
         self.schema = schema
+        self.inputs = ("dense", *(times(feature.name) for feature in schema.timed))
         self._leakage, self._in_time = leakage, in_time
         self._whole = {self._blocks(*self._range(split)) for split in SPLITS}
         self._kept: dict[tuple[Block, ...], Columns] = {}
@@ -237,7 +237,8 @@ class Interactions(Data):
     def columns(self) -> tuple[str, ...]:
         """Those of the schema with one value a row."""
         schema = self.schema
-        named = [f.name for f in schema.features if not isinstance(f, IdList)] + [one.name for one in schema.labels]
+        single = [f.name for f in schema.features if not isinstance(f, IdList | Embedding)]
+        named = single + [one.name for one in schema.labels]
         return (*named, *(name for name in (schema.time, schema.weight, schema.teacher) if name and name not in named))
 
     @property
@@ -260,13 +261,14 @@ class Interactions(Data):
             ConfigError: a name that is no `Dense` feature, or bins below 1.
             DataError: as `open`; or a feature that is the same in all those rows.
         """
-        names = [f.name for f in self.schema.dense]
+        numbers = [f for f in self.schema.features if isinstance(f, Dense)]
+        names = [f.name for f in numbers]
         for name in features:
             if name not in names:
                 raise ConfigError(f"encoded: {name!r} is no Dense feature of the schema{did_you_mean(name, names)}")
         if bins < 1:
             raise ConfigError(f"encoded: bins must be at least 1, got {bins}")
-        wanted = [f.name for f in self.schema.dense if (f.name in features if features else not f.encoding)]
+        wanted = [f.name for f in numbers if (f.name in features if features else not f.encoding)]
         data = self.open()
         rows = data.rows("train")
         seen = data.raw("train", max(0, rows - MOST_ROWS), rows, wanted)

@@ -16,7 +16,7 @@ from rtrain.data.encode import encode
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.words import Words
 from rtrain.errors import ConfigError, DataError
-from rtrain.schema import Id, IdList, Schema
+from rtrain.schema import Id, IdList, IdSequence, Schema
 
 Ids = NDArray[np.int64]
 
@@ -78,6 +78,11 @@ class SideFeatures:
                 raise ConfigError(f"data: the feature {feature.name!r} of {self.source} is there twice")
             if isinstance(feature, Id) and feature.table:
                 raise ConfigError(f"data: feature {feature.name!r} has a table of its own here. Leave out its table")
+            if isinstance(feature, IdSequence) and feature.times:
+                raise ConfigError(
+                    f"data: feature {feature.name!r} has times, but {self.source} has no moment that they lie before. "
+                    "Leave them out"
+                )
         if not names:
             raise ConfigError(f"data: {self.source} is given without a feature. Name one, or leave it out")
 

@@ -1,13 +1,18 @@
 """One request row as a pydantic model, made from the schema that the model was trained with."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+import pyarrow as pa
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
+from rtrain.data.moments import in_seconds
 from rtrain.encodings import LARGEST
-from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
+from rtrain.schema import FIRST_SECOND, LAST_SECOND, Dense, Embedding, Id, IdList, IdSequence, Schema
+
+Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
 
 
 def row_model(schema: Schema) -> type[BaseModel]:
@@ -28,9 +33,45 @@ def row_model(schema: Schema) -> type[BaseModel]:
                     Field(description=doc),
                 )
             )
+        elif isinstance(feature, Embedding):
+            fields[feature.name] = _vector(feature, doc)
         else:
             fields[feature.name] = _ids(feature, doc)
-    return create_model("Row", __config__=ConfigDict(extra="forbid", strict=False), **fields)
+    for feature in schema.timed:
+        doc = f"when each id of {feature.name} was had, seconds since 1970, as many and rising"
+        fields[feature.times] = (list[Second], Field(default_factory=list, description=doc))
+    if schema.timed:
+        doc = "the row's own moment, seconds since 1970: now, or when it was; no time of an id is later"
+        fields[schema.time] = (Second, Field(description=doc))
+    # A name that no feature has: it stands beside theirs.
+    after: dict[str, Any] = {"times in order": model_validator(mode="after")(_in_time(schema))} if schema.timed else {}
+    config = ConfigDict(extra="forbid", strict=False)
+    return create_model("Row", __config__=config, __validators__=after, **fields)
+
+
+def _in_time(schema: Schema) -> Callable[[Any], Any]:
+    """Refuses times that `data.moments.ago` would refuse: there it would take the other requests of the batch along."""
+
+    def check(row: Any) -> Any:
+        moment = getattr(row, schema.time)
+        for feature in schema.timed:
+            ids, times = getattr(row, feature.name), getattr(row, feature.times)
+            if len(ids) != len(times):
+                raise ValueError(f"{feature.name} has {len(ids)} ids, but {feature.times} has {len(times)} times")
+            for before, after in pairwise(times):
+                if after < before:
+                    raise ValueError(f"{feature.times} fall from {before} to {after}; they must rise, oldest first")
+            if times and times[-1] > moment:
+                raise ValueError(f"{feature.times} hold {times[-1]}, behind the row's own {schema.time}, {moment}")
+        return row
+
+    return check
+
+
+def _vector(feature: Embedding, doc: str) -> tuple[Any, Any]:
+    number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+    vector = Annotated[list[number], Field(min_length=feature.dim, max_length=feature.dim)]
+    return (vector | None, Field(None, description=doc)) if feature.missing else (vector, Field(description=doc))
 
 
 def _fits(feature: Dense) -> Callable[[float], float]:
@@ -58,3 +99,14 @@ def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
 def json_schema(schema: Schema) -> dict[str, Any]:
     """JSON Schema of a row."""
     return row_model(schema).model_json_schema()
+
+
+def rows_of(table: pa.Table, schema: Schema) -> list[dict[str, Any]]:
+    """Stored rows as requests: what a request has alone, moments in seconds.
+
+    What is null is left out: a request knows no null list, and what is left out means the same.
+    """
+    asked = table.select(schema.arrow(label=False).names)
+    for name in schema.clocks:
+        asked = asked.set_column(asked.column_names.index(name), name, in_seconds(asked.column(name)))
+    return [{k: v for k, v in row.items() if v is not None} for row in asked.to_pylist()]

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from rtrain.export.request import rows_of
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training.records import PREDICTIONS
@@ -20,9 +21,7 @@ def compare_served(run: Run, exported: str, dataset: Any) -> float:
     from rtrain.serving.app import deploy
 
     recorded = Folder(run.folder).read_json(PREDICTIONS)
-    table = dataset.raw("test", 0, len(recorded["rows"])).select([f.name for f in dataset.schema.features])
-    # Left out rather than null: a request knows no null list, and what is left out means the same.
-    rows = [{k: v for k, v in row.items() if v is not None} for row in table.to_pylist()]
+    rows = rows_of(dataset.raw("test", 0, len(recorded["rows"])), dataset.schema)
     served = deploy(exported, name=run.name, port=run.handoff.port)
     try:
         answers = served.predict_concurrently([rows[i : i + 16] for i in range(0, len(rows), 16)])

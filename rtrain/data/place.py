@@ -1,0 +1,30 @@
+"""Where a value stands, for messages, and how a column of values is read whatever holds it."""
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rtrain.errors import DataError
+
+
+class Place:
+    """A table and its rows' numbers, as messages name them."""
+
+    def __init__(self, where: str, shown: NDArray[np.integer]):
+        self.where, self.shown = where, shown
+
+    def refuse(self, what: str, row: int, why: str) -> DataError:
+        """`what` is at `row` of the table: the error to raise."""
+        return DataError(f"{self.where}: {what} at row {self.shown[row]}{why}")
+
+
+def first(mask: NDArray[np.bool_]) -> int:
+    """Index of the first that is true."""
+    return int(mask.argmax())
+
+
+def plain(column: pa.ChunkedArray, when_null: pa.DataType) -> pa.ChunkedArray:
+    """The column with dictionaries decoded, and a column of nulls only given a type."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return column.cast(when_null) if pa.types.is_null(column.type) else column
