@@ -29,7 +29,7 @@ from tests.parallel import test_retrieval as retrieval
 from tests.parallel.plain import Control, RowsLoss, cross_entropy, plain_rows, squared_entropy, taught_entropy
 from tests.parallel.users_history import Historian
 from tests.parallel.users_model import Blocks
-from tests.parallel.worlds import SCHEMA, TAUGHT, tiny, write_rows
+from tests.parallel.worlds import SCHEMA, TAUGHT, TIMED, tiny, write_rows
 
 # Losses of 0.5 to 5, weights of the tables around 1; a wrong factor on the tables' gradients shows as 7e-3 in both.
 PARITY = 1e-5
@@ -112,6 +112,7 @@ PROVED: dict[str, Proved] = {
     "pooled": of_rows(Blocks(dim=16), loss=squared_entropy),
     "first order": of_rows(DLRM(dim=16, bottom=(8,), top=(), first_order=True), axes=("data",)),
     "history": of_rows(Historian(dim=16), loss=squared_entropy),
+    "times": of_rows(Historian(dim=16), schema=TIMED, loss=squared_entropy),
     "din": of_rows(DIN(dim=16, history="seen", candidate="item", attention=(8,), top=(16,)), axes=("data",)),
     "hstu ranker": of_rows(RANKER),
     "ensemble": of_rows(ENSEMBLE, axes=("data", "pipeline")),

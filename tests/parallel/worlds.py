@@ -21,7 +21,7 @@ from rtrain.models.dlrm import DLRM
 from rtrain.models.ranking import RankingConfig
 from rtrain.optim import AdamW, SparseOptim
 from rtrain.run import Cluster, Run
-from rtrain.schema import Dense, Id, IdList, Label, Schema
+from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
 from rtrain.training import processes
 from rtrain.training.replica import Replica
 from rtrain.training.trace import trace
@@ -38,6 +38,9 @@ SCHEMA = Schema(
 )
 TWO_LABELS = replace(SCHEMA, more_labels=(Label(name="second", optional=True),))
 TAUGHT = replace(SCHEMA, teacher="teacher")
+TIMED = replace(
+    SCHEMA, features=(*SCHEMA.features[:-1], IdSequence(name="seen", rows=71, table="item", max_length=4, times="when"))
+)
 ROWS = 33  # odd, so that the shares of two ranks differ by one and padding is needed
 EPOCH = 5
 """Steps after which all training rows were read once."""
@@ -53,14 +56,16 @@ Tables = dict[str, list[list[float]]]
 
 def write_rows(path: str) -> str:
     """Rows of all schemas here as Parquet, three quarters to train on; a third lacks the second label, a quarter has no
-    teacher's logit."""
+    teacher's logit. `when`: of each that was seen."""
     draw, count = np.random.default_rng(0), ROWS * EPOCH * 4 // 3
     user, item, a = draw.integers(0, 50, count), draw.integers(0, 71, count), draw.normal(size=count)
+    lengths, of_time = draw.integers(0, 4, count), np.random.default_rng(1)
     columns = {
         "a": a,
         "user": user,
         "item": item,
-        "seen": [draw.integers(0, 71, length).tolist() for length in draw.integers(0, 4, count)],
+        "seen": [draw.integers(0, 71, length).tolist() for length in lengths],
+        "when": [np.sort(at - of_time.integers(0, 99, length)).tolist() for at, length in enumerate(lengths)],
         "at": np.arange(count),
         "label": (a + draw.normal(size=count) > user % 2).astype(float),
         "second": pa.array((a + item % 3 > 1).astype(float), mask=np.arange(count) % 3 == 0),
