@@ -1,7 +1,7 @@
 """HSTU as a ranker: the candidate is the last item of its row's history (Zhai et al., arXiv:2402.17152, section 2.2).
 
 What the candidate sees of the history goes, beside the row's other features, through an MLP to one logit. The paper's
-tokens of actions and its bias of time are not read: a schema's lists have neither.
+tokens of actions are not read: a schema's lists have none.
 
 Shape legend: B rows, D dense features, V the dims of all single vectors together, T longest history, E dim of an item.
 """
@@ -9,11 +9,12 @@ Shape legend: B rows, D dense features, V the dims of all single vectors togethe
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from rtrain.batch import times
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, Parallel
 from rtrain.models.attending import AttendingConfig
@@ -30,13 +31,13 @@ from rtrain.schema import Schema
 class HSTURanker(AttendingConfig):
     """Blocks of gated attention over a history and its candidate, then an MLP beside all other features."""
 
-    buckets: ClassVar[int] = 0
-    """No bias of time."""
-
     layers: int = 2
     """Blocks."""
     heads: int = 2
     """Attention heads of a block."""
+    buckets: int = 0
+    """Time differences that are told apart, as `HSTU.buckets`, of a history with times; the candidate is of its row's
+    own moment. 0: no bias of time."""
     attention: Literal["jagged", "padded"] = "jagged"
     """As `HSTU.attention`."""
     top: tuple[int, ...] = (64, 32)
@@ -53,6 +54,8 @@ class HSTURanker(AttendingConfig):
         for name in ("layers", "heads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"model.{name}: must be at least 1, got {getattr(self, name)}")
+        if self.buckets < 0:
+            raise ConfigError(f"model.buckets: must be at least 0, got {self.buckets}")
         if not self.scale > 0:
             raise ConfigError(f"model.scale: must be positive, got {self.scale}")
 
@@ -72,19 +75,26 @@ class HSTURanker(AttendingConfig):
         """The candidate behind its history, blocks, and the MLP.
 
         Raises:
-            ConfigError: a history of any length, or whose dim the heads do not divide.
+            ConfigError: a history of any length, whose dim the heads do not divide, or without times that the buckets
+                ask for.
         """
         longest = self.longest(schema).get(self.history)
         if longest is None:
             raise ConfigError(
                 f"schema: HSTURanker divides by the longest {self.history!r} that there may be. Give it a max_length"
             )
+        if self.buckets and self.history not in [f.name for f in schema.timed]:
+            raise ConfigError(
+                f"model.buckets: HSTURanker tells {self.buckets} spans of time apart, but {self.history!r} has no "
+                "times. Name their column (IdSequence.times), or set model.buckets to 0"
+            )
         at = self.candidate_at(schema)
         dim = at.stop - at.start
         if dim % self.heads:
             raise ConfigError(f"model.heads: {self.heads} does not divide the dim of {self.history!r}, {dim}")
         read, real = sequence(self.history), mask(self.history)
-        one = block(partial(RankedBlock, OfDim(self, dim), longest + 1), dim, takes=(real,))
+        given = (real, times(self.history)) if self.buckets else (real,)
+        one = block(partial(RankedBlock, OfDim(self, dim), longest + 1), dim, takes=given)
         width = sum(schema.dense_widths) + self.width(schema) + dim
         return (
             Piece(name="join", build=partial(Join, at), cost=0.0, takes=(read, real, VECTORS)),
@@ -119,12 +129,17 @@ class Join(nn.Module):
 
 
 class RankedBlock(HSTUBlock):
-    """[B, T + 1, E] and where the history is real [B, T] -> [B, T + 1, E]."""
+    """[B, T + 1, E], where the history is real [B, T], and with buckets how long ago [B, T] -> [B, T + 1, E]."""
 
-    def forward(self, x_BTE: Tensor, mask_BT: Tensor) -> Tensor:  # type: ignore[override]
-        """The candidate is real in every row."""
+    def forward(  # type: ignore[override]
+        self, x_BTE: Tensor, mask_BT: Tensor, ago_BT: Tensor | None = None
+    ) -> Tensor:
+        """The candidate is real in every row, and 0 seconds ago, as what lies behind it is."""
         real_BT = torch.cat([mask_BT.new_ones(len(mask_BT), 1), mask_BT], dim=1)
-        return super().forward(x_BTE, torch.zeros_like(real_BT, dtype=torch.int64), real_BT)
+        times_BT = torch.zeros_like(real_BT, dtype=torch.int64)
+        if ago_BT is not None:
+            times_BT[:, :-1] = -ago_BT
+        return super().forward(x_BTE, times_BT, real_BT)
 
 
 class RankedHead(nn.Module):
