@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rtrain import config
+from rtrain import config, notices
 from rtrain.errors import UserError
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
@@ -61,6 +61,7 @@ class Result:
         return curve(history.read(Folder(self.run.folder)), best_step=self.values["best_step"])
 
 
+@notices.aside()
 def train(
     run: Run,
     *,
@@ -111,6 +112,7 @@ def train(
         for line in data.remarks(run.evaluation.boosting_rows):
             say(line)
     with ExitStack() as stack:
+        stack.enter_context(notices.aside(run.folder if leads else "", "driver"))
         ended = place.run(Start(run, stack, fresh, callbacks, clock, say))
         if ended is None:
             return None
@@ -129,6 +131,7 @@ def absolute(run: Run) -> Run:
     return config.override(run, changes)
 
 
+@notices.aside()
 def serve(target: "Result | str", *, replicas: int = 1, port: int = 8000) -> "Served":
     """Serve an export (or a finished run, or its folder) on Ray Serve, on localhost.
 

@@ -41,6 +41,10 @@ class RunFailed(RtrainError):
     """A run that started and did not finish; it can be resumed by its name."""
 
 
+class RtrainWarning(RuntimeWarning):
+    """Something that went wrong and that the run goes on without."""
+
+
 def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     """`"; did you mean 'lr'?"` for the closest known name, whatever its case, or that of its initials; else empty."""
     spelled = {name.lower(): name for name in known}

@@ -7,6 +7,7 @@ from typing import Any
 import psutil
 import torch
 
+from rtrain import notices
 from rtrain.config import validate
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, lay_out
@@ -96,6 +97,7 @@ def check(run: Run) -> Mesh:
     return mesh
 
 
+@notices.aside()
 def plan(run: Run) -> Plan:
     """Check a run and lay it out.
 

@@ -1,11 +1,12 @@
 """Search a recipe's fields with Ray Tune; each trial is itself a distributed run with its own folder."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rtrain import config
+from rtrain import config, notices
 from rtrain.api import absolute
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
@@ -113,6 +114,7 @@ def _spell(value: Any) -> str:
     return f"{value:.5g}" if isinstance(value, float) else str(value)
 
 
+@notices.aside()
 def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str = "train") -> Tuned:
     """Search `space` (dotted key -> domain) for the best `evaluation.monitor`.
 
@@ -148,6 +150,8 @@ def tune(run: Run, space: Mapping[str, Domain], *, trials: int = 8, command: str
         key: ray_tune.choice(list(d.values)) if d.kind == "choice" else makers[d.kind](*d.values)
         for key, d in space.items()
     }
+    # Ray's other way to print shows a table and a place in a folder that goes, whatever `verbose` says.
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     with ray_session(run.cluster):
         path, filesystem = ray_storage(run.folder)
         tuner = ray_tune.Tuner(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from typing import NoReturn, TextIO
 
+from rtrain import notices
 from rtrain.errors import ConfigError, RtrainError, did_you_mean, one_line
 
 _told = False
@@ -21,7 +22,8 @@ def guarded(work: Callable[[], int], *, as_json: bool) -> int:
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _told_to_stop) if in_main else None
     try:
-        return work()
+        with notices.aside():
+            return work()
     except RtrainError as error:
         from rtrain.tracking.uris import mask_text  # only now: `rtrain --help` does without
 

@@ -3,8 +3,6 @@
 Shape legend: N nodes: the rows of the users' table, then those of the items'.
 """
 
-import warnings
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -41,9 +39,7 @@ def adjacency(one: Ids, other: Ids, nodes: int) -> Tensor:
     degrees = torch.bincount(ends[0], minlength=nodes).double()
     weights = (degrees[ends[0]] * degrees[ends[1]]).rsqrt().float()
     edges = torch.sparse_coo_tensor(ends, weights, (nodes, nodes), check_invariants=True).coalesce()
-    with warnings.catch_warnings():  # torch calls it a beta; it multiplies 5 times as fast as what it is made of
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        return edges.to_sparse_csr()
+    return edges.to_sparse_csr()  # torch calls it a beta; it multiplies 5 times as fast as what it is made of
 
 
 def dealt(count: int, rows: int) -> Lists:

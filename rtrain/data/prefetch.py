@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from rtrain.errors import RtrainWarning
+
 T = TypeVar("T")
 
 NAME = "rtrain-prefetch"
@@ -101,4 +103,6 @@ def _stop(shelf: _Shelf[T], thread: threading.Thread) -> None:
     if here.name != NAME or here is shelf.made_by:
         thread.join(CLOSE_S)
         if thread.is_alive():
-            warnings.warn(f"a reader is stuck: it has not ended {CLOSE_S:g} s after it was told to", stacklevel=2)
+            warnings.warn(
+                f"a reader is stuck: it has not ended {CLOSE_S:g} s after it was told to", RtrainWarning, stacklevel=2
+            )

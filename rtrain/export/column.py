@@ -3,6 +3,7 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rtrain import notices
 from rtrain.data.parquet import ParquetRows
 from rtrain.errors import ConfigError, DataError
 from rtrain.export.artifact import Predictor
@@ -13,6 +14,7 @@ BATCH = 8192
 """Rows that go through the model at once."""
 
 
+@notices.aside()
 def predict_column(export: str, source: str, to: str, *, column: str = "teacher_logit") -> str:
     """Write the rows of `source` with what an export's model gives for each as a further column; returns `to`.
 

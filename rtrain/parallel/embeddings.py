@@ -4,7 +4,6 @@ Only the tables go to TorchRec's DistributedModelParallel. The dense tower goes 
 the whole model to DeepSpeed would broadcast every rank's shards over each other.
 """
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from copy import deepcopy
@@ -69,10 +68,6 @@ def sharding_types(table: Table, embeddings: str, world_size: int, *, whole_belo
     if block * (world_size - 1) >= table.rows:
         types = [t for t in types if t != "row_wise"] or ["table_wise"]
     return types
-
-
-# It warns on every plan that a Topology was built by its constructor, which is what its own docs do.
-logging.getLogger("torchrec.distributed.planner.types").setLevel(logging.ERROR)
 
 
 class _PooledSharder(EmbeddingBagCollectionSharder):

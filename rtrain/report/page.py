@@ -1,6 +1,5 @@
 """Puts the page together and writes it."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT = "report.html"
-
-# At its first use on a machine matplotlib tells standard error that it looks for fonts.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def write_report(folder: str) -> str:

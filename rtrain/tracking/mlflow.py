@@ -14,7 +14,7 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from rtrain.errors import ClusterError, one_line
+from rtrain.errors import ClusterError, RtrainWarning, one_line
 from rtrain.tracking.protocol import Opening
 from rtrain.tracking.uris import mask_text
 from rtrain.tracking.workspace import Workspace
@@ -116,7 +116,7 @@ class MLflow:
                 del self.waiting[:MOST]
         except Exception as error:  # a server that is away: the points stay queued for the next time
             text = f"tracking: MLflow has not taken {len(self.waiting)} values yet: {one_line(error)}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warnings.warn(text, RtrainWarning, stacklevel=2)
 
     def _end(self, status: str) -> None:
         self._send()
@@ -124,7 +124,7 @@ class MLflow:
             self.client.set_terminated(self.run, status)
         except Exception as error:
             text = f"tracking: MLflow was not told the end of the run: {one_line(error)}"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warnings.warn(text, RtrainWarning, stacklevel=2)
         if self.place:
             self.place.close()
 

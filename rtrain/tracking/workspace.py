@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+from rtrain.errors import RtrainWarning
 from rtrain.scratch import Scratch
 from rtrain.storage import Folder
 
@@ -50,7 +51,7 @@ class Workspace:
         except Exception as error:  # the training is done and its checkpoints are safe: not worth failing for
             self.path = self.scratch.keep() / self.name
             text = f"tracking: {self.path} could not be copied to {self.folder.uri} ({error}); it is kept there"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warnings.warn(text, RtrainWarning, stacklevel=2)
         else:
             self.scratch.remove()
 

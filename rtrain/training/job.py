@@ -17,7 +17,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from rtrain import config
+from rtrain import config, notices
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
@@ -91,7 +91,8 @@ def run_job(
     """
     state = State(total_steps=0, rows=1)
     try:
-        return _Job(run, world, state, notice or Notice(), driver).finish(callbacks)
+        with notices.aside(run.folder, f"rank-{world.rank:05d}"):
+            return _Job(run, world, state, notice or Notice(), driver).finish(callbacks)
     except RtrainError as error:
         raise type(error)(f"rank {world.rank} on {world.node}, step {state.step}: {error}") from error
     except Exception as error:

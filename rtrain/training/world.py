@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -10,8 +11,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed import constants, distributed_c10d
 
+from rtrain import notices
 from rtrain.checkpoint.saver import still_writing
-from rtrain.training import heap, notices
+from rtrain.training import heap
+
+_JOINED = ExitStack()
+"""What lasts until this process leaves its group."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ def join(*, gpu: bool, timeout_s: float) -> World:
     Without such an environment this is a world of one. A group that exists already is used. Every group
     that is made from now on has the same time-out: the axes', the saver's, TorchRec's and DeepSpeed's.
     """
-    notices.leave_out()
+    _JOINED.enter_context(notices.aside())
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells, from C++, when it starts and stops
     heap.keep_freed()
     _default_timeout(timedelta(seconds=timeout_s))
     rank = int(os.environ.get("RANK", "0"))
@@ -78,6 +84,7 @@ def leave() -> None:
     # A thread that still writes a checkpoint of a failed attempt uses its group: pulled from under it, gloo aborts.
     if dist.is_initialized() and not still_writing():
         dist.destroy_process_group()
+    _JOINED.close()
 
 
 def _default_timeout(timeout: timedelta) -> None:

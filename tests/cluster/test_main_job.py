@@ -27,6 +27,10 @@ def test_end_to_end(recipe: Recipe) -> None:
     assert result["world_size"] == 2
     assert all(Path(result[k]).exists() for k in ("checkpoint", "export", "report"))
     assert "step 40/40" in done.stderr, "the progress bar is not readable in a log"
+    name = result["run"]
+    assert [line for line in done.stderr.splitlines() if not line.startswith(f"{name}: ")] == []
+    notices = Path(result["report"]).parent / "notices"
+    assert "deprecat" in (notices / "rank-00001.log").read_text()
     phases = {"data", "forward", "backward", "optimizer", "communication", "checkpoint", "last checkpoint", "other"}
     phases |= {"evaluation", "records", "sampling"}
     assert set(result["breakdown"]) == phases
