@@ -29,7 +29,6 @@ figure is the median of the pairs' ratios, with the smallest and largest beside 
 on the machine widens the spread: repeat with more pairs before believing a single miss.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -38,6 +37,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from bench.asked import parser
 from bench.data import write
 from bench.ratios import Summary, summarise, table
 from bench.sides import Measured, Place
@@ -62,16 +62,15 @@ def _named(run: Callable[[Place, str], Measured], place: Place, suite: str, i: i
 
 
 def main() -> int:
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__, formatter_class=shape)
-    parser.add_argument("--pairs", type=int, default=5, help="pairs of each comparison (default 5)")
+    asking = parser("bench", __doc__)
+    asking.add_argument("--pairs", type=int, default=5, help="pairs of each comparison (default 5)")
     names = [c.name for suite in SUITES for c in suite.comparisons]
-    parser.add_argument("--only", choices=names, help="one comparison (rate and memory share runs)")
-    parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a bound is missed")
-    options = parser.parse_args()
+    asking.add_argument("--only", choices=names, help="one comparison (rate and memory share runs)")
+    asking.add_argument("--json", action="store_true", help="one line of JSON on stdout")
+    asking.add_argument("--check", action="store_true", help="exit 1 if a bound is missed")
+    options = asking.parse_args()
     if options.pairs < 1:
-        parser.error("--pairs: must be at least 1")
+        asking.error("--pairs: must be at least 1")
 
     rows: list[Summary] = []
     losses: dict[str, dict[str, float]] = {}

@@ -6,7 +6,6 @@ its data to its metrics: reading, the model, ranking, merging, NDCG@10.
 """
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.asked import parser
 from rtrain import (
     MF,
     NDCG,
@@ -88,15 +88,18 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"ours": ours, "lo
 
 
 def main() -> None:
+    asking = parser("bench.catalogue", __doc__)
+    asking.add_argument("way", choices=("run", *WAYS), help="how they are ranked")
+    asked = asking.parse_args()
     torch.set_num_threads(1)
-    if sys.argv[1] == "run":
+    if asked.way == "run":
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps({"users_per_s": USERS / through_a_run(Path(folder))}), flush=True)
         return
     random = torch.Generator().manual_seed(0)
     users, items = (torch.randn(n, DIM, generator=random) for n in (USERS, ITEMS))
     seen = torch.randint(0, ITEMS, (USERS, SEEN), generator=random)
-    way = WAYS[sys.argv[1]]
+    way = WAYS[asked.way]
     way(users[:200], items, seen[:200])
     began = time.perf_counter()
     found = way(users, items, seen)

@@ -6,7 +6,6 @@ Each seed draws its own split, 70/10/20, and its best epoch is taken by the vali
 scikit-learn's histogram trees with its defaults on the same columns, the report's baseline.
 """
 
-import argparse
 import statistics
 import tempfile
 from pathlib import Path
@@ -18,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 import rtrain
+from bench.asked import parser
 from rtrain import (
     AUC,
     AdamW,
@@ -76,12 +76,11 @@ def run_of(data: Interactions, seed: int, name: str, storage: str) -> Run:
 
 
 def main() -> None:
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.census", description=__doc__, formatter_class=shape)
-    parser.add_argument("source", type=Path, help="the CSV")
-    asked = parser.parse_args()
+    asking = parser("bench.census", __doc__)
+    asking.add_argument("source", type=Path, help="the CSV")
+    asked = asking.parse_args()
     if not asked.source.exists():
-        parser.error(f"{asked.source}: no such file")
+        asking.error(f"{asked.source}: no such file")
     found: dict[str, list[dict[str, float]]] = {"mean and std": [], f"PiecewiseLinear {BINS}": [], TREES: []}
     with tempfile.TemporaryDirectory(prefix="rtrain-census-") as folder:
         source, schema = rows_of(str(asked.source), Path(folder))

@@ -6,7 +6,6 @@ seed draws its own rows and weights, and its best epoch is taken by the validati
 scikit-learn is asked for where it is installed.
 """
 
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import rtrain
+from bench.asked import parser
 from rtrain import (
     DLRM,
     AdamW,
@@ -129,7 +129,9 @@ def one(seed: int) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    found = [one(seed) for seed in map(int, sys.argv[1:] or SEEDS)]
+    asking = parser("bench.encodings", __doc__)
+    asking.add_argument("seeds", nargs="*", type=int, metavar="SEED", help="left out: 0, 1 and 2")
+    found = [one(seed) for seed in asking.parse_args().seeds or SEEDS]
     for name in found[0]:
         for metric in ("log_loss", "auc"):
             values = [of[name][metric] for of in found]

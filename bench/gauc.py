@@ -1,12 +1,12 @@
 """GAUC of 400,000 groups of some 5 rows, two ways; prints groups/s as JSON: python -m bench.gauc ours|loop"""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 
+from bench.asked import parser
 from rtrain.metrics import GAUC
 from rtrain.metrics.curves import auc
 from rtrain.metrics.state import Scored
@@ -32,11 +32,14 @@ WAYS: dict[str, Callable[[Scored], float]] = {"ours": ours, "loop": loop}
 
 
 def main() -> None:
+    asking = parser("bench.gauc", __doc__)
+    asking.add_argument("way", choices=WAYS, help="how it is computed")
+    asked = asking.parse_args()
     random = np.random.default_rng(0)
     labels = (random.random(ROWS) < 0.3).astype(np.float64)
     scored = Scored(random.normal(size=ROWS), labels, random.integers(0, GROUPS, ROWS))
     began = time.perf_counter()
-    found = WAYS[sys.argv[1]](scored)
+    found = WAYS[asked.way](scored)
     print(json.dumps({"groups_per_s": GROUPS / (time.perf_counter() - began), "gauc": found}), flush=True)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.asked import nothing_but_help
 from rtrain import (
     HSTU,
     MRR,
@@ -84,4 +85,5 @@ def run() -> Run:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.histories", __doc__)
     main(run)

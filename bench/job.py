@@ -2,6 +2,7 @@
 
 import os
 
+from bench.asked import nothing_but_help
 from bench.data import BATCH, DENSE, DIM, ROWS_PER_TABLE, TABLES
 from rtrain import (
     AUC,
@@ -56,4 +57,5 @@ def run() -> Run:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.job", __doc__)
     main(run)

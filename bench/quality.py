@@ -4,7 +4,6 @@ python -m bench.quality                     all of them, 3 seeds each, in one pr
 python -m bench.quality --only bpr_movielens --seeds 1
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -13,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import rtrain
+from bench.asked import parser
 from recipes import (
     bpr_movielens,
     dlrm_movielens,
@@ -94,11 +94,10 @@ def table(name: str, shown: Shown, found: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """Print a table a recipe."""
-    shape = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__, formatter_class=shape)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default 3)")
-    parser.add_argument("--only", choices=sorted(RECIPES), help="one recipe; left out: all")
-    asked = parser.parse_args()
+    asking = parser("bench.quality", __doc__)
+    asking.add_argument("--seeds", type=int, default=3, help="trainings of each recipe (default 3)")
+    asking.add_argument("--only", choices=sorted(RECIPES), help="one recipe; left out: all")
+    asked = asking.parse_args()
     for name, shown in RECIPES.items():
         if asked.only in (None, name):
             with tempfile.TemporaryDirectory(prefix="rtrain-quality-") as storage:

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bench.asked import nothing_but_help
 from recipes.gpt_stdlib import run
 from rtrain import Decoder, Parallel
 from rtrain.mesh import lay_out
@@ -69,4 +70,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.zero_bytes", __doc__)
     main()

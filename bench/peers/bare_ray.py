@@ -9,6 +9,8 @@ import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from bench.asked import nothing_but_help
+
 
 def worker(config: dict[str, Any]) -> float | None:
     import torch.distributed as dist
@@ -38,4 +40,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.peers.bare_ray", __doc__)
     main()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention, silu
 
+from bench.asked import nothing_but_help
 from recipes.gpt_stdlib import run
 
 VOCAB, LAYERS, DIM, HEADS, HIDDEN = 256, 4, 128, 4, 352
@@ -129,4 +130,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.peers.decoder", __doc__)
     main()

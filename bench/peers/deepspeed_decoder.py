@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
 
+from bench.asked import nothing_but_help
 from bench.peers.decoder import Model, begin
 from recipes.gpt_stdlib import run
 
@@ -64,4 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.peers.deepspeed_decoder", __doc__)
     main()

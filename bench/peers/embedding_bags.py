@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from bench.asked import nothing_but_help
 from bench.data import DIM, ROWS_PER_TABLE, TABLES
 from bench.peers.model import Tower, batches
 
@@ -52,4 +53,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.peers.embedding_bags", __doc__)
     main()

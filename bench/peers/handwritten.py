@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from bench.asked import nothing_but_help
 from bench.peers.model import batches, build
 
 
@@ -41,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.peers.handwritten", __doc__)
     main()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, scaled_dot_product_attention
 
+from bench.asked import nothing_but_help
 from bench.histories import BATCH, HELD_OUT, ITEMS, SASREC_LENGTH, USERS, write
 
 DIM, LAYERS, HEADS, DROPOUT = 64, 2, 2, 0.2
@@ -100,4 +101,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    nothing_but_help("bench.peers.sasrec", __doc__)
     main()
