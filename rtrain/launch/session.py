@@ -52,6 +52,8 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
     needed = workers or cluster.workers
     before = signal.getsignal(signal.SIGTERM)
     with ExitStack() as session:
+        if not ray.is_initialized():
+            session.callback(_forget_serve)
         if embedded:
             _start(cluster, needed, session)
         elif not ray.is_initialized():
@@ -60,6 +62,13 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
         _restore(before)
         _wait_for_room(cluster, needed)
         yield
+
+
+def _forget_serve() -> None:
+    """Serve keeps the controller that this process spoke to last, also when its Ray is gone: the next one asks it."""
+    context = sys.modules.get("ray.serve.context")
+    if context is not None:
+        context._set_global_client(None)
 
 
 def _restore(handler: Any) -> None:

@@ -2,6 +2,8 @@
 
 import random
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,7 +19,7 @@ import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain.errors import DataError
 from rtrain.serving.app import MAX_BYTES, MAX_ROWS
-from tests.cluster.conftest import free_port
+from tests.cluster.conftest import environment, free_port
 
 DENSE = {feature.name: feature.std for feature in debug().data.schema.dense}
 
@@ -114,3 +116,21 @@ def test_values_that_the_model_makes_no_number_of_are_refused(served: Any) -> No
             assert "rows.1: the model gives no number for such values" in str(error)
             refused += 1
     assert refused, "the model's sums of numbers close to float32's end are numbers: this test shows nothing any more"
+
+
+def test_a_second_ray_of_one_process_has_a_serve_of_its_own(ray_temp_dir: str) -> None:
+    """As two runs of one notebook that each check what they serve."""
+    code = (
+        "from ray import serve\n"
+        "from rtrain.launch.session import ray_session\n"
+        "from rtrain.run import Cluster\n"
+        "from rtrain.serving.app import check_port\n"
+        f"for port in {free_port(), free_port()}:\n"
+        "    with ray_session(Cluster(workers=1)):\n"
+        "        check_port('127.0.0.1', port)\n"
+        "        serve.start(http_options={'host': '127.0.0.1', 'port': port})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(ray_temp_dir), capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
