@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from bench.asked import parser
 from rtrain.nn.tables import Table, fill
 
 ROWS, DIM, TIMES = 1_000_000, 64, 4
@@ -16,6 +17,7 @@ ROWS, DIM, TIMES = 1_000_000, 64, 4
 
 def main() -> int:
     """Print bytes/s of CPU time."""
+    parser("bench.first_weights", __doc__).parse_args()
     torch.set_num_threads(1)
     table = Table(name="item", rows=ROWS, dim=DIM, features=("item",), initial="normal")
     shard = torch.zeros(ROWS, DIM)

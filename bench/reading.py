@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from bench.asked import parser
 from bench.data import BATCH, TRAIN_ROWS, write
 from bench.job import SCHEMA
 from rtrain import ByTime, Interactions
@@ -40,7 +41,9 @@ def seconds(source: str, rank: int, world: int) -> float:
 
 def main() -> int:
     """Print the figures."""
-    world = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    asking = parser("bench.reading", __doc__)
+    asking.add_argument("world", nargs="?", type=int, default=1, metavar="WORLD", help="ranks; left out: 1")
+    world = asking.parse_args().world
     source = str(write(Path(os.environ["BENCH_STORAGE"]) / "data", group=GROUP))
     took = [seconds(source, rank, world) for rank in range(world)]
     said = {"slowest_s": max(took), "rows_per_s": TRAIN_ROWS / max(took), "step_s": max(took) * BATCH / TRAIN_ROWS}
