@@ -71,7 +71,7 @@ LAYOUTS = {
     "text_tower_movielens": RANKING,
     "lightgcn_movielens": RANKING,
     "sasrec_movielens": DENSE,
-    "sasrec_sequences": DENSE,
+    "sasrec_sequences": RANKING,
     "hstu_movielens": DENSE,
     "gpt_stdlib": DENSE,
 }
