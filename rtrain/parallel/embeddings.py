@@ -23,7 +23,7 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from rtrain.batch import NONE, Jagged
-from rtrain.errors import ConfigError
+from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
 from rtrain.mesh import Parallel
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, fill
@@ -266,7 +266,7 @@ def apply_tables(
     # One rank plans for all, with the memory of the smallest: plans that differ would deadlock.
     least = torch.tensor([memory_bytes_per_rank], device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
-    agreed: list[ShardingPlan | ConfigError | None] = [None]
+    agreed: list[ShardingPlan | RtrainError | None] = [None]
     if dist.get_rank() == 0:
         try:
             agreed[0] = plan_tables(
@@ -281,8 +281,10 @@ def apply_tables(
             )
         except ConfigError as error:
             agreed[0] = error
+        except Exception as error:  # the others wait for a plan, and would until the group's time is out
+            agreed[0] = RunFailed(f"rank 0 could not plan the tables: {one_line(error)}")
     dist.broadcast_object_list(agreed, src=0)
-    if isinstance(agreed[0], ConfigError):
+    if isinstance(agreed[0], RtrainError):
         raise agreed[0]
     plan = agreed[0]
     assert plan is not None, "rank 0 has sent it"

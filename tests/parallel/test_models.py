@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rtrain.errors import ConfigError
+from rtrain.errors import ConfigError, RunFailed
 from rtrain.mesh import Parallel, lay_out
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
@@ -152,6 +152,17 @@ def refused_for_the_smallest() -> str:
     return str(caught.value)
 
 
+def failed_of_all() -> str:
+    """What each rank is told where rank 0's planner fails in a way that nobody thought of."""
+    twice = tuple(Table(name="user", rows=8, dim=4, features=(f,)) for f in ("a", "b"))
+    with pytest.raises(RunFailed) as caught:
+        apply_tables(
+            twice, ("a", "b"), Parallel(), SPARSE["adagrad"], torch.device("cpu"),
+            local_world_size=dist.get_world_size(), batch_per_rank=8, memory_bytes_per_rank=2**30,
+        )  # fmt: skip
+    return str(caught.value)
+
+
 def trained(**arguments: Any) -> tuple[list[float], Tables]:
     kept: list[Replica] = []
 
@@ -166,6 +177,7 @@ def everything(cases: list[Case]) -> dict[str, Any]:
         "trained": {name: trained(**arguments) for name, arguments in cases},
         "bytes": check_bytes(),
         "refused": refused_for_the_smallest() if dist.get_world_size() == 2 else "",
+        "failed": failed_of_all() if dist.get_world_size() == 2 else "",
     }
 
 
@@ -244,3 +256,9 @@ def test_ranks_of_unequal_memory_plan_for_the_smallest_or_are_all_refused(
 ) -> None:
     said = {of["refused"] for of in found[2]}
     assert len(said) == 1 and "do not fit in 0.0 MiB, what the dense part leaves on each of 2 ranks" in said.pop()
+
+
+def test_a_planner_that_fails_ends_every_rank(found: dict[int, list[dict[str, Any]]]) -> None:
+    """Where only rank 0 knew, the others would wait for its plan."""
+    said = {of["failed"] for of in found[2]}
+    assert len(said) == 1 and said.pop().startswith("rank 0 could not plan the tables: ")
