@@ -100,6 +100,10 @@ class Dataset(Samples[Batch]):
         refuse_by_footers(stored, used, self.schema)
         if self._in_time:
             refuse_disorder(self._rows, self.schema.time)
+        for split in SPLITS:  # what is more than a window is refused where it is read
+            if self.rows(split) <= self._window_rows:
+                for block in self._blocks(*self._range(split)):
+                    self._encode((block,))
         if self._leakage == "allow":
             return
         if not self._in_time:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
-from rtrain.metrics.state import Retrieved
+from rtrain.errors import ConfigError
+from rtrain.metrics.state import Retrieved, sampled_of
 from rtrain.objectives.catalogue import CatalogueTally
 from rtrain.objectives.ranks import Alone
 
@@ -26,3 +27,16 @@ def of_popular(split: Split, data: Samples[Any], often: NDArray[np.int64], metri
         popularity = one if batch.items is None else torch.from_numpy(often).float()
         tally.add((one, popularity.view(-1, 1, 1, 1)), replace(batch, last=torch.zeros_like(batch.last)))
     return tally.scored()[0][""]
+
+
+def refuse_sampled(metrics: Sequence[Any], items: int) -> None:
+    """Refuse more drawn candidates than there are `items`, whose number the metrics' names would tell wrongly.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if sampled_of(metrics) >= items:
+        raise ConfigError(
+            f"metrics: sampled={sampled_of(metrics)} candidates of {items} items. Lower it, or leave it out: every "
+            "item is ranked then"
+        )

@@ -26,7 +26,7 @@ from rtrain.data.leakage import NAMES, Leakage, refuse_later, refuse_repeats
 from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.of_users import OfUsers
 from rtrain.data.order import Order, Window
-from rtrain.data.popular import of_popular
+from rtrain.data.popular import of_popular, refuse_sampled
 from rtrain.data.reader import Whole
 from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
 from rtrain.data.samples import Samples
@@ -156,6 +156,10 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         """As `Samples`, of the users that a split asks for, in one column: retrieval groups by none."""
         (name,) = names
         return self._of_users.coded(split, name, self._of[slice(*self._range(split))])
+
+    def refuse_metrics(self, metrics: Sequence[Any]) -> None:
+        """As `Samples`."""
+        refuse_sampled(metrics, len(self.catalogue))
 
     def remarks(self, boosting_rows: int) -> tuple[str, ...]:
         """As `Samples`: users without a positive, without enough to learn from, and those that are not tested."""
@@ -335,8 +339,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         """Of samples of training, all positions' positives."""
         of = self._of[numbers]
         if self.longest is None:
-            pairs: Ids = self.feedback.item[of]
-            return pairs
+            return np.asarray(self.feedback.item[of])
         both = _newest(self._lists(TRAIN, alone=True)[0], of, self.longest + 1)
         found: Ids = both.cut(both.offsets[:-1] + 1, both.lengths - 1).values.astype(np.int64)
         return found

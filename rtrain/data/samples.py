@@ -107,6 +107,13 @@ class Samples(ABC, Generic[B]):
             DataError: such a row, one that two splits have, or one that trains and is newer than one that tests.
         """
 
+    def refuse_metrics(self, metrics: Sequence[Any]) -> None:
+        """Refuse metrics that these data have too little for.
+
+        Raises:
+            ConfigError: more drawn candidates than there are items.
+        """
+
     def refuse_columns(self, names: Sequence[str], asker: str) -> None:
         """Refuse columns that rows cannot be told apart by; `asker`: the setting that names them.
 

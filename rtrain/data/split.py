@@ -80,6 +80,7 @@ class ByTime:
         ranges: Ranges = {"train": (0, valid), "valid": (valid, test), "test": (test, total)}
         for name, (start, stop) in ranges.items():
             if start >= stop:
+                refuse_disorder(rows, time)
                 raise DataError(
                     f"{rows.uri}: split by {time!r} leaves no row for {name}: too few rows ({total}), or too many of "
                     "one moment. Change data.split.valid and data.split.test, or bring more data"

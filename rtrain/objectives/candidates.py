@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from rtrain.keyed import drawn
 
 Ids = NDArray[np.int64]
-ROUNDS = 64
-"""Draws after which who has nearly all items is given the lowest of those that are left."""
 KEY = 20_20
 """Sets the draws apart from those of training."""
 
@@ -41,22 +39,31 @@ def candidates(catalogue: Ids, numbers: Ids, seen: Any, positives: Any, count: i
     wanted, had = (_pairs(lists, catalogue) for lists in (positives, seen))
     taken = np.union1d(wanted, had)
     left = items - np.bincount(taken // items, minlength=users)
-    found = taken[:0]
-    for again in range(ROUNDS):
-        missing = np.minimum(count, left) - np.bincount(found // items, minlength=users)
-        if not missing.any():
-            break
+    most = 4 * count >= left
+    found = np.concatenate(
+        [taken[:0], *(_some(user, int(numbers[user]), taken, items, count) for user in _places(most))]
+    )
+    need, again = np.where(most, 0, count), 0
+    while (missing := need - np.bincount(found // items, minlength=users) * ~most).any():
         user = np.repeat(np.arange(users), missing)
         place = np.arange(len(user)) - np.repeat(np.cumsum(missing) - missing, missing)
         item = (drawn(KEY, numbers[user], place, again) % np.uint64(items)).astype(np.int64)
-        found = np.union1d(found, np.setdiff1d(user * items + item, taken))
-    else:
-        for short in np.flatnonzero(missing).tolist():
-            rest = np.setdiff1d(np.arange(short * items, (short + 1) * items), np.union1d(taken, found))
-            found = np.union1d(found, rest[: int(np.minimum(count, left)[short] - np.sum(found // items == short))])
+        found, again = np.union1d(found, np.setdiff1d(user * items + item, taken)), again + 1
     every = np.union1d(wanted, found)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(every // items, minlength=users))])
     return Candidates(catalogue[every % items], offsets)
+
+
+def _places(chosen: NDArray[np.bool_]) -> list[int]:
+    found: list[int] = np.flatnonzero(chosen).tolist()
+    return found
+
+
+def _some(user: int, number: int, taken: Ids, items: int, count: int) -> Ids:
+    """Of a user whose items are mostly wanted: pairs of all that are left, in an order of chance, up to `count`."""
+    first, last = np.searchsorted(taken, [user * items, (user + 1) * items])
+    left = np.setdiff1d(np.arange(items), taken[first:last] - user * items)
+    return user * items + left[np.argsort(drawn(KEY, number, left))][:count]
 
 
 def _pairs(lists: Any, catalogue: Ids) -> Ids:

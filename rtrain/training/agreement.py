@@ -83,6 +83,7 @@ def open_data(run: Run) -> Samples[Any]:
     for metric in run.metrics:
         if group_columns(metric):
             data.refuse_columns(group_columns(metric), f"metrics: {metric.name}")
+    data.refuse_metrics(run.metrics)
     if run.evaluation.slices:
         data.refuse_columns(run.evaluation.slices, "evaluation.slices")
     return data
