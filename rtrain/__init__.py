@@ -68,10 +68,11 @@ if TYPE_CHECKING:
     from rtrain.models.ple import PLE
     from rtrain.models.protocol import Blueprint, Model, Objective
     from rtrain.models.ranking import RankingConfig
+    from rtrain.models.retrieval import RetrievalConfig
     from rtrain.models.sasrec import SASRec
     from rtrain.models.text_tower import TextTower
     from rtrain.models.two_tower import TwoTower
-    from rtrain.nn.tables import VECTORS, Table, TableOptions
+    from rtrain.nn.tables import VECTORS, Table, TableOptions, mask, sequence
     from rtrain.objectives.bpr import BPR
     from rtrain.objectives.candidate_loss import CandidateLoss
     from rtrain.objectives.distilled import Distillation
@@ -188,6 +189,7 @@ _HOMES = {
         "Objective",
     ),
     "rtrain.models.ranking": ("RankingConfig",),
+    "rtrain.models.retrieval": ("RetrievalConfig",),
     "rtrain.models.sasrec": ("SASRec",),
     "rtrain.models.text_tower": ("TextTower",),
     "rtrain.models.two_tower": ("TwoTower",),
@@ -195,6 +197,8 @@ _HOMES = {
         "Table",
         "TableOptions",
         "VECTORS",
+        "mask",
+        "sequence",
     ),
     "rtrain.objectives.bpr": ("BPR",),
     "rtrain.objectives.candidate_loss": ("CandidateLoss",),
@@ -330,6 +334,7 @@ __all__ = [
     "Recall",
     "RecallAt",
     "Result",
+    "RetrievalConfig",
     "RowWiseAdagrad",
     "Run",
     "SASRec",
@@ -355,9 +360,11 @@ __all__ = [
     "diff",
     "loguniform",
     "main",
+    "mask",
     "override",
     "plan",
     "predict_column",
+    "sequence",
     "serve",
     "train",
     "tune",

@@ -77,6 +77,7 @@ def train(
     Ray), "torchrun" (this process is a rank; the result comes on rank 0, none elsewhere), or one of your own.
     `callbacks`: hear of the loop's events on every rank (`rtrain.training.events`). Ray's workers get copies, so what
     they learn is to be written somewhere, or kept by their `state`.
+    `quiet`: leave out what is said before and after the steps; the lines of progress stay.
     `fresh`: start anew; what the name held before is moved aside, never deleted.
 
     Raises:

@@ -89,7 +89,7 @@ class Dataset(Samples[Batch]):
         return (
             f"every rank reads all {rows:,} rows that train: their {len(sizes):,} row groups, of up to {max(sizes):,} "
             f"rows, cannot be dealt so that data.window_rows ({self._window_rows:,}) rows in memory have one of each "
-            "rank. Write row groups of 65,536 rows, or raise data.window_rows",
+            f"rank. {'Write row groups of 65,536 rows, or raise' if max(sizes) > 65_536 else 'Raise'} data.window_rows",
         )
 
     def refuse_rows(self) -> None:

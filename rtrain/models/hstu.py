@@ -55,7 +55,7 @@ class HSTU(HistoryConfig):
         if self.buckets and not data.feedback.timed:
             raise ConfigError(
                 f"model.buckets: HSTU tells {self.buckets} spans of time apart, but the data have no times. "
-                "Name their column (data.time), or set model.buckets to 0"
+                "Name their column (data.time; a text file has none), or set model.buckets to 0"
             )
 
     def block(self, longest: int) -> Piece:

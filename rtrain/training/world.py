@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +50,8 @@ def join(*, gpu: bool, timeout_s: float) -> World:
     that is made from now on has the same time-out: the axes', the saver's, TorchRec's and DeepSpeed's.
     """
     _JOINED.enter_context(notices.aside())
+    if "RANK" not in os.environ:  # a notebook goes on after it: torch's own hook, once a group, says "[rank0]" for good
+        _JOINED.callback(setattr, sys, "excepthook", sys.excepthook)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # torch's profiler tells, from C++, when it starts and stops
     heap.keep_freed()
     _default_timeout(timedelta(seconds=timeout_s))
