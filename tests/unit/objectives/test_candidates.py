@@ -2,28 +2,33 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import rtrain
 from recipes import dlrm_movielens, sasrec_movielens, two_tower_movielens
 from rtrain import (
     BPR,
+    VECTORS,
     CandidateLoss,
     FullSoftmax,
     Histories,
     InBatchSoftmax,
     Negatives,
     Pairs,
+    Piece,
+    RetrievalConfig,
     SampledSoftmax,
     WeightedSum,
+    sequence,
 )
 from rtrain.data.protocol import Data
 from rtrain.errors import ConfigError
@@ -143,6 +148,32 @@ def test_ones_own_loss_is_taken_changed_and_trained(tmp_path: Path) -> None:
     rtrain.plan(run)
     result = rtrain.train(run, launcher="inline")
     assert result.metrics["ndcg@10"] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gated(RetrievalConfig):
+    """A user's own, as in docs/retrieval.md."""
+
+    of_histories: ClassVar[bool] = False
+
+    def pieces(self, facts: Any) -> tuple[Piece, ...]:
+        return (Piece(name="tower", build=partial(Tower, self.dim), cost=0.0, takes=(VECTORS, sequence("item"))),)
+
+
+class Tower(nn.Module):
+    def __init__(self, dim: int):
+        super().__init__()
+        self.gate = nn.Linear(dim, dim)
+
+    def forward(self, user_BE: Tensor, item_BKE: Tensor) -> tuple[Tensor, Tensor]:
+        return (user_BE * self.gate(user_BE).sigmoid()).unsqueeze(1), item_BKE.unsqueeze(1)
+
+
+def test_ones_own_model_is_trained(tmp_path: Path) -> None:
+    model = Gated(dim=16, objective=InBatchSoftmax())
+    changes = {"model": model, "duration.steps": 30, "storage": str(tmp_path), "handoff.export": False}
+    result = rtrain.train(rtrain.override(two_tower_movielens.debug(), changes), launcher="inline")
+    assert result is not None and 0 < result.metrics["ndcg@10"] < 1
 
 
 @pytest.mark.parametrize(
