@@ -66,6 +66,9 @@ class Wandb:
 
     def _end(self, exit_code: int) -> None:
         self.run.finish(exit_code=exit_code)
+        if wandb.run is None:  # no run of the user's own in this process
+            # `finish` returns before wandb's process has written its last block: the copy that follows would lack it.
+            wandb.teardown()
         self.place.close()
 
 

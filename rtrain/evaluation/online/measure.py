@@ -1,9 +1,12 @@
 """An event log measured by DuckDB, which reads it as a stream and spills to disk beyond the memory it is given."""
 
+import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from rtrain.errors import ConfigError, DataError, did_you_mean
@@ -104,7 +107,7 @@ def _opened(files: Files, memory_gb: float) -> Iterator["Connection"]:
             "temp_directory": spill,
             "preserve_insertion_order": False,
         }
-        with duckdb.connect(":memory:", config=settings) as connection:
+        with duckdb.connect(":memory:", config=settings) as connection, _ctrl_c(connection.interrupt):
             connection.execute("SET TimeZone = 'UTC'")
             if files.filesystem is not None:
                 connection.register_filesystem(files.filesystem)
@@ -114,12 +117,35 @@ def _opened(files: Files, memory_gb: float) -> Iterator["Connection"]:
                 raise DataError(f"{files.uri}: {_short(error)}. Raise --memory-gb ({memory_gb:g})") from None
             except duckdb.ParserException:  # of our own SQL
                 raise
-            except (duckdb.InterruptException, RuntimeError) as error:
-                if "interrupt" in str(error).lower():  # what DuckDB makes of Ctrl-C
-                    raise KeyboardInterrupt from None
-                raise
             except (duckdb.Error, OSError) as error:
                 raise DataError(f"{files.uri}: it cannot be read ({_short(error)})") from None
+
+
+@contextmanager
+def _ctrl_c(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C ends what is inside, whatever DuckDB makes of it: another exception, or, as was seen once, none."""
+    before, told = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield  # only the main thread is interrupted, and nobody whom a shell started with `&`
+        return
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        told.append(number)
+        interrupt()
+        if callable(before):
+            before(number, frame)
+
+    signal.signal(signal.SIGINT, tell)
+    try:
+        yield
+        if told:
+            raise KeyboardInterrupt
+    except Exception:
+        if told:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _count(connection: "Connection", files: Files, columns: Columns, events: Events) -> Found:

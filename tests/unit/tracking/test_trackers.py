@@ -10,6 +10,7 @@ import textwrap
 import uuid
 
 import fsspec
+import psutil
 import pytest
 
 from rtrain import config
@@ -200,6 +201,8 @@ def test_wandb_is_offline_silent_and_one_run_over_attempts(tmp_path, capfd, monk
     two_attempts(Tracking(to=("wandb",)), tmp_path)
     said = capfd.readouterr()
     assert said.out == "" and said.err == ""
+    # Its process is the one that writes: what it had not yet written when the run ended would be missing.
+    assert not [p for p in psutil.Process().children(recursive=True) if p.name().startswith("wandb")]
     identity = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
     stored = sorted((tmp_path / "wandb").glob(f"offline-run-*-{identity}*/run-{identity}.wandb"))
     assert stored, list((tmp_path / "wandb").iterdir())
