@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,10 @@ class HistoryConfig(RetrievalConfig):
     """Attention heads of a block."""
     dropout: float = 0.2
     """After the embedding and within each block."""
+    attention: Literal["jagged", "padded"] = "jagged"
+    """jagged: blocks compute in groups of rows of similar length; padded: in one, all rows as long as the batch's
+    longest. Both learn the same, but for the rounding of sums in another order, and dropout inside that draws for other
+    positions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,6 +76,26 @@ class HistoryConfig(RetrievalConfig):
                     f"parallel.tensor: {parallel.tensor} does not divide model.{name}, {size}. "
                     "Choose a degree that does, or change it"
                 )
+
+
+class BlockSizes(Protocol):
+    """What a block asks of a model's config."""
+
+    @property
+    def dim(self) -> int:
+        """E"""
+
+    @property
+    def heads(self) -> int:
+        """H"""
+
+    @property
+    def dropout(self) -> float:
+        """See `HistoryConfig`."""
+
+    @property
+    def attention(self) -> Literal["jagged", "padded"]:
+        """See `HistoryConfig`."""
 
 
 class Embed(nn.Module):

@@ -12,16 +12,16 @@ positions of all groups.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from rtrain.errors import ConfigError
-from rtrain.models.history import HistoryConfig
+from rtrain.models.history import BlockSizes, HistoryConfig
 from rtrain.models.plan import Piece
-from rtrain.nn.jagged import Groups, groups_of, one_group
+from rtrain.nn.jagged import UnpackedLinear, grouped
 from rtrain.nn.tables import mask
 from rtrain.objectives.candidate_loss import CandidateLoss
 from rtrain.objectives.sampled_softmax import SampledSoftmax
@@ -36,9 +36,6 @@ class HSTU(HistoryConfig):
 
     buckets: int = 64
     """Time differences that are told apart; longer ones are all the last. 0: no bias of time."""
-    attention: Literal["jagged", "padded"] = "jagged"
-    """jagged: in groups of rows of similar length; padded: in one, all rows as long as the batch's longest. Both learn
-    the same, but for the rounding of sums in another order."""
     dropout: float = 0.2
     """After the embedding and after each block's output."""
     objective: CandidateLoss = SampledSoftmax()
@@ -63,28 +60,12 @@ class HSTU(HistoryConfig):
         return block(partial(HSTUBlock, self, longest), self.dim, takes=("times", mask("history")))
 
 
-class BlockSizes(Protocol):
+class HSTUSizes(BlockSizes, Protocol):
     """What a block asks of a model's config."""
-
-    @property
-    def dim(self) -> int:
-        """E"""
-
-    @property
-    def heads(self) -> int:
-        """H"""
 
     @property
     def buckets(self) -> int:
         """Time differences that are told apart; 0: none."""
-
-    @property
-    def attention(self) -> str:
-        """jagged or padded."""
-
-    @property
-    def dropout(self) -> float:
-        """After a block's output."""
 
     @property
     def scale(self) -> float:
@@ -114,7 +95,7 @@ def block(build: Callable[[], nn.Module], dim: int, *, takes: tuple[str, ...]) -
 class HSTUBlock(nn.Module):
     """[B, T, E], times and where rows are real [B, T] -> [B, T, E]: norm and gated attention beside a residual."""
 
-    def __init__(self, config: BlockSizes, longest: int):
+    def __init__(self, config: HSTUSizes, longest: int):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(config.dim), GatedAttention(config, longest)
         self.dropout = nn.Dropout(config.dropout)
@@ -132,10 +113,10 @@ class GatedAttention(nn.Module):
     the heads.
     """
 
-    def __init__(self, config: BlockSizes, longest: int):
+    def __init__(self, config: HSTUSizes, longest: int):
         super().__init__()
         self.head_dim, self.buckets, self.longest = config.dim // config.heads, config.buckets, longest
-        self.groups = groups_of if config.attention == "jagged" else one_group
+        self.how = config.attention
         self.uvqk, self.out = nn.Linear(config.dim, 4 * config.dim), UnpackedLinear(config.dim, config.dim)
         self.norm = nn.LayerNorm(config.dim)
         self.distance = nn.Parameter(torch.empty(longest).normal_(0.0, config.scale))
@@ -144,7 +125,7 @@ class GatedAttention(nn.Module):
 
     def forward(self, x_BTE: Tensor, times_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Each position sees itself and those before it."""
-        groups = self.groups(mask_BT)
+        groups = grouped(mask_BT, self.how)
         uvqk_N4E = silu(self.uvqk(groups.pack(x_BTE)))
         times_N1 = groups.pack(times_BT.unsqueeze(2))
         pairs = zip(groups.split(uvqk_N4E), groups.split(times_N1), strict=True)
@@ -170,24 +151,3 @@ class GatedAttention(nn.Module):
         """int64 [G, L, L]: of the time between a position and an earlier one."""
         past_GLL = times_GL1 - times_GL1.transpose(1, 2)
         return (past_GLL.clamp(min=1).float().log() / BUCKET).long().clamp(max=self.buckets - 1)
-
-
-class UnpackedLinear(nn.Linear):
-    """[N, E] -> [B, T, E]: where nothing was computed there is the bias alone."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs)
-        self.unpack = Unpack()
-
-    def forward(self, x_NE: Tensor, groups: Groups) -> Tensor:  # type: ignore[override]
-        """The bias comes after `unpack`, where partial sums of tensor ranks meet: once, not from each of them."""
-        unpacked: Tensor = self.unpack(linear(x_NE, self.weight), groups)
-        return unpacked + self.bias
-
-
-class Unpack(nn.Module):
-    """`Groups.unpack` as a module, whose output tensor ranks sum and deal out."""
-
-    def forward(self, x_NE: Tensor, groups: Groups) -> Tensor:
-        """[N, E] -> [B, T, E]"""
-        return groups.unpack(x_NE)

@@ -1,6 +1,9 @@
 """SASRec: causal self-attention over a user's items, scored against the same items (Kang & McAuley, arXiv:1808.09781).
 
-Shape legend: B rows, T positions, E dim, H heads, D dim of a head.
+Rows of unequal length are computed in groups of similar length (`nn.jagged`), or all as long as the longest one.
+
+Shape legend: B rows, T positions, E dim, H heads, D dim of a head, G rows of a group, L positions of its longest, N
+positions of all groups.
 """
 
 from dataclasses import dataclass
@@ -12,8 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from rtrain.errors import ConfigError
-from rtrain.models.history import HistoryConfig
+from rtrain.models.history import BlockSizes, HistoryConfig
 from rtrain.models.plan import Piece
+from rtrain.nn.jagged import UnpackedLinear, grouped
+from rtrain.nn.tables import mask
 from rtrain.objectives.candidate_loss import CandidateLoss
 from rtrain.objectives.sampled_binary import SampledBinary
 
@@ -48,6 +53,7 @@ class SASRec(HistoryConfig):
         return Piece(
             name="block",
             build=partial(SASRecBlock, self),
+            takes=(mask("history"),),
             cost=2.0 * (4 * self.dim * self.dim + 2 * self.dim * self.width),
             cuts={
                 "attention.qkv.weight": "column",
@@ -58,80 +64,79 @@ class SASRec(HistoryConfig):
                 "mlp.down.weight": "row",
             },
             enter=("attention", "mlp"),
-            leave=("attention.out", "mlp.down"),
+            leave=("attention.out.unpack", "mlp.down.unpack"),
         )
 
 
-class BlockSizes(Protocol):
+class SASRecSizes(BlockSizes, Protocol):
     """What a block asks of a model's config."""
-
-    @property
-    def dim(self) -> int:
-        """E"""
-
-    @property
-    def heads(self) -> int:
-        """H"""
 
     @property
     def width(self) -> int:
         """Of the feed-forward layer."""
 
-    @property
-    def dropout(self) -> float:
-        """In attention and after each layer."""
-
 
 class SASRecBlock(nn.Module):
-    """[B, T, E] -> [B, T, E]: attention and feed-forward layer, each behind a norm and beside a residual."""
+    """[B, T, E] and where rows are real [B, T] -> [B, T, E]: attention and feed-forward layer, each behind a norm and
+    beside a residual. Of what is not real, anything finite."""
 
-    def __init__(self, config: BlockSizes):
+    def __init__(self, config: SASRecSizes, *, causal: bool = True):
         super().__init__()
         self.attention_norm, self.mlp_norm = nn.LayerNorm(config.dim), nn.LayerNorm(config.dim)
-        self.attention, self.mlp = SelfAttention(config), FeedForward(config)
+        self.attention, self.mlp = SelfAttention(config, causal=causal), FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTE: Tensor, *seen_BT: Tensor) -> Tensor:
+    def forward(self, x_BTE: Tensor, real_BT: Tensor) -> Tensor:
         """See `SelfAttention`."""
-        x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), *seen_BT))
-        out: Tensor = x_BTE + self.dropout(self.mlp(self.mlp_norm(x_BTE)))
+        x_BTE = x_BTE + self.dropout(self.attention(self.attention_norm(x_BTE), real_BT))
+        out: Tensor = x_BTE + self.dropout(self.mlp(self.mlp_norm(x_BTE), real_BT))
         return out
 
 
 class SelfAttention(nn.Module):
-    """[B, T, E] -> [B, T, E], causal unless it is told what is seen.
+    """[B, T, E] and where rows are real [B, T] -> [B, T, E].
 
     How many heads there are follows from the weight, of which a rank has a share.
     A head's queries, keys and values are consecutive outputs of `qkv`, so that a share of them is a share of the heads.
     """
 
-    def __init__(self, config: BlockSizes):
+    def __init__(self, config: SASRecSizes, *, causal: bool):
         super().__init__()
-        self.head_dim, self.rate = config.dim // config.heads, config.dropout
-        self.qkv, self.out = nn.Linear(config.dim, 3 * config.dim), nn.Linear(config.dim, config.dim)
+        self.head_dim, self.rate, self.causal = config.dim // config.heads, config.dropout, causal
+        self.how = config.attention
+        self.qkv, self.out = nn.Linear(config.dim, 3 * config.dim), UnpackedLinear(config.dim, config.dim)
 
-    def forward(self, x_BTE: Tensor, seen_BT: Tensor | None = None) -> Tensor:
-        """Each position sees itself and those before it, or those of `seen_BT` (bool), of which a row has some."""
-        qkv_BHT3D = self.qkv(x_BTE).unflatten(-1, (-1, 3, self.head_dim)).transpose(1, 2)
-        q_BHTD, k_BHTD, v_BHTD = qkv_BHT3D.unbind(3)
-        rate = self.rate if self.training else 0.0
-        mask_B11T = None if seen_BT is None else seen_BT[:, None, None]
-        found_BHTD = scaled_dot_product_attention(
-            q_BHTD, k_BHTD, v_BHTD, attn_mask=mask_B11T, is_causal=seen_BT is None, dropout_p=rate
-        )
-        out: Tensor = self.out(found_BHTD.transpose(1, 2).flatten(2))
+    def forward(self, x_BTE: Tensor, real_BT: Tensor) -> Tensor:
+        """Each position sees itself and those before it; not causal: what is real, of which each row has some."""
+        groups = grouped(real_BT, self.how)
+        of_groups = groups.split(self.qkv(groups.pack(x_BTE)))
+        masks = [None] * len(of_groups) if self.causal else groups.split(groups.pack(real_BT.unsqueeze(2)))
+        seen_NE = torch.cat([self._seen(*pair) for pair in zip(of_groups, masks, strict=True)])
+        out: Tensor = self.out(seen_NE, groups)
         return out
+
+    def _seen(self, qkv_GL3E: Tensor, real_GL1: Tensor | None) -> Tensor:
+        """What each position of a group gets to see, [G * L, E]."""
+        q_GHLD, k_GHLD, v_GHLD = qkv_GL3E.unflatten(-1, (-1, 3, self.head_dim)).transpose(1, 2).unbind(3)
+        found_GHLD = scaled_dot_product_attention(
+            q_GHLD, k_GHLD, v_GHLD,
+            attn_mask=None if real_GL1 is None else real_GL1.transpose(1, 2).unsqueeze(1),
+            is_causal=self.causal, dropout_p=self.rate if self.training else 0.0,
+        )  # fmt: skip
+        return found_GHLD.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 class FeedForward(nn.Module):
-    """One hidden layer, [B, T, E] -> [B, T, E]."""
+    """One hidden layer, position by position, [B, T, E] and where rows are real [B, T] -> [B, T, E]."""
 
-    def __init__(self, config: BlockSizes):
+    def __init__(self, config: SASRecSizes):
         super().__init__()
-        self.up, self.down = nn.Linear(config.dim, config.width), nn.Linear(config.width, config.dim)
+        self.how = config.attention
+        self.up, self.down = nn.Linear(config.dim, config.width), UnpackedLinear(config.width, config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTE: Tensor) -> Tensor:
-        """Position by position."""
-        out: Tensor = self.down(self.dropout(torch.relu(self.up(x_BTE))))
+    def forward(self, x_BTE: Tensor, real_BT: Tensor) -> Tensor:
+        """The output's bias is also where nothing is real."""
+        groups = grouped(real_BT, self.how)
+        out: Tensor = self.down(self.dropout(torch.relu(self.up(groups.pack(x_BTE)))), groups)
         return out

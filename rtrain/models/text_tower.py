@@ -9,6 +9,7 @@ the longest text that the data allow, E dim.
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,8 @@ from rtrain.nn.tables import VECTORS, sequence
 @dataclass(frozen=True, kw_only=True)
 class TextTower(TwoTower):
     """As `TwoTower`, but that of each feature of items that is `Words` the order is read, by blocks of attention."""
+
+    attention: ClassVar[Literal["jagged", "padded"]] = "jagged"
 
     layers: int = 1
     """Blocks that read a text."""
@@ -113,7 +116,7 @@ class Text(nn.Module):
     def __init__(self, config: TextTower, longest: int):
         super().__init__()
         self.positions = nn.Parameter(torch.empty(longest, config.dim).normal_(0.0, config.scale))
-        self.blocks = nn.ModuleList(SASRecBlock(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(SASRecBlock(config, causal=False) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, words_BTE: Tensor, place_BT: Tensor, item_BK: Tensor) -> Tensor:

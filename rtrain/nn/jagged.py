@@ -7,9 +7,11 @@ groups (the sum of G * L), E dim.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 SPREAD = 0.8
 """The shortest row of a group has more than this share of its longest one's positions: fewer positions that only pad
@@ -48,6 +50,11 @@ class Groups:
         return [part.unflatten(0, shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
 
+def grouped(mask_BT: Tensor, how: Literal["jagged", "padded"]) -> Groups:
+    """By where rows are real: in groups of similar length, or all in one."""
+    return groups_of(mask_BT) if how == "jagged" else one_group(mask_BT)
+
+
 def one_group(mask_BT: Tensor) -> Groups:
     """All rows as long as the longest one."""
     rows, longest = mask_BT.shape
@@ -60,6 +67,8 @@ def groups_of(mask_BT: Tensor) -> Groups:
     A row of nothing keeps its first position, so that there is always something to compute on.
     """
     rows, longest = mask_BT.shape
+    if not rows:
+        return one_group(mask_BT)
     lengths_B, order_B = mask_BT.sum(1).clamp(min=1).cpu().sort(descending=True, stable=True)
     at, shapes, begin = [], [], 0
     for end, positions in _cuts(lengths_B.tolist()):
@@ -78,3 +87,24 @@ def _cuts(falling: Sequence[int]) -> list[tuple[int, int]]:
         begin = bisect_left(falling, 1 - least, lo=begin, key=lambda length: -length)
         found.append((begin, positions))
     return found
+
+
+class UnpackedLinear(nn.Linear):
+    """[N, E] -> [B, T, E]: where nothing was computed there is the bias alone."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs)
+        self.unpack = Unpack()
+
+    def forward(self, x_NE: Tensor, groups: Groups) -> Tensor:  # type: ignore[override]
+        """The bias comes after `unpack`, where partial sums of tensor ranks meet: once, not from each of them."""
+        unpacked: Tensor = self.unpack(linear(x_NE, self.weight), groups)
+        return unpacked + self.bias
+
+
+class Unpack(nn.Module):
+    """`Groups.unpack` as a module, whose output tensor ranks sum and deal out."""
+
+    def forward(self, x_NE: Tensor, groups: Groups) -> Tensor:
+        """[N, E] -> [B, T, E]"""
+        return groups.unpack(x_NE)

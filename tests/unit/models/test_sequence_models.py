@@ -22,6 +22,7 @@ from rtrain.parallel.stage import Stage
 FACTS = RetrievalFacts(users=1, items=9, longest=8, negatives=1)
 CONFIGS = {
     "sasrec": SASRec(dim=8, layers=2, heads=2, dropout=0.0, scale=0.5),
+    "sasrec padded": SASRec(dim=8, layers=2, heads=2, dropout=0.0, scale=0.5, attention="padded"),
     "hstu": HSTU(dim=8, layers=2, heads=2, dropout=0.0, buckets=12, scale=0.5),
     "hstu padded": HSTU(dim=8, layers=2, heads=2, dropout=0.0, buckets=12, scale=0.5, attention="padded"),
 }
@@ -126,20 +127,21 @@ def unequal(*lengths: int) -> tuple[Tensor, Tensor, Tensor]:
     return times, torch.randn(*real.shape, 8, generator=g, dtype=torch.float64) * real.unsqueeze(2), real
 
 
-def both_ways() -> tuple[Stage, Stage]:
+def both_ways(name: str) -> tuple[Stage, Stage]:
     """The same weights, float64, without and with padding."""
     facts = replace(FACTS, longest=50)
-    jagged, padded = (stage_of(CONFIGS[name], facts).double() for name in ("hstu", "hstu padded"))
+    jagged, padded = (stage_of(CONFIGS[found], facts).double() for found in (name, f"{name} padded"))
     assert all(torch.equal(a, b) for a, b in zip(jagged.parameters(), padded.parameters(), strict=True))
     return jagged, padded
 
 
-def test_hstu_learns_the_same_with_and_without_padding() -> None:
+@pytest.mark.parametrize("name", ["sasrec", "hstu"])
+def test_blocks_learn_the_same_with_and_without_padding(name: str) -> None:
     """Outputs, and gradients of every weight and of the histories, rows of nothing and of one item among the others."""
     times, history, real = unequal(*LENGTHS)
     assert len(groups_of(real).shapes) > 2
     found = []
-    for model in both_ways():
+    for model in both_ways(name):
         leaf = history.clone().requires_grad_()
         queries = asked(model, times, leaf, real)[real]
         (queries * torch.arange(queries.numel(), dtype=torch.float64).view_as(queries).sin()).sum().backward()
@@ -147,19 +149,25 @@ def test_hstu_learns_the_same_with_and_without_padding() -> None:
         assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients.values())
         found.append(gradients | {"queries": queries.detach()})
     assert found[0].keys() == found[1].keys()
-    for name, gradient in found[0].items():
-        assert torch.allclose(gradient, found[1][name], rtol=1e-9, atol=1e-12), name
+    for of, gradient in found[0].items():
+        assert torch.allclose(gradient, found[1][of], rtol=1e-9, atol=1e-12), of
 
 
-def test_hstu_computes_on_little_that_only_pads() -> None:
+@pytest.mark.parametrize(
+    ("name", "layers"), [("sasrec", ["attention.qkv", "mlp.up", "mlp.down"]), ("hstu", ["attention.uvqk"])]
+)
+def test_blocks_compute_on_little_that_only_pads(name: str, layers: list[str]) -> None:
     times, history, real = unequal(*LENGTHS)
-    computed: list[int] = []
-    for model in both_ways():
-        block: Any = model.pieces[1]
-        block.attention.uvqk.register_forward_hook(lambda _, __, out: computed.append(out.flatten(0, -2).shape[0]))
-        asked(model, times, history, real)
-    jagged, padded = computed
-    assert padded == real.numel() and real.sum() <= jagged < 1.3 * int(real.sum()) < padded
+    for layer in layers:
+        computed: list[int] = []
+        for model in both_ways(name):
+            block: Any = model.pieces[1]
+            block.get_submodule(layer).register_forward_pre_hook(
+                lambda _, args, found=computed: found.append(args[0].flatten(0, -2).shape[0])
+            )
+            asked(model, times, history, real)
+        jagged, padded = computed
+        assert padded == real.numel() and real.sum() <= jagged < 1.3 * int(real.sum()) < padded
 
 
 def test_hstu_in_training_draws_the_same_dropout_with_and_without_padding() -> None:
@@ -172,18 +180,19 @@ def test_hstu_in_training_draws_the_same_dropout_with_and_without_padding() -> N
     assert torch.allclose(*found, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_hstu_reads_nothing_behind_a_rows_end(which: int) -> None:
-    model, (times, history, real) = both_ways()[which], unequal(*LENGTHS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_is_read_behind_a_rows_end(name: str) -> None:
+    model, (times, history, real) = stage_of(CONFIGS[name], replace(FACTS, longest=50)).double(), unequal(*LENGTHS)
     before = asked(model, times, history, real)[real]
     noise = torch.where(real.unsqueeze(2), history, torch.full_like(history, 50.0))
     assert torch.equal(asked(model, times + 1000 * ~real, noise, real)[real], before)
 
 
-def test_hstu_of_rows_of_nothing_alone_is_finite() -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_rows_of_nothing_alone_are_finite(name: str) -> None:
     """Those of the catalogue, which has no histories."""
     times, history, real = torch.zeros(3, 1, dtype=torch.int64), torch.zeros(3, 1, 8), torch.zeros(3, 1).bool()
-    assert asked(tower("hstu"), times, history, real).isfinite().all()
+    assert asked(tower(name), times, history, real).isfinite().all()
 
 
 def test_places_in_the_source_do_not_pass_for_times() -> None:
