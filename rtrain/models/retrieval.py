@@ -96,6 +96,11 @@ class RetrievalConfig(Model):
                 f"data.negatives.known: {name} leaves out what a user had, which batches with drawn negatives do not "
                 "tell by themselves. Set it to true"
             )
+        if facts.negatives and facts.known and not of.whole_batch:
+            raise ConfigError(
+                f"data.negatives.known: true, but {name} compares with drawn negatives alone, which a user never had. "
+                "Set it to false"
+            )
         power = facts.power if facts.by == "popularity" else 0.0
         if of.powers - {power}:
             corrected = ", ".join(f"{x:g}" for x in sorted(of.powers))

@@ -49,6 +49,12 @@ class CandidateLoss:
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ConfigError(f"model.objective.temperature: must be above 0, got {self.temperature}")
+        own = type(self)
+        if (own.of_scores, own.compare) == (CandidateLoss.of_scores, CandidateLoss.compare):
+            raise ConfigError(
+                f"model.objective: {own.__name__} does not say what a position costs. Define of_scores(scores) or "
+                "compare(queries, candidates, target, ranks)"
+            )
 
     def scores(self, queries: Tensor, candidates: Tensor) -> Tensor:
         """[B, T, 1 + K]"""

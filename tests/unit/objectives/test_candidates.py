@@ -176,6 +176,15 @@ def test_ones_own_model_is_trained(tmp_path: Path) -> None:
     assert result is not None and 0 < result.metrics["ndcg@10"] < 1
 
 
+def test_ones_own_loss_says_what_a_position_costs() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Nothing(CandidateLoss):
+        margin: float = 1.0
+
+    with pytest.raises(ConfigError, match="model.objective: Nothing does not say what a position costs"):
+        Nothing()
+
+
 @pytest.mark.parametrize(
     ("objective", "negatives", "said"),
     [
@@ -185,6 +194,11 @@ def test_ones_own_model_is_trained(tmp_path: Path) -> None:
             WeightedSum(of=(BPR(), InBatchSoftmax())),
             Negatives(count=2),
             "data.negatives.known: WeightedSum leaves out what a user had",
+        ),
+        (
+            WeightedSum(of=(BPR(), SampledSoftmax())),
+            Negatives(count=2, known=True),
+            "data.negatives.known: true, but WeightedSum compares with drawn negatives alone",
         ),
         (
             SampledSoftmax(correction=0.75),
