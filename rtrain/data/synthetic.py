@@ -6,6 +6,8 @@ than that probability does: its AUC on the test rows is the best that can be rea
 Shape legend: N rows, D numbers, F id columns, P planted pairs of columns, K latent dim.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,23 +39,60 @@ SPREAD_OF_IDS, SPREAD_OF_PAIRS, SPREAD_OF_DENSE = 0.8, 0.5, 0.6
 BIAS = -1.2
 
 
+OF_DENSE, OF_ID = SPREAD_OF_DENSE * len(DENSE) ** -0.5, SPREAD_OF_IDS * len(IDS) ** -0.5
+OF_PAIR = SPREAD_OF_PAIRS * (PAIRS * LATENT) ** -0.5
+"""What a number's weight, an id's weight and a pair's dot product are multiplied by in the logit."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two id columns, by their place in `IDS`, and the vectors [rows, K] whose dot products act."""
+
+    one: int
+    other: int
+    of_one: NDArray[np.float64]
+    of_other: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The model that draws the labels: every weight is of a normal distribution of mean 0 and deviation 1."""
+
+    dense: NDArray[np.float64]
+    """[D]"""
+    ids: tuple[NDArray[np.float64], ...]
+    """[rows] of each id column."""
+    pairs: tuple[Pair, ...]
+
+    @classmethod
+    def drawn(cls, seed: int = SEED) -> "Weights":
+        """Those that `plant` plants."""
+        model = np.random.default_rng(seed)
+        dense = model.standard_normal(len(DENSE))
+        ids = tuple(model.standard_normal(size) for size in TABLE_ROWS)
+        return cls(dense, ids, tuple(_pair(model) for _ in range(PAIRS)))
+
+    def logit(self, dense_DN: NDArray[np.floating], ids_FN: Sequence[NDArray[np.integer]]) -> NDArray[np.float64]:
+        """[N]"""
+        total = np.full(dense_DN.shape[1], BIAS)
+        total += OF_DENSE * (self.dense @ dense_DN)
+        for ids, weight in zip(ids_FN, self.ids, strict=True):
+            total += OF_ID * weight[ids]
+        for pair in self.pairs:
+            of_one, of_other = pair.of_one[ids_FN[pair.one]], pair.of_other[ids_FN[pair.other]]
+            total += OF_PAIR * np.einsum("nk,nk->n", of_one, of_other)
+        return total
+
+
 def plant(out_parquet: Path, *, rows: int = ROWS, seed: int = SEED) -> None:
     """Write the rows.
 
     Columns: i1..i13 float, c1..c26 int32, planted double (the probability), at int64 (the row), label int8.
     """
-    model, random = np.random.default_rng(seed), np.random.default_rng(seed + 1)
+    random = np.random.default_rng(seed + 1)
     ids_FN = [_zipf(random, size, rows) for size in TABLE_ROWS]
     dense_DN = random.standard_normal((len(DENSE), rows), dtype=np.float32)
-    logit = np.full(rows, BIAS)
-    logit += SPREAD_OF_DENSE * len(DENSE) ** -0.5 * (model.standard_normal(len(DENSE)) @ dense_DN)
-    for ids, size in zip(ids_FN, TABLE_ROWS, strict=True):
-        logit += SPREAD_OF_IDS * len(IDS) ** -0.5 * model.standard_normal(size)[ids]
-    for _ in range(PAIRS):
-        one, other = model.choice(len(IDS), 2, replace=False)
-        of_one, of_other = (model.standard_normal((TABLE_ROWS[f], LATENT))[ids_FN[f]] for f in (one, other))
-        logit += SPREAD_OF_PAIRS * (PAIRS * LATENT) ** -0.5 * np.einsum("nk,nk->n", of_one, of_other)
-    planted = 1 / (1 + np.exp(-logit))
+    planted = 1 / (1 + np.exp(-Weights.drawn(seed).logit(dense_DN, ids_FN)))
     columns = {name: pa.array(dense_DN[n]) for n, name in enumerate(DENSE)}
     columns |= {name: pa.array(ids_FN[n]) for n, name in enumerate(IDS)}
     label = (random.random(rows) < planted).astype(np.int8)
@@ -64,6 +103,12 @@ def plant(out_parquet: Path, *, rows: int = ROWS, seed: int = SEED) -> None:
 def best_auc(rows: pa.Table) -> float:
     """The AUC of the planted probability on these rows: what no model can beat but by luck."""
     return auc(rows.column("planted").to_numpy(), rows.column("label").to_numpy().astype(np.float64))
+
+
+def _pair(model: np.random.Generator) -> Pair:
+    one, other = (int(f) for f in model.choice(len(IDS), 2, replace=False))
+    of_one, of_other = (model.standard_normal((TABLE_ROWS[f], LATENT)) for f in (one, other))
+    return Pair(one, other, of_one, of_other)
 
 
 def _zipf(random: np.random.Generator, size: int, rows: int) -> NDArray[np.int32]:
