@@ -32,9 +32,12 @@ from rtrain.data.samples import Samples
 from rtrain.data.split import Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
 from rtrain.objectives.ranks import IGNORED
+from rtrain.rounding import ceil_div
 
 FORMAT = 1
 HEAD = "tokens.json"
+BLOCKS_OF_WINDOW, MOST_BLOCKS = 1024, 1 << 15
+"""Samples beyond a window are shuffled in blocks of neighbours first: so many in a window, or so many in all."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,16 @@ class TokenDataset(Samples[TokenBatch]):
     split_field = "data"
     inputs = ("tokens",)
 
-    def __init__(self, shards: Shards, valid: float, test: float, prefetch: int, train_rows: int | None = None):
-        self.shards = shards
+    def __init__(
+        self,
+        shards: Shards,
+        valid: float,
+        test: float,
+        prefetch: int,
+        train_rows: int | None = None,
+        window_rows: int = 1 << 22,
+    ):
+        self.shards, self._window_rows = shards, window_rows
         self.vocab = shards.vocab
         count = shards.samples
         tested, validated = max(1, round(count * test)), max(1, round(count * valid))
@@ -197,11 +208,18 @@ class TokenDataset(Samples[TokenBatch]):
             "valid": (first_valid, first_test),
             "test": (first_test, count),
         }
-        counted = [shards.fingerprint, list(ranges.items())]
+        first, stop = ranges["train"]
+        # What is shuffled together says what a cursor means, where it is not everything.
+        counted = [shards.fingerprint, list(ranges.items()), *([window_rows] if stop - first > window_rows else [])]
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
 
     def _order(self, split: Split, seed: int | None) -> Order:
-        return Order((self.ranges[split],), seed=seed, window_rows=self.rows(split))
+        first, stop = self.ranges[split]
+        size = stop - first
+        if size > self._window_rows:
+            size = max(1, self._window_rows // BLOCKS_OF_WINDOW, ceil_div(size, MOST_BLOCKS))
+        blocks = [(at, min(at + size, stop)) for at in range(first, stop, size)]
+        return Order(blocks, seed=seed, window_rows=self._window_rows)
 
     def _load(self, window: Window) -> Sequences:
         return Sequences(self.shards, np.concatenate([np.arange(*block) for block in window.blocks]))
@@ -223,6 +241,9 @@ class Tokens(Data):
     """Fraction of the samples that test: the last."""
     train_rows: int | None = None
     """Samples to train on, the last before validation; none, or more than there are: all."""
+    window_rows: int = 1 << 22
+    """Samples that all ranks together shuffle at once, 24 bytes each for their numbers; a split that fits is shuffled
+    fully, of a larger one a rank holds its own part of a window."""
     prefetch: int = 2
     """Batches that a thread keeps ready; 0: no thread."""
 
@@ -234,6 +255,8 @@ class Tokens(Data):
                 f"data: valid and test must be above 0 and their sum below 1, got {self.valid}, {self.test}"
             )
         check_train_rows(self.train_rows)
+        if self.window_rows < 1:
+            raise ConfigError(f"data.window_rows: must be at least 1, got {self.window_rows}")
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
 
@@ -261,7 +284,8 @@ class Tokens(Data):
             folder = stdlib.shards(partial(write_shards, vocab=256, tokenizer="bytes"))
         else:
             folder = Path(self.source)
-        return TokenDataset(Shards(folder, self.context), self.valid, self.test, self.prefetch, self.train_rows)
+        shards = Shards(folder, self.context)
+        return TokenDataset(shards, self.valid, self.test, self.prefetch, self.train_rows, self.window_rows)
 
 
 def write_shards(

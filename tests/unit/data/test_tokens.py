@@ -1,11 +1,16 @@
 """Token shards: what is written is read, every token is predicted once an epoch, damage is refused."""
 
 import json
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from rtrain.data.tokenize import tokenize
 from rtrain.data.tokens import IGNORED, TokenBatch, Tokens, write_shards
@@ -18,6 +23,14 @@ def folder(tmp_path: Path) -> Path:
     documents = np.split(np.arange(100), [41, 81])
     write_shards(iter(documents), tmp_path / "shards", vocab=100, tokenizer="none", shard_tokens=30)
     return tmp_path / "shards"
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """220 samples of one token."""
+    made = tmp_path_factory.mktemp("many") / "shards"
+    write_shards(iter([np.arange(221)]), made, vocab=221, tokenizer="none")
+    return made
 
 
 def tokens(folder: Path, context: int = 4) -> Tokens:
@@ -47,6 +60,65 @@ def test_an_epoch_is_a_permutation_dealt_over_the_ranks(folder: Path) -> None:
         if cursor.epoch == 1:
             break
     assert sorted(rows) == list(data.numbers("train")) and rows != sorted(rows)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(window=st.integers(1, 40), batch=st.integers(16, 30), start=st.integers(0, 12), seed=st.integers(0, 9))
+def test_an_epoch_beyond_the_window_is_the_same_at_any_world(
+    many: Path, window: int, batch: int, start: int, seed: int
+) -> None:
+    """Every sample once, the same global batches at any number of ranks, and from any batch on as from the first."""
+    data = replace(tokens(many, context=1), window_rows=window).open()
+    worlds: dict[int, list[list[int]]] = {}
+    for size in (1, 2, 3, 4, 8):
+        readers = [iter(data.reader(global_batch=batch, seed=seed, rank=r, world_size=size)) for r in range(size)]
+        worlds[size], epoch, cursors = [], 0, []
+        while epoch == 0:
+            shares = [next(reader) for reader in readers]
+            epoch = shares[0][1].epoch
+            cursors.append(shares[0][1])
+            worlds[size].append([n for share, _ in shares for n in share.row.tolist()])
+    assert all(batches == worlds[1] for batches in worlds.values())
+    seen = [n for rows in worlds[1] for n in rows]
+    assert sorted(seen) == list(data.numbers("train")) and seen != sorted(seen)
+    if start < len(cursors) - 1:
+        rest = data.reader(global_batch=batch, seed=seed, rank=0, world_size=1, cursor=cursors[start])
+        assert next(iter(rest))[0].row.tolist() == worlds[1][start + 1]
+    scanned = [b.row.tolist() for b in data.scan("train", global_batch=batch, rank=0, world_size=1)]
+    assert [n for rows in scanned for n in rows] == list(data.numbers("train"))
+
+
+def test_another_window_is_another_order_where_it_holds_not_all(many: Path) -> None:
+    whole, larger, least = (replace(tokens(many, context=1), window_rows=n).open() for n in (1 << 22, 999, 40))
+    assert whole.fingerprint == larger.fingerprint != least.fingerprint
+    order = replace(tokens(many, context=1), window_rows=40).open()._order("train", 0)
+    assert order.strata > 8
+    with pytest.raises(ConfigError, match="data.window_rows: must be at least 1, got 0"):
+        replace(tokens(many), window_rows=0)
+
+
+def test_a_thousand_million_samples_are_opened_in_little_memory(tmp_path: Path) -> None:
+    """Their numbers would take 8 GB; the shard is a file of holes."""
+    count = 10**9 + 1
+    with (tmp_path / "00000.bin").open("wb") as shard:
+        shard.truncate(2 * count)
+    head = {"format": 1, "dtype": "uint16", "vocab": 9, "tokenizer": "none"}
+    head |= {"shards": [{"file": "00000.bin", "tokens": count, "sha256": "0"}]}
+    (tmp_path / "tokens.json").write_text(json.dumps(head))
+    script = f"""
+        import resource
+        from rtrain.data.tokens import Tokens
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        data = Tokens(source={str(tmp_path)!r}, context=1, prefetch=0).open()
+        read = [next(iter(data.reader(global_batch=64, seed=0, rank=r, world_size=8)))[0].rows for r in (0, 7)]
+        next(data.scan("valid", global_batch=64, rank=0, world_size=1))
+        print(sum(read), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
+    rows, grown_mb = map(int, done.stdout.split())
+    # Of 4 Mi numbers and what is needed to shuffle them, 24 bytes each, and the table of blocks.
+    assert rows == 16 and grown_mb < 250
 
 
 def test_padding_counts_for_nothing(folder: Path) -> None:
