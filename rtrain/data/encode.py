@@ -5,6 +5,7 @@ be read differently. Every value is checked; the first one that cannot be used i
 """
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -84,17 +85,20 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
     Raises:
         DataError: the first such column, with the closest name or with both types.
     """
+    # Asked once for each row group, and of many columns: each of these is made of all.
+    names, labels, clocks = columns.names, {one.name for one in schema.labels}, schema.clocks
+    count = Counter(names)
     for field in schema.arrow(label=label):
-        if field.name not in columns.names:
-            near = did_you_mean(field.name, columns.names)
+        if not count[field.name]:
+            near = did_you_mean(field.name, names)
             raise DataError(
-                f"{where}: column {field.name!r} is missing{near or '. The columns are ' + ', '.join(columns.names)}"
+                f"{where}: column {field.name!r} is missing{near or '. The columns are ' + ', '.join(names)}"
             )
-        if columns.names.count(field.name) > 1:
+        if count[field.name] > 1:
             raise DataError(f"{where}: there are two columns {field.name!r}. Drop or rename one")
         got = columns.field(field.name).type
-        is_label = field.name in [one.name for one in schema.labels]
-        fits = _widens(got, field.type, moments=field.name in schema.clocks)
+        is_label = field.name in labels
+        fits = _widens(got, field.type, moments=field.name in clocks)
         if not (fits or (is_label and pa.types.is_boolean(got))):
             raise DataError(
                 f"{where}: column {field.name!r} is {got}, but the schema needs {field.type}. "
@@ -130,7 +134,8 @@ def _numbers(column: pa.ChunkedArray, feature: Dense, at: Place) -> NDArray[np.f
     if column.null_count and feature.missing is None:
         row = first(pc.is_null(column).to_numpy())
         raise at.refuse(f"{what} is null", row, ". Give Dense(missing=...) a value to use instead, or fill the column")
-    raw = column.cast(pa.float64()).fill_null(feature.missing if feature.missing is not None else 0.0).to_numpy()
+    column = column.cast(pa.float64())
+    raw = (column.fill_null(feature.missing) if column.null_count else column).to_numpy()
     # A float64 that float32 cannot hold becomes inf, and is refused as such.
     with np.errstate(over="ignore", invalid="ignore"):
         values: NDArray[np.float32] = feature.scaled(raw).astype(np.float32)

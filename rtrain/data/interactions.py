@@ -70,6 +70,8 @@ class Dataset(Samples[Batch]):
         self.inputs = ("dense", *(times(feature.name) for feature in schema.timed))
         self._leakage, self._in_time = leakage, in_time
         self._whole = {self._blocks(*self._range(split)) for split in SPLITS}
+        self._decoded = 0
+        """Rows since memory was last given back."""
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
         self._coded: dict[tuple[Split, tuple[str, ...]], Coded] = {}
@@ -186,7 +188,12 @@ class Dataset(Samples[Batch]):
             )
         encoded = concat(parts)
         del parts
-        _give_back()
+        self._decoded += encoded.rows
+        # What Arrow freed serves the next row group; pages that are given back have to be faulted in again, which costs
+        # as much as the decoding, so not after each group.
+        if self._decoded >= self._window_rows or blocks in self._whole:
+            self._decoded = 0
+            _give_back()
         return encoded
 
 

@@ -128,9 +128,11 @@ class ParquetRows:
                 )
                 found = reader.read_row_groups([group.index for group in mine], columns=stored)
             of_folders = self._partitions.columns(file, wanted, sum(group.rows for group in mine))
-            found = pa.table({name: found[name] for name in stored} | of_folders)
+            if of_folders:
+                found = pa.table({name: found[name] for name in stored} | of_folders)
             # The files' columns have the same names, but perhaps another order, other metadata, or narrower numbers.
-            tables.append(found.select(wanted).replace_schema_metadata().cast(asked))
+            found = found.select(wanted).replace_schema_metadata()
+            tables.append(found if found.schema.equals(asked) else found.cast(asked))
         table = pa.concat_tables(tables)
         return table.slice(start - groups[0].first_row, stop - start) if groups else table
 
