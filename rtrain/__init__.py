@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from rtrain.models.sasrec import SASRec
     from rtrain.models.text_tower import TextTower
     from rtrain.models.two_tower import TwoTower
+    from rtrain.moment import Age, Moment
     from rtrain.nn.tables import VECTORS, Table, TableOptions, mask, sequence
     from rtrain.objectives.bpr import BPR
     from rtrain.objectives.candidate_loss import CandidateLoss
@@ -193,6 +194,10 @@ _HOMES = {
     "rtrain.models.sasrec": ("SASRec",),
     "rtrain.models.text_tower": ("TextTower",),
     "rtrain.models.two_tower": ("TwoTower",),
+    "rtrain.moment": (
+        "Age",
+        "Moment",
+    ),
     "rtrain.nn.tables": (
         "Table",
         "TableOptions",
@@ -272,6 +277,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Age",
     "Bins",
     "Blueprint",
     "ByTime",
@@ -313,6 +319,7 @@ __all__ = [
     "MMoE",
     "Metric",
     "Model",
+    "Moment",
     "Negatives",
     "NormalizedEntropy",
     "Novelty",

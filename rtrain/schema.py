@@ -13,11 +13,7 @@ from numpy.typing import NDArray
 
 from rtrain.encodings import LARGEST, Encoding
 from rtrain.errors import ConfigError
-
-Entity = Literal["user", "item", "context"]
-
-FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799
-"""Of the years 1 to 9999: what lies beyond counts no seconds since 1970, but parts of them."""
+from rtrain.moment import Age, Entity, Moment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +187,7 @@ class Label:
 
 Sequence = IdSequence  # what configs of earlier runs and exports name it
 
-Feature = Dense | Embedding | Id | IdList | IdSequence
+Feature = Dense | Embedding | Id | IdList | IdSequence | Moment | Age
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,6 +220,7 @@ class Schema:
                 f"schema.time: it is empty, but feature {self.timed[0].name!r} has times, of which a model is told how "
                 "long before the row's own moment they are. Name the column of that moment, or leave the times out"
             )
+        self._check_made()
         beside = [name for name in (self.weight, self.teacher, *self.clocks) if name]
         names = [f.name for f in self.features] + [label.name for label in self.labels] + beside
         for name in names:
@@ -234,7 +231,7 @@ class Schema:
             raise ConfigError(f"schema: all labels are of one kind, but {', '.join(kinds)}. Give each kind its own run")
         if self.teacher and (self.more_labels or self.predicts_numbers):
             raise ConfigError("schema.teacher: its logits are of one label of 0 or 1. Give it a schema with that alone")
-        if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, IdList)]:
+        if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, IdList | Moment)]:
             raise ConfigError(f"schema.group: {self.group!r} is not an Id feature of this schema")
         for table, rows in ((f.table_name, f.table_rows) for f in self.ids):
             if rows != self.tables[table]:
@@ -242,10 +239,29 @@ class Schema:
                     f"schema: features of table {table!r} disagree on its rows: {self.tables[table]}, {rows}"
                 )
 
+    def _check_made(self) -> None:
+        """What `made` features read is there to be read."""
+        for feature in self.made:
+            if not self.time and (isinstance(feature, Age) or not feature.column):
+                raise ConfigError(
+                    f"schema.time: it is empty, but feature {feature.name!r} reads the row's own moment. "
+                    "Name its column, or leave the feature out"
+                )
+            if feature.name in self.clocks:
+                raise ConfigError(
+                    f"feature {feature.name!r}: it is made of a column, and that name is a column's of moments. "
+                    "Give it a name of its own"
+                )
+            if isinstance(feature, Age) and feature.column == self.time:
+                raise ConfigError(
+                    f"feature {feature.name!r}: its column is schema.time, {self.time!r}, of which every age is 0. "
+                    "Name another, or leave it out"
+                )
+
     @property
-    def dense(self) -> tuple[Dense | Embedding, ...]:
+    def dense(self) -> tuple[Dense | Embedding | Age, ...]:
         """The numbers, in the order of `Batch.dense`'s columns; an encoded one and a vector have several."""
-        return tuple(f for f in self.features if isinstance(f, Dense | Embedding))
+        return tuple(f for f in self.features if isinstance(f, Dense | Embedding | Age))
 
     @property
     def dense_widths(self) -> tuple[int, ...]:
@@ -258,9 +274,9 @@ class Schema:
         return tuple(width for f in self.dense for width in f.kept)
 
     @property
-    def ids(self) -> tuple[Id, ...]:
-        """The categorical features (single, list and sequence), in the order of `Batch.ids`."""
-        return tuple(f for f in self.features if isinstance(f, Id))
+    def ids(self) -> tuple[Id | Moment, ...]:
+        """The categorical features (single, list, sequence, and of moments), in the order of `Batch.ids`."""
+        return tuple(f for f in self.features if isinstance(f, Id | Moment))
 
     @property
     def timed(self) -> tuple[IdSequence, ...]:
@@ -268,10 +284,21 @@ class Schema:
         return tuple(f for f in self.features if isinstance(f, IdSequence) and f.times)
 
     @property
+    def made(self) -> tuple[Moment | Age, ...]:
+        """What is made of a column of moments; no column is called as these are."""
+        return tuple(f for f in self.features if isinstance(f, Moment | Age))
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """Columns of a moment each that features are made of or told by; the row's own comes last."""
+        stamps = dict.fromkeys(f.column or self.time for f in self.made)
+        own = [self.time] if self.timed or any(isinstance(f, Age) for f in self.made) else []
+        return (*(name for name in stamps if name not in own), *own)
+
+    @property
     def clocks(self) -> tuple[str, ...]:
-        """Columns that tell what is `timed`: lists of moments, which sequences may share, and the row's own moment."""
-        lists = dict.fromkeys(f.times for f in self.timed)
-        return (*lists, self.time) if lists else ()
+        """Columns that tell what is `timed` or `made`: lists of moments, which sequences may share, and `stamps`."""
+        return (*dict.fromkeys(f.times for f in self.timed), *self.stamps)
 
     @property
     def labels(self) -> tuple[Label, ...]:
@@ -298,8 +325,8 @@ class Schema:
 
     def arrow(self, *, label: bool) -> pa.Schema:
         """The columns that rows must have: all of training data, or of a request (`label=False`)."""
-        columns = [pa.field(f.name, f.arrow_type()) for f in self.features]
-        moments = [pa.int64() if name == self.time else pa.list_(pa.int64()) for name in self.clocks]
+        columns = [pa.field(f.name, f.arrow_type()) for f in self.features if not isinstance(f, Moment | Age)]
+        moments = [pa.int64() if name in self.stamps else pa.list_(pa.int64()) for name in self.clocks]
         columns += [pa.field(name, kind) for name, kind in zip(self.clocks, moments, strict=True)]
         if label:
             columns += [pa.field(one.name, pa.float64()) for one in self.labels]

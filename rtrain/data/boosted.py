@@ -1,7 +1,8 @@
 """Gradient-boosted trees on a schema's features: what a model without tables makes of the same columns.
 
 scikit-learn's histogram trees with its defaults (after Ke et al., "LightGBM", NeurIPS 2017). Numbers are read as they
-are stored, ids of few values as categories, other ids as numbers, lists by their length alone, of vectors each number.
+are stored, ids of few values as categories, other ids as numbers, lists by their length alone, of vectors each number;
+hours, days and ages as a model has them.
 
 Shape legend: N rows, F inputs: one a feature, of a vector as many as it has numbers.
 """
@@ -17,10 +18,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.baseline import Baseline
+from rtrain.data.made import ages, moment_ids
 from rtrain.data.means import numbered
+from rtrain.data.place import Place
 from rtrain.data.split import Split
 from rtrain.metrics.state import Scored, Valued
-from rtrain.schema import Embedding, Feature, Id, IdList
+from rtrain.moment import Age, Moment
+from rtrain.schema import Embedding, Feature, Id, IdList, Schema
 
 MOST_ROWS = 1_000_000
 """Rows of all splits beyond which it, which reads them whole, is left out."""
@@ -90,24 +94,33 @@ class _Boosted:
         return kind(categorical_features=few, random_state=0).fit(self._inputs(table), labels)
 
     def _table(self, split: Split) -> pa.Table:
-        names = [f.name for f in self.schema.features] + [self.schema.label.name]
+        read = [f.name for f in self.schema.features if not isinstance(f, Moment | Age)]
+        names = [*read, *self.schema.stamps, self.schema.label.name]
         return self.dataset.raw(split, 0, self.dataset.rows(split), names)
 
     def _inputs(self, table: pa.Table) -> NDArray[np.float64]:
         """[N, F]; nan where there is nothing, or a word that is not known."""
-        return np.column_stack([_column(feature, table[feature.name]) for feature in self.schema.features])
+        return np.column_stack([_column(feature, table, self.schema) for feature in self.schema.features])
 
 
 def _is_category(feature: Feature) -> bool:
-    return isinstance(feature, Id) and not isinstance(feature, IdList) and feature.table_rows <= MOST_CATEGORIES
+    if isinstance(feature, IdList) or not isinstance(feature, Id | Moment):
+        return False
+    return feature.table_rows <= MOST_CATEGORIES
 
 
 def _inputs_of(feature: Feature) -> int:
     return feature.dim if isinstance(feature, Embedding) else 1
 
 
-def _column(feature: Feature, column: pa.ChunkedArray) -> NDArray[np.float64]:
+def _column(feature: Feature, table: pa.Table, schema: Schema) -> NDArray[np.float64]:
     """[N], or of a vector [N, dim]"""
+    at = Place("boosting", np.arange(len(table)))
+    if isinstance(feature, Moment):
+        return moment_ids(table, feature, schema, at).astype(np.float64)
+    if isinstance(feature, Age):
+        return ages(table, feature, schema, at)[:, 0].astype(np.float64)
+    column = table[feature.name]
     if isinstance(feature, Embedding):
         there = pc.is_valid(column).to_numpy()
         vectors = np.full((len(there), feature.dim), np.nan)

@@ -13,9 +13,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
+from rtrain.data.made import ages, moment_ids
 from rtrain.data.moments import ago, moments
 from rtrain.data.place import Place, first, plain
 from rtrain.errors import DataError, did_you_mean
+from rtrain.moment import Age, Moment
 from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
 
 __all__ = ["Columns", "check_columns", "concat", "encode"]
@@ -48,14 +50,16 @@ def encode(
     at = Place(where, np.arange(first_row, first_row + rows) if shown is None else shown)
     dense, number = np.empty((rows, len(schema.kept_widths)), np.float32), 0
     for feature in schema.dense:
-        column, after = table.column(feature.name), number + len(feature.kept)
-        found = _vectors(column, feature, at) if isinstance(feature, Embedding) else _numbers(column, feature, at)
-        dense[:, number:after] = found
+        after = number + len(feature.kept)
+        dense[:, number:after] = _dense(table, feature, schema, at)
         number = after
     singles: list[NDArray[np.integer]] = []
     lists: list[Lists] = []
     groups = np.zeros(rows, np.int64)
     for spec in schema.ids:
+        if isinstance(spec, Moment):
+            singles.append(moment_ids(table, spec, schema, at))
+            continue
         column = table.column(spec.name)
         if isinstance(spec, IdList):
             lists.append(_lists(column, spec, at))
@@ -88,6 +92,8 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
     # Asked once for each row group, and of many columns: each of these is made of all.
     names, labels, clocks = columns.names, {one.name for one in schema.labels}, schema.clocks
     count = Counter(names)
+    # Of the row's own moment, which sequences are told by, whole seconds alone.
+    broken = set(schema.stamps) - ({schema.time} if schema.timed else set())
     for field in schema.arrow(label=label):
         if not count[field.name]:
             near = did_you_mean(field.name, names)
@@ -99,6 +105,7 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
         got = columns.field(field.name).type
         is_label = field.name in labels
         fits = _widens(got, field.type, moments=field.name in clocks)
+        fits = fits or (field.name in broken and pa.types.is_floating(got))
         if not (fits or (is_label and pa.types.is_boolean(got))):
             raise DataError(
                 f"{where}: column {field.name!r} is {got}, but the schema needs {field.type}. "
@@ -125,6 +132,14 @@ def _widens(got: pa.DataType, wanted: pa.DataType, *, moments: bool = False) -> 
         return True
     whole = is_.is_integer(got) and not is_.is_uint64(got)
     return bool(whole or (is_.is_floating(got) and is_.is_floating(wanted)))
+
+
+def _dense(table: pa.Table, feature: Dense | Embedding | Age, schema: Schema, at: Place) -> NDArray[np.float32]:
+    """[N, what a row keeps of the feature]"""
+    if isinstance(feature, Age):
+        return ages(table, feature, schema, at)
+    column = table.column(feature.name)
+    return _vectors(column, feature, at) if isinstance(feature, Embedding) else _numbers(column, feature, at)
 
 
 def _numbers(column: pa.ChunkedArray, feature: Dense, at: Place) -> NDArray[np.float32]:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from rtrain.data.encode import encode
 from rtrain.data.parquet import ParquetRows, RowGroup
-from rtrain.schema import Schema
+from rtrain.moment import Age
+from rtrain.schema import Id, Schema
 
 
 def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Schema) -> None:
@@ -16,8 +17,10 @@ def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Sch
     Raises:
         DataError: such a value; names file, row, feature and value.
     """
-    within = {f.name: (0, f.table_rows - 1) for f in schema.ids if not getattr(f, "vocabulary", ())}
+    within = {f.name: (0, f.table_rows - 1) for f in schema.ids if isinstance(f, Id) and not f.vocabulary}
     within |= {label.name: (0, 1) for label in schema.labels if label.kind == "binary"}
+    older = [f.times for f in schema.timed]
+    older += [f.column for f in schema.made if isinstance(f, Age) and f.future == "refuse"]
     for group in groups:
         spans = rows.spans_of(group)
         outside = [
@@ -25,10 +28,9 @@ def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Sch
             for name, (least, most) in within.items()
             if name in spans and not (least <= spans[name][0] and spans[name][1] <= most)
         ]
-        # Of whole numbers of seconds alone: a footer has the times of timestamps in units of its own.
-        told = [name for name in schema.clocks if name in spans]
-        latest = spans[schema.time][1] if schema.time in told else None
-        if outside or (latest is not None and any(spans[name][1] > latest for name in told)):
+        # Of numbers of seconds alone: a footer has the times of timestamps in units of its own.
+        latest = spans[schema.time][1] if schema.time in spans else None
+        if outside or (latest is not None and any(spans[name][1] > latest for name in older if name in spans)):
             shown = rows.file_rows(group.first_row, group.stop)
             encode(
                 rows.read(group.first_row, group.stop, schema.arrow(label=True).names),

@@ -24,6 +24,7 @@ from rtrain.data.encode import check_columns, encode
 from rtrain.data.footers import refuse_by_footers
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage, refuse_later, refuse_shared_rows
+from rtrain.data.made import sources_of, with_parts
 from rtrain.data.means import means_of
 from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
@@ -34,6 +35,7 @@ from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, refuse_disorder, trained_on
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
+from rtrain.moment import Age
 from rtrain.rounding import ceil_div
 from rtrain.schema import Dense, Embedding, Feature, IdList, Schema
 
@@ -125,9 +127,9 @@ class Dataset(Samples[Batch]):
         return self._rows.read(first + start, first + stop, columns)
 
     def refuse_columns(self, names: Sequence[str], asker: str) -> None:
-        """As `Samples`: any column that the files have, of the schema or not, but for lists."""
+        """As `Samples`: any column that the files have, of the schema or not, but for lists; and hours and days."""
         there = self._rows.schema
-        for name in names:
+        for name in sources_of(names, self.schema):
             if name not in there.names:
                 near = did_you_mean(name, there.names) or f". The columns are {', '.join(there.names)}"
                 raise ConfigError(f"{asker}: the data have no column {name!r}{near}")
@@ -139,7 +141,8 @@ class Dataset(Samples[Batch]):
     def coded(self, split: Split, names: tuple[str, ...]) -> Coded:
         """As `Samples`; kept, for every evaluation asks."""
         if (split, names) not in self._coded:
-            table = self.raw(split, 0, self.rows(split), list(names)).select(list(names))
+            table = self.raw(split, 0, self.rows(split), sources_of(names, self.schema))
+            table = with_parts(table, names, self.schema, self._rows.uri)
             self._coded[split, names] = coded(table, ids=[f.name for f in self.schema.ids])
         return self._coded[split, names]
 
@@ -248,7 +251,7 @@ class Interactions(Data):
     def columns(self) -> tuple[str, ...]:
         """Those of the schema with one value a row."""
         schema = self.schema
-        single = [f.name for f in schema.features if not isinstance(f, IdList | Embedding)]
+        single = [f.name for f in schema.features if not isinstance(f, IdList | Embedding | Age)]
         named = single + [one.name for one in schema.labels]
         return (*named, *(name for name in (schema.time, schema.weight, schema.teacher) if name and name not in named))
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from rtrain.data.columns import Lists
 from rtrain.data.place import Place, first, plain
-from rtrain.schema import FIRST_SECOND, LAST_SECOND, IdSequence
+from rtrain.moment import FIRST_SECOND, LAST_SECOND
+from rtrain.schema import IdSequence
 
 Seconds = NDArray[np.int64]
 
@@ -23,7 +24,7 @@ def second_of(kind: pa.DataType) -> int:
 
 
 def in_seconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int64 of whole numbers, timestamps or dates, a null as it is; what is of a part of a second is of its beginning.
+    """int64 of numbers, timestamps or dates, a null as it is; what is of a part of a second is of its beginning.
 
     Of lists, large lists; a null list becomes an empty one.
     """
@@ -36,6 +37,8 @@ def in_seconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
     column = plain(column, pa.int64())
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"))
+    if pa.types.is_floating(column.type):
+        column = pc.floor(column.cast(pa.float64()))
     second, whole = second_of(column.type), column.cast(pa.int64())
     if second == 1:
         return whole
@@ -49,7 +52,38 @@ def moments(column: pa.ChunkedArray, name: str, at: Place) -> Seconds:
     Raises:
         DataError: a row without one, or one of no year that there is.
     """
-    return _checked(in_seconds(column), f"time {name!r}", "is null", at, np.arange(len(column)))
+    return _checked(_each_in_seconds(column, f"time {name!r}", at), f"time {name!r}", "is null", at, _rows(column))
+
+
+def moments_or_null(
+    column: pa.ChunkedArray, what: str, at: Place, *, fill: str | None
+) -> tuple[Seconds, NDArray[np.bool_]]:
+    """Moments [N], and whether there is none, where it is 0; `fill`: how nulls are let through; none: they are.
+
+    Raises:
+        DataError: a null that is not let through, or a moment of no year that there is.
+    """
+    found = _each_in_seconds(column, what, at)
+    nulls: NDArray[np.bool_] = pc.is_null(found).to_numpy()
+    if fill and nulls.any():
+        raise at.refuse(f"{what} is null", first(nulls), f". Give {fill}, or fill the column")
+    return _checked(found.fill_null(0), what, "is null", at, _rows(column)), nulls
+
+
+def _each_in_seconds(column: pa.ChunkedArray, what: str, at: Place) -> pa.ChunkedArray:
+    """`in_seconds` of one moment a row; a float that is none is refused."""
+    column = plain(column, pa.int64())
+    if pa.types.is_floating(column.type):
+        values = column.cast(pa.float64()).fill_null(0.0).to_numpy()
+        wrong = ~((values >= FIRST_SECOND) & (values < LAST_SECOND + 1))
+        if wrong.any():
+            row, why = first(wrong), "; it must be seconds since 1970, of a year from 1 to 9999"
+            raise at.refuse(f"{what} is {values[row]}", row, why)
+    return in_seconds(column)
+
+
+def _rows(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.arange(len(column))
 
 
 def ago(ids: pa.ChunkedArray, column: pa.ChunkedArray, feature: IdSequence, moment: Seconds, at: Place) -> Lists:

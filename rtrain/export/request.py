@@ -10,7 +10,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model,
 
 from rtrain.data.moments import in_seconds
 from rtrain.encodings import LARGEST
-from rtrain.schema import FIRST_SECOND, LAST_SECOND, Dense, Embedding, Id, IdList, IdSequence, Schema
+from rtrain.moment import FIRST_SECOND, LAST_SECOND, Age, Moment
+from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Schema
 
 Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
 
@@ -19,6 +20,8 @@ def row_model(schema: Schema) -> type[BaseModel]:
     """The model that validates a row: unknown keys refused, ids within their tables."""
     fields: dict[str, Any] = {}
     for feature in schema.features:
+        if isinstance(feature, Moment | Age):
+            continue  # made of a column of `schema.stamps`
         doc = f"{type(feature).__name__.lower()} feature of the {feature.entity}"
         if isinstance(feature, Dense):
             ends = feature.reach()
@@ -40,20 +43,37 @@ def row_model(schema: Schema) -> type[BaseModel]:
     for feature in schema.timed:
         doc = f"when each id of {feature.name} was had, seconds since 1970, as many and rising"
         fields[feature.times] = (list[Second], Field(default_factory=list, description=doc))
-    if schema.timed:
-        doc = "the row's own moment, seconds since 1970: now, or when it was; no time of an id is later"
-        fields[schema.time] = (Second, Field(description=doc))
+    fields |= {name: _moment(name, schema) for name in schema.stamps}
     # A name that no feature has: it stands beside theirs.
-    after: dict[str, Any] = {"times in order": model_validator(mode="after")(_in_time(schema))} if schema.timed else {}
+    after: dict[str, Any] = {"times in order": model_validator(mode="after")(_in_time(schema))}
     config = ConfigDict(extra="forbid", strict=False)
-    return create_model("Row", __config__=config, __validators__=after, **fields)
+    return create_model("Row", __config__=config, __validators__=after if schema.clocks else {}, **fields)
+
+
+def _moment(name: str, schema: Schema) -> tuple[Any, Any]:
+    """The field of a column of `schema.stamps`; it may be left out where all that is made of it has a stand-in."""
+    made = [feature for feature in schema.made if (feature.column or schema.time) == name]
+    doc = f"a moment, seconds since 1970; of it: {', '.join(feature.name for feature in made)}"
+    if name == schema.time:
+        doc = "the row's own moment, seconds since 1970: now, or when it was"
+        doc += "; no time of an id is later" if schema.timed else ""
+        if schema.timed or any(isinstance(feature, Age) for feature in schema.made):
+            return Second, Field(description=doc)
+    if all(feature.missing is not None for feature in made):
+        return Second | None, Field(None, description=doc)
+    return Second, Field(description=doc)
 
 
 def _in_time(schema: Schema) -> Callable[[Any], Any]:
-    """Refuses times that `data.moments.ago` would refuse: there it would take the other requests of the batch along."""
+    """Refuses times that encoding would refuse: there it would take the other requests of the batch along."""
+    older = {f.column for f in schema.made if isinstance(f, Age) and f.future == "refuse"}
 
     def check(row: Any) -> Any:
-        moment = getattr(row, schema.time)
+        moment = getattr(row, schema.time, None)
+        for name in older:
+            other = getattr(row, name)
+            if other is not None and other > moment:
+                raise ValueError(f"{name} is {other}, behind the row's own {schema.time}, {moment}")
         for feature in schema.timed:
             ids, times = getattr(row, feature.name), getattr(row, feature.times)
             if len(ids) != len(times):
