@@ -49,7 +49,9 @@ class Moment:
         try:
             ZoneInfo(self.zone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            near = did_you_mean(self.zone, sorted(available_timezones())) or ". Give a name as Europe/Berlin"
+            known = sorted(available_timezones())
+            near = did_you_mean(self.zone, known) or ". Give a name as Europe/Berlin"
+            near = near if known else ": this machine has no list of zones. Do `pip install tzdata`"
             raise ConfigError(f"feature {self.name!r}: zone {self.zone!r} is no time zone known here{near}") from None
 
     @property

@@ -1,7 +1,9 @@
 """`Moment` and `Age`: what is made of columns of moments, whatever holds them, and what is refused."""
 
 import math
+import zoneinfo
 from datetime import UTC, date, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -83,6 +85,8 @@ HOURS = [
     ("Asia/Kathmandu", (2023, 7, 3, 18, 15), 0, 1),  # 5:45 ahead
     ("Australia/Lord_Howe", (2023, 4, 1, 14, 59, 59), 1, 6),  # half an hour back, at 2
     ("Australia/Lord_Howe", (2023, 4, 1, 15), 1, 6),
+    ("America/St_Johns", (2010, 3, 14, 3, 30, 59), 0, 6),
+    ("America/St_Johns", (2010, 3, 14, 3, 31), 1, 6),  # a minute past midnight, in the middle of an hour of UTC
     ("Europe/Berlin", (1, 1, 1), 0, 0),
     ("America/New_York", (1, 1, 1), 19, 6),  # of the year before the first
     ("Asia/Tokyo", (9999, 12, 31, 23, 59, 59), 8, 5),
@@ -107,6 +111,10 @@ def test_they_are_those_of_the_clock_in_that_zone(zone: str, when: list[int]) ->
     column = pa.array(when, pa.int64())
     assert ids_of(column, Moment(name="x", part="hour", zone=zone)) == [t.hour for t in clock]
     assert ids_of(column, Moment(name="x", part="weekday", zone=zone)) == [t.weekday() for t in clock]
+
+
+def test_a_part_of_a_second_is_of_its_beginning() -> None:
+    assert ids_of(pa.array([-0.5, 0.0, 0.5]), Moment(name="x", part="weekday")) == [2, 3, 3]  # 1969's last day
 
 
 KINDS = [pa.int64(), pa.float64(), pa.timestamp("s"), pa.timestamp("ms", "Asia/Tokyo"), pa.timestamp("us")]
@@ -233,6 +241,18 @@ def test_features_that_cannot_be_are_refused(kind: Any, fields: dict[str, Any], 
     assert str(error.value).startswith(f"feature 'x': {message}") and "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(find_spec("tzdata") is not None, reason="the package tzdata is a list of zones")
+def test_a_machine_without_zones_is_told_so_and_has_utc() -> None:
+    ZoneInfo.clear_cache()
+    zoneinfo.reset_tzpath(to=())
+    try:
+        assert ids_of(pa.array([3600]), Moment(name="x", part="hour")) == [1]
+        with pytest.raises(ConfigError, match="known here: this machine has no list of zones. Do `pip install tzdata`"):
+            Moment(name="x", part="hour", zone="Europe/Berlin")
+    finally:
+        zoneinfo.reset_tzpath()
+
+
 HOUR, AGE = Moment(name="x", part="hour"), Age(name="x", column="c")
 
 
@@ -322,6 +342,10 @@ def test_metrics_are_sliced_by_hours_and_trees_read_them(source: str) -> None:
     assert len(pair.counts) == len(set(zip(clock, data.coded("test", ("born",)).codes.tolist(), strict=True)))
     with pytest.raises(ConfigError, match="no column 'age'"):
         data.refuse_columns(("age",), "evaluation.slices")
+    joined = Moment(name="joined_on", part="weekday", column="joined", missing="own")
+    schema = Schema(features=(Id(name="item", rows=9), joined), time="at")
+    other = Interactions(source=source, schema=schema, leakage="allow").open().coded("test", ("joined_on",))
+    assert sorted(map(other.text, range(len(other.counts)))) == ["(null)", "6"]
     (trees,) = boosted_of(data, 10_000)
     scored: Any = trees.says("test")
     wanted = data.raw("test", 0, ROWS - start, ["label"])["label"].to_numpy()

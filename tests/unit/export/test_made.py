@@ -70,6 +70,8 @@ def test_what_hours_and_ages_tell_is_learned_and_served(source: str) -> None:
     )
     done = train(run)
     assert done["test"]["auc"] > 0.95  # which neither tells alone
+    assert done["baseline_auc"] > 0.95  # trees, which read both too
+    assert {"auc[hour=0]", "auc[hour=13]"} <= set(done["test"])
     recorded = json.loads((Path(run.folder) / "predictions.json").read_text())
     asked = rows_of(run.data.open().raw("test", 0, len(recorded["rows"])), SCHEMA)
     assert set(asked[0]) <= {"item", "joined", "released", "at"} and isinstance(asked[0]["released"], int)
