@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rtrain.duration import Duration
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
     from rtrain.export.column import predict_column
-    from rtrain.mesh import Parallel
+    from rtrain.mesh import Parallel, TableLayout
     from rtrain.metrics import (
         AUC,
         AUPRC,
@@ -129,7 +129,7 @@ _HOMES = {
         "PiecewiseLinear",
         "Quantiles",
     ),
-    "rtrain.mesh": ("Parallel",),
+    "rtrain.mesh": ("Parallel", "TableLayout"),
     "rtrain.metrics": (
         "AUC",
         "AUPRC",
@@ -352,6 +352,7 @@ __all__ = [
     "Serendipity",
     "SideFeatures",
     "Table",
+    "TableLayout",
     "TableOptions",
     "TextPairs",
     "TextTower",

@@ -21,6 +21,19 @@ ONE_STAGE_A_RANK = ("gpipe", "1f1b")
 AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 
+Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableLayout:
+    """How one table is split, otherwise than the others."""
+
+    table: str
+    """Name of the table, as the schema's features name it; of retrieval `item`, `user` and those of their features."""
+    embeddings: Embeddings
+    """As `Parallel.embeddings`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """How a run is laid out over its workers."""
@@ -39,8 +52,10 @@ class Parallel:
     """Who keeps the dense replicas in step: DeepSpeed ZeRO, or torch's DistributedDataParallel."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
-    embeddings: Literal["sharded", "table_wise", "row_wise", "column_wise"] = "sharded"
+    embeddings: Embeddings = "sharded"
     """How TorchRec splits the tables; sharded: its planner chooses for each. A table with too few rows stays whole."""
+    tables: tuple[TableLayout, ...] = ()
+    """Tables that are split otherwise."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "tensor", "pipeline"):
@@ -49,6 +64,13 @@ class Parallel:
                 raise ConfigError(f"parallel.{axis}: a degree is at least 1, got {degree}")
         if self.microbatches < 1:
             raise ConfigError(f"parallel.microbatches: must be at least 1, got {self.microbatches}")
+        named = [of.table for of in self.tables]
+        if twice := [name for name in named if named.count(name) > 1]:
+            raise ConfigError(f"parallel.tables: table {twice[0]!r} is there twice. Give each once")
+
+    def embeddings_of(self, table: str) -> Embeddings:
+        """How a table is split: by its own entry of `tables`, else as all."""
+        return next((of.embeddings for of in self.tables if of.table == table), self.embeddings)
 
 
 @dataclass(frozen=True)

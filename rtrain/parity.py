@@ -112,7 +112,9 @@ def parity(
         else:
             legal.append(layout)
     say("one process")
-    (alone,) = _traces(run, 1, [Parallel(dense="ddp", embeddings=run.parallel.embeddings)], steps)
+    (alone,) = _traces(
+        run, 1, [Parallel(dense="ddp", embeddings=run.parallel.embeddings, tables=run.parallel.tables)], steps
+    )
     if isinstance(alone, str):
         raise RunFailed(f"parity: one process cannot train {run.name!r}: {alone}")
     compared: dict[str, Compared] = {}
@@ -135,6 +137,7 @@ def name_of(layout: Parallel) -> str:
         words.append(f"x{layout.microbatches}")
     if layout.embeddings != "sharded":
         words.append(layout.embeddings)
+    words += [f"{of.table}:{of.embeddings}" for of in layout.tables]
     return " ".join(words)
 
 
@@ -166,6 +169,7 @@ def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
                                 schedule=schedule,  # type: ignore[arg-type]
                                 microbatches=microbatches,
                                 embeddings=run.parallel.embeddings,
+                                tables=run.parallel.tables,
                                 **wrap,
                             )
 

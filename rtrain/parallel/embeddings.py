@@ -127,7 +127,7 @@ def plan_tables(
         storage_reservation=FixedPercentageStorageReservation(0.05),
         constraints={
             t.name: ParameterConstraints(
-                sharding_types=sharding_types(t, parallel.embeddings, world_size, whole_below=whole_below),
+                sharding_types=sharding_types(t, parallel.embeddings_of(t.name), world_size, whole_below=whole_below),
                 compute_kernels=[EmbeddingComputeKernel.FUSED.value],
             )
             for t in tables

@@ -49,6 +49,11 @@ def reasons_against(
         yield from _against_carrying(parallel, mesh, blueprint, model)
     elif parallel.embeddings != "sharded":
         yield f"parallel.embeddings: {parallel.embeddings!r}, but {model} has no sharded tables"
+    names = [table.name for table in blueprint.tables]
+    for of in parallel.tables:
+        if of.table not in names:
+            near = did_you_mean(of.table, names) or f". It has {', '.join(names) or 'none'}"
+            yield f"parallel.tables: {model} has no table {of.table!r}{near}"
     readers = mesh.readers(blueprint.dealt)
     if global_batch < readers:
         yield (
@@ -116,19 +121,23 @@ def _against_carrying(parallel: Parallel, mesh: Mesh, blueprint: Blueprint, mode
 def _against_columns(
     parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int
 ) -> Iterator[str]:
-    if parallel.embeddings != "column_wise":
-        return
-    if isinstance(optim, RowWiseAdagrad):
+    cut = [table for table in tables if parallel.embeddings_of(table.name) == "column_wise"]
+    if cut and isinstance(optim, RowWiseAdagrad):
         yield (
-            "parallel.embeddings: column_wise with RowWiseAdagrad keeps one accumulator a column shard, which is "
-            "another optimizer than on one rank. Use Adagrad, or embeddings='row_wise'"
+            f"{_where(parallel, cut[0])}: column_wise with RowWiseAdagrad keeps one accumulator a column shard, which "
+            "is another optimizer than on one rank. Use Adagrad, or embeddings='row_wise'"
         )
-    for table in tables:
+    for table in cut:
         if table.dim % (4 * world_size) and not table.beside:
             yield (
-                f"parallel.embeddings: column_wise over {world_size} ranks needs a dim that is a multiple of "
+                f"{_where(parallel, table)}: column_wise over {world_size} ranks needs a dim that is a multiple of "
                 f"{4 * world_size}; table {table.name!r} has {table.dim}. Raise model.dim, or use 'row_wise'"
             )
+
+
+def _where(parallel: Parallel, table: Table) -> str:
+    """The field that says how a table is split."""
+    return "parallel.tables" if table.name in [of.table for of in parallel.tables] else "parallel.embeddings"
 
 
 def _against_pipeline(parallel: Parallel, ranks: int) -> Iterator[str]:

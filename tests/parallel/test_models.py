@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rtrain.errors import ConfigError, RunFailed
-from rtrain.mesh import Parallel, lay_out
+from rtrain.mesh import Parallel, TableLayout, lay_out
 from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
 from rtrain.models.din import DIN
@@ -77,6 +77,8 @@ SHARDED: Layouts = {
     for sparse in SPARSE
     if (how, sparse) != ("column_wise", "rowwise")
 }
+OF_EACH = (TableLayout(table="item", embeddings="row_wise"), TableLayout(table="user", embeddings="column_wise"))
+SHARDED["each its own adagrad"] = (Parallel(dense="ddp", embeddings="table_wise", tables=OF_EACH), "adagrad")
 LISTS = ("dlrm", "din")
 # What two ranks saved with rows split is read where they are whole; by columns what was split by rows.
 MOVES = {"zero1 row_wise": "ddp", "row_wise adagrad": "column_wise adagrad", "row_wise adam": "table_wise adam"}

@@ -9,7 +9,7 @@ import rtrain
 from recipes.dlrm_movielens import run
 from rtrain.data.tokens import TokenFacts
 from rtrain.errors import ConfigError
-from rtrain.mesh import Mesh, Parallel, lay_out
+from rtrain.mesh import Mesh, Parallel, TableLayout, lay_out
 from rtrain.models.decoder import Decoder
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
@@ -116,12 +116,23 @@ def test_the_budget_is_what_decides() -> None:
         assert 0 < rank["tables"] + rank["tables_optimizer"] < plan.memory_per_rank
 
 
+def own(table: str) -> tuple[TableLayout, ...]:
+    return (TableLayout(table=table, embeddings="column_wise"),)
+
+
+def test_a_table_has_one_layout() -> None:
+    with pytest.raises(ConfigError, match=r"parallel.tables: table 'item' is there twice. Give each once"):
+        Parallel(tables=own("item") * 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"parallel.pipeline": 2}, "parallel.pipeline: 2, but DLRM has no pipeline-parallel plan"),
         ({"parallel.embeddings": "column_wise"}, "column_wise with RowWiseAdagrad"),
         ({"parallel.embeddings": "column_wise", "sparse_optim": SGD(), "model.dim": 12}, "multiple of 8"),
+        ({"parallel.tables": own("itm_id")}, "parallel.tables: DLRM has no table 'itm_id'; did you mean 'item_id'?"),
+        ({"parallel.tables": own("item_id")}, "parallel.tables: column_wise with RowWiseAdagrad"),
         ({"cluster.workers": 3, "parallel.data": 2}, "makes 2 ranks, but cluster.workers is 3"),
         ({"parallel.microbatches": 600}, "parallel.microbatches: 600, but a step has only 256 rows a rank"),
         ({"data.schema.features": (rtrain.Id(name="user_id", rows=4),)}, "the schema has no Dense feature"),

@@ -7,7 +7,7 @@ import rtrain
 from recipes.dlrm_movielens import run
 from rtrain.data.synthetic import CRITEO
 from rtrain.errors import ConfigError
-from rtrain.mesh import Parallel
+from rtrain.mesh import Parallel, TableLayout
 from rtrain.nn.tables import BLOCK_ROWS, Table, initial_rows
 from rtrain.optim import Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.embeddings import placements, plan_tables
@@ -95,3 +95,14 @@ def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> 
     said = str(caught.value)
     assert said.startswith("rank 0 would hold 94.7 KiB (parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB)")
     assert "has 52.4 KiB (cluster.memory_gb_per_worker). Cut the dense part further" in said
+
+
+def test_a_table_is_split_as_it_is_asked_to_be() -> None:
+    tables = tuple(Table(name=name, rows=1000, dim=16, features=(name,)) for name in "abc")
+    own = (TableLayout(table="b", embeddings="row_wise"), TableLayout(table="c", embeddings="column_wise"))
+    found = plan_tables(
+        tables, Parallel(embeddings="table_wise", tables=own), Adagrad(lr=0.1), world_size=2, local_world_size=2,
+        device="cpu", batch_per_rank=8, memory_bytes_per_rank=2**30,
+    )  # fmt: skip
+    kinds = {of.table: of.sharding for of in placements(found, tables)}
+    assert kinds == {"a": "table_wise", "b": "row_wise", "c": "column_wise"}
