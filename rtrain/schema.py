@@ -104,7 +104,9 @@ class Id:
     """One categorical value a row, looked up in an embedding table.
 
     Give `rows` for integers 0..rows-1, or `vocabulary` for strings: the word at index i gets id
-    i + 1, and id 0 stands for a missing or unknown word.
+    i + 1, and id 0 stands for a missing or unknown word. Or `rows` and `hashed`, for values that nobody has counted:
+    each gets the id that its hash gives, the same in every process and for ever, and id 0 stands for a missing one. Of
+    two values with one id a model cannot tell which it reads: n values on average share with n / rows others.
     """
 
     name: str
@@ -115,6 +117,8 @@ class Id:
     """Rows of its table; ids are 0..rows-1. 0: take it from the vocabulary."""
     vocabulary: tuple[str, ...] = ()
     """The known words, for a column of strings."""
+    hashed: Literal["words", "numbers"] | None = None
+    """Whether values are hashed into the `rows`: strings, or whole numbers of any size."""
     table: str = ""
     """Table to look up in; features that name the same table share it. Empty: its own name."""
 
@@ -123,6 +127,8 @@ class Id:
             raise ConfigError(f"feature {self.name!r}: give either rows (for integers) or vocabulary (for strings)")
         if self.rows < 0:
             raise ConfigError(f"feature {self.name!r}: rows must be positive, got {self.rows}")
+        if self.hashed and self.rows < 2:
+            raise ConfigError(f"feature {self.name!r}: hashed needs rows, at least 2, got {self.rows}")
         if len(set(self.vocabulary)) != len(self.vocabulary):
             raise ConfigError(f"feature {self.name!r}: its vocabulary has a word twice")
 
@@ -137,8 +143,18 @@ class Id:
         return self.rows or len(self.vocabulary) + 1
 
     def arrow_type(self) -> pa.DataType:
-        """string with a vocabulary, int64 without."""
-        return pa.string() if self.vocabulary else pa.int64()
+        """string of words, else int64."""
+        return pa.string() if self.of_words else pa.int64()
+
+    @property
+    def of_words(self) -> bool:
+        """Whether its column holds strings."""
+        return bool(self.vocabulary) or self.hashed == "words"
+
+    @property
+    def knows_missing(self) -> bool:
+        """Whether a row of its table stands for a value that is not there."""
+        return bool(self.vocabulary or self.hashed)
 
 
 ANY_LENGTH = 1_000_000

@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.baseline import Baseline
+from rtrain.data.hashed import into_rows
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.means import numbered
-from rtrain.data.place import Place
+from rtrain.data.place import Place, plain
 from rtrain.data.split import Split
 from rtrain.metrics.state import Scored, Valued
 from rtrain.moment import Age, Moment
@@ -130,6 +131,8 @@ def _column(feature: Feature, table: pa.Table, schema: Schema) -> NDArray[np.flo
         found = pc.list_value_length(column)
     elif isinstance(feature, Id) and feature.vocabulary:
         found = pc.index_in(column.cast(pa.string()), value_set=pa.array(feature.vocabulary))
+    elif isinstance(feature, Id) and feature.hashed:
+        return into_rows(plain(column, feature.arrow_type()), feature.rows).astype(np.float64)
     else:
         found = column
     values: NDArray[np.float64] = found.cast(pa.float64()).to_numpy()

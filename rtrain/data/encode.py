@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
+from rtrain.data.hashed import hashes, into_rows
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.moments import ago, moments
 from rtrain.data.place import Place, first, plain
@@ -202,8 +203,8 @@ def _ids(column: pa.ChunkedArray, feature: Id, at: Place, offsets: NDArray[np.in
         return index if offsets is None else int(np.searchsorted(offsets, index, side="right")) - 1
 
     what = f"feature {feature.name!r}"
-    column = plain(column, pa.string() if feature.vocabulary else pa.int64())
-    if column.null_count and (feature.rows or offsets is not None):
+    column = plain(column, pa.string() if feature.of_words else pa.int64())
+    if column.null_count and (not feature.knows_missing or offsets is not None):
         row = row_of(first(pc.is_null(column).to_numpy()))
         has = "is null" if offsets is None else "has a null in its list"
         raise at.refuse(f"{what} {has}", row, ". Fill it, or drop the row")
@@ -211,6 +212,8 @@ def _ids(column: pa.ChunkedArray, feature: Id, at: Place, offsets: NDArray[np.in
         known = pa.array(feature.vocabulary, column.type)
         found: NDArray[np.int32] = pc.index_in(column, value_set=known).fill_null(-1).to_numpy()
         return found + np.int32(1)
+    if feature.hashed:
+        return into_rows(column, feature.rows)
     values: NDArray[np.integer] = column.to_numpy()
     if len(values) and (values.min() < 0 or values.max() >= feature.rows):
         index = first((values < 0) | (values >= feature.rows))
@@ -225,16 +228,20 @@ def _ids(column: pa.ChunkedArray, feature: Id, at: Place, offsets: NDArray[np.in
 def _groups(column: pa.ChunkedArray, feature: Id, ids: NDArray[np.integer]) -> NDArray[np.int64]:
     """`Batch.group` of rows with these ids: one number a raw value, the same in every window and on every rank."""
     groups = ids.astype(np.int64)
+    if feature.hashed:  # values that share a row are somebody of their own each
+        column = plain(column, feature.arrow_type())
+        bits: NDArray[np.int64] = hashes(pa.table({"value": column})).view(np.int64)
+        return np.where(groups > 0, bits | np.iinfo(np.int64).min, 0)
     if not feature.vocabulary:
         return groups
     column = plain(column, pa.string())
     strangers = np.flatnonzero((groups == 0) & column.is_valid().to_numpy())
     if len(strangers):  # the model has one row for all of them, yet each is somebody of their own
         words = column.take(pa.array(strangers)).combine_chunks().dictionary_encode()
-        hashes = np.array(
+        drawn = np.array(
             [_negative_hash(word) for word in words.dictionary.cast(pa.large_binary()).to_pylist()], np.int64
         )
-        groups[strangers] = hashes[words.indices.to_numpy()]
+        groups[strangers] = drawn[words.indices.to_numpy()]
     return groups
 
 

@@ -17,7 +17,7 @@ def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Sch
     Raises:
         DataError: such a value; names file, row, feature and value.
     """
-    within = {f.name: (0, f.table_rows - 1) for f in schema.ids if isinstance(f, Id) and not f.vocabulary}
+    within = {f.name: (0, f.table_rows - 1) for f in schema.ids if isinstance(f, Id) and not f.knows_missing}
     within |= {label.name: (0, 1) for label in schema.labels if label.kind == "binary"}
     older = [f.times for f in schema.timed]
     older += [f.column for f in schema.made if isinstance(f, Age) and f.future == "refuse"]

@@ -21,6 +21,13 @@ def hashes(table: pa.Table) -> Words:
     return np.broadcast_to(drawn(*columns), (table.num_rows,))
 
 
+def into_rows(column: pa.ChunkedArray, rows: int) -> NDArray[np.integer]:
+    """[N]: ids 1..rows-1 by each value's hash, 0 of one that is not there; int32 if no id is larger."""
+    found = (hashes(pa.table({"value": column})) % np.uint64(rows - 1)).astype(np.int64) + 1
+    found[pc.is_null(column).to_numpy()] = 0
+    return found.astype(np.int32 if rows <= 2**31 else np.int64, copy=False)
+
+
 def _of_column(column: pa.ChunkedArray) -> Words:
     chunks = [_of_array(chunk) for chunk in column.chunks]
     return np.concatenate([np.empty(0, np.uint64), *chunks])

@@ -106,12 +106,13 @@ def _fits(feature: Dense) -> Callable[[float], float]:
 
 
 def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
-    one: Any = str if feature.vocabulary else Annotated[int, Field(ge=0, lt=feature.table_rows)]
+    least, most = (-(2**63), 2**63) if feature.hashed else (0, feature.table_rows)
+    one: Any = str if feature.of_words else Annotated[int, Field(ge=least, lt=most)]
     if feature.vocabulary:
         doc += f"; known: {', '.join(feature.vocabulary)}"
     if not isinstance(feature, IdList):
         # A missing word reads the table's row of unknown words; a missing integer has no such row.
-        return (one | None, Field(None, description=doc)) if feature.vocabulary else (one, Field(description=doc))
+        return (one | None, Field(None, description=doc)) if feature.knows_missing else (one, Field(description=doc))
     limit = None if isinstance(feature, IdSequence) else feature.max_length
     return list[one], Field(default_factory=list, max_length=limit, description=doc)
 
