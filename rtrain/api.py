@@ -11,7 +11,7 @@ from rtrain import config, notices
 from rtrain.errors import UserError
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
-from rtrain.launch.taking import finished, refuse_another
+from rtrain.launch.taking import finished, refuse_another, refuse_changed_data
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.storage import Folder, check_writable
@@ -108,6 +108,7 @@ def train(
         return Result(run, done) if leads else None
     if leads and not fresh:
         refuse_another(run)
+        refuse_changed_data(run, data)
     if leads:
         data.refuse_rows()
         for line in data.remarks(run.evaluation.boosting_rows):

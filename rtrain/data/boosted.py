@@ -23,6 +23,7 @@ from rtrain.data.made import ages, moment_ids
 from rtrain.data.means import numbered
 from rtrain.data.place import Place, plain
 from rtrain.data.split import Split
+from rtrain.errors import DataError
 from rtrain.metrics.state import Scored, Valued
 from rtrain.moment import Age, Moment
 from rtrain.schema import Embedding, Feature, Id, IdList, Schema
@@ -92,7 +93,14 @@ class _Boosted:
             return None
         kind = HistGradientBoostingRegressor if self.schema.predicts_numbers else HistGradientBoostingClassifier
         few = [_is_category(f) for f in self.schema.features for _ in range(_inputs_of(f))]
-        return kind(categorical_features=few, random_state=0).fit(self._inputs(table), labels)
+        try:
+            return kind(categorical_features=few, random_state=0).fit(self._inputs(table), labels)
+        except ValueError as error:  # of a row that no step has read yet: no footer told of it
+            why = str(error).splitlines()[0]
+            raise DataError(
+                f"gradient boosting (a baseline) cannot read a row that trains ({why}). Mend or "
+                "drop it, or give evaluation.boosting_rows 0"
+            ) from None
 
     def _table(self, split: Split) -> pa.Table:
         read = [f.name for f in self.schema.features if not isinstance(f, Moment | Age)]

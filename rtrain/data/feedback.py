@@ -72,6 +72,9 @@ def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_l
     table = rows.read(0, rows.rows, [name for name in columns.values() if name])
     without = 0
     if at_least is not None:
+        kind = table.schema.field(rating).type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+            raise DataError(f"{uri}: column {rating!r} (data.rating) is {kind}; numbers are needed. Cast it")
         most = pc.max(table.column(rating)).as_py()
         if most is None or most < at_least:
             raise DataError(
@@ -81,9 +84,25 @@ def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_l
         before = pc.count_distinct(table.column(user)).as_py()
         table = table.filter(pc.greater_equal(table.column(rating), at_least))
         without = before - pc.count_distinct(table.column(user)).as_py()
+    for name in [name for name in (user, item, time) if name and table.column(name).null_count]:
+        where = found_at(uri, name, None, rating=rating, at_least=at_least)
+        raise DataError(f"{uri}: {name!r} is null at {where}. Fill it, or drop the row")
     when, second = (_whole(table, time, uri), second_of(table.column(time).type)) if time else (None, 1)
     found = Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
     return replace(found, time=found.time // second, without=without)
+
+
+def found_at(uri: str, name: str, value: int | None, *, rating: str, at_least: float | None) -> str:
+    """The file and row, as messages name them, where a column first has a value (none: a null) in a positive."""
+    rows = ParquetRows(uri)
+    for group in rows.row_groups:
+        table = rows.read(group.first_row, group.stop, [name, rating] if rating else [name])
+        there = pc.is_null(table[name]) if value is None else pc.equal(table[name], value)
+        if rating:
+            there = pc.and_(there, pc.greater_equal(table[rating], at_least))
+        if (row := pc.index(there, True).as_py()) >= 0:
+            return f"row {group.file_row + row} of {rows.name(group)}"
+    return "a row that is gone by now"
 
 
 def _whole(table: pa.Table, name: str, uri: str) -> Ids:
@@ -92,12 +111,12 @@ def _whole(table: pa.Table, name: str, uri: str) -> Ids:
         column = column.cast(pa.timestamp("s"))
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
-    if pa.types.is_null(column.type) or (pa.types.is_integer(column.type) and column.null_count):
-        row = int(pc.index(pc.is_null(column), True).as_py())
-        raise DataError(f"{uri}: {name!r} is null at row {row}. Fill it, or drop the row")
     if not pa.types.is_integer(column.type):
         raise DataError(f"{uri}: column {name!r} is {column.type}; whole numbers are needed. Number its values first")
-    values: Ids = column.cast(pa.int64()).to_numpy()
+    try:
+        values: Ids = column.cast(pa.int64()).to_numpy()
+    except pa.ArrowInvalid as error:  # uint64 beyond int64
+        raise DataError(f"{uri}: column {name!r} cannot be numbered: {error}. Number its values from 0 on") from None
     return values
 
 

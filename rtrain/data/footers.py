@@ -4,25 +4,36 @@ from collections.abc import Iterable
 
 from rtrain.data.encode import encode
 from rtrain.data.parquet import ParquetRows, RowGroup
+from rtrain.encodings import LARGEST
 from rtrain.moment import Age
-from rtrain.schema import Id, Schema
+from rtrain.schema import Dense, Id, IdList, Schema
 
 
 def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Schema) -> None:
-    """Refuse ids beyond their tables, labels that are neither 0 nor 1, and times behind their row's, of any split.
+    """Refuse ids beyond their tables, labels that are neither 0 nor 1, numbers that float32 cannot hold, times behind
+    their row's, and nulls where there must be a value, of any split.
 
-    By each row group's least and greatest value; a group in which one is outside is read, to name the row. What the
-    footers do not tell is found when its rows are read.
+    By each row group's least and greatest value and its nulls; a group in which one is wrong is read, to name the row.
+    What the footers do not tell is found when its rows are read.
 
     Raises:
         DataError: such a value; names file, row, feature and value.
     """
+    within: dict[str, tuple[float, float]]
     within = {f.name: (0, f.table_rows - 1) for f in schema.ids if isinstance(f, Id) and not f.knows_missing}
-    within |= {label.name: (0, 1) for label in schema.labels if label.kind == "binary"}
+    within |= {label.name: (0, 1) if label.kind == "binary" else (-LARGEST, LARGEST) for label in schema.labels}
+    within |= {schema.weight: (0, LARGEST), schema.teacher: (-LARGEST, LARGEST)}
+    within |= {f.name: f.reach() for f in schema.dense if isinstance(f, Dense)}
+    singles = [f for f in schema.ids if isinstance(f, Id) and not isinstance(f, IdList)]
+    needed = {f.name for f in singles if not f.knows_missing} | {schema.weight}
+    needed |= {f.name for f in schema.dense if isinstance(f, Dense) and f.missing is None}
+    needed |= {f.column or schema.time for f in schema.made if f.missing is None}
+    needed |= {label.name for label in schema.labels if not label.optional}
     older = [f.times for f in schema.timed]
     older += [f.column for f in schema.made if isinstance(f, Age) and f.future == "refuse"]
     for group in groups:
         spans = rows.spans_of(group)
+        empty = needed & rows.with_nulls(group)
         outside = [
             name
             for name, (least, most) in within.items()
@@ -30,7 +41,7 @@ def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Sch
         ]
         # Of numbers of seconds alone: a footer has the times of timestamps in units of its own.
         latest = spans[schema.time][1] if schema.time in spans else None
-        if outside or (latest is not None and any(spans[name][1] > latest for name in older if name in spans)):
+        if outside or empty or (latest is not None and any(spans[name][1] > latest for name in older if name in spans)):
             shown = rows.file_rows(group.first_row, group.stop)
             encode(
                 rows.read(group.first_row, group.stop, schema.arrow(label=True).names),

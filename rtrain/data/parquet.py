@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
+from rtrain.data.agreed import agreed
 from rtrain.data.partitions import is_partition, partitions_of
 from rtrain.errors import DataError, did_you_mean
 
@@ -50,6 +52,8 @@ class RowGroup:
 class _Footer:
     metadata: pq.FileMetaData
     size_bytes: int
+    changed_ns: int
+    """When the file was last written to; 0 where the storage is not asked."""
     digest: bytes
 
 
@@ -76,10 +80,8 @@ class ParquetRows:
             self._footers = list(pool.map(self._footer, self.files))
         self.schema: pa.Schema = self._one_schema()
         self.row_groups: tuple[RowGroup, ...] = tuple(self._row_groups())
-        self.rows: int = self.row_groups[-1].stop if self.row_groups else 0
+        self.rows: int = self.row_groups[-1].stop
         self._firsts = [group.first_row for group in self.row_groups]
-        if not self.rows:
-            raise DataError(f"{uri}: there are no rows in it")
 
     @property
     def stored(self) -> "ParquetRows":
@@ -119,6 +121,7 @@ class ParquetRows:
         for file, together in groupby(groups, key=lambda group: group.file):
             path, footer, mine = self.files[file], self._footers[file], list(together)
             with self._naming(path), self._open(path) as opened:
+                self._refuse_change(path, footer, opened)
                 # Reading ahead of the decoder pays for a round trip, and costs the compressed bytes in memory.
                 reader = pq.ParquetFile(
                     opened,
@@ -172,11 +175,25 @@ class ParquetRows:
         """The lowest and the highest number in each column of a row group, of a list column in its lists; where the
         footer says."""
         stored = self._footers[group.file].metadata.row_group(group.index)
-        found = {}
+        of_folders = zip(self._partitions.names, self._partitions.values[group.file], strict=True)
+        found: dict[str, tuple[Any, Any]] = {
+            name: (value, value) for name, value in of_folders if isinstance(value, int)
+        }
         for column in map(stored.column, range(stored.num_columns)):
             known = column.statistics
             if known is not None and known.has_min_max and isinstance(known.min, int | float):
                 found[column.path_in_schema.split(".")[0]] = (known.min, known.max)
+        return found
+
+    def with_nulls(self, group: RowGroup) -> set[str]:
+        """The columns in which a row of a row group has nothing, but for lists; where the footer says."""
+        stored = self._footers[group.file].metadata.row_group(group.index)
+        of_folders = zip(self._partitions.names, self._partitions.values[group.file], strict=True)
+        found = {name for name, value in of_folders if value is None}
+        for column in map(stored.column, range(stored.num_columns)):
+            known = column.statistics
+            if known is not None and known.has_null_count and known.null_count:
+                found.add(column.path_in_schema)
         return found
 
     def pieces(self, columns: Sequence[str] | None = None) -> Iterator[tuple[pa.Table, NDArray[np.int64]]]:
@@ -203,32 +220,42 @@ class ParquetRows:
 
     def _footer(self, path: str) -> _Footer:
         with self._naming(path):
-            size = int(self._fs.size(path))
+            size, changed_ns = int(self._fs.size(path)), self._changed_ns(path)
             with self._open(path) as opened:
                 footer = _footer_bytes(opened, size, path)
             # The footer alone behind the magic reads as a file whose pages are never asked for.
-            return _Footer(pq.read_metadata(pa.BufferReader(MAGIC + footer)), size, hashlib.sha256(footer).digest())
+            metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
+            return _Footer(metadata, size, changed_ns, hashlib.sha256(footer).digest())
+
+    def _changed_ns(self, path: str) -> int:
+        return os.stat(path).st_mtime_ns if isinstance(self._fs, LocalFileSystem) else 0
+
+    def _refuse_change(self, path: str, footer: _Footer, opened: Any) -> None:
+        """Refuse a file that is not what its footer was read of: its rows would be others, or none."""
+        opened.seek(0, os.SEEK_END)
+        size = int(opened.tell())
+        same = size == footer.size_bytes
+        if same and self._changed_ns(path) != footer.changed_ns:
+            opened.seek(0)
+            same = hashlib.sha256(_footer_bytes(opened, size, path)).digest() == footer.digest
+        if not same:
+            raise DataError(
+                f"{path}: it was written to while it was in use ({footer.size_bytes} bytes before, {size} now). "
+                "Bring it back as it was to go on, or train anew on what there is now"
+            )
+        opened.seek(0)
 
     def _one_schema(self) -> pa.Schema:
-        first = self._footers[0].metadata.schema.to_arrow_schema()
+        found = list[tuple[str, pa.Schema]]()
         for path, footer in zip(self.files, self._footers, strict=True):
             for name in set(self._partitions.names) & set(footer.metadata.schema.names):
                 raise DataError(f"{path}: column {name!r} is in the file and in its folder's name. Drop it from one")
-        types = dict(zip(first.names, first.types, strict=True))
-        for path, footer in zip(self.files[1:], self._footers[1:], strict=True):
-            schema = footer.metadata.schema.to_arrow_schema()
-            other = dict(zip(schema.names, schema.types, strict=True))
-            for name in [*types, *other]:
-                both = (types.get(name), other.get(name))
-                wider = _wider(*both)
-                if wider is None:
-                    raise DataError(
-                        f"{path}: column {name!r} is {both[1] or 'missing'}, but {both[0] or 'missing'} "
-                        f"in {self.files[0]}. Write all files of the folder with the same columns"
-                    )
-                types[name] = wider
-        fields = [first.field(name).with_type(types[name]) for name in first.names]
-        return pa.schema([*fields, *self._partitions.fields])
+            if footer.metadata.num_rows:  # a file without rows may say anything of its columns: an empty frame does
+                with self._naming(path):
+                    found.append((path, footer.metadata.schema.to_arrow_schema()))
+        if not found:
+            raise DataError(f"{self.uri}: there are no rows in it")
+        return pa.schema([*agreed(found), *self._partitions.fields])
 
     def _row_groups(self) -> Iterator[RowGroup]:
         first_row = 0
@@ -263,31 +290,37 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
-def _wider(one: pa.DataType | None, other: pa.DataType | None) -> pa.DataType | None:
-    """What holds all values of both: the same type, or the wider of two signed, unsigned, or floating ones."""
-    if one is None or other is None or one == other:
-        return one if one == other else None
-    for kind in (pa.types.is_signed_integer, pa.types.is_unsigned_integer, pa.types.is_floating):
-        if kind(one) and kind(other):
-            return max(one, other, key=lambda of: of.bit_width)
-    return None
-
-
 def _files(fs: Any, path: str, uri: str) -> list[str]:
     """Listed once: the folder, or all that is below it where the files lie in folders in the Hive manner."""
     if fs.isfile(path):
         return [path]
     if not fs.isdir(path):
         raise FileNotFoundError
-    names = [str(entry["name"]) for entry in fs.ls(path, detail=True) if entry["type"] == "file"]
-    files = sorted(n for n in names if _is_read(n.rpartition("/")[2]))
-    if files:
-        return files
+    files, parted = list[str](), False
+    for entry in fs.ls(path, detail=True):
+        name, is_folder = str(entry["name"]).rstrip("/"), entry["type"] == "directory"  # a link is neither, and is read
+        last = name.rpartition("/")[2]
+        if name == path.rstrip("/"):  # its own marker, of which some storages have one
+            continue
+        parted |= is_folder and is_partition(last)
+        if _is_read(last):
+            if is_folder:
+                raise DataError(f"{name}: a folder, but named as a file. Rename it, move it away, or name it alone")
+            files.append(name)
+    if files and not parted:
+        return sorted(files)
+    files.clear()
     root = path.rstrip("/") + "/"
-    for name in fs.find(path):
-        *folders, file = str(name).removeprefix(root).split("/")
-        if all(map(is_partition, folders)) and _is_read(file):
-            files.append(str(name))
+    for name in map(str, fs.find(path)):
+        *folders, file = name.removeprefix(root).split("/")
+        if not all(map(is_partition, folders)):
+            continue
+        if _is_read(file):
+            files.append(name)
+        elif is_partition(file) and fs.isdir(name):
+            raise DataError(
+                f"{name}: a link to a folder, which a listing does not follow. Move the folder itself there"
+            )
     if not files:
         raise DataError(
             f"{uri}: the folder has no .parquet file directly in it, or in folders such as day=1. Check data.source"
@@ -301,6 +334,8 @@ def _is_read(name: str) -> bool:
 
 def _footer_bytes(opened: IO[bytes], size: int, path: str) -> bytes:
     """The Parquet footer: metadata, its length in 4 bytes, magic."""
+    if not size:
+        raise DataError(f"{path}: it is empty, as a file whose writing was cut off. Write it again, or delete it")
     if size < 12 or opened.read(4) != MAGIC:
         raise DataError(
             f"{path}: not a Parquet file. Convert it to Parquet ('rtrain init' makes it of CSV and JSON lines, "

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from rtrain.batch import NONE
 from rtrain.data import sources
-from rtrain.data.feedback import from_parquet, from_text
+from rtrain.data.feedback import found_at, from_parquet, from_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage
 from rtrain.data.negatives import Negatives
@@ -155,7 +155,8 @@ class _Positives(Data):
             DataError: a source that is missing or damaged, ids beyond the tables, or a split that leaves nobody.
         """
         self.check_source()
-        if self.source in sources.NAMES or not Path(self.source).is_file() or self.source.endswith(".parquet"):
+        in_rows = self.source in sources.NAMES or not Path(self.source).is_file() or self.source.endswith(".parquet")
+        if in_rows:
             source = str(sources.get(self.source)) if self.source in sources.NAMES else self.source
             feedback = from_parquet(
                 source, user=self.user, item=self.item, time=self.time, rating=self.rating, at_least=self.at_least
@@ -167,8 +168,11 @@ class _Positives(Data):
             if len(ids) and (ids.min() < 0 or ids.max() >= rows):
                 wrong = int(ids.max() if ids.max() >= rows else ids.min())
                 do = f"Set data.{name}s to {wrong + 1} or more" if wrong >= 0 else f"Number the {name}s from 0 on"
+                column, at = {"user": self.user, "item": self.item}[name], ""
+                if in_rows:
+                    at = f", at {found_at(source, column, wrong, rating=self.rating, at_least=self.at_least)}"
                 raise DataError(
-                    f"{self.source}: {name} {wrong} is not one of data.{name}s={rows} (valid 0..{rows - 1}). {do}"
+                    f"{self.source}: {name} {wrong} is not one of data.{name}s={rows} (valid 0..{rows - 1}){at}. {do}"
                 )
         return RetrievalDataset(
             feedback,

@@ -2,18 +2,20 @@
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from rtrain import config
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.fence import Driver
 from rtrain.checkpoint.folders import CheckpointFolders
+from rtrain.checkpoint.format import Stored
+from rtrain.data.samples import Samples
 from rtrain.duration import CLOCK
-from rtrain.errors import ConfigError
+from rtrain.errors import CheckpointError, ConfigError
 from rtrain.run import Run
 from rtrain.storage import Folder
-from rtrain.training.agreement import open_data
+from rtrain.training.agreement import open_data, refuse_other_data
 
 # A resumed run may differ in these; anything else would make it another run.
 MAY_CHANGE = (
@@ -78,6 +80,18 @@ def refuse_another(run: Run) -> None:
             f"own (--name {free_name(run)}), go back to the stored values, or start anew with --fresh, which moves the "
             "earlier run aside"
         )
+
+
+def refuse_changed_data(run: Run, data: Samples[Any]) -> None:
+    """Refuse to go on with other data, before a worker starts and a result is moved aside; a rank looks again.
+
+    Raises:
+        ConfigError: as `refuse_other_data`.
+    """
+    folders = CheckpointFolders(run.folder)
+    for step in reversed(folders.committed()):
+        with suppress(CheckpointError, OSError):  # of one that cannot be read the ranks tell
+            return refuse_other_data(run, Stored(folders.of(step), step), data)
 
 
 def free_name(run: Run) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rtrain.checkpoint.format import Stored
 from rtrain.data.cursor import batches_per_epoch
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.errors import ConfigError, did_you_mean
@@ -87,3 +88,17 @@ def open_data(run: Run) -> Samples[Any]:
     if run.evaluation.slices:
         data.refuse_columns(run.evaluation.slices, "evaluation.slices")
     return data
+
+
+def refuse_other_data(run: Run, stored: Stored, data: Samples[Any]) -> None:
+    """Refuse to go on from a checkpoint with data that are not those that it was trained on.
+
+    Raises:
+        ConfigError: both fingerprints.
+    """
+    before = stored.meta["data_fingerprint"]
+    if before != data.fingerprint:
+        raise ConfigError(
+            f"run {run.name!r}: the data changed since step {stored.step} (fingerprint {before} -> "
+            f"{data.fingerprint}). Train under another name, or start anew with --fresh"
+        )

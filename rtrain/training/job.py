@@ -24,7 +24,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.saver import Saver
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
-from rtrain.errors import CheckpointError, ConfigError, RtrainError, RunFailed, one_line
+from rtrain.errors import CheckpointError, RtrainError, RunFailed, one_line
 from rtrain.evaluation.columns import Columns
 from rtrain.evaluation.rows import TEST_ROWS
 from rtrain.evaluation.scoring import examine, measure, scan
@@ -34,7 +34,7 @@ from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.storage.patience import Patience
 from rtrain.tracking import open_trackers
-from rtrain.training.agreement import open_data, refuse, refuse_shares
+from rtrain.training.agreement import open_data, refuse, refuse_other_data, refuse_shares
 from rtrain.training.attempt import find_newest, take_over
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, Together
@@ -345,10 +345,5 @@ class _Job:
         stored = self._open(found.step)
         if found.best_lost:
             stored.meta["state"] |= {"best": {}, "best_step": None, "stale": 0}
-        if stored.meta["data_fingerprint"] != self.data.fingerprint:
-            raise ConfigError(
-                f"run {self.run.name!r}: the data changed since step {found.step} (fingerprint "
-                f"{stored.meta['data_fingerprint']} -> {self.data.fingerprint}). "
-                "Train under another name, or start anew with --fresh"
-            )
+        refuse_other_data(self.run, stored, self.data)
         return stored, found.problems

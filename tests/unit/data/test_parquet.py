@@ -87,10 +87,12 @@ def test_an_empty_file_is_refused(tmp_path: Path, make: Make) -> None:
         ParquetRows(str(tmp_path))
 
 
-@pytest.mark.parametrize("content", [b"", b"user,item\n1,2\n" * 10])
-def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "it is empty"), (b"user,item\n1,2\n" * 10, r"not a Parquet file\. Convert it")]
+)
+def test_what_is_no_parquet_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.parquet: not a Parquet file\. Convert it"):
+    with pytest.raises(DataError, match=rf"a\.parquet: {said}"):
         ParquetRows(str(tmp_path))
 
 
@@ -232,5 +234,5 @@ def test_numbers_are_read_as_the_widest_of_the_files_and_never_narrower(tmp_path
     assert rows.read(0, 6).to_pydict() == {"n": [1, 2] * 3, "x": [0.5, 0.25] * 3}
     assert rows.read(0, 2).schema == rows.schema
     pq.write_table(pa.table({"n": [1.5], "x": [0.5]}), tmp_path / "d.parquet")
-    with pytest.raises(DataError, match=r"d\.parquet: column 'n' is double, but int64 in .*a\.parquet"):
+    with pytest.raises(DataError, match=r"d\.parquet: column 'n' is double, but int64 in .*b\.parquet"):
         ParquetRows(str(tmp_path))

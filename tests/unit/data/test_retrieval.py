@@ -378,7 +378,7 @@ def test_a_rating_that_no_row_has_and_a_time_that_is_missing(tmp_path: Path, log
         pq.read_table(log).drop_columns(["timestamp"]).append_column("timestamp", pa.nulls(pq.read_table(log).num_rows))
     )
     pq.write_table(nulls, tmp_path / "nulls.parquet")
-    with pytest.raises(DataError, match="'timestamp' is null at row 0. Fill it, or drop the row"):
+    with pytest.raises(DataError, match=r"'timestamp' is null at row 0 of nulls\.parquet\. Fill it, or drop the row"):
         replace(kinds(log)["pairs"], source=str(tmp_path / "nulls.parquet")).open()
 
 
