@@ -69,7 +69,11 @@ def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_l
             near = did_you_mean(name, rows.schema.names)
             has = near or ". The columns are " + ", ".join(rows.schema.names)
             raise DataError(f"{uri}: there is no column {name!r} ({field}){has}")
-    table = rows.read(0, rows.rows, [name for name in columns.values() if name])
+    named = [name for name in columns.values() if name]
+    if twice := [name for name in named if named.count(name) > 1]:
+        fields = " and ".join(field for field, name in columns.items() if name == twice[0])
+        raise DataError(f"{uri}: column {twice[0]!r} is named by {fields}. Give each its own")
+    table = rows.read(0, rows.rows, named)
     without = 0
     if at_least is not None:
         kind = table.schema.field(rating).type

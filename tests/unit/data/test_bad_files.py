@@ -297,6 +297,8 @@ def test_a_bad_row_of_positives_is_named_by_its_file(
 
 def test_ratings_and_ids_that_are_no_numbers_are_one_line(folder: Path) -> None:
     data = Pairs(source=str(folder), users=9, items=9, user="user", item="time", time="")
+    said = said_of(replace(data, item="user").open)
+    assert "column 'user' is named by data.user and data.item. Give each its own" in said
     said = said_of(replace(data, rating="city", at_least=1.0).open)
     assert "column 'city' (data.rating) is string; numbers are needed" in said
     for file in range(FILES):

@@ -1,6 +1,7 @@
 """A whole job in one process: resume, early stop, what stops it, and what its folder holds."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.duration import Duration
 from rtrain.errors import ConfigError, RunFailed
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
+from rtrain.launch.launchers import Inline, Start
 from rtrain.mesh import lay_out
 from rtrain.metrics import AUC, GAUC, MAE, Calibration, LogLoss
 from rtrain.metrics.state import Scored
@@ -177,13 +179,30 @@ def test_what_cannot_be_continued_is_refused(tiny: Run) -> None:
     assert train(longer)["steps"] == 4, "a longer run on other workers is the same run"
 
 
-def test_data_that_changed_is_refused(tiny: Run) -> None:
+class _Late(Inline):
+    """Does something once the driver has looked at the data, before a rank does."""
+
+    def __init__(self, do: Callable[[], None]):
+        self.do = do
+
+    def run(self, start: Start) -> Any:
+        self.do()
+        return super().run(start)
+
+
+def test_data_that_changed_is_refused_by_the_driver_and_by_the_ranks(tiny: Run) -> None:
     train(rtrain.override(tiny, {"duration.steps": 3}))
     path = Path(tiny.data.source)
     table = pq.read_table(path)
-    pq.write_table(table.slice(0, table.num_rows - 50), path, row_group_size=700)
+
+    def cut() -> None:
+        pq.write_table(table.slice(0, table.num_rows - 50), path, row_group_size=700)
+
+    longer = rtrain.override(tiny, {"duration.steps": 4})
     with pytest.raises(ConfigError, match="rank 0 on .*the data changed since step 3"):
-        train(rtrain.override(tiny, {"duration.steps": 4}))
+        train(longer, launcher=_Late(cut))
+    with pytest.raises(ConfigError, match="^run 'tiny': the data changed since step 3"):
+        train(longer)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny: Run) -> None:
