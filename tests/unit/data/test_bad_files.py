@@ -286,10 +286,10 @@ def test_a_bad_row_of_positives_is_named_by_its_file(
         rows = table(file).select(["user", "time", "price"]).append_column("tag", table(file)["user"])
         rows = with_column(rows, "price", pa.array([n % 5 for n in range(ROWS)]))
         if file == 6:
-            for row, kept in ((7, True), (5, not rated)):  # row 5 has too low a rating
-                values = rows[name].to_pylist()
-                values[row] = value if row == 7 or not kept else values[row]
-                rows = with_column(rows, name, pa.array(values, pa.int64()))
+            values = rows[name].to_pylist()
+            for row in (7, 5) if rated else (7,):  # row 5 has too low a rating to count
+                values[row] = value
+            rows = with_column(rows, name, pa.array(values, pa.int64()))
         put(tmp_path, file, rows)
     data = Pairs(source=str(tmp_path), users=9, items=9, user="user", item="tag", time="time")
     assert said in said_of((replace(data, rating="price", at_least=1.0) if rated else data).open)
