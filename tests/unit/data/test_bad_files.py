@@ -13,7 +13,21 @@ import pyarrow.parquet as pq
 import pytest
 
 import rtrain
-from rtrain import AUC, DLRM, AdamW, ByTime, Dense, Id, IdList, Interactions, Pairs, Random, RowWiseAdagrad, Schema
+from rtrain import (
+    AUC,
+    DLRM,
+    AdamW,
+    ByTime,
+    Dense,
+    Id,
+    IdList,
+    Interactions,
+    Moment,
+    Pairs,
+    Random,
+    RowWiseAdagrad,
+    Schema,
+)
 from rtrain.data.parquet import ParquetRows
 from rtrain.errors import ConfigError, DataError
 
@@ -247,6 +261,24 @@ def test_what_the_footers_tell_is_refused_before_training_however_small_the_wind
     monkeypatch.setattr(ParquetRows, "read", lambda self, start, *rest: read.append(start) or plain(self, start, *rest))
     assert f"part-6.parquet rows 20..39: {said}" in said_of(data.refuse_rows)
     assert read == [6 * ROWS + 20], "that row group alone"
+
+
+def test_a_moment_that_the_footers_tell_is_missing(folder: Path) -> None:
+    for file in range(FILES):
+        seen = [None if (file, row) == (6, 35) else 1 for row in range(ROWS)]
+        put(folder, file, table(file).append_column("seen", pa.array(seen, pa.int64())))
+    schema = replace(SCHEMA, features=(*SCHEMA.features, Moment(name="hour", column="seen", part="hour")))
+    data = Interactions(source=str(folder), schema=schema, window_rows=40).open()
+    said = said_of(data.refuse_rows)
+    assert said.startswith("part-6.parquet rows 20..39: ") and "is null at row 35" in said
+
+
+def test_a_column_that_some_files_say_is_never_null_may_be_null_in_others(folder: Path) -> None:
+    fields = [field.with_nullable(field.name != "time") for field in table(0).schema]
+    put(folder, 0, table(0).cast(pa.schema(fields)))
+    put(folder, 6, with_column(table(6), "time", pa.nulls(ROWS, pa.int64())))
+    rows = ParquetRows(str(folder))
+    assert rows.read(0, rows.rows, ["time"])["time"].null_count == ROWS
 
 
 @pytest.mark.parametrize(
