@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import IO, Any
 
@@ -48,13 +49,26 @@ class RowGroup:
         return self.first_row + self.rows
 
 
+HELD = 4096
+"""Row groups whose footers are kept parsed, some 1 kB a column each; of the others a 30th of that is kept, packed."""
+
+
 @dataclass(frozen=True)
 class _Footer:
-    metadata: pq.FileMetaData
+    packed: bytes
+    packed_from: int
+    """Bytes of the footer as it is in the file."""
+    schema: pa.Schema
+    group_rows: tuple[int, ...]
+    """Rows of each row group."""
     size_bytes: int
     changed_ns: int
     """When the file was last written to; 0 where the storage is not asked."""
     digest: bytes
+
+    def parsed(self) -> pq.FileMetaData:
+        """All that the footer says."""
+        return _parsed(pa.decompress(self.packed, self.packed_from, codec="zstd"))
 
 
 class ParquetRows:
@@ -78,6 +92,9 @@ class ParquetRows:
         # Remote footers cost a round trip each, and a folder may have thousands.
         with ThreadPoolExecutor(max_workers=min(16, len(self.files))) as pool:
             self._footers = list(pool.map(self._footer, self.files))
+        footers, count = self._footers, sum(len(footer.group_rows) for footer in self._footers)
+        held = max(1, HELD * len(footers) // max(1, count))
+        self._metadata = lru_cache(maxsize=held)(lambda file: footers[file].parsed())
         self.schema: pa.Schema = self._one_schema()
         self.row_groups: tuple[RowGroup, ...] = tuple(self._row_groups())
         self.rows: int = self.row_groups[-1].stop
@@ -125,7 +142,7 @@ class ParquetRows:
                 # Reading ahead of the decoder pays for a round trip, and costs the compressed bytes in memory.
                 reader = pq.ParquetFile(
                     opened,
-                    metadata=footer.metadata,
+                    metadata=self._metadata(file),
                     pre_buffer=not isinstance(self._fs, LocalFileSystem),
                     page_checksum_verification=True,
                 )
@@ -150,8 +167,7 @@ class ParquetRows:
             return None
         found = []
         for group in self.row_groups:
-            metadata = self._footers[group.file].metadata
-            stored = metadata.row_group(group.index)
+            stored = self._metadata(group.file).row_group(group.index)
             if column in self._partitions.names:
                 value = self._partitions.values[group.file][self._partitions.names.index(column)]
                 if value is None:
@@ -174,7 +190,7 @@ class ParquetRows:
     def spans_of(self, group: RowGroup) -> dict[str, tuple[Any, Any]]:
         """The lowest and the highest number in each column of a row group, of a list column in its lists; where the
         footer says."""
-        stored = self._footers[group.file].metadata.row_group(group.index)
+        stored = self._metadata(group.file).row_group(group.index)
         of_folders = zip(self._partitions.names, self._partitions.values[group.file], strict=True)
         found: dict[str, tuple[Any, Any]] = {
             name: (value, value) for name, value in of_folders if isinstance(value, int)
@@ -187,7 +203,7 @@ class ParquetRows:
 
     def with_nulls(self, group: RowGroup) -> set[str]:
         """The columns in which a row of a row group has nothing, but for lists; where the footer says."""
-        stored = self._footers[group.file].metadata.row_group(group.index)
+        stored = self._metadata(group.file).row_group(group.index)
         of_folders = zip(self._partitions.names, self._partitions.values[group.file], strict=True)
         found = {name for name, value in of_folders if value is None}
         for column in map(stored.column, range(stored.num_columns)):
@@ -223,9 +239,11 @@ class ParquetRows:
             size, changed_ns = int(self._fs.size(path)), self._changed_ns(path)
             with self._open(path) as opened:
                 footer = _footer_bytes(opened, size, path)
-            # The footer alone behind the magic reads as a file whose pages are never asked for.
-            metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
-            return _Footer(metadata, size, changed_ns, hashlib.sha256(footer).digest())
+            metadata = _parsed(footer)
+            schema = metadata.schema.to_arrow_schema()
+            rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+            packed = pa.compress(footer, codec="zstd", asbytes=True)
+            return _Footer(packed, len(footer), schema, rows, size, changed_ns, hashlib.sha256(footer).digest())
 
     def _changed_ns(self, path: str) -> int:
         return os.stat(path).st_mtime_ns if isinstance(self._fs, LocalFileSystem) else 0
@@ -248,11 +266,10 @@ class ParquetRows:
     def _one_schema(self) -> pa.Schema:
         found = list[tuple[str, pa.Schema]]()
         for path, footer in zip(self.files, self._footers, strict=True):
-            for name in set(self._partitions.names) & set(footer.metadata.schema.names):
+            for name in set(self._partitions.names) & set(footer.schema.names):
                 raise DataError(f"{path}: column {name!r} is in the file and in its folder's name. Drop it from one")
-            if footer.metadata.num_rows:  # a file without rows may say anything of its columns: an empty frame does
-                with self._naming(path):
-                    found.append((path, footer.metadata.schema.to_arrow_schema()))
+            if any(footer.group_rows):  # a file without rows may say anything of its columns: an empty frame does
+                found.append((path, footer.schema))
         if not found:
             raise DataError(f"{self.uri}: there are no rows in it")
         return pa.schema([*agreed(found), *self._partitions.fields])
@@ -261,8 +278,7 @@ class ParquetRows:
         first_row = 0
         for file, footer in enumerate(self._footers):
             file_row = 0
-            for index in range(footer.metadata.num_row_groups):
-                rows = footer.metadata.row_group(index).num_rows
+            for index, rows in enumerate(footer.group_rows):
                 if rows:
                     yield RowGroup(first_row, rows, file, index, file_row)
                 first_row += rows
@@ -280,6 +296,11 @@ class ParquetRows:
         except (pa.ArrowException, OSError) as error:
             why = " ".join(str(error).split())
             raise DataError(f"{path}: cannot be read ({why[:200]}). If it is damaged, copy or write it again") from None
+
+
+def _parsed(footer: bytes) -> pq.FileMetaData:
+    """The footer alone behind the magic reads as a file whose pages are never asked for."""
+    return pq.read_metadata(pa.BufferReader(MAGIC + footer))
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:
