@@ -106,11 +106,13 @@ def train(
     done = None if fresh else finished(run, asked, say)
     if done is not None:
         return Result(run, done) if leads else None
+    known = False
     if leads and not fresh:
         refuse_another(run)
-        refuse_changed_data(run, data)
+        known = refuse_changed_data(run, data)
     if leads:
-        data.refuse_rows()
+        if not known:
+            data.refuse_rows()
         for line in data.remarks(run.evaluation.boosting_rows):
             say(line)
     with ExitStack() as stack:

@@ -82,16 +82,21 @@ def refuse_another(run: Run) -> None:
         )
 
 
-def refuse_changed_data(run: Run, data: Samples[Any]) -> None:
+def refuse_changed_data(run: Run, data: Samples[Any]) -> bool:
     """Refuse to go on with other data, before a worker starts and a result is moved aside; a rank looks again.
+
+    Whether a checkpoint tells that all rows have been looked through as they would be now, before its first step.
 
     Raises:
         ConfigError: as `refuse_other_data`.
     """
-    folders = CheckpointFolders(run.folder)
+    folders, folder = CheckpointFolders(run.folder), Folder(run.folder)
     for step in reversed(folders.committed()):
         with suppress(CheckpointError, OSError):  # of one that cannot be read the ranks tell
-            return refuse_other_data(run, Stored(folders.of(step), step), data)
+            refuse_other_data(run, Stored(folders.of(step), step), data)
+            before = config.from_dict(folder.read_json("run.json"))
+            return not any(change.startswith("data.leakage") for change in config.diff(before, run))
+    return False
 
 
 def free_name(run: Run) -> str:

@@ -12,6 +12,7 @@ import pytest
 import rtrain
 from recipes.mmoe_movielens import run as mmoe_run
 from rtrain.checkpoint.folders import CheckpointFolders
+from rtrain.data.interactions import Dataset
 from rtrain.duration import Duration
 from rtrain.errors import ConfigError, RunFailed
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
@@ -40,6 +41,25 @@ def test_resume_in_the_middle_of_an_epoch_is_bit_identical(tiny: Run) -> None:
         x["auc"] for x in lines(straight, "valid")
     ]
     assert halves["test"] == whole["test"]
+
+
+def test_rows_that_a_checkpoint_has_seen_are_not_looked_through_again(
+    tiny: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the order of time nor what fits the window is read for it once more, unless more is asked of the rows."""
+    looked: list[int] = []
+    real = Dataset.refuse_rows
+    monkeypatch.setattr(Dataset, "refuse_rows", lambda self: (looked.append(1), real(self))[1])
+    for steps, changes, times in (
+        (3, {"data.leakage": "allow"}, 1),
+        (5, {"data.leakage": "allow"}, 1),
+        (6, {"data.leakage": "refuse"}, 2),
+        (7, {"data.leakage": "refuse"}, 2),
+    ):
+        train(rtrain.override(tiny, {"duration.steps": steps} | changes))
+        assert len(looked) == times
+    train(rtrain.override(tiny, {"duration.steps": 3}), fresh=True)
+    assert len(looked) == 3
 
 
 def test_a_result_tells_of_every_baseline(tiny: Run) -> None:
