@@ -11,7 +11,7 @@ from rtrain import config, notices
 from rtrain.errors import UserError
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
-from rtrain.launch.taking import finished, refuse_another, refuse_changed_data
+from rtrain.launch.taking import finished, refuse_another, refuse_changed_data, warn_of_changed_data
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.storage import Folder, check_writable
@@ -105,6 +105,8 @@ def train(
         refuse_shares(run, data, mesh)
     done = None if fresh else finished(run, asked, say)
     if done is not None:
+        if leads:
+            warn_of_changed_data(run, data, say)
         return Result(run, done) if leads else None
     known = False
     if leads and not fresh:

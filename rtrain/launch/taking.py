@@ -99,6 +99,14 @@ def refuse_changed_data(run: Run, data: Samples[Any]) -> bool:
     return False
 
 
+def warn_of_changed_data(run: Run, data: Samples[Any], say: Say) -> None:
+    """Say of a finished run that its result is of other data than there are now."""
+    try:
+        refuse_changed_data(run, data)
+    except ConfigError as changed:
+        say(f"its result is of other data: {changed}")
+
+
 def free_name(run: Run) -> str:
     """The first of NAME-2, NAME-3, ... that nothing is stored under."""
     taken = set(Folder(run.storage).names())

@@ -210,14 +210,22 @@ class _Late(Inline):
         return super().run(start)
 
 
-def test_data_that_changed_is_refused_by_the_driver_and_by_the_ranks(tiny: Run) -> None:
-    train(rtrain.override(tiny, {"duration.steps": 3}))
+def test_data_that_changed_is_refused_by_the_driver_and_by_the_ranks(
+    tiny: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = train(short := rtrain.override(tiny, {"duration.steps": 3}))
+    assert train(short, quiet=False) == first and "other data" not in capsys.readouterr().err
     path = Path(tiny.data.source)
     table = pq.read_table(path)
 
     def cut() -> None:
         pq.write_table(table.slice(0, table.num_rows - 50), path, row_group_size=700)
 
+    before = path.read_bytes()
+    cut()
+    assert train(short, quiet=False) == first
+    assert "its result is of other data: run 'tiny': the data changed since step 3" in capsys.readouterr().err
+    path.write_bytes(before)
     longer = rtrain.override(tiny, {"duration.steps": 4})
     with pytest.raises(ConfigError, match="rank 0 on .*the data changed since step 3"):
         train(longer, launcher=_Late(cut))
