@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.moments import second_of
 from rtrain.data.parquet import ParquetRows
-from rtrain.errors import DataError, did_you_mean
+from rtrain.errors import DataError, did_you_mean, one_line
 
 Ids = NDArray[np.int64]
 
@@ -124,8 +125,16 @@ def _whole(table: pa.Table, name: str, uri: str) -> Ids:
     return values
 
 
-def from_text(path: Path) -> Feedback:
+def is_text(uri: str) -> bool:
+    """Whether a source is read as lines: a local file that is not called `.parquet`, or one anywhere called `.txt`."""
+    name = uri.removesuffix(".gz")
+    return name.endswith(".txt") if "://" in uri else Path(uri).is_file() and not uri.endswith(".parquet")
+
+
+def from_text(path: str) -> Feedback:
     """Lines of `user item item ...`, whole numbers, oldest first; or of `user item`, one an interaction.
+
+    The file lies anywhere that fsspec reaches, and may be compressed (`.gz`).
 
     Raises:
         DataError: a file that is not there, or a line that is none of these; names the line.
@@ -136,7 +145,9 @@ def from_text(path: Path) -> Feedback:
             user, *those = map(int, words)
         except ValueError:
             shown = " ".join(words)[:60]
-            raise DataError(f"{path}: line {number} has a word that is no whole number: {shown!r}") from None
+            raise DataError(
+                f"{path}: line {number} has a word that is no whole number: {shown!r}. Number users and items first"
+            ) from None
         if not those:
             raise DataError(f"{path}: line {number} has a user and no item")
         users += [user] * len(those)
@@ -146,9 +157,9 @@ def from_text(path: Path) -> Feedback:
     return Feedback.of(np.array(users, np.int64), np.array(items, np.int64), None)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _lines(path: str) -> Iterator[tuple[int, list[str]]]:
     try:
-        with path.open(encoding="utf-8") as file:
+        with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as file:
             for number, line in enumerate(file, start=1):
                 if words := line.split():
                     yield number, words
@@ -156,3 +167,5 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}: no such file. Check data.source") from None
     except UnicodeDecodeError:
         raise DataError(f"{path}: it is no text") from None
+    except (OSError, EOFError, ValueError, ImportError) as error:
+        raise DataError(f"{path}: it cannot be read ({one_line(error)})") from None

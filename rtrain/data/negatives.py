@@ -21,7 +21,7 @@ ROUNDS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Negatives:
-    """How negatives are drawn."""
+    """How negatives are drawn; one's own way is a subclass, in any file, that says how likely each item is."""
 
     count: int = 1
     """For each positive."""
@@ -42,6 +42,13 @@ class Negatives:
         if not 0 <= self.power < math.inf:
             raise ConfigError(f"data.negatives.power: must be at least 0, got {self.power}")
 
+    def shares(self, catalogue: Ids, often: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """How likely each item is beside the others, [C] at least 0; none: all are as likely.
+
+        `catalogue`: int64 [C], rising; `often`: [C], how often each was had in training.
+        """
+        return often**self.power if self.by == "popularity" else None
+
     @property
     def tells_known(self) -> bool:
         """`known`, spelled out."""
@@ -56,10 +63,17 @@ class Sampler:
         self.config, self.count, self.catalogue = config, config.count, catalogue
         self._span = int(catalogue[-1]) + 1
         self._had = np.unique(user * self._span + item)
+        often = np.bincount(np.searchsorted(catalogue, item), minlength=len(catalogue)).astype(np.float64)
+        shares = config.shares(catalogue, often)
         self._upto: NDArray[np.float64] | None = None
-        if config.by == "popularity":
-            often = np.bincount(np.searchsorted(catalogue, item), minlength=len(catalogue)).astype(np.float64)
-            self._upto = np.cumsum(often**config.power)
+        if shares is not None:
+            good = np.shape(shares) == often.shape and (shares >= 0).all() and 0 < np.sum(shares) < math.inf
+            if not good:
+                raise ConfigError(
+                    f"data.negatives: {type(config).__name__}.shares gave {np.shape(shares)} numbers for "
+                    f"{len(catalogue)} items. Give one an item, at least 0, of a finite sum above 0"
+                )
+            self._upto = np.cumsum(shares)
 
     def draw(self, key: tuple[int, int], sample: Ids, position: Ids, user: Ids) -> Ids:
         """int64 [n, K]: for n positions, each of a sample and with its place in it, of a user."""

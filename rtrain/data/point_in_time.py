@@ -47,7 +47,7 @@ class Past:
 
     @classmethod
     def of(cls, key: Ints, time: Ints) -> "Past":
-        """From each row's key, any integers [N], and time, [N].
+        """From each row's key, any integers [N], and time, [N], which the caller has seen to be as many.
 
         Raises:
             DataError: rows that are not sorted by time.
@@ -103,8 +103,9 @@ def residual_means(user: Ints, item: Ints, value: Floats, time: Ints, *, prior_m
     `prior_mean`: the mean before the first row.
 
     Raises:
-        DataError: rows not sorted by time, or a value that is no finite number.
+        DataError: columns of unequal length, rows not sorted by time, or a value that is no finite number.
     """
+    _as_many(user=user, item=item, value=value, time=time)
     if (wrong := np.flatnonzero(~np.isfinite(value))).size:
         raise DataError(
             f"point in time: row {wrong[0]} has the value {value[wrong[0]]}, and every later row would have it too. "
@@ -127,8 +128,9 @@ def list_means(user: Ints, lists: Lists, residual: Floats, time: Ints) -> Floats
     `residual_means`.
 
     Raises:
-        DataError: rows not sorted by time.
+        DataError: columns of unequal length, or rows not sorted by time.
     """
+    _as_many(user=user, lists=lists.lengths, residual=residual, time=time)
     row = np.repeat(np.arange(len(user)), lists.lengths)
     value, users = _codes(lists.values), _codes(user)
     past = Past.of(users[row] * (value.max(initial=0) + 1) + value, time[row])
@@ -152,8 +154,9 @@ def near_means(user: Ints, item: Ints, residual: Floats, time: Ints) -> tuple[Fl
     `time`: [N]; `residual`: [N], of `residual_means`.
 
     Raises:
-        DataError: rows not sorted by time, or more than `MOST_ITEMS` items.
+        DataError: columns of unequal length, rows not sorted by time, or more than `MOST_ITEMS` items.
     """
+    _as_many(user=user, item=item, residual=residual, time=time)
     past, items = Past.of(user, time), _codes(item)
     near = _Similarity(int(items.max(initial=-1)) + 1)
     place = np.empty(len(user), np.int64)
@@ -211,6 +214,12 @@ class _Similarity:
 
     def _key(self, item: Ints, other: Ints) -> Ints:
         return np.minimum(item, other) * self._items + np.maximum(item, other)
+
+
+def _as_many(**columns: NDArray[np.generic]) -> None:
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{name} has {len(column)}" for name, column in columns.items())
+        raise DataError(f"point in time: every column is of the same rows, but {lengths}. Give all of one length")
 
 
 def _codes(key: Ints) -> NDArray[np.int64]:

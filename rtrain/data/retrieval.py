@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from rtrain.batch import NONE
 from rtrain.data import sources
-from rtrain.data.feedback import found_at, from_parquet, from_text
+from rtrain.data.feedback import found_at, from_parquet, from_text, is_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage
 from rtrain.data.negatives import Negatives
@@ -59,7 +59,8 @@ class _Positives(Data):
     gives: ClassVar[Any] = RetrievalBatch
 
     source: str
-    """A named data set (`ml-100k`), a Parquet file or folder anywhere, or a text file of `user item item ...` lines."""
+    """A named data set (`ml-100k`), a Parquet file or folder anywhere, or a text of `user item item ...` lines: a local
+    file, or one anywhere whose name ends in `.txt` or `.txt.gz`."""
     users: int
     """Rows of the users' table; ids are 0..users-1."""
     items: int
@@ -148,6 +149,16 @@ class _Positives(Data):
         if self.source not in sources.NAMES and "://" not in self.source and not Path(self.source).exists():
             raise DataError(f"{self.source}: no such file or folder. Check data.source")
 
+    def _refuse_columns(self) -> None:
+        """Refuse columns that are named of a text, which has none."""
+        plain = {"user": "user_id", "item": "item_id", "time": "timestamp", "rating": ""}
+        for name, stock in plain.items():
+            if (column := getattr(self, name)) not in ("", stock):
+                raise ConfigError(
+                    f"data.{name}: {column!r}, but {self.source} is a text of lines 'user item item ...', which has no "
+                    f"columns. Leave data.{name} out, or write the interactions as Parquet"
+                )
+
     def open(self) -> RetrievalDataset:
         """The interactions, checked and split.
 
@@ -155,14 +166,15 @@ class _Positives(Data):
             DataError: a source that is missing or damaged, ids beyond the tables, or a split that leaves nobody.
         """
         self.check_source()
-        in_rows = self.source in sources.NAMES or not Path(self.source).is_file() or self.source.endswith(".parquet")
+        in_rows = self.source in sources.NAMES or not is_text(self.source)
         if in_rows:
             source = str(sources.get(self.source)) if self.source in sources.NAMES else self.source
             feedback = from_parquet(
                 source, user=self.user, item=self.item, time=self.time, rating=self.rating, at_least=self.at_least
             )
         else:
-            feedback = from_text(Path(self.source))
+            self._refuse_columns()
+            feedback = from_text(self.source)
         both = (("user", feedback.user, self.users), ("item", feedback.item, self.items))
         for name, ids, rows in both:
             if len(ids) and (ids.min() < 0 or ids.max() >= rows):

@@ -31,7 +31,7 @@ from rtrain.data.reader import Whole
 from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
 from rtrain.data.samples import Samples
 from rtrain.data.side import SideFeatures, looked_up
-from rtrain.data.split import Ranges, Split, trained_on
+from rtrain.data.split import Ranges, Split, nobody, trained_on
 from rtrain.data.targets import laid_out, spread, starts_of
 from rtrain.errors import ConfigError, DataError
 from rtrain.metrics.state import Retrieved
@@ -121,10 +121,9 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         at = 0
         for split, of in samples.items():
             if not len(of):
-                raise DataError(
-                    f"data.split: {split} would be without a user: too few interactions of each. "
-                    "Bring more data, or change data.split"
-                )
+                code = VALID if split == "valid" else TEST
+                there = self._lists(code, alone=True)[0].lengths[self._trained > 0].any()
+                raise nobody(split, hidden=split != "train" and bool(there))
             ranges[split] = (at, at + len(of))
             at += len(of)
         ranges["train"] = trained_on(ranges["train"], train_rows)

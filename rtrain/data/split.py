@@ -128,6 +128,14 @@ def times_of(rows: ParquetRows | Parted, time: str, group: RowGroup) -> NDArray[
     return values
 
 
+def nobody(split: Split, *, hidden: bool) -> DataError:
+    """The error of a split that would ask nothing of anybody; `hidden`: there is something that users had before."""
+    why = "too few interactions of each. Bring more data"
+    if hidden:
+        why = "all that it would ask for, the users had before, which data.hide_seen hides. Set data.hide_seen to false"
+    return DataError(f"data.split: {split} would be without a user: {why}, or change data.split")
+
+
 def refuse_disorder(rows: ParquetRows | Parted, time: str) -> list[tuple[Any, Any]]:
     """The first and the last time of each row group, once all rows are seen to be in order; reads the whole column.
 

@@ -200,3 +200,14 @@ def test_what_cannot_be_used_is_refused_in_a_line() -> None:
     many = np.arange(point_in_time.MOST_ITEMS + 1)
     with pytest.raises(DataError, match=r"near_means got 5,001 items, whose similarities take 1 GB \(at most 5,000\)"):
         near_means(many, many, many.astype(float), many)
+
+
+def test_columns_of_unequal_length_are_refused() -> None:
+    rows = np.arange(4)
+    for work in (
+        lambda: residual_means(rows[:-1], rows, rows * 1.0, rows, prior_mean=0.5),
+        lambda: near_means(rows, rows, rows[:-1] * 1.0, rows),
+        lambda: list_means(rows, Lists.of(rows[:2], np.ones(2, np.int64)), rows * 1.0, rows),
+    ):
+        with pytest.raises(DataError, match="every column is of the same rows, but user has [34], .*Give all of one"):
+            work()

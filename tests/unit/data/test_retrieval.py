@@ -1,9 +1,11 @@
+import gzip
 import itertools
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -259,6 +261,43 @@ def test_bad_text_is_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as error:
         Histories(source=str(path), users=4, items=10, time="").open()
     assert "\n" not in str(error.value)
+
+
+def test_a_text_may_lie_anywhere_and_be_compressed(tmp_path: Path) -> None:
+    text = "0 1 2 3 4\n1 5 6 7 8\n"
+    (tmp_path / "log.txt").write_text(text)
+    (tmp_path / "log.txt.gz").write_bytes(gzip.compress(text.encode()))
+    fsspec.filesystem("memory").pipe("/texts/log.txt.gz", gzip.compress(text.encode()))
+    found = [
+        Histories(source=source, users=2, items=10, time="").open().feedback.item.tolist()
+        for source in (
+            f"{tmp_path}/log.txt", f"file://{tmp_path}/log.txt", f"{tmp_path}/log.txt.gz", "memory://texts/log.txt.gz"
+        )
+    ]  # fmt: skip
+    assert found == [[1, 2, 3, 4, 5, 6, 7, 8]] * 4
+    (tmp_path / "log.txt.gz").write_bytes(gzip.compress(text.encode())[:-12])
+    with pytest.raises(DataError, match="log.txt.gz: it cannot be read"):
+        Histories(source=f"{tmp_path}/log.txt.gz", users=2, items=10, time="").open()
+
+
+def test_a_text_has_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_text("0 1 2 3 4\n")
+    data = Histories(source=f"{tmp_path}/log.txt", users=2, items=10)
+    assert data.open().feedback.item.tolist() == [1, 2, 3, 4]
+    for change in ({"user": "who"}, {"item": "what"}, {"time": "when"}, {"rating": "stars", "at_least": 4.0}):
+        with pytest.raises(ConfigError, match=f"data.{next(iter(change))}: .* is a text of lines .* no columns. Leave"):
+            replace(data, **change).open()  # type: ignore[arg-type]
+
+
+def test_a_split_of_what_users_had_before_says_so(tmp_path: Path) -> None:
+    """An item that is had again is hidden where it would test."""
+    (tmp_path / "log.txt").write_text("0 1 2 3 4 1 2 3 4\n1 5 6 5 6\n")
+    data = Histories(source=f"{tmp_path}/log.txt", users=2, items=10, time="")
+    with pytest.raises(
+        DataError, match="valid would be without a user: all that it would ask for, the users had before"
+    ):
+        data.open()
+    assert replace(data, hide_seen=False).open().rows("test") == 2
 
 
 def test_bad_tables_and_bad_configs_are_one_line(tmp_path: Path, log: str) -> None:

@@ -30,6 +30,7 @@ from rtrain import (
     WeightedSum,
     sequence,
 )
+from rtrain.data.negatives import Sampler
 from rtrain.data.protocol import Data
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel, lay_out
@@ -148,6 +149,50 @@ def test_ones_own_loss_is_taken_changed_and_trained(tmp_path: Path) -> None:
     rtrain.plan(run)
     result = rtrain.train(run, launcher="inline")
     assert result.metrics["ndcg@10"] > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recent(Negatives):
+    """A user's own, as in docs/retrieval.md."""
+
+    since: int = 1000
+
+    def shares(self, catalogue: Any, often: Any) -> Any:
+        return (catalogue >= self.since) + 0.1
+
+
+def test_ones_own_sampler_is_drawn_from(tmp_path: Path) -> None:
+    changes = {
+        "model.objective": SampledSoftmax(),
+        "data.negatives": Recent(count=9),
+        "duration.steps": 10,
+        "storage": str(tmp_path),
+        "handoff.export": False,
+    }
+    run = rtrain.override(two_tower_movielens.debug(), changes)
+    data = run.data.open()
+    batch = next(iter(data.reader("train", global_batch=2000, seed=0, rank=0, world_size=1)))[0]
+    negatives = batch.ids.padded("item").reshape(batch.rows, -1)[:, 1:]  # type: ignore[attr-defined]
+    likely = (data.catalogue >= 1000).sum() * 1.1  # type: ignore[attr-defined]
+    share = likely / (likely + (data.catalogue < 1000).sum() * 0.1)  # type: ignore[attr-defined]
+    # Of 18,000 draws; what a user had, mostly of the older items, is drawn again.
+    assert abs(float((negatives >= 1000).float().mean()) - share) < 0.03 < share - 0.5
+    result = rtrain.train(run, launcher="inline")
+    assert result is not None and result.metrics["ndcg@10"] > 0
+
+
+def test_shares_that_cannot_be_drawn_by() -> None:
+    class Wrong(Negatives):
+        def shares(self, catalogue: Any, often: Any) -> Any:
+            return often[:-1]
+
+    class Nothing(Negatives):
+        def shares(self, catalogue: Any, often: Any) -> Any:
+            return 0 * often
+
+    for own in (Wrong(), Nothing()):
+        with pytest.raises(ConfigError, match=r"data.negatives: \w+.shares gave \(\d+,\) numbers for 3 items"):
+            Sampler(own, np.arange(3), np.zeros(3, np.int64), np.arange(3))
 
 
 @dataclass(frozen=True, kw_only=True)
