@@ -3,7 +3,8 @@
 python recipes/sasrec_sequences.py --data.source beauty.txt --data.users 22364 --data.items 12102
 python recipes/sasrec_sequences.py train --debug     # on MovieLens-100K, in seconds
 
-Ids are whole numbers from 0 on; `data.users` and `data.items` are the largest of each and one.
+Ids are whole numbers from 0 on, and `data.users` and `data.items` the largest of each and one; or any words, with
+`--data.raw_ids true`, and then how many there are of each. The file may lie anywhere (s3://...), and be a .txt.gz.
 """
 
 from dataclasses import replace

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -57,8 +58,12 @@ class Feedback:
         return users, np.append(first, len(self.user))
 
 
-def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_least: float | None) -> Feedback:
+def from_parquet(
+    uri: str, *, user: str, item: str, time: str, rating: str, at_least: float | None, raw: bool = False
+) -> Feedback:
     """The named columns; `time` may be empty. Of rows with a `rating` those of `at_least` so much.
+
+    `raw`: users and items are any values, and numbered here: see `numbered`.
 
     Raises:
         DataError: a column that is missing, not of whole numbers, or has nulls.
@@ -93,7 +98,8 @@ def from_parquet(uri: str, *, user: str, item: str, time: str, rating: str, at_l
         where = found_at(uri, name, None, rating=rating, at_least=at_least)
         raise DataError(f"{uri}: {name!r} is null at {where}. Fill it, or drop the row")
     when, second = (_whole(table, time, uri), second_of(table.column(time).type)) if time else (None, 1)
-    found = Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
+    users, items = (numbered(table.column(n)) if raw else _whole(table, n, uri) for n in (user, item))
+    found = Feedback.of(users, items, when)
     return replace(found, time=found.time // second, without=without)
 
 
@@ -117,12 +123,20 @@ def _whole(table: pa.Table, name: str, uri: str) -> Ids:
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.int64())
     if not pa.types.is_integer(column.type):
-        raise DataError(f"{uri}: column {name!r} is {column.type}; whole numbers are needed. Number its values first")
+        do = "Set data.raw_ids, which numbers its values, or number them first"
+        raise DataError(f"{uri}: column {name!r} is {column.type}; whole numbers are needed. {do}")
     try:
         values: Ids = column.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid as error:  # uint64 beyond int64
         raise DataError(f"{uri}: column {name!r} cannot be numbered: {error}. Number its values from 0 on") from None
     return values
+
+
+def numbered(values: pa.ChunkedArray) -> Ids:
+    """Each value's place, from 0 on, among all that there are in their order: words by their bytes, numbers by size."""
+    every = pc.unique(values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values)
+    found: Ids = pc.index_in(values, value_set=every.take(pc.sort_indices(every))).cast(pa.int64()).to_numpy()
+    return found
 
 
 def is_text(uri: str) -> bool:
@@ -131,22 +145,24 @@ def is_text(uri: str) -> bool:
     return name.endswith(".txt") if "://" in uri else Path(uri).is_file() and not uri.endswith(".parquet")
 
 
-def from_text(path: str) -> Feedback:
+def from_text(path: str, *, raw: bool = False) -> Feedback:
     """Lines of `user item item ...`, whole numbers, oldest first; or of `user item`, one an interaction.
 
-    The file lies anywhere that fsspec reaches, and may be compressed (`.gz`).
+    The file lies anywhere that fsspec reaches, and may be compressed (`.gz`). `raw`: users and items are any words, and
+    numbered here: see `numbered`.
 
     Raises:
         DataError: a file that is not there, or a line that is none of these; names the line.
     """
-    users, items = list[int](), list[int]()
+    users, items = list[Any](), list[Any]()
     for number, words in _lines(path):
         try:
-            user, *those = map(int, words)
+            user, *those = words if raw else map(int, words)
         except ValueError:
             shown = " ".join(words)[:60]
             raise DataError(
-                f"{path}: line {number} has a word that is no whole number: {shown!r}. Number users and items first"
+                f"{path}: line {number} has a word that is no whole number: {shown!r}. Set data.raw_ids, which numbers "
+                "words, or number users and items first"
             ) from None
         if not those:
             raise DataError(f"{path}: line {number} has a user and no item")
@@ -154,6 +170,8 @@ def from_text(path: str) -> Feedback:
         items += those
     if not users:
         raise DataError(f"{path}: it has no interactions")
+    if raw:
+        return Feedback.of(numbered(pa.chunked_array([users])), numbered(pa.chunked_array([items])), None)
     return Feedback.of(np.array(users, np.int64), np.array(items, np.int64), None)
 
 

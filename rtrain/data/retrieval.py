@@ -69,6 +69,9 @@ class _Positives(Data):
     """Column of the users' ids."""
     item: str = "item_id"
     """Column of the items' ids."""
+    raw_ids: bool = False
+    """Whether users' and items' ids are words, or numbers of any size: they are numbered here, from 0 on, numbers by
+    size and words (as all of a text are) by their bytes. False: they are rows of the tables."""
     time: str = "timestamp"
     """Column that orders a user's interactions; empty: the order of the source."""
     rating: str = ""
@@ -101,6 +104,11 @@ class _Positives(Data):
                 f"data.negatives.count: {self.negatives.count} negatives of {self.items} items (data.items). Lower it"
             )
         check_train_rows(self.train_rows)
+        if self.raw_ids and self.side:
+            raise ConfigError(
+                "data.raw_ids: the tables of users and items have the numbers of rows as keys, which raw ids get only "
+                "here. Number the ids first, or leave the features out"
+            )
         if self.prefetch < 0:
             raise ConfigError(f"data.prefetch: must be at least 0, got {self.prefetch}")
 
@@ -170,17 +178,20 @@ class _Positives(Data):
         if in_rows:
             source = str(sources.get(self.source)) if self.source in sources.NAMES else self.source
             feedback = from_parquet(
-                source, user=self.user, item=self.item, time=self.time, rating=self.rating, at_least=self.at_least
-            )
+                source, user=self.user, item=self.item, time=self.time, rating=self.rating, at_least=self.at_least,
+                raw=self.raw_ids,
+            )  # fmt: skip
         else:
             self._refuse_columns()
-            feedback = from_text(self.source)
+            feedback = from_text(self.source, raw=self.raw_ids)
         both = (("user", feedback.user, self.users), ("item", feedback.item, self.items))
         for name, ids, rows in both:
             if len(ids) and (ids.min() < 0 or ids.max() >= rows):
                 wrong = int(ids.max() if ids.max() >= rows else ids.min())
                 do = f"Set data.{name}s to {wrong + 1} or more" if wrong >= 0 else f"Number the {name}s from 0 on"
                 column, at = {"user": self.user, "item": self.item}[name], ""
+                if self.raw_ids:
+                    raise DataError(f"{self.source}: it has {wrong + 1} {name}s, more than data.{name}s={rows}. {do}")
                 if in_rows:
                     at = f", at {found_at(source, column, wrong, rating=self.rating, at_least=self.at_least)}"
                 raise DataError(

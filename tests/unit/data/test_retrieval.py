@@ -18,8 +18,10 @@ from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.retrieval import Graph, Histories, Pairs
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.retrieval_set import RetrievalDataset
+from rtrain.data.side import SideFeatures
 from rtrain.data.split import ByTime
 from rtrain.errors import ConfigError, DataError
+from rtrain.schema import Id
 
 USERS, ITEMS = 40, 60
 BEGIN = Cursor()
@@ -278,6 +280,35 @@ def test_a_text_may_lie_anywhere_and_be_compressed(tmp_path: Path) -> None:
     (tmp_path / "log.txt.gz").write_bytes(gzip.compress(text.encode())[:-12])
     with pytest.raises(DataError, match="log.txt.gz: it cannot be read"):
         Histories(source=f"{tmp_path}/log.txt.gz", users=2, items=10, time="").open()
+
+
+def test_raw_ids_are_numbered_in_their_order(tmp_path: Path) -> None:
+    names, first = ["zoe", "ann", "ben"], [9_000_000_000, -5, 70, 3, 12, 44]
+    rows = [(user, item) for user in names for item in first]
+    table = pa.table({
+        "user_id": pa.array([user for user, _ in rows]).dictionary_encode(),
+        "item_id": [item for _, item in rows],
+        "timestamp": range(len(rows)),
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "log.parquet")
+    text = "".join(f"{user} {' '.join(map(str, first))}\n" for user in names)
+    (tmp_path / "log.txt").write_text(text)
+    data = Histories(source=f"{tmp_path}/log.parquet", users=3, items=6, raw_ids=True)
+    found = data.open().feedback
+    assert found.user.tolist() == [0] * 6 + [1] * 6 + [2] * 6 and found.item[:6].tolist() == [5, 0, 4, 1, 2, 3]
+    of_words = replace(data, source=f"{tmp_path}/log.txt").open().feedback
+    assert of_words.user.tolist() == found.user.tolist()
+    assert of_words.item[:6].tolist() == [sorted(map(str, first)).index(str(item)) for item in first]
+    for source in ("log.parquet", "log.txt"):
+        with pytest.raises(DataError, match="it has 6 items, more than data.items=5. Set data.items to 6 or more"):
+            replace(data, source=f"{tmp_path}/{source}", items=5).open()
+    with pytest.raises(DataError, match="whole numbers are needed. Set data.raw_ids"):
+        replace(data, raw_ids=False).open()
+    with pytest.raises(DataError, match="no whole number: 'zoe .*Set data.raw_ids"):
+        replace(data, source=f"{tmp_path}/log.txt", raw_ids=False).open()
+    side = SideFeatures(source=f"{tmp_path}/log.parquet", key="item_id", features=(Id(name="kind", rows=3),))
+    with pytest.raises(ConfigError, match="data.raw_ids: the tables of users and items"):
+        Pairs(source=f"{tmp_path}/log.parquet", users=3, items=6, raw_ids=True, item_features=side)
 
 
 def test_a_text_has_no_columns(tmp_path: Path) -> None:
