@@ -46,6 +46,7 @@ def count_bytes(log: str) -> tuple[int, int]:
         longest = run.blueprint.longest
         rows = replica._rows_of_step(None)
         whole = rows * (longest["history"] + longest["item"]) * 16 * 4
+        whole += rows * longest["history"]  # a byte says whether it is real: half of them to each stage, none back
 
     try:
         trace(run, steps=1, before_step=before)
@@ -55,7 +56,9 @@ def count_bytes(log: str) -> tuple[int, int]:
 
 
 def test_a_step_moves_each_vector_once_there_and_its_gradient_once_back(log: str) -> None:
-    """2 (p - 1) / p of the vectors' bytes over p stages' ranks, history and candidates: what cannot be spared."""
+    """2 (p - 1) / p of the vectors' bytes over p stages' ranks, history and candidates: what cannot be spared; and
+    (p - 1) / p of the bytes that say which of the history are real to each of p stages, whose blocks leave out the rest.
+    """
     ranks = in_world(2, count_bytes, log)
     whole = ranks[0][1]
     assert whole > 0 and sum(sent for sent, _ in ranks) == whole  # p = 2
