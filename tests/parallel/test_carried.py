@@ -57,7 +57,7 @@ def count_bytes(log: str) -> tuple[int, int]:
 
 def test_a_step_moves_each_vector_once_there_and_its_gradient_once_back(log: str) -> None:
     """2 (p - 1) / p of the vectors' bytes over p stages' ranks, history and candidates: what cannot be spared; and
-    (p - 1) / p of the bytes that say which of the history are real to each of p stages, whose blocks leave out the rest.
+    (p - 1) / p of the bytes that say which of the history are real, to each of p stages, whose blocks leave out others.
     """
     ranks = in_world(2, count_bytes, log)
     whole = ranks[0][1]
