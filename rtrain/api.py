@@ -12,6 +12,7 @@ from rtrain.errors import UserError
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
 from rtrain.launch.taking import finished, refuse_another, refuse_changed_data, warn_of_changed_data
+from rtrain.parallel.first_vectors import check_vectors
 from rtrain.planning import Plan, check, plan
 from rtrain.run import Run
 from rtrain.storage import Folder, check_writable
@@ -115,6 +116,7 @@ def train(
     if leads:
         if not known:
             data.refuse_rows()
+            check_vectors(run.blueprint.tables)
         for line in data.remarks(run.evaluation.boosting_rows):
             say(line)
     with ExitStack() as stack:

@@ -49,6 +49,8 @@ class RowGroup:
         return self.first_row + self.rows
 
 
+BUFFER_BYTES = 2**20
+"""Of a column that is read bit by bit, what is read at once."""
 HELD = 4096
 """Row groups whose footers are kept parsed, some 1 kB a column each; of the others a 30th of that is kept, packed."""
 
@@ -81,11 +83,12 @@ class ParquetRows:
         DataError: nothing there, no Parquet, a truncated file, or files whose columns differ.
     """
 
-    def __init__(self, uri: str):
-        self.uri = uri
+    def __init__(self, uri: str, *, field: str = "data.source"):
+        """`field`: of the config, where the URI stands, for messages."""
+        self.uri, self._field = uri, field
         self._fs, path = _filesystem(uri)
         with self._naming(uri):
-            self.files = _files(self._fs, path, uri)
+            self.files = _files(self._fs, path, uri, field)
         root = path.rstrip("/") + "/"
         self._shown = [file.removeprefix(root) if file != path else file.rpartition("/")[2] for file in self.files]
         self._partitions = partitions_of(self._shown, uri)
@@ -155,6 +158,27 @@ class ParquetRows:
             tables.append(found if found.schema.equals(asked) else found.cast(asked))
         table = pa.concat_tables(tables)
         return table.slice(start - groups[0].first_row, stop - start) if groups else table
+
+    def batches(self, group: RowGroup, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        """A row group's rows with columns of the files, at most `rows` at once: for a group too large to be held.
+
+        Raises:
+            DataError: as `read`.
+        """
+        path, footer = self.files[group.file], self._footers[group.file]
+        with self._naming(path), self._open(path) as opened:
+            self._refuse_change(path, footer, opened)
+            reader = pq.ParquetFile(
+                opened,
+                metadata=self._metadata(group.file),
+                pre_buffer=False,  # which would hold the whole group, whatever the buffer
+                buffer_size=BUFFER_BYTES,
+                page_checksum_verification=True,
+            )
+            asked = [self.schema.field(column).type for column in columns]
+            for batch in reader.iter_batches(rows, row_groups=[group.index], columns=list(columns)):
+                found = [batch.column(name).cast(kind) for name, kind in zip(columns, asked, strict=True)]
+                yield pa.RecordBatch.from_arrays(found, list(columns))
 
     def spans(self, column: str) -> list[tuple[Any, Any]] | None:
         """The lowest and the highest value of each row group by the footers alone; times as the numbers `read` has.
@@ -290,7 +314,7 @@ class ParquetRows:
         try:
             yield
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file or folder. Check data.source") from None
+            raise DataError(f"{path}: no such file or folder. Check {self._field}") from None
         except PermissionError:
             raise DataError(f"{path}: no permission to read it. Check its owner or the credentials") from None
         except (pa.ArrowException, OSError) as error:
@@ -311,7 +335,7 @@ def _filesystem(uri: str) -> tuple[Any, str]:
     return fs, str(path)
 
 
-def _files(fs: Any, path: str, uri: str) -> list[str]:
+def _files(fs: Any, path: str, uri: str, field: str) -> list[str]:
     """Listed once: the folder, or all that is below it where the files lie in folders in the Hive manner."""
     if fs.isfile(path):
         return [path]
@@ -344,7 +368,7 @@ def _files(fs: Any, path: str, uri: str) -> list[str]:
             )
     if not files:
         raise DataError(
-            f"{uri}: the folder has no .parquet file directly in it, or in folders such as day=1. Check data.source"
+            f"{uri}: the folder has no .parquet file directly in it, or in folders such as day=1. Check {field}"
         )
     return sorted(files)
 

@@ -107,6 +107,7 @@ class RankingConfig(Model):
                     means=tuple(f for f in features if f in lists and own.pooling == "mean"),
                     initial=own.initial,
                     scale=own.scale,
+                    vectors=own.vectors,
                 )
             )
         return tuple(found)

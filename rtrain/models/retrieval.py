@@ -11,7 +11,7 @@ from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint, Model
-from rtrain.nn.tables import Initial, Table
+from rtrain.nn.tables import Initial, Table, located
 from rtrain.objectives.bpr import BPR
 from rtrain.objectives.candidate_loss import CandidateLoss
 
@@ -41,8 +41,11 @@ class RetrievalConfig(Model):
     """Distribution of the tables' first weights."""
     scale: float = 0.02
     """Bound of the uniform, or standard deviation of the normal distribution."""
+    item_vectors: str = ""
+    """Parquet file that rows of the table of items begin from, as `TableOptions.vectors`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "item_vectors", located(self.item_vectors))
         if self.dim < 1 or self.dim % 4:
             raise ConfigError(f"model.dim: must be a multiple of 4, which fbgemm reads at once, got {self.dim}")
         if not self.scale > 0:
@@ -128,6 +131,7 @@ class RetrievalConfig(Model):
         return Table(
             name=name, rows=rows, dim=self.dim, features=features, sequences=sequences,
             means=features, initial=self.initial, scale=self.scale,
+            vectors=self.item_vectors if name == "item" else "",
         )  # fmt: skip
 
     @abstractmethod

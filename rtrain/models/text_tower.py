@@ -64,6 +64,11 @@ class TextTower(TwoTower):
             )
         if self.ids:
             return whole
+        if self.item_vectors:
+            raise ConfigError(
+                "model.item_vectors: TextTower has no table of items, which these would begin. Set model.ids to true, "
+                "or leave them out"
+            )
         return replace(
             whole,
             tables=tuple(table for table in whole.tables if table.name != "item"),

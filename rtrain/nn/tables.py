@@ -3,6 +3,7 @@
 Light to import: configs and plans need no torchrec, which takes seconds to load (see `nn.bags`).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -58,8 +59,12 @@ class TableOptions:
     """Distribution of the first weights."""
     scale: float | None = None
     """Bound of the uniform, or standard deviation of the normal distribution; none: 1 / sqrt(rows)."""
+    vectors: str = ""
+    """Parquet file, or folder of such files, that some rows begin from, the others as drawn: columns `id`, the row of
+    the table, and `vector`, a list of `dim` numbers. Read where a run starts anew; empty: all are drawn."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "vectors", located(self.vectors))
         if self.dim is not None and (self.dim < 1 or self.dim % 4):
             raise ConfigError(
                 f"model.tables: table {self.table!r} needs a dim that is a multiple of 4, "
@@ -67,6 +72,11 @@ class TableOptions:
             )
         if self.scale is not None and not self.scale > 0:
             raise ConfigError(f"model.tables: the scale of table {self.table!r} must be positive, got {self.scale}")
+
+
+def located(uri: str) -> str:
+    """A local path made absolute, so that it means the same in every process; empty as it is."""
+    return os.path.abspath(uri) if uri and "://" not in uri else uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +94,8 @@ class Table:
     initial: Initial = "uniform"
     scale: float | None = None
     """Bound or standard deviation of the first weights; none: 1 / sqrt(rows), as in DLRM."""
+    vectors: str = ""
+    """See `TableOptions`; not for weights of `first_order`."""
     beside: bool = False
     """Whether its features have another table too, and what it gives is `WEIGHTS`."""
 
@@ -105,7 +117,14 @@ def first_order(table: Table) -> Table:
     weight's, whose gradients are many times larger, and the vector would not move.
     """
     return replace(
-        table, name=f"{table.name}_first", dim=BESIDE, sequences=(), initial="zeros", scale=None, beside=True
+        table,
+        name=f"{table.name}_first",
+        dim=BESIDE,
+        sequences=(),
+        initial="zeros",
+        scale=None,
+        vectors="",
+        beside=True,
     )
 
 

@@ -29,6 +29,7 @@ from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, fill
 from rtrain.optim import SparseOptim
 from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name
+from rtrain.parallel.first_vectors import read_vectors
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
 from rtrain.parallel.table_updates import COUNTED, PLANNED, kernel_options, local_chunks, updates_of
 from rtrain.rounding import ceil_div
@@ -222,9 +223,14 @@ class ShardedTables(nn.Module):
         return self.updates.updating()
 
     def initialise(self, seed: int) -> None:
-        """Fill this rank's shards with the rows that `seed` gives at every layout."""
+        """Fill this rank's shards with the rows that `seed` gives at every layout, or a table's own vectors.
+
+        Raises:
+            DataError: vectors that cannot be used, on every rank.
+        """
         for table, chunk in self._weights():
             fill(chunk.data, table, seed, row=chunk.offsets[0], column=chunk.offsets[1])
+        read_vectors(self.by_key.values(), self._weights())
         self.updates.begin()
 
     def chunks(self) -> Iterator[Chunk]:
