@@ -1,14 +1,10 @@
 """An event log measured by DuckDB, which reads it as a stream and spills to disk beyond the memory it is given."""
 
-import signal
-import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from rtrain.data.duck import opened, quoted
+from rtrain.data.files import Files, find_files
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.evaluation.online import tally
 from rtrain.evaluation.online.intervals import Moments
@@ -17,11 +13,8 @@ from rtrain.evaluation.online.log import (
     OPTIONAL,
     Columns,
     Events,
-    Files,
     check_columns,
-    find_files,
     option,
-    quoted,
 )
 from rtrain.evaluation.online.rates import RATES
 
@@ -66,8 +59,8 @@ def measure_online(
     columns, events = columns or Columns(), events or Events()
     if not memory_gb > 0:
         raise ConfigError(f"--memory-gb: must be positive, got {memory_gb:g}")
-    files = find_files(uri)
-    with _opened(files, memory_gb) as connection:
+    files = find_files(uri, table="event log", row="event")
+    with opened(files.uri, files.filesystem, memory_gb, asker="metrics online", extra="online") as connection:
         found = _count(connection, files, columns, events)
         connection.execute(tally.sessions(columns))
         kinds = {kind for (kind,) in connection.execute("SELECT DISTINCT kind FROM tally").fetchall()}
@@ -89,63 +82,6 @@ def measure_online(
         "left_out": left_out,
         "notes": notes,
     }
-
-
-@contextmanager
-def _opened(files: Files, memory_gb: float) -> Iterator["Connection"]:
-    """A database in memory; its errors become ones that name the log."""
-    try:
-        import duckdb
-    except ImportError:
-        raise ConfigError("metrics online needs DuckDB: pip install 'rtrain[online]'") from None
-    with tempfile.TemporaryDirectory(prefix="rtrain-online-") as spill:
-        settings: dict[str, Any] = {
-            # Nothing is fetched: what is not built in is an error.
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "memory_limit": f"{memory_gb * 1e9:.0f}B",
-            "temp_directory": spill,
-            "preserve_insertion_order": False,
-        }
-        with duckdb.connect(":memory:", config=settings) as connection, _ctrl_c(connection.interrupt):
-            connection.execute("SET TimeZone = 'UTC'")
-            if files.filesystem is not None:
-                connection.register_filesystem(files.filesystem)
-            try:
-                yield connection
-            except duckdb.OutOfMemoryException as error:
-                raise DataError(f"{files.uri}: {_short(error)}. Raise --memory-gb ({memory_gb:g})") from None
-            except duckdb.ParserException:  # of our own SQL
-                raise
-            except (duckdb.Error, OSError) as error:
-                raise DataError(f"{files.uri}: it cannot be read ({_short(error)})") from None
-
-
-@contextmanager
-def _ctrl_c(interrupt: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C ends what is inside, whatever DuckDB makes of it: another exception, or, as was seen once, none."""
-    before, told = signal.getsignal(signal.SIGINT), []
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
-        yield  # only the main thread is interrupted, and nobody whom a shell started with `&`
-        return
-
-    def tell(number: int, frame: FrameType | None) -> None:
-        told.append(number)
-        interrupt()
-        if callable(before):
-            before(number, frame)
-
-    signal.signal(signal.SIGINT, tell)
-    try:
-        yield
-        if told:
-            raise KeyboardInterrupt
-    except Exception:
-        if told:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _count(connection: "Connection", files: Files, columns: Columns, events: Events) -> Found:
@@ -258,9 +194,3 @@ def _group(row: tuple[Any, ...], columns: Columns, left_out: dict[str, str]) -> 
 
 def _one(connection: "Connection", query: str) -> tuple[Any, ...]:
     return connection.execute(query).fetchall()[0]
-
-
-def _short(error: Exception) -> str:
-    """DuckDB's message without the query and its advice on options that are not the user's to give."""
-    text = str(error).split("\n\n")[0].split("\nPossible ")[0].split("\nTry setting")[0].split("\nThe search space")[0]
-    return " ".join(text.split()).rstrip(".")

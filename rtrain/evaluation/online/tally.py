@@ -7,7 +7,8 @@
 All three are grouped aggregates, which DuckDB spills to disk beyond its memory; of the log nothing else is kept.
 """
 
-from rtrain.evaluation.online.log import OPTIONAL, Columns, quoted
+from rtrain.data.duck import quoted
+from rtrain.evaluation.online.log import OPTIONAL, Columns
 from rtrain.evaluation.online.rates import RATES
 
 SESSIONS = {
