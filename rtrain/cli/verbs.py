@@ -62,6 +62,14 @@ def _criteo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(options: argparse.Namespace) -> int:
+    from rtrain.cli.prepare import run
+
+    made = run(options)
+    _print(options, made.to_json(), made)
+    return 0
+
+
 def _get(options: argparse.Namespace) -> int:
     from rtrain.data import sources
 
@@ -164,6 +172,37 @@ ONLINE = (
         "--memory-gb", type=float, default=1.0, help="for DuckDB; beyond, it uses a temporary folder (default: 1)"
     ),
 )
+PREPARE = (
+    Argument("source", help="CSV, TSV, JSON lines or Parquet, or a folder of one of these; a path or any URI"),
+    Argument("--out", required=True, help="folder or URI of what is made; new or empty"),
+    Argument(
+        "--time",
+        required=True,
+        metavar="COLUMN",
+        help="what rows are sorted by: seconds since 1970, timestamps, or ISO 8601 text (UTC where it names no zone)",
+    ),
+    Argument(
+        "--vocabulary",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="its values become rows of a table: 1 the most frequent, 0 what is missing or rare; may be repeated",
+    ),
+    Argument("--min-count", type=int, default=1, help="how often a value must come for a row of its own (default: 1)"),
+    Argument(
+        "--text", action="append", default=[], metavar="COLUMN", help="words, whatever they look like; may be repeated"
+    ),
+    Argument(
+        "--aggregate",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="what strictly older rows of a key say, as a new column; may be repeated: 'count(user_id, 7d)' rows; "
+        "'mean(item_id, label, 7d, prior=0.1, prior_rows=20)' of a column; 'trend(item_id, 1d, 7d)' how much more "
+        "often of late; 'recency(user_id)' seconds since its last; 'session(user_id, 30m)' the visit so far",
+    ),
+    Argument("--memory-gb", type=float, default=1.0, help="for DuckDB in each task; beyond, it uses disk (default: 1)"),
+)
 VERBS = (
     Verb(
         "doctor",
@@ -199,6 +238,13 @@ VERBS = (
                     Argument("--rows", type=int, default=2**18, help="rows of each word's table (default: 262144)"),
                 ),
                 _criteo,
+            ),
+            Verb(
+                "prepare",
+                "tables or logs -> sorted Parquet with vocabularies, statistics and point-in-time aggregates; after a "
+                "kill the same command goes on",
+                PREPARE,
+                _prepare,
             ),
             Verb(
                 "tokenize",
