@@ -149,6 +149,7 @@ def test_a_run_reads_it(tmp_path: Path) -> None:
     assert Interactions(source=str(tmp_path / "out" / "data"), schema=schema).open().rows("train") > 400
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_makes_the_same_bytes(tmp_path: Path, ray_temp_dir: str) -> None:
     source, out = stored(tmp_path / "in", rows(3000), "csv"), tmp_path / "out"
     whole = prepare(config(source, tmp_path / "whole"), progress=False)
