@@ -16,7 +16,6 @@ from rtrain import (
     Cluster,
     Duration,
     Evaluation,
-    Handoff,
     HitRate,
     Pairs,
     Parallel,
@@ -43,7 +42,6 @@ def run() -> Run:
         evaluation=Evaluation(monitor="mrr@10", patience=20),
         checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
-        handoff=Handoff(export=False),
         metrics=(NDCG(k=10), RecallAt(k=10), MRR(k=10), HitRate(k=10), PrecisionAt(k=10)),
     )
 

@@ -1,9 +1,13 @@
 """DLRM on Criteo's click logs: 13 counts, 26 words hashed into tables, the newest rows for validation and test.
 
-The text that Criteo publishes is made Parquet once, at any size and on any storage:
+The text that Criteo publishes is read as it is, and made Parquet in each node's cache at the first start:
 
-rtrain data criteo train.txt.gz --out criteo
-python recipes/dlrm_criteo.py --data.source criteo
+python recipes/dlrm_criteo.py --data.source criteo:train.txt.gz
+
+Where there are many nodes, or for the Terabyte logs, it is made once for all, on any storage:
+
+rtrain data criteo train.txt.gz --out s3://bucket/criteo
+python recipes/dlrm_criteo.py --data.source s3://bucket/criteo
 
 `--debug` trains on 20,000 rows of that shape, with planted labels, which are made on the spot.
 """

@@ -15,7 +15,6 @@ from rtrain import (
     Cluster,
     Duration,
     Evaluation,
-    Handoff,
     Histories,
     HitRate,
     LeaveOneOut,
@@ -46,7 +45,6 @@ def run() -> Run:
         evaluation=Evaluation(every=Duration(steps=40), monitor="ndcg@10", patience=6),
         checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
-        handoff=Handoff(export=False),
         metrics=(NDCG(k=10), HitRate(k=10), MRR(k=10)),
     )
 

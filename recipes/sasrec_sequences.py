@@ -19,7 +19,6 @@ from rtrain import (
     Duration,
     Evaluation,
     FullSoftmax,
-    Handoff,
     Histories,
     HitRate,
     LeaveOneOut,
@@ -53,7 +52,6 @@ def run() -> Run:
         evaluation=Evaluation(monitor="ndcg@10", patience=10),
         checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
-        handoff=Handoff(export=False),
         metrics=(NDCG(k=10), HitRate(k=10), MRR(k=10)),
     )  # fmt: skip
 

@@ -15,7 +15,6 @@ from rtrain import (
     Cluster,
     Duration,
     Evaluation,
-    Handoff,
     HitRate,
     InBatchSoftmax,
     Negatives,
@@ -51,7 +50,6 @@ def run() -> Run:
         evaluation=Evaluation(monitor="mrr@10", patience=20),
         checkpoint=Checkpoint(every=Duration(steps=1000)),
         cluster=Cluster(workers=2),
-        handoff=Handoff(export=False),
         metrics=(NDCG(k=10), RecallAt(k=10), MRR(k=10), HitRate(k=10), PrecisionAt(k=10)),
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rtrain.duration import Duration
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
     from rtrain.export.column import predict_column
+    from rtrain.export.encoders import Encoders
     from rtrain.mesh import Parallel, TableLayout
     from rtrain.metrics import (
         AUC,
@@ -124,6 +125,7 @@ _HOMES = {
     "rtrain.data.words": ("Words",),
     "rtrain.duration": ("Duration",),
     "rtrain.export.column": ("predict_column",),
+    "rtrain.export.encoders": ("Encoders",),
     "rtrain.encodings": (
         "Log1p",
         "PiecewiseLinear",
@@ -296,6 +298,7 @@ __all__ = [
     "Diversity",
     "Duration",
     "Embedding",
+    "Encoders",
     "Ensemble",
     "Evaluation",
     "FAt",

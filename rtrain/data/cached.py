@@ -1,6 +1,10 @@
 """Parquet files that rtrain makes itself: written whole or not at all, and known again by their version."""
 
+import errno
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,3 +37,17 @@ def is_current(parquet: Path, version: int) -> bool:
             return stored.get(VERSION_KEY) == str(version).encode() and file.read().num_rows > 0
     except (OSError, pa.ArrowException):
         return False
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[bool]:
+    """Hold a file lock; false where the file system has none: then work may be done twice, and is renamed whole."""
+    with path.open("wb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            locked = True
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            locked = False
+        yield locked

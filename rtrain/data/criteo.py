@@ -6,9 +6,12 @@ days). Their order is time's.
 
     rtrain data criteo train.txt.gz --out s3://bucket/criteo
 
+A source `criteo:s3://bucket/train.txt.gz` is converted where it is opened, once on each node, into the cache.
+
 Shape legend: N rows.
 """
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,13 +25,15 @@ from numpy.typing import NDArray
 from pyarrow import csv
 
 from rtrain.data import synthetic
-from rtrain.data.cached import ROW_GROUP_ROWS, write
-from rtrain.errors import DataError
+from rtrain.data.cached import ROW_GROUP_ROWS, locked, write
+from rtrain.errors import DataError, one_line
 from rtrain.storage import Folder
 
 SAMPLE, VERSION = "criteo-sample", 1
 SAMPLE_ROWS = 20_000
 NUMBERS, WORDS, LABEL, ORDER = synthetic.DENSE, synthetic.IDS, "label", "at"
+OF_TEXT = "criteo:"
+"""Before the URI of a text, as the source of data."""
 HASHED = 2**18
 """Rows of each word's table: a word's row is 1 + its number modulo HASHED - 1; row 0 is for what is missing."""
 SHARD_ROWS = 1 << 20
@@ -68,6 +73,32 @@ def convert(source: str, out: str, *, hashed: int = HASHED, say: Callable[[str],
         partial.remove()
         raise
     return out
+
+
+def converted(uri: str, cache: Path, say: Callable[[str], None]) -> Path:
+    """The folder of a text's rows in a cache, made at the first call; a text that has changed gets another folder.
+
+    Raises:
+        DataError: as `convert`.
+    """
+    try:
+        fs, path = fsspec.core.url_to_fs(uri)
+        found = fs.info(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{uri}: no such file. Check data.source") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(f"{uri}: it cannot be read ({one_line(error)})") from None
+    if found["type"] != "file":
+        raise DataError(f"{uri}: it is a folder. Give one text, or convert them by `rtrain data criteo` first")
+    at = uri if "://" in uri else str(Path(uri).absolute())
+    marks = [str(found.get(mark)) for mark in ("size", "ETag", "etag", "mtime", "LastModified", "updated")]
+    name = f"criteo-{hashlib.sha256(repr([VERSION, HASHED, at, *marks]).encode()).hexdigest()[:16]}"
+    folder = cache / name
+    with locked(cache / f".{name}.lock"):
+        if not folder.exists():
+            say(f"converting {uri} into {folder}")
+            convert(uri, str(folder), say=say)
+    return folder
 
 
 def sample(out_parquet: Path) -> None:

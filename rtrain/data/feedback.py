@@ -4,8 +4,8 @@ Shape legend: N interactions, U users.
 """
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Feedback:
     """Whether `time` is the data's own."""
     without: int = 0
     """Users of the source that have no positive: rows of theirs there are, all rated too low."""
+    names: Mapping[str, pa.Array] = field(default_factory=dict)
+    """Of "user" and "item", where they were numbered here: what each number stands for."""
 
     @property
     def fingerprint(self) -> str:
@@ -46,11 +48,11 @@ class Feedback:
         return digest.hexdigest()[:16]
 
     @classmethod
-    def of(cls, user: Ids, item: Ids, time: Ids | None) -> "Feedback":
+    def of(cls, user: Ids, item: Ids, time: Ids | None, names: Mapping[str, pa.Array] | None = None) -> "Feedback":
         """From columns in any order."""
         when = np.arange(len(user)) if time is None else time
         order = np.lexsort((when, user))  # stable: what is of one moment stays in its order
-        return cls(user[order], item[order], when[order], time is not None)
+        return cls(user[order], item[order], when[order], time is not None, names=names or {})
 
     def starts(self) -> tuple[Ids, Ids]:
         """The users that there are, [U], and where each one's interactions begin, [U + 1]."""
@@ -70,11 +72,11 @@ def from_parquet(
     """
     rows = ParquetRows(uri)
     columns = {"data.user": user, "data.item": item, "data.time": time, "data.rating": rating}
-    for field, name in columns.items():
+    for where, name in columns.items():
         if name and name not in rows.schema.names:
             near = did_you_mean(name, rows.schema.names)
             has = near or ". The columns are " + ", ".join(rows.schema.names)
-            raise DataError(f"{uri}: there is no column {name!r} ({field}){has}")
+            raise DataError(f"{uri}: there is no column {name!r} ({where}){has}")
     named = [name for name in columns.values() if name]
     if twice := [name for name in named if named.count(name) > 1]:
         fields = " and ".join(field for field, name in columns.items() if name == twice[0])
@@ -98,8 +100,10 @@ def from_parquet(
         where = found_at(uri, name, None, rating=rating, at_least=at_least)
         raise DataError(f"{uri}: {name!r} is null at {where}. Fill it, or drop the row")
     when, second = (_whole(table, time, uri), second_of(table.column(time).type)) if time else (None, 1)
-    users, items = (numbered(table.column(n)) if raw else _whole(table, n, uri) for n in (user, item))
-    found = Feedback.of(users, items, when)
+    if raw:
+        found = _of_raw(table.column(user), table.column(item), when)
+    else:
+        found = Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
     return replace(found, time=found.time // second, without=without)
 
 
@@ -132,11 +136,20 @@ def _whole(table: pa.Table, name: str, uri: str) -> Ids:
     return values
 
 
-def numbered(values: pa.ChunkedArray) -> Ids:
-    """Each value's place, from 0 on, among all that there are in their order: words by their bytes, numbers by size."""
+def _of_raw(user: pa.ChunkedArray, item: pa.ChunkedArray, when: Ids | None) -> Feedback:
+    (users, who), (items, what) = numbered(user), numbered(item)
+    return Feedback.of(users, items, when, {"user": who, "item": what})
+
+
+def numbered(values: pa.ChunkedArray) -> tuple[Ids, pa.Array]:
+    """Each value's place, from 0 on, among all that there are in their order: words by their bytes, numbers by size.
+
+    Beside it all of them in that order.
+    """
     every = pc.unique(values.cast(values.type.value_type) if pa.types.is_dictionary(values.type) else values)
-    found: Ids = pc.index_in(values, value_set=every.take(pc.sort_indices(every))).cast(pa.int64()).to_numpy()
-    return found
+    names = every.take(pc.sort_indices(every))
+    found: Ids = pc.index_in(values, value_set=names).cast(pa.int64()).to_numpy()
+    return found, names
 
 
 def is_text(uri: str) -> bool:
@@ -171,7 +184,7 @@ def from_text(path: str, *, raw: bool = False) -> Feedback:
     if not users:
         raise DataError(f"{path}: it has no interactions")
     if raw:
-        return Feedback.of(numbered(pa.chunked_array([users])), numbered(pa.chunked_array([items])), None)
+        return _of_raw(pa.chunked_array([users]), pa.chunked_array([items]), None)
     return Feedback.of(np.array(users, np.int64), np.array(items, np.int64), None)
 
 

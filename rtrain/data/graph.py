@@ -24,6 +24,13 @@ class Graph:
         self.edges = adjacency(user, users + item, users + items)
         """float32 [N, N], see `adjacency`."""
 
+    def pairs(self) -> tuple[Ids, Ids]:
+        """The edges: user and item of each, [edges]."""
+        first, other = self.edges.crow_indices().numpy(), self.edges.col_indices().numpy()
+        user = np.repeat(np.arange(self.users), np.diff(first[: self.users + 1]))
+        item: Ids = other[: first[self.users]] - self.users
+        return user, item
+
     def with_tables(self, ids: Jagged, rows: int) -> Jagged:
         """The ids of a batch of so many rows, and beside them, as `users` and `items`, all rows of both tables."""
         whole = [dealt(count, rows) for count in (self.users, self.items)] if rows else []

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from rtrain.batch import Batch, times
-from rtrain.data import sources
+from rtrain.data import criteo, sources
 from rtrain.data.baseline import Baseline
 from rtrain.data.boosted import boosted_of, without_boosting
 from rtrain.data.by_user import user_column
@@ -304,8 +304,9 @@ class Interactions(Data):
         Raises:
             DataError: it is not.
         """
-        if self.source not in sources.NAMES and "://" not in self.source:
-            source = _locate(self.source)
+        if "://" not in self.source and self.source not in sources.NAMES:
+            text = self.source.startswith(criteo.OF_TEXT)
+            source = self.source.removeprefix(criteo.OF_TEXT) if text else _locate(self.source)
             if not Path(source).exists():
                 raise DataError(f"{source}: no such file or folder. Check data.source")
 
@@ -335,7 +336,7 @@ class Interactions(Data):
 
 
 def _locate(source: str) -> str:
-    if source in sources.NAMES:
+    if sources.is_named(source):
         return str(sources.get(source))
     if not source.strip():
         raise ConfigError(f"data.source: it is empty. Give a path, a URI, or one of {', '.join(sources.NAMES)}")

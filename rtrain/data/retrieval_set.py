@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rtrain.batch import Jagged
 from rtrain.data.alike import HadTogether
+from rtrain.data.assembly import Assembly
 from rtrain.data.baseline import Baseline
 from rtrain.data.coded import Coded
 from rtrain.data.columns import Lists
@@ -28,9 +28,9 @@ from rtrain.data.of_users import OfUsers
 from rtrain.data.order import Order, Window
 from rtrain.data.popular import of_popular, refuse_sampled
 from rtrain.data.reader import Whole
-from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
+from rtrain.data.retrieval_batch import Ids, RetrievalBatch
 from rtrain.data.samples import Samples
-from rtrain.data.side import SideFeatures, looked_up
+from rtrain.data.side import SideFeatures
 from rtrain.data.split import Ranges, Split, nobody, trained_on
 from rtrain.data.targets import laid_out, spread, starts_of
 from rtrain.errors import ConfigError, DataError
@@ -132,10 +132,8 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         for feature, lists in (pair for of in self.side.values() for pair in of.items()):
             counted.append([feature, *(hashlib.sha256(x.tobytes()).hexdigest() for x in (lists.values, lists.offsets))])
         super().__init__(ranges, hashlib.sha256(json.dumps(counted).encode()).hexdigest()[:16], prefetch)
-        beside = ("times",) if longest is not None else ()
-        of_items = self.side.get("item", {})
-        known = (*beside, *(("item", *map(places, of_items)) if of_items else ()))
-        self.inputs = ("graph", "user", "item") if self.graph else known
+        self.assembly = Assembly(longest, self.side, self.graph)
+        self.inputs = self.assembly.inputs
 
     def refuse_rows(self) -> None:
         """As `Samples`."""
@@ -235,9 +233,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         for start in range(0, len(self.catalogue), global_batch):
             whole = self.catalogue[start : start + global_batch]
             local = whole[rank * len(whole) // world_size : (rank + 1) * len(whole) // world_size]
-            nothing = Lists.of(local[:0], np.zeros(len(local), np.int64))
-            batch = self._batch(nothing, Lists.of(local, np.ones(len(local), np.int64)), np.full(len(local), -1))
-            yield replace(batch, global_rows=len(whole), items=local)
+            yield replace(self.assembly.of_items(local), global_rows=len(whole), items=local)
 
     def baselines(self, metrics: Sequence[Any], boosting_rows: int) -> tuple[Baseline, ...]:
         """As `Samples`: the most popular items."""
@@ -327,7 +323,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
                 told.append(self._often(negatives))
         offered = np.concatenate([positives[:, None], negatives], axis=1)
         candidates = Lists.of(offered.ravel(), lengths * offered.shape[1])
-        batch = self._batch(context, candidates, numbers, times)
+        batch = self.assembly.batch(context, candidates, numbers, times)
         target = laid_out(np.concatenate([positives[:, None], *told], axis=1), lengths)
         if self.negatives.tells_known:
             had = self._lists(TRAIN, alone=True)[0].select(places)
@@ -357,39 +353,9 @@ class RetrievalDataset(Samples[RetrievalBatch]):
             context = Lists.of(self.users[places], np.ones(len(places), np.int64))
         else:
             context, times = (_newest(lists, places, self.longest) for lists in (known, when))
-        nothing = Lists.of(self.users[:0], np.zeros(len(places), np.int64))
-        batch = self._batch(context, nothing, numbers, times)
+        batch = self.assembly.of_whom(context, numbers, times)
         seen, wanted = (lists.select(places) for lists in (self._hidden(code), self._wanted(code)))
         return replace(batch, global_rows=global_rows, seen=seen, positives=wanted)
-
-    def _batch(self, context: Lists, candidates: Lists, numbers: Ids, times: Lists | None = None) -> RetrievalBatch:
-        rows = len(numbers)
-        when = None
-        if self.longest is not None:
-            when = torch.zeros(rows, max(1, int(context.lengths.max(initial=0))), dtype=torch.int64)
-            if times is not None:
-                there = torch.arange(when.shape[1]) < torch.from_numpy(times.lengths).unsqueeze(1)
-                when[there] = torch.from_numpy(times.values)
-        both = np.concatenate([context.lengths, candidates.lengths]).astype(np.int32)
-        values = np.concatenate([context.values, candidates.values]).astype(np.int64)
-        asked = {"user" if self.longest is None else "history": context, "item": candidates}
-        found = {
-            name: looked_up(lists, asked[of]) for of, features in self.side.items() for name, lists in features.items()
-        }
-        values = np.concatenate([values, *(x.values for x in found.values())])
-        both = np.concatenate([both, *(x.lengths for x in found.values())])
-        ids = Jagged((*asked, *found), torch.from_numpy(values), torch.from_numpy(both))
-        return RetrievalBatch(
-            ids=self.graph.with_tables(ids, rows) if self.graph else ids,
-            target=torch.full((rows, 1, 2), -1),
-            row=torch.from_numpy(numbers.astype(np.int64)),
-            last=torch.from_numpy(np.maximum(context.lengths - 1, 0)),
-            times=when,
-            places={name: torch.from_numpy(found[name].place) for name in self.side.get("item", {})},
-            graph=self.graph.edges if self.graph else None,
-            global_rows=rows,
-            units=rows,
-        )
 
 
 def _newest(lists: Lists, places: Ids, longest: int) -> Lists:

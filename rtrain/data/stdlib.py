@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rtrain.data.sources import default_cache, locked
+from rtrain.data.cached import locked
+from rtrain.data.sources import default_cache
 
 NAME = "stdlib"
 LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip", "__pycache__"}

@@ -8,6 +8,7 @@ A folder without export.json is not an export. Nothing is pickled.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,7 @@ def export(
     folder = Folder(uri)
     check()
     folder.discard(HEAD)
-    files: dict[str, str] = {}
-    for index, tensors in enumerate(_packs(stored)):
-        name = f"model-{index:05d}.safetensors"
-        with Scratch("export") as scratch:
-            local = scratch / name
-            save_file(tensors, local)
-            files[name] = sha256_of(local)
-            check()
-            folder.adopt(local, name)
+    files = write_weights(folder, stored, check)
     check()
     folder.write_json("input.schema.json", json_schema(schema))
     folder.write_json(
@@ -81,6 +74,24 @@ def export(
     return folder.uri
 
 
+def write_weights(folder: Folder, stored: Stored, check: Callable[[], None]) -> dict[str, str]:
+    """A checkpoint's weights as files of an export; their names, and the sha256 of each."""
+    files: dict[str, str] = {}
+    for index, tensors in enumerate(_packs(stored)):
+        files |= put(folder, f"model-{index:05d}.safetensors", partial(save_file, tensors), check)
+    return files
+
+
+def put(folder: Folder, name: str, write: Callable[[Path], object], check: Callable[[], None]) -> dict[str, str]:
+    """A file of an export, written by `write` to a path and then put in its place; its name, and its sha256."""
+    with Scratch("export") as scratch:
+        write(scratch / name)
+        found = {name: sha256_of(scratch / name)}
+        check()
+        folder.adopt(scratch / name, name)
+    return found
+
+
 def _packs(stored: Stored) -> Iterator[dict[str, Tensor]]:
     pack: dict[str, Tensor] = {}
     size = 0
@@ -94,6 +105,41 @@ def _packs(stored: Stored) -> Iterator[dict[str, Tensor]]:
     yield pack
 
 
+def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
+    """What an export's head says; `part`: what a head of the kind that is asked for has, `other`: who reads the others.
+
+    Raises:
+        CheckpointError: no export there, one of another kind of model, or of a newer format.
+    """
+    folder = Folder(uri)
+    if not folder.exists(HEAD):
+        raise CheckpointError(f"export {uri!r}: there is no {HEAD}. Give the export folder of a finished run")
+    head: dict[str, Any] = folder.read_json(HEAD)
+    if head["format"] > FORMAT:
+        raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {FORMAT}. Update rtrain")
+    if part not in head:
+        kind = head["model"]["$type"].rpartition(":")[2]
+        raise CheckpointError(f"export {uri!r}: {kind} is a model of another kind. Read it with rtrain.{other}")
+    return head
+
+
+def fetched(uri: str, head: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """Each file of an export, by name, and where it lies until the next is asked for.
+
+    Raises:
+        CheckpointError: a file that is missing, was altered, or lies outside the folder.
+    """
+    folder = Folder(uri)
+    for name, digest in head["files"].items():
+        if Path(name).name != name:
+            raise CheckpointError(f"export {uri!r}: it names a file outside its folder: {name!r}")
+        with Scratch("export") as scratch:
+            local = folder.fetch(name, scratch)
+            if not local.exists() or sha256_of(local) != digest:
+                raise CheckpointError(f"export {uri!r}: {name} is missing or was altered. Export the run again")
+            yield name, local
+
+
 class Predictor:
     """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
@@ -103,25 +149,13 @@ class Predictor:
         Raises:
             CheckpointError: no export there, a newer format, or files that were altered.
         """
-        folder = Folder(uri)
-        if not folder.exists(HEAD):
-            raise CheckpointError(f"export {uri!r}: there is no {HEAD}. Give the export folder of a finished run")
-        head = folder.read_json(HEAD)
-        if head["format"] > FORMAT:
-            raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {FORMAT}. Update rtrain")
-        self.head: dict[str, Any] = head
-        self.schema: Schema = config.from_dict(head["schema"])
-        model_config: RankingConfig = config.from_dict(head["model"])
+        self.head = read_head(uri, "schema", "Encoders")
+        self.schema: Schema = config.from_dict(self.head["schema"])
+        model_config: RankingConfig = config.from_dict(self.head["model"])
         self.model = model_config.build(self.schema, seed=0)
         weights: dict[str, Tensor] = {}
-        with Scratch("export") as scratch:
-            for name, digest in head["files"].items():
-                if Path(name).name != name:
-                    raise CheckpointError(f"export {uri!r}: it names a file outside its folder: {name!r}")
-                local = folder.fetch(name, scratch)
-                if not local.exists() or sha256_of(local) != digest:
-                    raise CheckpointError(f"export {uri!r}: {name} is missing or was altered. Export the run again")
-                weights |= load_file(local)
+        for _, local in fetched(uri, self.head):
+            weights |= load_file(local)
         self.model.load_state_dict(weights)
         self.model.eval()
         self.rows = row_model(self.schema)

@@ -1,22 +1,29 @@
 """Every form that a model is exported in, by the name that its config gives in `exported`."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from rtrain.checkpoint.format import Stored
 from rtrain.export.artifact import export
 from rtrain.export.huggingface import export_decoder
+from rtrain.export.retrieval import export_retrieval
 from rtrain.run import Run
 
-Export = Callable[[Run, Stored, str, Mapping[str, float], Callable[[], None]], str]
-"""Of a run the checkpoint, where to, its metrics, and what raises where the folder is another's; gives the URI."""
+Export = Callable[[Run, Stored, str, Mapping[str, float], Callable[[], None], Any], str]
+"""Of a run the checkpoint, where to, its metrics, what raises where the folder is another's, and its data; gives the
+URI."""
 
 
-def _rows(run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None]) -> str:
+def _rows(
+    run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None], dataset: Any
+) -> str:
     return export(run.model, run.data.schema, stored, uri, run=run.name, metrics=metrics, check=check)  # type: ignore
 
 
-def _tokens(run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None]) -> str:
+def _tokens(
+    run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None], dataset: Any
+) -> str:
     return export_decoder(run.model, stored, uri, context=run.data.context, check=check)  # type: ignore
 
 
-FORMATS: Mapping[str, Export] = {"rtrain": _rows, "hugging face": _tokens}
+FORMATS: Mapping[str, Export] = {"rtrain": _rows, "encoders": export_retrieval, "hugging face": _tokens}

@@ -45,7 +45,7 @@ def finish(
         stored = Stored(CheckpointFolders(run.folder).of(outcome.best_step), outcome.best_step)
         target = f"{folder.uri}/export"
         driver.check()
-        exported = FORMATS[run.model.exported](run, stored, target, outcome.test, driver.check)
+        exported = FORMATS[run.model.exported](run, stored, target, outcome.test, driver.check, dataset)
         clock.lap("export")
     served, difference = None, None
     if run.handoff.serve_check and exported:

@@ -6,48 +6,27 @@ The two parts are what makes layouts compose: `tables` (ids -> vectors) is shard
 Shape legend: B rows, D dense features, V dims of all features' vectors together, T longest sequence, E embedding dim.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rtrain.batch import Batch
 from rtrain.errors import ConfigError, did_you_mean
-from rtrain.models.plan import Piece, chain, drawn, nest
+from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint, Model
+from rtrain.models.unsharded import Unsharded
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, TableOptions, mask, sequence
 from rtrain.objectives.distilled import Distillation, Distilled
 from rtrain.objectives.pointwise import Pointwise, pointwise
 from rtrain.schema import ANY_LENGTH, IdList, Schema
 
 
-class RankingModel(nn.Module):
-    """A scorer of rows: `Batch` -> logits float32 [B], or [B, L] for a schema of several labels.
-
-    Its parameters have the names that they have in a checkpoint, without `model.`.
-    """
-
-    def __init__(self, tables: nn.Module, pieces: Sequence[Piece], objective: Pointwise, *, seed: int):
-        super().__init__()
-        self.tables = tables
-        self.objective = objective
-        self._pieces = [drawn(piece, seed, first=pieces[0].name) for piece in pieces]
-        self._takes = [piece.takes for piece in pieces]
-        for piece, module in zip(pieces, self._pieces, strict=True):
-            nest(self, piece.name, module)
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Logits in the shape of `Batch.label`; `objective.link` gives what they mean."""
-        logits: Tensor = chain(self._pieces, self._takes, (), {**batch.inputs, **self.tables(batch.ids)})
-        return logits
-
-
 @dataclass(frozen=True, kw_only=True)
 class RankingConfig(Model):
-    """Config of a `RankingModel`."""
+    """Config of a model that scores rows."""
 
     reads: ClassVar[Any] = Batch
     served: ClassVar[bool] = True
@@ -217,16 +196,9 @@ class RankingConfig(Model):
             "`pieces(schema)`, as tests/parallel/users_model.py has"
         )
 
-    def build(self, schema: Schema, *, seed: int, table_device: torch.device | str = "cpu") -> RankingModel:
-        """The model; the tower's weights are drawn from `seed`, the same at every layout.
-
-        Tables on the `meta` device have shapes only: the sharding fills them.
-        """
-        from rtrain.nn.bags import Tables  # torchrec: seconds to import, and a config does without
-
-        self.check_schema(schema)
-        tables = Tables(self.table_list(schema), self.feature_names(schema), table_device)
-        return RankingModel(tables, self.pieces(schema), self.objective(schema), seed=seed)
+    def build(self, schema: Schema, *, seed: int, table_device: torch.device | str = "cpu") -> Unsharded:
+        """The model in one process, see `Unsharded`."""
+        return Unsharded(self.blueprint(schema), seed=seed, table_device=table_device)
 
 
 def check_sizes(**sizes: tuple[int, ...]) -> None:

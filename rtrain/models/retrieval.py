@@ -26,6 +26,7 @@ class RetrievalConfig(Model):
     """Config of such a model."""
 
     reads: ClassVar[Any] = RetrievalBatch
+    exported: ClassVar[str] = "encoders"
     of_histories: ClassVar[bool]
     """Whether it reads users' histories; else pairs of a user and an item."""
     of_graph: ClassVar[bool] = False

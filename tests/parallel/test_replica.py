@@ -31,7 +31,7 @@ from rtrain.mesh import Parallel, lay_out
 from rtrain.metrics import AUC, GAUC, NDCG, LogLoss
 from rtrain.metrics.state import Scored, evaluate
 from rtrain.models.dlrm import DLRM
-from rtrain.models.ranking import RankingModel
+from rtrain.models.unsharded import Unsharded
 from rtrain.nn.tables import initial_rows
 from rtrain.optim import SGD, AdamW, RowWiseAdagrad, Schedule
 from rtrain.run import Checkpoint, Evaluation, Run
@@ -144,7 +144,7 @@ def share(table: pa.Table) -> Batch:
     return batch_of(table, count * rank // world, count * (rank + 1) // world)
 
 
-def plain_model() -> RankingModel:
+def plain_model() -> Unsharded:
     """The same model unsharded: what every layout begins from."""
     model = RUN.model.build(SCHEMA, seed=RUN.seed)
     with torch.no_grad():

@@ -1,8 +1,10 @@
 """Criteo's text as Parquet: every value where it belongs, one line for what is no such text, nothing half-written."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -98,3 +100,37 @@ def test_the_recipe_reads_what_was_converted(tmp_path: Path, monkeypatch: pytest
     run = dlrm_criteo.run()
     run.data.check_source()
     assert run.data.open().rows("train") == 34
+
+
+def test_the_recipe_reads_a_text_anywhere_and_converts_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RTRAIN_CACHE", f"{tmp_path}/cache")
+    rows = [[str(n % 2), *FIRST[1:]] for n in range(40)]
+    packed = text(tmp_path, *rows, packed=True)
+    there = f"memory://texts/{tmp_path.name}/train.txt.gz"
+    fsspec.filesystem("memory").pipe_file(there, Path(packed).read_bytes())
+    folders = []
+    for uri in (packed, there, there):
+        data = replace(dlrm_criteo.run().data, source=f"criteo:{uri}")
+        data.check_source()
+        assert data.open().rows("train") == 34
+        folders.append(sources.get(f"criteo:{uri}"))
+    assert capsys.readouterr().err.count("converting") == 2 and folders[1] == folders[2] != folders[0]
+    fsspec.filesystem("memory").pipe_file(there, gzip.compress(Path(text(tmp_path, *rows[:30])).read_bytes()))
+    assert data.open().rows("train") == 26
+
+
+@pytest.mark.parametrize(
+    ("uri", "says"), [("none.txt", "none.txt: no such file"), ("memory://none/x.gz", "x.gz: no such file"), ("", "it is a folder")]
+)
+def test_a_text_that_is_not_there_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, says: str
+) -> None:
+    monkeypatch.setenv("RTRAIN_CACHE", f"{tmp_path}/cache")
+    data = replace(dlrm_criteo.run().data, source=f"criteo:{uri}")
+    with pytest.raises(DataError, match=says) as caught:
+        data.check_source()
+        data.open()
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "cache").glob("*") if not path.name.endswith(".lock")]

@@ -1,7 +1,7 @@
 """Whole jobs of retrieval models in this process: what is found, a resume, and what is refused before the start."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -52,7 +52,8 @@ TRAINED = ("bpr", "light gcn", "features", "text", "sasrec")
 def test_a_job_finds_more_the_longer_it_trains(name: str, tmp_path: Path) -> None:
     run = rtrain.override(RUNS[name], {"storage": str(tmp_path)})
     result = train(run)
-    assert result["steps"] == run.duration.steps and result["export"] is None
+    assert result["steps"] == run.duration.steps
+    assert rtrain.Encoders(result["export"]).vectors.shape[1] == run.model.dim  # type: ignore[attr-defined]
     curve = [line["ndcg@10"] for line in lines(run, "valid")]
     assert curve[-1] > curve[0] > 0
     assert set(result["test"]) == {metric.name for metric in run.metrics}
@@ -77,9 +78,14 @@ def test_a_resumed_job_draws_the_same_negatives_and_ends_with_the_same_numbers(n
     assert again.test == outcome.test
 
 
+class NotExported(rtrain.MF):
+    exported: ClassVar[str] = ""
+
+
 IN_BATCH = rtrain.InBatchSoftmax()
 REFUSED = {
-    "handoff.export: MF is not exported yet. Set handoff.export to false": ("bpr", {"handoff.export": True}),
+    "handoff.export: NotExported is not exported yet. Set handoff.export to false": ("bpr", {"model": NotExported()}),
+    "handoff.serve_check: MF is exported, but not served by rtrain. Set it": ("bpr", {"handoff.serve_check": True}),
     "metrics: MF is measured by metrics of the first places": ("bpr", {"metrics": (rtrain.MRR(k=10), rtrain.AUC())}),
     "data: MF is trained on Pairs. Give the data as rtrain.Pairs": ("bpr", {"data": RUNS["sasrec"].data}),
     "data: MF is trained on Pairs": ("bpr", {"data": RUNS["light gcn"].data}),

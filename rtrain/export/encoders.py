@@ -1,0 +1,199 @@
+"""What encodes users and items of an exported retrieval model: the two towers, or a history's end and its items.
+
+Shape legend: B users, I items of the catalogue, E dim.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rtrain import config
+from rtrain.data.columns import Lists
+from rtrain.data.retrieval_batch import Ids
+from rtrain.errors import DataError, one_line
+from rtrain.export.artifact import fetched, read_head
+from rtrain.export.retrieval import ITEMS, KNOWN, USERS, assembly_of, vectors_of
+from rtrain.metrics.catalogue import NO_ITEM, Seen, rank_catalogue
+from rtrain.models.unsharded import Unsharded
+
+BATCH = 1024
+"""Users that go through the model at once."""
+
+Vectors = NDArray[np.float32]
+
+
+class Encoders:
+    """An export of a retrieval model on one process: users and items to vectors whose product is the score.
+
+    Vectors are as the objective compares them (of length 1 under `cosine`), and equal the trainer's to 1e-5.
+    """
+
+    def __init__(self, uri: str):
+        """Load and check an export.
+
+        Raises:
+            CheckpointError: no export of a retrieval model there, a newer format, or files that were altered.
+        """
+        self.head = read_head(uri, "data", "predict_column, or rtrain serve")
+        self._data = config.from_dict(self.head["data"])
+        model = config.from_dict(self.head["model"])
+        weights, known = dict[str, Tensor](), dict[str, Tensor]()
+        self._users: pa.Array | None = None
+        for name, local in fetched(uri, self.head):
+            if name == ITEMS:
+                items = pq.read_table(local)
+            elif name == USERS:
+                self._users = pq.read_table(local)["user"].combine_chunks()
+            elif name == KNOWN:
+                known = load_file(local)
+            else:
+                weights |= load_file(local)
+        self._assembly = assembly_of(known, self._data)
+        self._model = Unsharded(model.blueprint(self._data.facts), seed=0)
+        self._model.load_state_dict(weights)
+        self._model.eval()
+        self.items: pa.Array = items["item"].combine_chunks()
+        """Items of the catalogue, as the data call them, [I]."""
+        self._rows = items["row"].to_numpy()
+        self._raw = self._users is not None
+        flat = items["vector"].combine_chunks().flatten().to_numpy()
+        self.vectors: Tensor = torch.from_numpy(flat.reshape(len(self.items), -1).copy())
+        """Of each of them, float32 [I, E]."""
+
+    @torch.inference_mode()
+    def user(self, whom: Sequence[Any], times: Sequence[Sequence[int]] | None = None) -> Vectors:
+        """Vectors of those who ask, float32 [B, E].
+
+        Args:
+            whom: users, as the data call them; of a model of histories each one's items instead, oldest first.
+            times: of histories, when each item was had, seconds since 1970 as in the data: a model that reads them
+                (HSTU) wants them.
+
+        Raises:
+            DataError: somebody or something that is not in the data, an empty history, or times that do not fit it.
+        """
+        context, when = self._asked(whom, times)
+        found = []
+        for start in range(0, len(whom), BATCH):
+            some = np.arange(start, min(start + BATCH, len(whom)))
+            batch = self._assembly.of_whom(context.select(some), some, when.select(some) if when else None)
+            queries, *_ = self._model(batch)
+            asked = queries[torch.arange(len(some)), batch.last]
+            found.append(self._model.objective.compared(asked.float()))
+        vectors: Vectors = torch.cat(found).numpy() if found else np.empty((0, self.vectors.shape[1]), np.float32)
+        return vectors
+
+    def item(self, items: Sequence[Any]) -> Vectors:
+        """Vectors of items, as the data call them, float32 [len(items), E].
+
+        Raises:
+            DataError: an item that is not in the data.
+        """
+        rows = self._item_rows(items, "items")
+        found = [vectors.numpy() for _, vectors in vectors_of(self._model, self._assembly, rows)]
+        return np.concatenate(found) if found else np.empty((0, self.vectors.shape[1]), np.float32)
+
+    def recommend(
+        self,
+        whom: Sequence[Any],
+        k: int = 10,
+        *,
+        times: Sequence[Sequence[int]] | None = None,
+        seen: Sequence[Sequence[Any]] | None = None,
+    ) -> list[list[tuple[Any, float]]]:
+        """The best k items of the catalogue for each of those who ask, with their scores, best first.
+
+        Args:
+            whom: as `user`; so is `times`.
+            k: how many; fewer come back where the catalogue has no more.
+            seen: items that each one is not to be offered, as the data call them; none: all are candidates, but that of
+                a model of histories those of the history are left out where the data say `hide_seen`.
+
+        Raises:
+            DataError: as `user`, or another number of `seen` lists.
+        """
+        if seen is not None and len(seen) != len(whom):
+            raise DataError(f"seen: {len(seen)} lists for {len(whom)} who ask. Give one for each")
+        if seen is None and self._data.longest is not None and self._data.hide_seen:
+            seen = whom
+        hidden = None
+        if seen is not None:
+            lists = [np.intersect1d(self._item_rows(those, f"seen[{n}]"), self._rows) for n, those in enumerate(seen)]
+            places = np.searchsorted(self._rows, np.concatenate([self._rows[:0], *lists]))
+            offsets = np.cumsum([0, *map(len, lists)])
+            hidden = Seen(items=torch.from_numpy(places), offsets=torch.from_numpy(offsets))
+        found = rank_catalogue(torch.from_numpy(self.user(whom, times)), self.vectors, k=k, seen=hidden)
+        pairs = zip(found.items_UK.tolist(), found.scores_UK.tolist(), strict=True)
+        return [
+            [(self.items[at].as_py(), score) for at, score in zip(*both, strict=True) if at != NO_ITEM]
+            for both in pairs
+        ]
+
+    def _asked(self, whom: Sequence[Any], times: Sequence[Sequence[int]] | None) -> tuple[Lists, Lists | None]:
+        longest = self._data.longest
+        if longest is None:
+            if times is not None:
+                raise DataError("times: this model reads users' ids, which have none. Leave them out")
+            rows = self._found(whom, self._users, self._data.users, "user", "users")
+            return Lists.of(rows, np.ones(len(rows), np.int64)), None
+        timed = "times" in {name for piece in self._model._takes for name in piece} and self.head["timed"]
+        if timed and times is None:
+            raise DataError("times: this model reads when each item was had, seconds since 1970. Give a list a history")
+        if times is not None and len(times) != len(whom):
+            raise DataError(f"times: {len(times)} lists for {len(whom)} histories. Give one for each")
+        histories, moments = list[Ids](), list[Ids]()
+        for number, history in enumerate(whom):
+            where = f"histories[{number}]"
+            if isinstance(history, str | bytes) or not isinstance(history, Sequence | np.ndarray) or not len(history):
+                raise DataError(f"{where}: it must be a list of items, oldest first, of one at least, got {history!r}")
+            rows = self._item_rows(history, where)
+            when = np.arange(len(rows)) if times is None else _moments(times[number], len(rows), f"times[{number}]")
+            histories.append(rows[-longest:])
+            moments.append(when[-longest:])
+        lengths = np.array([len(rows) for rows in histories], np.int64)
+        return tuple(Lists.of(np.concatenate([self._rows[:0], *x]), lengths) for x in (histories, moments))  # type: ignore
+
+    def _item_rows(self, items: Sequence[Any] | NDArray[Any], where: str) -> Ids:
+        return self._found(items, self.items if self._raw else None, self._data.items, "item", where)
+
+    def _found(
+        self, values: Sequence[Any] | NDArray[Any], names: pa.Array | None, rows: int, what: str, where: str
+    ) -> Ids:
+        """The row of each in its table."""
+        kind = pa.int64() if names is None else names.type
+        try:
+            given = pa.array(values)
+            # Arrow itself would take 2.5 for 2.
+            if not (pa.types.is_null(given.type) or pa.types.is_integer(given.type) == pa.types.is_integer(kind)):
+                raise pa.ArrowTypeError(f"they are {given.type}")
+            given = given.cast(kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
+            wanted = "whole numbers" if pa.types.is_integer(kind) else f"{kind}s"
+            raise DataError(f"{where}: the data call each {what} by {wanted} ({one_line(error)})") from None
+        found = given if names is None else pc.index_in(given, value_set=names)
+        known = f"valid are 0..{rows - 1}" if names is None else f"the data have {len(names)} others"
+        wrong = pc.fill_null(pc.or_(pc.less(found, 0), pc.greater_equal(found, rows)), True)
+        if pc.any(wrong).as_py():
+            unknown = given[pc.index(wrong, True).as_py()].as_py()
+            raise DataError(f"{where}: there is no {what} {unknown!r} in the data that it was trained on; {known}")
+        places: Ids = found.cast(pa.int64()).to_numpy()
+        return places
+
+
+def _moments(times: Sequence[int], count: int, where: str) -> Ids:
+    if len(times) != count:
+        raise DataError(f"{where}: {len(times)} times for {count} items. Give one for each")
+    if any(isinstance(t, bool) or not isinstance(t, int | np.integer) for t in times):
+        raise DataError(f"{where}: times are whole seconds since 1970, got {times!r:.80}")
+    if wrong := next(((a, b) for a, b in pairwise(times) if b < a), None):
+        raise DataError(f"{where}: they fall from {wrong[0]} to {wrong[1]}; they must rise, oldest first")
+    return np.asarray(times, np.int64)
