@@ -9,7 +9,7 @@ the longest text that the data allow, E dim.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,12 @@ from rtrain.nn.tables import VECTORS, sequence
 class TextTower(TwoTower):
     """As `TwoTower`, but that of each feature of items that is `Words` the order is read, by blocks of attention."""
 
-    attention: ClassVar[Literal["jagged", "padded"]] = "jagged"
-
     layers: int = 1
     """Blocks that read a text."""
     heads: int = 2
     """Attention heads of a block."""
+    attention: Literal["jagged", "padded"] = "jagged"
+    """As SASRec's: whether texts of similar length are computed together, or all as long as the longest."""
     ids: bool = True
     """Whether an item's own vector goes into its tower too; without it items are known by their features alone, and one
     that nobody had yet has a vector as good as any."""

@@ -5,13 +5,14 @@ groups (the sum of G * L), E dim.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.utils.weak import WeakTensorKeyDictionary
 
 SPREAD = 0.8
 """The shortest row of a group has more than this share of its longest one's positions: fewer positions that only pad
@@ -62,10 +63,20 @@ def one_group(mask_BT: Tensor) -> Groups:
 
 
 def groups_of(mask_BT: Tensor) -> Groups:
-    """By where rows are real, bool, from their first position on; waits for a device once, to know how long they are.
+    """By where rows are real, bool, from their first position on; waits for a device, to know how long they are.
 
-    A row of nothing keeps its first position, so that there is always something to compute on.
+    A row of nothing keeps its first position, so that there is always something to compute on. Made once for a mask,
+    which all blocks of a model are given.
     """
+    if (made := _MADE.get(mask_BT)) is None:
+        made = _MADE[mask_BT] = _groups(mask_BT)
+    return made
+
+
+_MADE: MutableMapping[Tensor, Groups] = WeakTensorKeyDictionary()
+
+
+def _groups(mask_BT: Tensor) -> Groups:
     rows, longest = mask_BT.shape
     if not rows:
         return one_group(mask_BT)

@@ -122,7 +122,8 @@ def test_the_recipe_reads_a_text_anywhere_and_converts_it_once(
 
 
 @pytest.mark.parametrize(
-    ("uri", "says"), [("none.txt", "none.txt: no such file"), ("memory://none/x.gz", "x.gz: no such file"), ("", "it is a folder")]
+    ("uri", "says"),
+    [("none.txt", "none.txt: no such file"), ("memory://none/x.gz", "x.gz: no such file"), ("", "it is a folder")],
 )
 def test_a_text_that_is_not_there_is_refused_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, says: str

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rtrain.nn import jagged
 from rtrain.nn.jagged import SHORT, SPREAD, Groups, groups_of, one_group
 
 
@@ -74,3 +75,16 @@ def test_what_is_in_no_group_comes_back_as_zeros() -> None:
     groups = groups_of(mask_of([3, 40, 0], 40))
     back = groups.unpack(groups.pack(torch.ones(3, 40, 2)))
     assert back[1].eq(1).all() and back[0, :3].eq(1).all() and back[[0, 2], 3:].eq(0).all()
+
+
+def test_groups_of_a_mask_are_made_once_and_forgotten_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    make = jagged._groups
+    monkeypatch.setattr(jagged, "_groups", lambda mask: made.append(mask.clone()) or make(mask))
+    mask, alike, before = mask_of([3, 40], 40), mask_of([3, 40], 40), len(jagged._MADE)
+    assert groups_of(mask) is groups_of(mask) and len(made) == 1
+    assert groups_of(alike) is not groups_of(mask) and len(made) == 2
+    other = mask_of([1, 2], 40)
+    assert groups_of(other).shapes == ((2, 2),) and len(jagged._MADE) == before + 3
+    del mask, alike, other
+    assert len(jagged._MADE) == before

@@ -15,6 +15,7 @@ from rtrain.errors import ConfigError
 from rtrain.models.hstu import BUCKET, HSTU
 from rtrain.models.plan import drawn
 from rtrain.models.sasrec import SASRec
+from rtrain.nn import jagged
 from rtrain.nn.jagged import groups_of
 from rtrain.nn.tables import mask, sequence
 from rtrain.parallel.stage import Stage
@@ -201,3 +202,14 @@ def test_places_in_the_source_do_not_pass_for_times() -> None:
         HSTU().check(untimed)
     HSTU(buckets=0).check(untimed)
     HSTU().check(SimpleNamespace(feedback=SimpleNamespace(timed=True)))
+
+
+@pytest.mark.parametrize("name", ["sasrec", "hstu"])
+def test_a_step_asks_once_how_long_its_rows_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each time waits for all that it has been given to do."""
+    asked_for: list[int] = []
+    make = jagged._groups
+    monkeypatch.setattr(jagged, "_groups", lambda mask: asked_for.append(len(mask)) or make(mask))
+    times, history = rows()
+    asked(tower(name), times, history)
+    assert asked_for == [3]

@@ -133,3 +133,9 @@ def test_a_batch_without_a_row_has_gradients_too(ids: bool) -> None:
     assert users.shape == (0, 1, 8) and found.shape == (0, 1, 2, 8)
     (users.sum() + found.sum()).backward()
     assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
+
+
+def test_padded_is_the_same_as_jagged() -> None:
+    rows = [[1, 4], [0, 2, 5], [3]]
+    jagged, padded = (tower(attention=how)(*given(rows)) for how in ("jagged", "padded"))
+    assert all(torch.allclose(a, b, atol=ROUNDING) for a, b in zip(jagged, padded, strict=True))
