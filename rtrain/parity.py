@@ -102,7 +102,7 @@ def parity(
     if layouts is None:
         layouts = (_spelled(run.parallel, check(run).data),)
     open_data(run)
-    run = _without_dropout(run, say)
+    run = _without_dropout(replace(run, cluster=replace(run.cluster, gpus_per_worker=0)), say)
     legal: list[Parallel] = []
     refused = []
     for layout in layouts:
@@ -112,9 +112,10 @@ def parity(
         else:
             legal.append(layout)
     say("one process")
-    (alone,) = _traces(
-        run, 1, [Parallel(dense="ddp", embeddings=run.parallel.embeddings, tables=run.parallel.tables)], steps
-    )
+    single = Parallel(data=1, dense="ddp", embeddings=run.parallel.embeddings, tables=run.parallel.tables)
+    if reason := _reason(run, single):  # on CPU, where what a GPU trains may be refused
+        raise ConfigError(f"parity: processes on CPU cannot train {run.name!r}: {reason}")
+    (alone,) = _traces(run, 1, [single], steps)
     if isinstance(alone, str):
         raise RunFailed(f"parity: one process cannot train {run.name!r}: {alone}")
     compared: dict[str, Compared] = {}

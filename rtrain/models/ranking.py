@@ -87,6 +87,7 @@ class RankingConfig(Model):
                     initial=own.initial,
                     scale=own.scale,
                     vectors=own.vectors,
+                    dtype=own.dtype,
                 )
             )
         return tuple(found)

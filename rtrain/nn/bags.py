@@ -22,9 +22,12 @@ from torchrec import (
     KeyedTensor,
     PoolingType,
 )
+from torchrec.types import DataType
 
 from rtrain.batch import NONE, Jagged
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, mask, sequence
+
+KEPT = {"float32": DataType.FP32, "bfloat16": DataType.BF16, "float16": DataType.FP16}
 
 
 class Tables(nn.Module):
@@ -35,7 +38,15 @@ class Tables(nn.Module):
     is made of the sum here, since its own takes ten times as long on CPU.
     """
 
-    def __init__(self, tables: tuple[Table, ...], features: tuple[str, ...], device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        tables: tuple[Table, ...],
+        features: tuple[str, ...],
+        device: torch.device | str = "cpu",
+        *,
+        as_kept: bool = False,
+    ):
+        """`as_kept`: weights of each table's `dtype`, which a sharding's kernels read; else all float32, as torch's."""
         super().__init__()
         pooled, unpooled = [t for t in tables if not t.sequences], [t for t in tables if t.sequences]
         several = Counter(f for t in pooled for f in t.features)
@@ -62,6 +73,7 @@ class Tables(nn.Module):
                         embedding_dim=t.dim,
                         feature_names=list(t.features),
                         pooling=PoolingType.SUM,
+                        data_type=KEPT[t.dtype if as_kept else "float32"],
                     )
                     for t in pooled
                 ],
@@ -71,7 +83,11 @@ class Tables(nn.Module):
             self.sequences = EmbeddingCollection(
                 tables=[
                     EmbeddingConfig(
-                        name=t.name, num_embeddings=t.rows, embedding_dim=t.dim, feature_names=list(t.features)
+                        name=t.name,
+                        num_embeddings=t.rows,
+                        embedding_dim=t.dim,
+                        feature_names=list(t.features),
+                        data_type=KEPT[t.dtype if as_kept else "float32"],
                     )
                     for t in unpooled
                 ],

@@ -43,6 +43,8 @@ def names_given(tables: "Sequence[Table]") -> tuple[str, ...]:
 
 Pooling = Literal["mean", "sum"]
 Initial = Literal["uniform", "normal", "zeros"]
+Kept = Literal["float32", "bfloat16", "float16"]
+"""What a weight of a table is kept as; vectors that are looked up, gradients and optimizer state are float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +64,10 @@ class TableOptions:
     vectors: str = ""
     """Parquet file, or folder of such files, that some rows begin from, the others as drawn: columns `id`, the row of
     the table, and `vector`, a list of `dim` numbers. Read where a run starts anew; empty: all are drawn."""
+    dtype: Kept = "float32"
+    """What its weights are kept as while it is trained, in checkpoints and in the export, which is served in float32.
+    An update is rounded into it: to the nearest on CPU, where one of less than half of a last bit is lost; at random on
+    GPU, where it counts on average. bfloat16 on GPU only."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vectors", located(self.vectors))
@@ -98,11 +104,18 @@ class Table:
     """See `TableOptions`; not for weights of `first_order`."""
     beside: bool = False
     """Whether its features have another table too, and what it gives is `WEIGHTS`."""
+    dtype: Kept = "float32"
+    """See `TableOptions`."""
+
+    @property
+    def item_bytes(self) -> int:
+        """Of one weight."""
+        return 4 if self.dtype == "float32" else 2
 
     @property
     def bytes(self) -> int:
-        """float32 weights."""
-        return self.rows * self.dim * 4
+        """Of its weights."""
+        return self.rows * self.dim * self.item_bytes
 
     @property
     def path(self) -> str:
@@ -125,6 +138,7 @@ def first_order(table: Table) -> Table:
         scale=None,
         vectors="",
         beside=True,
+        dtype="float32",
     )
 
 
@@ -139,15 +153,17 @@ def initial_rows(table: Table, seed: int, start: int, stop: int) -> Tensor:
 
 
 def fill(shard: Tensor, table: Table, seed: int, *, row: int, column: int = 0) -> None:
-    """Give a shard, float32 [rows, columns] on any device, the first weights of its part of a fresh table.
+    """Give a shard [rows, columns] on any device the first weights of its part of a fresh table.
 
     Drawn in blocks whose generator is seeded by (seed, table, block), so that any shard of any layout starts from the
-    same numbers, and nobody holds more than a block beside it. Of a shard of some columns whole blocks are drawn.
+    same numbers, and nobody holds more than a block beside it. Of a shard of some columns whole blocks are drawn. They
+    are float32; a shard of 16 bits has the nearest.
     """
     scale = table.scale if table.scale is not None else table.rows**-0.5
     salt = int.from_bytes(table.name.encode()[:64], "big") % (2**31 - 1)
     stop, columns = row + shard.shape[0], slice(column, column + shard.shape[1])
-    at_once = shard.is_contiguous() and shard.shape[1] == table.dim and shard.device.type == "cpu"
+    as_drawn = shard.dtype == torch.float32 and shard.device.type == "cpu"
+    at_once = as_drawn and shard.is_contiguous() and shard.shape[1] == table.dim
     buffer, generator = torch.empty(BLOCK_ROWS, table.dim), torch.Generator()
     for block in range(row // BLOCK_ROWS, ceil_div(stop, BLOCK_ROWS)):
         first = block * BLOCK_ROWS

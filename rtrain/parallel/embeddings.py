@@ -31,7 +31,7 @@ from rtrain.optim import SparseOptim
 from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name
 from rtrain.parallel.first_vectors import read_vectors
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
-from rtrain.parallel.table_updates import COUNTED, PLANNED, kernel_options, local_chunks, updates_of
+from rtrain.parallel.table_updates import PLANNED, counted_share, kernel_options, local_chunks, updates_of
 from rtrain.rounding import ceil_div
 
 # The planner's own choice is held to what equals one process to 1e-5; on CPU row-wise must be added
@@ -114,11 +114,11 @@ def plan_tables(
     Raises:
         ConfigError: the tables do not fit, with the three ways out.
     """
-    module = Tables(tables, tuple(f for t in tables for f in t.features), "meta")
+    module = Tables(tables, tuple(f for t in tables for f in t.features), "meta", as_kept=True)
     for parameter in module.parameters():
         cast(Any, parameter)._optimizer_classes = [PLANNED[type(optim)]]  # whose state the planner counts beside it
     whole_below = split_from(tables, world_size)
-    counted = int(memory_bytes_per_rank * COUNTED.get(type(optim), 1.0))
+    counted = int(memory_bytes_per_rank * min(counted_share(optim, t) for t in tables))
     memory = {"ddr_cap": counted} if device == "cpu" else {"hbm_cap": counted}
     planner = EmbeddingShardingPlanner(
         topology=Topology(
@@ -161,7 +161,7 @@ def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlac
                 rank=cast(Any, shard.placement).rank(),
                 offsets=(shard.shard_offsets[0], shard.shard_offsets[1]),
                 sizes=(shard.shard_sizes[0], shard.shard_sizes[1]),
-                bytes=shard.shard_sizes[0] * shard.shard_sizes[1] * 4,
+                bytes=shard.shard_sizes[0] * shard.shard_sizes[1] * table.item_bytes,
             )
             for shard in sharding.sharding_spec.shards
         )
@@ -199,7 +199,7 @@ class ShardedTables(nn.Module):
         group = dist.group.WORLD
         assert group is not None, "a process group comes first: see rtrain.launch"
         self.sharded = DistributedModelParallel(
-            Tables(tables, features, "meta"),
+            Tables(tables, features, "meta", as_kept=True),
             env=ShardingEnv.from_process_group(group),
             device=device,
             plan=deepcopy(plan),

@@ -96,8 +96,14 @@ class FirstVectors:
                 if twice.size:
                     raise DataError(f"{self.where}: id {twice[0] + first} is there twice. Keep one of its vectors")
                 seen[at] = True
-                given = torch.from_numpy(vectors[mine][:, column : column + columns])
-                chunk.data[torch.from_numpy(at).to(chunk.data.device)] = given.to(chunk.data)
+                given = torch.from_numpy(vectors[mine][:, column : column + columns]).to(chunk.data)
+                if not (fine := given.isfinite().all(1)).all():
+                    bad = ids[mine][int(fine.int().argmin())]
+                    raise DataError(
+                        f"{self.where}: the vector of id {bad} has a number that {self.table.dtype} cannot hold. Give "
+                        "the table dtype 'float32', or scale the vectors"
+                    )
+                chunk.data[torch.from_numpy(at).to(chunk.data.device)] = given
 
     def _check_columns(self) -> None:
         for name, wanted in ((ID, "whole numbers, rows of the table"), (VECTOR, f"lists of {self.table.dim} numbers")):

@@ -6,28 +6,44 @@ from rtrain.errors import ConfigError, did_you_mean
 from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
-from rtrain.nn.tables import Table
-from rtrain.optim import RowWiseAdagrad, SparseOptim
+from rtrain.optim import SparseOptim
+from rtrain.parallel.legal_tables import reasons_against_tables
 from rtrain.parallel.stage import shaped, shapes
 from rtrain.rounding import ceil_div
 
 
 def refuse(
-    parallel: Parallel, mesh: Mesh, blueprint: Blueprint, optim: SparseOptim, *, global_batch: int, model: str
+    parallel: Parallel,
+    mesh: Mesh,
+    blueprint: Blueprint,
+    optim: SparseOptim,
+    *,
+    on_gpu: bool,
+    global_batch: int,
+    model: str,
 ) -> None:
     """Refuse a layout that the model cannot have, or whose result would differ from one process.
 
-    `model`: its name, for the message.
+    `on_gpu`: whether each rank has one; `model`: its name, for the message.
 
     Raises:
         ConfigError: names the numbers that do not go together, and what to set instead.
     """
-    for reason in reasons_against(parallel, mesh, blueprint, optim, global_batch=global_batch, model=model):
+    for reason in reasons_against(
+        parallel, mesh, blueprint, optim, on_gpu=on_gpu, global_batch=global_batch, model=model
+    ):
         raise ConfigError(reason)
 
 
 def reasons_against(
-    parallel: Parallel, mesh: Mesh, blueprint: Blueprint, optim: SparseOptim, *, global_batch: int, model: str
+    parallel: Parallel,
+    mesh: Mesh,
+    blueprint: Blueprint,
+    optim: SparseOptim,
+    *,
+    on_gpu: bool,
+    global_batch: int,
+    model: str,
 ) -> Iterator[str]:
     """Everything that speaks against a layout, one line each."""
     can = {"tensor": any(piece.cuts for piece in blueprint.pieces), "pipeline": len(blueprint.pieces) > 1}
@@ -43,7 +59,7 @@ def reasons_against(
         for piece in blueprint.pieces:
             yield from _against_cuts(piece, mesh.tensor, model)
     if blueprint.tables:
-        yield from _against_columns(parallel, optim, blueprint.tables, mesh.world_size)
+        yield from reasons_against_tables(parallel, optim, blueprint.tables, mesh.world_size, on_gpu=on_gpu)
         if optim.clip_with_dense and not any(map(shapes, blueprint.pieces)):
             yield f"sparse_optim.clip_with_dense: {model} has no dense weights whose norm would clip. Leave it out"
         yield from _against_carrying(parallel, mesh, blueprint, model)
@@ -116,28 +132,6 @@ def _against_carrying(parallel: Parallel, mesh: Mesh, blueprint: Blueprint, mode
             f"parallel: {model} reads {feature!r} as a sequence of any length, which tensor and pipeline ranks cannot "
             "agree on. Give the feature a max_length, or set parallel.tensor and parallel.pipeline to 1"
         )
-
-
-def _against_columns(
-    parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int
-) -> Iterator[str]:
-    cut = [table for table in tables if parallel.embeddings_of(table.name) == "column_wise"]
-    if cut and isinstance(optim, RowWiseAdagrad):
-        yield (
-            f"{_where(parallel, cut[0])}: column_wise with RowWiseAdagrad keeps one accumulator a column shard, which "
-            "is another optimizer than on one rank. Use Adagrad, or embeddings='row_wise'"
-        )
-    for table in cut:
-        if table.dim % (4 * world_size) and not table.beside:
-            yield (
-                f"{_where(parallel, table)}: column_wise over {world_size} ranks needs a dim that is a multiple of "
-                f"{4 * world_size}; table {table.name!r} has {table.dim}. Raise model.dim, or use 'row_wise'"
-            )
-
-
-def _where(parallel: Parallel, table: Table) -> str:
-    """The field that says how a table is split."""
-    return "parallel.tables" if table.name in [of.table for of in parallel.tables] else "parallel.embeddings"
 
 
 def _against_pipeline(parallel: Parallel, ranks: int) -> Iterator[str]:

@@ -19,7 +19,12 @@ class ShardPlacement:
     sizes: tuple[int, int]
     """Rows and columns."""
     bytes: int
-    """float32 weights."""
+    """Of its weights."""
+
+    @property
+    def elements(self) -> int:
+        """How many weights."""
+        return self.sizes[0] * self.sizes[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +47,15 @@ class TablePlacement:
 
 
 def state_bytes(optim: SparseOptim, shard: ShardPlacement) -> int:
-    """Bytes beside one shard's weights: the optimizer's, and with `l2` up to when each row is caught up.
+    """Bytes beside one shard's weights: the optimizer's, float32, and with `l2` up to when each row is caught up.
 
     Adam has two moments, and puts the weights aside while their gradients are in their place.
     """
     if isinstance(optim, Adam):
-        return 3 * shard.bytes
+        return 3 * 4 * shard.elements
     caught_up = shard.sizes[0] * 8 if optim.l2 else 0
     if isinstance(optim, Adagrad):
-        return shard.bytes + caught_up
+        return 4 * shard.elements + caught_up
     return caught_up + (shard.sizes[0] * 4 if isinstance(optim, RowWiseAdagrad) else 0)
 
 
@@ -64,8 +69,8 @@ def bytes_per_rank(
 ) -> list[dict[str, int]]:
     """Bytes on each rank: parameters, gradients, optimizer (dense part), tables, tables_optimizer.
 
-    All float32. `dense_parameters`: elements of the dense weights that each rank would hold without ZeRO.
-    ZeRO-1 and 2 keep a partitioned master copy of the weights, counted as parameters. Several
+    All float32, but the weights of tables of 16 bits. `dense_parameters`: elements of the dense weights that each rank
+    would hold without ZeRO. ZeRO-1 and 2 keep a partitioned master copy of the weights, counted as parameters. Several
     microbatches, as in a pipeline, gather whole gradients before they are partitioned.
     """
     stage = parallel.zero_stage if parallel.dense == "zero" else 0

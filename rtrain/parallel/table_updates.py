@@ -27,8 +27,17 @@ PLANNED: dict[type, type[torch.optim.Optimizer]] = {
     Adam: torch.optim.Adam,
 }
 """What TorchRec's planner knows our optimizers as, and counts the state of."""
-COUNTED: dict[type, float] = {Adam: 3 / 4}
-"""What the planner counts of weights and state, where it is not all: Adam's moments, but not the weights put aside."""
+
+
+def counted_share(optim: SparseOptim, table: Table) -> float:
+    """What the planner counts of a table's weights and state, as a share of what they take.
+
+    It counts Adam's moments, but not the weights put aside, and takes state to be of the weights' dtype: it is float32.
+    """
+    if isinstance(optim, Adam):
+        return 3 / 4
+    slots = {RowWiseAdagrad: 1 / table.dim, Adagrad: 1.0}.get(type(optim), 0.0)
+    return table.item_bytes * (1 + slots) / (table.item_bytes + 4 * slots)
 
 
 class TableUpdates(Protocol):

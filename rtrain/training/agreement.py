@@ -25,6 +25,7 @@ def refuse(run: Run, mesh: Mesh) -> None:
         mesh,
         run.blueprint,
         run.sparse_optim,
+        on_gpu=bool(run.cluster.gpus_per_worker),
         global_batch=run.global_batch,
         model=type(run.model).__name__,
     )

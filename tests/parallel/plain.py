@@ -81,6 +81,9 @@ def descend(
 ) -> list[float]:
     """The loss of each of the run's first global batches; the weights are changed in place, if it learns."""
     states = {name: torch.zeros_like(table) for name, table in tables.items()}
+    dtypes = {f"{table.path}.weight": getattr(torch, table.dtype) for table in run.blueprint.tables}
+    for name, table in tables.items():
+        table.data = kept(table.data, dtypes.get(name))
     of_tables = adam_of(run.sparse_optim, tables.values())
     adam = run.optim.build(dense) if dense else None
     data = run.data.open()
@@ -110,10 +113,19 @@ def descend(
             continue
         for name, table in tables.items():
             assert table.grad is not None
-            table.data -= rate * descent(run.sparse_optim, states[name], table.grad)
+            update = rate * descent(run.sparse_optim, states[name], table.grad)
+            # fbgemm on CPU rounds what is taken off, and then what is left; of row-wise Adagrad only the latter.
+            once = isinstance(run.sparse_optim, RowWiseAdagrad)
+            table.data -= update if once else kept(update, dtypes.get(name))
             table.data *= torch.exp(-rate * run.sparse_optim.l2 / divisor(run.sparse_optim, states[name]))
+            table.data = kept(table.data, dtypes.get(name))
     reader.close()
     return losses
+
+
+def kept(weights: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The nearest float32 numbers that a table of that dtype, if it has one, can hold."""
+    return weights.to(dtype or torch.float32).float()
 
 
 def adam_of(optim: SparseOptim, tables: Iterable[nn.Parameter]) -> torch.optim.Adam | None:

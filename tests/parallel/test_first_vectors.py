@@ -177,6 +177,17 @@ def test_what_a_file_cannot_say(case: str, tmp_path: Path) -> None:
     assert said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_number_that_16_bits_cannot_hold_is_not_made_infinite(tmp_path: Path) -> None:
+    file = write(str(tmp_path / "v.parquet"), [3, 4], np.array([[1.5] * DIM, [7e4] * DIM], dtype=np.float32))
+    table = Table(name="item", rows=71, dim=DIM, features=("item",), vectors=file, dtype="float16")
+    shard = torch.zeros(4, DIM, dtype=torch.float16)
+    FirstVectors(table).read_into(Chunk(name="t", shape=(71, DIM), offsets=(0, 0), data=shard))
+    assert shard[3].eq(1.5).all()
+    with pytest.raises(DataError, match=r"the vector of id 4 has a number that float16 cannot hold. Give the table dt"):
+        FirstVectors(table).read_into(whole("t", torch.zeros(71, DIM, dtype=torch.float16)))
+    FirstVectors(replace(table, dtype="float32")).read_into(whole("t", torch.zeros(71, DIM)))
+
+
 def test_what_its_footer_tells_is_said_before_anything_starts(tmp_path: Path) -> None:
     table = Table(name="item", rows=71, dim=DIM, features=("item",), vectors=str(tmp_path / "gone.parquet"))
     with pytest.raises(DataError, match=r"gone.parquet: no such file or folder. Check vectors of table 'item'"):

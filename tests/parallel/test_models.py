@@ -107,7 +107,7 @@ def bytes_of_new_tensors() -> int:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
-def check_bytes() -> dict[str, tuple[int, int]]:
+def check_bytes(layouts: Layouts = SHARDED, options: tuple[TableOptions, ...] = ()) -> dict[str, tuple[int, int]]:
     """Layout -> bytes of the tables and their optimizer on this rank, as they are and as `plan` says."""
     schema = Schema(
         features=(
@@ -116,10 +116,10 @@ def check_bytes() -> dict[str, tuple[int, int]]:
             IdList(name="seen", rows=BIG + 1, table="item"),
         )
     )
-    tables = DIN(dim=16, history="seen", candidate="item").table_list(schema)
+    tables = DIN(dim=16, history="seen", candidate="item", tables=options).table_list(schema)
     rank, world = dist.get_rank(), dist.get_world_size()
     found = {}
-    for name, (parallel, sparse) in SHARDED.items():
+    for name, (parallel, sparse) in layouts.items():
         optim = SPARSE[sparse]
         plan = plan_tables(
             tables,

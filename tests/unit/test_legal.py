@@ -25,22 +25,25 @@ def table(dim: int, name: str = "user_id") -> Table:
     return Table(name=name, rows=100, dim=dim, features=(name,))
 
 
-def refusal(parallel: Parallel, optim: SparseOptim, *tables: Table, world_size: int = 2) -> str:
+def refusal(parallel: Parallel, optim: SparseOptim, *tables: Table, world_size: int = 2, on_gpu: bool = False) -> str:
     with pytest.raises(ConfigError) as caught:
-        refuse_tables(parallel, optim, tables, world_size)
+        refuse_tables(parallel, optim, tables, world_size, on_gpu=on_gpu)
     return str(caught.value)
 
 
-def refuse_tables(parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int) -> None:
+def refuse_tables(
+    parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int, *, on_gpu: bool = False
+) -> None:
     degrees = parallel.tensor * parallel.pipeline
     mesh = lay_out(parallel, world_size * degrees)
     tower = Piece(name="tower", build=nn.Identity, cost=0.0)
     blueprint = Blueprint(tables=tables, pieces=(tower,), objective=Pointwise())
-    refuse(parallel, mesh, blueprint, optim, global_batch=32, model="DLRM")
+    refuse(parallel, mesh, blueprint, optim, on_gpu=on_gpu, global_batch=32, model="DLRM")
 
 
 def refuse_dense(parallel: Parallel, mesh: Mesh, model: Decoder, *, context: int) -> None:
-    refuse(parallel, mesh, model.blueprint(TokenFacts(context)), SGD(), global_batch=32, model="Decoder")
+    blueprint = model.blueprint(TokenFacts(context))
+    refuse(parallel, mesh, blueprint, SGD(), on_gpu=False, global_batch=32, model="Decoder")
 
 
 @pytest.mark.parametrize("axis", ["tensor", "pipeline"])
@@ -144,6 +147,27 @@ def test_plan_refuses_them_too(changes: dict[str, object], message: str) -> None
     assert message in str(caught.value)
 
 
+SIXTEEN: list[tuple[SparseOptim, Any, bool, str]] = [
+    (SGD(), "bfloat16", False, "which fbgemm's CPU kernels cannot look up. Use 'float16', or GPUs"),
+    (Adam(), "float16", True, "but Adam takes gradients from where the weights lie, where they would be rounded"),
+    (Adagrad(l2=1e-3), "bfloat16", True, "but what sparse_optim.l2 (0.001) takes off a weight in a step is less"),
+]
+
+
+@pytest.mark.parametrize(("optim", "dtype", "on_gpu", "message"), SIXTEEN)
+def test_tables_of_16_bits_that_cannot_be(optim: SparseOptim, dtype: Any, on_gpu: bool, message: str) -> None:
+    kept = Table(name="user_id", rows=100, dim=16, features=("user_id",), dtype=dtype)
+    said = refusal(Parallel(), optim, kept, on_gpu=on_gpu)
+    assert said.startswith(f"model.tables: table 'user_id' is {dtype}, {message}")
+
+
+@pytest.mark.parametrize("optim", [SGD(), Adagrad(), RowWiseAdagrad()])
+def test_tables_of_16_bits_that_can(optim: SparseOptim) -> None:
+    for dtype, on_gpu in (("float16", False), ("float16", True), ("bfloat16", True)):
+        kept = Table(name="user_id", rows=100, dim=16, features=("user_id",), dtype=dtype)  # type: ignore[arg-type]
+        refuse_tables(Parallel(), optim, (kept,), 2, on_gpu=on_gpu)
+
+
 # Dense models. -----------------------------------------------------------------------------------------------------
 
 SMALL = Decoder(vocab=96, layers=4, dim=48, heads=6, kv_heads=2, hidden=64)
@@ -210,11 +234,11 @@ def test_a_cut_that_would_silently_train_another_model(fields: dict[str, Any], m
     piece = Piece(name="block", build=lambda: nn.Linear(5, 4), cost=1.0, **fields)
     blueprint = Blueprint(pieces=(piece,), objective=Pointwise())
     with pytest.raises(ConfigError) as caught:
-        refuse(Parallel(tensor=2), Mesh(1, 1, 2), blueprint, SGD(), global_batch=8, model="Mine")
+        refuse(Parallel(tensor=2), Mesh(1, 1, 2), blueprint, SGD(), on_gpu=False, global_batch=8, model="Mine")
     assert message in str(caught.value)
 
 
 def test_cuts_that_fit_are_no_reason() -> None:
     piece = Piece(name="block", build=lambda: nn.Linear(5, 4), cost=1.0, cuts=LINEAR, enter=("",))
     blueprint = Blueprint(pieces=(piece,), objective=Pointwise())
-    refuse(Parallel(tensor=2), Mesh(1, 1, 2), blueprint, SGD(), global_batch=8, model="Mine")
+    refuse(Parallel(tensor=2), Mesh(1, 1, 2), blueprint, SGD(), on_gpu=False, global_batch=8, model="Mine")

@@ -8,8 +8,8 @@ from recipes.dlrm_movielens import run
 from rtrain.data.synthetic import CRITEO
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel, TableLayout
-from rtrain.nn.tables import BLOCK_ROWS, Table, initial_rows
-from rtrain.optim import Adagrad, Adam, RowWiseAdagrad, SparseOptim
+from rtrain.nn.tables import BLOCK_ROWS, Kept, Table, initial_rows
+from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.embeddings import placements, plan_tables
 
 
@@ -71,10 +71,23 @@ def test_tables_of_the_fields_size_are_balanced(device: str) -> None:
     assert max(held) < 1.3 * sum(held) / 64
 
 
-@pytest.mark.parametrize(("optim", "times"), [(RowWiseAdagrad(), 1.0), (Adagrad(), 2.0), (Adam(), 4.0)])
-def test_what_an_optimizer_holds_beside_the_weights_has_to_fit_too(optim: SparseOptim, times: float) -> None:
+@pytest.mark.parametrize(
+    ("optim", "dtype", "times"),
+    [
+        (RowWiseAdagrad(), "float32", 1.0),
+        (Adagrad(), "float32", 2.0),
+        (Adam(), "float32", 4.0),
+        (RowWiseAdagrad(), "float16", 1.0),
+        (Adagrad(), "float16", 3.0),
+        (SGD(), "bfloat16", 1.0),
+    ],
+)
+def test_what_an_optimizer_holds_beside_the_weights_has_to_fit_too(
+    optim: SparseOptim, dtype: Kept, times: float
+) -> None:
     """`times`: of the weights. The planner keeps 5 % back, and counts a batch's ids and vectors."""
-    table = Table(name="t", rows=2**20, dim=64, features=("f",))
+    table = Table(name="t", rows=2**20, dim=64, features=("f",), dtype=dtype)
+    assert table.bytes == 2**26 * (4 if dtype == "float32" else 2)
 
     def fits(memory: float) -> bool:
         try:

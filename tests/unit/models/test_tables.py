@@ -151,3 +151,7 @@ def test_any_shard_begins_with_its_part_of_the_table(initial: Any, rows: int) ->
         shard = torch.full((last - first, right - left), torch.nan)
         fill(shard, table, 3, row=first, column=left)
         assert torch.equal(shard, whole[first:last, left:right])
+    for first in {0, rows // 2}:
+        kept = torch.full((rows - first, 12), torch.nan, dtype=torch.float16)
+        fill(kept, table, 3, row=first)
+        assert torch.equal(kept, whole[first:].half())  # drawn as ever, then rounded

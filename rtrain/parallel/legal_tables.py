@@ -1,0 +1,58 @@
+"""Which layouts and dtypes of embedding tables are refused, each with its reason."""
+
+from collections.abc import Iterator
+
+from rtrain.mesh import Parallel
+from rtrain.nn.tables import Table
+from rtrain.optim import Adam, RowWiseAdagrad, SparseOptim
+
+
+def reasons_against_tables(
+    parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int, *, on_gpu: bool
+) -> Iterator[str]:
+    """Everything that speaks against how tables are split and kept, one line each."""
+    yield from _against_columns(parallel, optim, tables, world_size)
+    yield from _against_sixteen_bits(optim, tables, on_gpu=on_gpu)
+
+
+def _against_columns(
+    parallel: Parallel, optim: SparseOptim, tables: tuple[Table, ...], world_size: int
+) -> Iterator[str]:
+    cut = [table for table in tables if parallel.embeddings_of(table.name) == "column_wise"]
+    if cut and isinstance(optim, RowWiseAdagrad):
+        yield (
+            f"{_where(parallel, cut[0])}: column_wise with RowWiseAdagrad keeps one accumulator a column shard, which "
+            "is another optimizer than on one rank. Use Adagrad, or embeddings='row_wise'"
+        )
+    for table in cut:
+        if table.dim % (4 * world_size) and not table.beside:
+            yield (
+                f"{_where(parallel, table)}: column_wise over {world_size} ranks needs a dim that is a multiple of "
+                f"{4 * world_size}; table {table.name!r} has {table.dim}. Raise model.dim, or use 'row_wise'"
+            )
+
+
+def _where(parallel: Parallel, table: Table) -> str:
+    """The field that says how a table is split."""
+    return "parallel.tables" if table.name in [of.table for of in parallel.tables] else "parallel.embeddings"
+
+
+def _against_sixteen_bits(optim: SparseOptim, tables: tuple[Table, ...], *, on_gpu: bool) -> Iterator[str]:
+    for table in tables:
+        if table.dtype == "float32":
+            continue
+        here = f"model.tables: table {table.name!r} is {table.dtype}"
+        if table.dtype == "bfloat16" and not on_gpu:
+            yield (
+                f"{here}, which fbgemm's CPU kernels cannot look up. Use 'float16', or GPUs (cluster.gpus_per_worker 1)"
+            )
+        if isinstance(optim, Adam):
+            yield (
+                f"{here}, but Adam takes gradients from where the weights lie, where they would be rounded to 16 bits. "
+                "Use RowWiseAdagrad, Adagrad or SGD, or dtype 'float32'"
+            )
+        elif optim.l2:
+            yield (
+                f"{here}, but what sparse_optim.l2 ({optim.l2:g}) takes off a weight in a step is less than a last bit "
+                "of 16 and would be rounded away. Set it to 0, or use dtype 'float32'"
+            )
