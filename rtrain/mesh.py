@@ -22,6 +22,7 @@ AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 
 Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise"]
+Wire = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,9 @@ class Parallel:
     """How TorchRec splits the tables; sharded: its planner chooses for each. A table with too few rows stays whole."""
     tables: tuple[TableLayout, ...] = ()
     """Tables that are split otherwise."""
+    wire: Wire = "float32"
+    """What looked-up vectors and their gradients travel between the tables' ranks as while training, each rounded;
+    bfloat16 on GPU only. Evaluation is in float32."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "tensor", "pipeline"):

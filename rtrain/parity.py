@@ -138,6 +138,7 @@ def name_of(layout: Parallel) -> str:
         words.append(f"x{layout.microbatches}")
     if layout.embeddings != "sharded":
         words.append(layout.embeddings)
+    words += [f"{layout.wire} wire"] * (layout.wire != "float32")
     words += [f"{of.table}:{of.embeddings}" for of in layout.tables]
     return " ".join(words)
 
@@ -171,6 +172,7 @@ def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
                                 microbatches=microbatches,
                                 embeddings=run.parallel.embeddings,
                                 tables=run.parallel.tables,
+                                wire=run.parallel.wire,
                                 **wrap,
                             )
 

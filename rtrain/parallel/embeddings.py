@@ -24,7 +24,7 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from rtrain.batch import NONE, Jagged
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
-from rtrain.mesh import Parallel
+from rtrain.mesh import Parallel, Wire
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, fill
 from rtrain.optim import SparseOptim
@@ -32,6 +32,7 @@ from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name
 from rtrain.parallel.first_vectors import read_vectors
 from rtrain.parallel.placement import ShardPlacement, TablePlacement
 from rtrain.parallel.table_updates import PLANNED, counted_share, kernel_options, local_chunks, updates_of
+from rtrain.parallel.wire import WireCodecs
 from rtrain.rounding import ceil_div
 
 # The planner's own choice is held to what equals one process to 1e-5; on CPU row-wise must be added
@@ -136,7 +137,8 @@ def plan_tables(
         debug=False,
     )
     try:
-        return planner.plan(module, _sharders())
+        codecs = WireCodecs(parallel.wire, rows=batch_per_rank * world_size)
+        return planner.plan(module, _sharders(qcomm_codecs_registry=codecs.registry()))
     except PlannerError as error:
         biggest = max(tables, key=lambda t: t.bytes)
         total = sum(t.bytes for t in tables)
@@ -193,8 +195,13 @@ class ShardedTables(nn.Module):
         plan: ShardingPlan,
         optim: SparseOptim,
         device: torch.device,
+        *,
+        wire: Wire = "float32",
+        rows: int = 1,
     ):
+        """`rows`: of a global batch; see `WireCodecs`."""
         super().__init__()
+        self.codecs = WireCodecs(wire, rows=rows)
         self.by_key = {f"{t.path}.weight": t for t in tables}
         group = dist.group.WORLD
         assert group is not None, "a process group comes first: see rtrain.launch"
@@ -203,7 +210,7 @@ class ShardedTables(nn.Module):
             env=ShardingEnv.from_process_group(group),
             device=device,
             plan=deepcopy(plan),
-            sharders=_sharders(fused_params=kernel_options(optim)),
+            sharders=_sharders(fused_params=kernel_options(optim), qcomm_codecs_registry=self.codecs.registry()),
             init_data_parallel=False,
             data_parallel_wrapper=_NoDataParallel(),
         )
@@ -211,6 +218,7 @@ class ShardedTables(nn.Module):
 
     def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
         """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
+        self.codecs.use(torch.is_grad_enabled())
         vectors: dict[str, torch.Tensor] = self.sharded(ids, longest)
         return vectors
 
@@ -294,4 +302,6 @@ def apply_tables(
         raise agreed[0]
     plan = agreed[0]
     assert plan is not None, "rank 0 has sent it"
-    return ShardedTables(tables, features, plan, optim, device), placements(plan, tables)
+    rows = batch_per_rank * dist.get_world_size()
+    sharded = ShardedTables(tables, features, plan, optim, device, wire=parallel.wire, rows=rows)
+    return sharded, placements(plan, tables)

@@ -65,6 +65,8 @@ def reasons_against(
         yield from _against_carrying(parallel, mesh, blueprint, model)
     elif parallel.embeddings != "sharded":
         yield f"parallel.embeddings: {parallel.embeddings!r}, but {model} has no sharded tables"
+    elif parallel.wire != "float32":
+        yield f"parallel.wire: {parallel.wire!r}, but {model} has no sharded tables whose vectors would travel"
     names = [table.name for table in blueprint.tables]
     for of in parallel.tables:
         if of.table not in names:

@@ -13,6 +13,11 @@ def reasons_against_tables(
     """Everything that speaks against how tables are split and kept, one line each."""
     yield from _against_columns(parallel, optim, tables, world_size)
     yield from _against_sixteen_bits(optim, tables, on_gpu=on_gpu)
+    if parallel.wire == "bfloat16" and not on_gpu:
+        yield (
+            "parallel.wire: 'bfloat16' is not what TorchRec sends over gloo, on CPU. Use 'float16', or GPUs "
+            "(cluster.gpus_per_worker 1)"
+        )
 
 
 def _against_columns(

@@ -42,6 +42,8 @@ REFUSED: tuple[tuple[Run, dict[str, Any]], ...] = (
     (GPT, {"global_batch": 4, "parallel.microbatches": 8}),
     (GPT, {"global_batch": 1, "parallel.data": 2}),
     (GPT, {"parallel.embeddings": "row_wise"}),
+    (GPT, {"parallel.wire": "float16"}),
+    (DLRM, {"parallel.wire": "bfloat16"}),
     (DLRM, {"parallel.embeddings": "column_wise"}),
     (DLRM, {"parallel.embeddings": "column_wise", "sparse_optim": rtrain.SGD(), "model.dim": 20, "parallel.data": 2}),
 )

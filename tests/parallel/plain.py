@@ -58,14 +58,17 @@ def squared_entropy(run: Run, logits: Tensor, batch: Batch) -> Tensor:
     return binary_cross_entropy_with_logits(logits, batch.label, reduction="none").square().mean()
 
 
-def plain_rows(run: Run, loss: RowsLoss = cross_entropy, *, steps: int = STEPS) -> Control:
-    """Any ranking model."""
+def plain_rows(
+    run: Run, loss: RowsLoss = cross_entropy, *, steps: int = STEPS, change: Callable[[Any], None] = lambda model: None
+) -> Control:
+    """Any ranking model; `change`: done to it before the first step."""
     config: Any = run.model
     model = config.build(run.data.facts, seed=run.seed)
     tables = dict(model.tables.named_parameters())
     for table in run.blueprint.tables:
         tables[f"{table.path}.weight"].data.copy_(initial_rows(table, run.seed, 0, table.rows))
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
+    change(model)
     losses = descend(run, tables, dense, lambda batch: loss(run, model(batch), batch), steps=steps)
     return losses, {name.split(".")[-2]: table.detach() for name, table in tables.items()}
 
