@@ -21,7 +21,7 @@ ONE_STAGE_A_RANK = ("gpipe", "1f1b")
 AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 
-Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise"]
+Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise", "table_row_wise"]
 Wire = Literal["float32", "float16", "bfloat16"]
 
 
@@ -54,7 +54,8 @@ class Parallel:
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
     embeddings: Embeddings = "sharded"
-    """How TorchRec splits the tables; sharded: its planner chooses for each. A table with too few rows stays whole."""
+    """How TorchRec splits the tables; sharded: its planner chooses for each; table_row_wise: the rows of one over the
+    ranks of one node. A table with too few rows stays whole."""
     tables: tuple[TableLayout, ...] = ()
     """Tables that are split otherwise."""
     wire: Wire = "float32"

@@ -42,6 +42,7 @@ CHOICES = {
     "table_wise": ["table_wise"],
     "row_wise": ["row_wise"],
     "column_wise": ["column_wise"],
+    "table_row_wise": ["table_row_wise"],
 }
 MIB = 1024**2
 
@@ -57,18 +58,21 @@ def split_from(tables: tuple[Table, ...], world_size: int) -> float:
     return max(SPLIT_FROM, SPLIT_SHARE * sum(t.bytes for t in tables) / world_size)
 
 
-def sharding_types(table: Table, embeddings: str, world_size: int, *, whole_below: float = float("inf")) -> list[str]:
+def sharding_types(
+    table: Table, embeddings: str, world_size: int, local_world_size: int, *, whole_below: float = float("inf")
+) -> list[str]:
     """What the planner may choose from for one table; it stays whole by choice if it has less than `whole_below` bytes.
 
-    Rows go over the ranks in equal blocks. Where that leaves the last rank none, fbgemm's CPU kernels fail in
-    backward, so such a table (it has few rows) stays whole on one rank. So does one of four columns by columns.
+    Rows go over the ranks, of the world or of a node, in equal blocks. Where that leaves the last rank none, fbgemm's
+    CPU kernels fail in backward, so such a table (it has few rows) stays whole on one rank. So does one of four columns
+    by columns.
     """
     types = CHOICES["table_wise" if table.beside and embeddings == "column_wise" else embeddings]
     if embeddings == "sharded" and table.bytes >= whole_below:
         types = CHOICES["row_wise"]
-    block = ceil_div(table.rows, world_size)
-    if block * (world_size - 1) >= table.rows:
-        types = [t for t in types if t != "row_wise"] or ["table_wise"]
+    for by_rows, ranks in (("row_wise", world_size), ("table_row_wise", local_world_size)):
+        if ceil_div(table.rows, ranks) * (ranks - 1) >= table.rows:
+            types = [t for t in types if t != by_rows] or ["table_wise"]
     return types
 
 
@@ -76,7 +80,7 @@ class _PooledSharder(EmbeddingBagCollectionSharder):
     """The stock sharder with the sharding types of `CHOICES` on every device."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return ["table_wise", "row_wise", "column_wise"]
+        return ["table_wise", "row_wise", "column_wise", "table_row_wise"]
 
 
 class _SequenceSharder(EmbeddingCollectionSharder):
@@ -115,6 +119,11 @@ def plan_tables(
     Raises:
         ConfigError: the tables do not fit, with the three ways out.
     """
+    if world_size % local_world_size and any(parallel.embeddings_of(t.name) == "table_row_wise" for t in tables):
+        raise ConfigError(
+            f"parallel.embeddings: table_row_wise splits tables over the ranks of a node, but {world_size} ranks are "
+            f"not nodes of {local_world_size} each. Give each node as many, or use 'row_wise'"
+        )
     module = Tables(tables, tuple(f for t in tables for f in t.features), "meta", as_kept=True)
     for parameter in module.parameters():
         cast(Any, parameter)._optimizer_classes = [PLANNED[type(optim)]]  # whose state the planner counts beside it
@@ -129,7 +138,9 @@ def plan_tables(
         storage_reservation=FixedPercentageStorageReservation(0.05),
         constraints={
             t.name: ParameterConstraints(
-                sharding_types=sharding_types(t, parallel.embeddings_of(t.name), world_size, whole_below=whole_below),
+                sharding_types=sharding_types(
+                    t, parallel.embeddings_of(t.name), world_size, local_world_size, whole_below=whole_below
+                ),
                 compute_kernels=[EmbeddingComputeKernel.FUSED.value],
             )
             for t in tables

@@ -12,6 +12,12 @@ def reasons_against_tables(
 ) -> Iterator[str]:
     """Everything that speaks against how tables are split and kept, one line each."""
     yield from _against_columns(parallel, optim, tables, world_size)
+    for table in tables:
+        if table.sequences and parallel.embeddings_of(table.name) == "table_row_wise":
+            yield (
+                f"{_where(parallel, table)}: TorchRec has table_row_wise of tables alone whose vectors are summed, but "
+                f"{table.sequences[0]!r} is read as a sequence from table {table.name!r}. Use 'row_wise'"
+            )
     yield from _against_sixteen_bits(optim, tables, on_gpu=on_gpu)
     if parallel.wire == "bfloat16" and not on_gpu:
         yield (

@@ -18,7 +18,7 @@ from rtrain.objectives.pointwise import Pointwise
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.legal import refuse
 
-EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise")
+EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise", "table_row_wise")
 
 
 def table(dim: int, name: str = "user_id") -> Table:
@@ -145,6 +145,14 @@ def test_plan_refuses_them_too(changes: dict[str, object], message: str) -> None
     with pytest.raises(ConfigError) as caught:
         rtrain.plan(rtrain.override(run(), changes))
     assert message in str(caught.value)
+
+
+def test_rows_over_a_node_of_a_table_that_is_not_pooled() -> None:
+    item = Table(name="item", rows=100, dim=16, features=("item", "seen"), sequences=("seen",))
+    said = refusal(Parallel(tables=(TableLayout(table="item", embeddings="table_row_wise"),)), SGD(), table(16), item)
+    assert said.startswith(
+        "parallel.tables: TorchRec has table_row_wise of tables alone whose vectors are summed, but "
+    )
 
 
 SIXTEEN: list[tuple[SparseOptim, Any, bool, str]] = [

@@ -110,6 +110,22 @@ def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> 
     assert "has 52.4 KiB (cluster.memory_gb_per_worker). Cut the dense part further" in said
 
 
+def test_rows_over_the_ranks_of_a_node() -> None:
+    tables = tuple(Table(name=name, rows=rows, dim=16, features=(name,)) for name, rows in (("a", 1000), ("b", 3)))
+
+    def held(world: int, local: int) -> dict[str, list[int]]:
+        plan = plan_tables(
+            tables, Parallel(embeddings="table_row_wise"), SGD(), world_size=world, local_world_size=local,
+            device="cpu", batch_per_rank=8, memory_bytes_per_rank=2**30,
+        )  # fmt: skip
+        return {of.table: sorted(shard.rank for shard in of.shards) for of in placements(plan, tables)}
+
+    of_nodes = held(8, 4)
+    assert of_nodes["a"] in ([0, 1, 2, 3], [4, 5, 6, 7]) and len(of_nodes["b"]) == 1  # three rows stay whole
+    with pytest.raises(ConfigError, match="table_row_wise splits tables over the ranks of a node, but 3 ranks are not"):
+        held(3, 2)
+
+
 def test_a_table_is_split_as_it_is_asked_to_be() -> None:
     tables = tuple(Table(name=name, rows=1000, dim=16, features=(name,)) for name in "abc")
     own = (TableLayout(table="b", embeddings="row_wise"), TableLayout(table="c", embeddings="column_wise"))
