@@ -21,7 +21,7 @@ ONE_STAGE_A_RANK = ("gpipe", "1f1b")
 AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 
-Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise", "table_row_wise"]
+Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 Wire = Literal["float32", "float16", "bfloat16"]
 
 
@@ -55,7 +55,7 @@ class Parallel:
     """What ZeRO partitions: 0 nothing, 1 optimizer states, 2 and gradients, 3 and parameters."""
     embeddings: Embeddings = "sharded"
     """How TorchRec splits the tables; sharded: its planner chooses for each; table_row_wise: the rows of one over the
-    ranks of one node. A table with too few rows stays whole."""
+    ranks of one node; data_parallel: whole on every rank. A table with too few rows to split stays whole on one."""
     tables: tuple[TableLayout, ...] = ()
     """Tables that are split otherwise."""
     wire: Wire = "float32"

@@ -28,9 +28,9 @@ from rtrain.mesh import Parallel, Wire
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, fill
 from rtrain.optim import SparseOptim
-from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name
+from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name, whole
 from rtrain.parallel.first_vectors import read_vectors
-from rtrain.parallel.placement import ShardPlacement, TablePlacement
+from rtrain.parallel.placement import REPLICATED, ShardPlacement, TablePlacement
 from rtrain.parallel.table_updates import PLANNED, counted_share, kernel_options, local_chunks, updates_of
 from rtrain.parallel.wire import WireCodecs
 from rtrain.rounding import ceil_div
@@ -43,6 +43,7 @@ CHOICES = {
     "row_wise": ["row_wise"],
     "column_wise": ["column_wise"],
     "table_row_wise": ["table_row_wise"],
+    REPLICATED: [REPLICATED],
 }
 MIB = 1024**2
 
@@ -76,11 +77,17 @@ def sharding_types(
     return types
 
 
+def kernel_of(embeddings: str) -> str:
+    """Of TorchRec's, whose fused ones have no table that other ranks have too."""
+    kernel = EmbeddingComputeKernel.DENSE if embeddings == REPLICATED else EmbeddingComputeKernel.FUSED
+    return str(kernel.value)
+
+
 class _PooledSharder(EmbeddingBagCollectionSharder):
     """The stock sharder with the sharding types of `CHOICES` on every device."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
-        return ["table_wise", "row_wise", "column_wise", "table_row_wise"]
+        return ["table_wise", "row_wise", "column_wise", "table_row_wise", REPLICATED]
 
 
 class _SequenceSharder(EmbeddingCollectionSharder):
@@ -141,7 +148,7 @@ def plan_tables(
                 sharding_types=sharding_types(
                     t, parallel.embeddings_of(t.name), world_size, local_world_size, whole_below=whole_below
                 ),
-                compute_kernels=[EmbeddingComputeKernel.FUSED.value],
+                compute_kernels=[kernel_of(parallel.embeddings_of(t.name))],
             )
             for t in tables
         },
@@ -169,14 +176,20 @@ def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlac
     found = []
     for table in tables:
         sharding = parameters[table.name]
+        whole_table = [(rank, (0, 0), (table.rows, table.dim)) for rank in sharding.ranks or ()]
+        rectangles = (
+            whole_table
+            if sharding.sharding_type == REPLICATED
+            else [(s.placement.rank(), s.shard_offsets, s.shard_sizes) for s in sharding.sharding_spec.shards]
+        )
         shards = tuple(
             ShardPlacement(
-                rank=cast(Any, shard.placement).rank(),
-                offsets=(shard.shard_offsets[0], shard.shard_offsets[1]),
-                sizes=(shard.shard_sizes[0], shard.shard_sizes[1]),
-                bytes=shard.shard_sizes[0] * shard.shard_sizes[1] * table.item_bytes,
+                rank=rank,
+                offsets=(offsets[0], offsets[1]),
+                sizes=(sizes[0], sizes[1]),
+                bytes=sizes[0] * sizes[1] * table.item_bytes,
             )
-            for shard in sharding.sharding_spec.shards
+            for rank, offsets, sizes in rectangles
         )
         found.append(
             TablePlacement(
@@ -214,6 +227,11 @@ class ShardedTables(nn.Module):
         super().__init__()
         self.codecs = WireCodecs(wire, rows=rows)
         self.by_key = {f"{t.path}.weight": t for t in tables}
+        sharding: dict[str, Any] = {}
+        for of_module in plan.plan.values():
+            sharding.update(cast(Any, of_module))
+        self.replicated = {t.name for t in tables if sharding[t.name].sharding_type == REPLICATED}
+        """Tables that every rank has, of which one writes them."""
         group = dist.group.WORLD
         assert group is not None, "a process group comes first: see rtrain.launch"
         self.sharded = DistributedModelParallel(
@@ -225,7 +243,10 @@ class ShardedTables(nn.Module):
             init_data_parallel=False,
             data_parallel_wrapper=_NoDataParallel(),
         )
-        self.updates = updates_of(optim, self.sharded, self.by_key, self._weights())
+        cut = [(table, chunk) for table, chunk in self._weights() if table.name not in self.replicated]
+        parameters = dict(self.sharded.named_parameters())
+        uncut = [(t, parameters[key]) for key, t in self.by_key.items() if t.name in self.replicated]
+        self.updates = updates_of(optim, self.sharded, self.by_key, cut, uncut, writes=dist.get_rank() == 0)
 
     def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
         """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
@@ -255,8 +276,9 @@ class ShardedTables(nn.Module):
     def chunks(self) -> Iterator[Chunk]:
         """This rank's share of weights and optimizer state; the tensors are views, not copies."""
         self.updates.catch_up()
-        for _, chunk in self._weights():
-            yield chunk
+        for table, chunk in self._weights():
+            if table.name not in self.replicated or dist.get_rank() == 0:
+                yield chunk
         yield from self.updates.chunks()
 
     def restore(self, read: ReadChunk) -> None:
@@ -269,7 +291,9 @@ class ShardedTables(nn.Module):
     def _weights(self) -> Iterator[tuple[Table, Chunk]]:
         for key, tensor in self.sharded.state_dict().items():
             table = self.by_key[key]
-            yield from ((table, chunk) for chunk in local_chunks(weight_name(f"tables.{table.path}.weight"), tensor))
+            name = weight_name(f"tables.{table.path}.weight")
+            chunks = [whole(name, tensor.detach())] if table.name in self.replicated else local_chunks(name, tensor)
+            yield from ((table, chunk) for chunk in chunks)
 
 
 def apply_tables(

@@ -13,10 +13,16 @@ def reasons_against_tables(
     """Everything that speaks against how tables are split and kept, one line each."""
     yield from _against_columns(parallel, optim, tables, world_size)
     for table in tables:
-        if table.sequences and parallel.embeddings_of(table.name) == "table_row_wise":
+        how = parallel.embeddings_of(table.name)
+        if table.sequences and how in ("table_row_wise", "data_parallel"):
             yield (
-                f"{_where(parallel, table)}: TorchRec has table_row_wise of tables alone whose vectors are summed, but "
+                f"{_where(parallel, table)}: TorchRec has {how} of tables alone whose vectors are summed, but "
                 f"{table.sequences[0]!r} is read as a sequence from table {table.name!r}. Use 'row_wise'"
+            )
+        if table.dtype != "float32" and how == "data_parallel":
+            yield (
+                f"model.tables: table {table.name!r} is {table.dtype}, but data_parallel, whose gradient has the "
+                "weights' dtype, and would be rounded to 16 bits. Split it, or use dtype 'float32'"
             )
     yield from _against_sixteen_bits(optim, tables, on_gpu=on_gpu)
     if parallel.wire == "bfloat16" and not on_gpu:

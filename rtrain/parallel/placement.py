@@ -8,6 +8,9 @@ from rtrain.mesh import Mesh, Parallel
 from rtrain.optim import Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.rounding import ceil_div
 
+REPLICATED = "data_parallel"
+"""The sharding of a table that every rank has whole."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlacement:
@@ -36,7 +39,7 @@ class TablePlacement:
     dim: int
     features: tuple[str, ...]
     sharding: str
-    """table_wise, row_wise, column_wise or table_row_wise."""
+    """table_wise, row_wise, column_wise, table_row_wise or data_parallel."""
     kernel: str
     bytes: int
     shards: tuple[ShardPlacement, ...]
@@ -91,7 +94,9 @@ def bytes_per_rank(
     for table in placed:
         for shard in table.shards:
             totals[shard.rank]["tables"] += shard.bytes
-            totals[shard.rank]["tables_optimizer"] += state_bytes(optim, shard)
+            # Of a whole table there is a gradient, and a copy of it in DDP's bucket.
+            gradients = 8 * shard.elements if table.sharding == REPLICATED else 0
+            totals[shard.rank]["tables_optimizer"] += state_bytes(optim, shard) + gradients
     return totals
 
 

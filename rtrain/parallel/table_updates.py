@@ -3,12 +3,13 @@
 The two kinds have one face, `TableUpdates`; which kind an optimizer of `rtrain.optim` has is said here alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
+from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad as PlannedRowWiseAdagrad
@@ -18,6 +19,7 @@ from rtrain.nn.tables import Table
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.chunks import Chunk, ReadChunk, state_name
 from rtrain.parallel.every_row import AdamUpdates
+from rtrain.parallel.replicated import ReplicatedUpdates
 from rtrain.parallel.shrinkage import Shrinkage
 
 PLANNED: dict[type, type[torch.optim.Optimizer]] = {
@@ -82,14 +84,49 @@ def updates_of(
     sharded: DistributedModelParallel,
     by_key: Mapping[str, Table],
     weights: Iterable[tuple[Table, Chunk]],
+    replicated: Sequence[tuple[Table, nn.Parameter]],
+    *,
+    writes: bool,
 ) -> TableUpdates:
-    """Of tables whose kernels have `kernel_options(optim)`.
+    """Of tables whose kernels have `kernel_options(optim)`, and of those that every rank has whole.
 
-    `by_key`: every table by its name in the state of `sharded`; `weights`: this rank's shards of them.
+    `by_key`: every table by its name in the state of `sharded`; `weights`: this rank's shards of them; `replicated`:
+    the others, and whether this rank `writes` them.
     """
-    if isinstance(optim, Adam):
-        return AdamUpdates(optim, weights)
-    return FusedUpdates(optim, sharded, by_key)
+    of_shards = AdamUpdates(optim, weights) if isinstance(optim, Adam) else FusedUpdates(optim, sharded, by_key)
+    return _Both((of_shards, ReplicatedUpdates(optim, replicated, writes=writes))) if replicated else of_shards
+
+
+class _Both:
+    """See `TableUpdates`."""
+
+    def __init__(self, parts: tuple[TableUpdates, TableUpdates]):
+        self.parts = parts
+
+    def set_lr(self, lr: float) -> None:
+        for part in self.parts:
+            part.set_lr(lr)
+
+    @contextmanager
+    def updating(self) -> Iterator[None]:
+        with self.parts[0].updating(), self.parts[1].updating():
+            yield
+
+    def begin(self) -> None:
+        for part in self.parts:
+            part.begin()
+
+    def catch_up(self) -> None:
+        for part in self.parts:
+            part.catch_up()
+
+    def chunks(self) -> Iterator[Chunk]:
+        for part in self.parts:
+            yield from part.chunks()
+
+    def restore(self, read: ReadChunk) -> None:
+        for part in self.parts:
+            part.restore(read)
 
 
 class FusedUpdates:

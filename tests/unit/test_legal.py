@@ -18,7 +18,7 @@ from rtrain.objectives.pointwise import Pointwise
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.legal import refuse
 
-EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise", "table_row_wise")
+EMBEDDINGS = ("sharded", "table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel")
 
 
 def table(dim: int, name: str = "user_id") -> Table:
@@ -147,12 +147,12 @@ def test_plan_refuses_them_too(changes: dict[str, object], message: str) -> None
     assert message in str(caught.value)
 
 
-def test_rows_over_a_node_of_a_table_that_is_not_pooled() -> None:
+@pytest.mark.parametrize("how", ["table_row_wise", "data_parallel"])
+def test_what_torchrec_has_of_pooled_tables_alone(how: Any) -> None:
     item = Table(name="item", rows=100, dim=16, features=("item", "seen"), sequences=("seen",))
-    said = refusal(Parallel(tables=(TableLayout(table="item", embeddings="table_row_wise"),)), SGD(), table(16), item)
-    assert said.startswith(
-        "parallel.tables: TorchRec has table_row_wise of tables alone whose vectors are summed, but "
-    )
+    parallel = Parallel(tables=(TableLayout(table="item", embeddings=how),))
+    said = refusal(parallel, SGD(), table(16), item)
+    assert said.startswith(f"parallel.tables: TorchRec has {how} of tables alone whose vectors are summed")
 
 
 SIXTEEN: list[tuple[SparseOptim, Any, bool, str]] = [
@@ -167,6 +167,14 @@ def test_tables_of_16_bits_that_cannot_be(optim: SparseOptim, dtype: Any, on_gpu
     kept = Table(name="user_id", rows=100, dim=16, features=("user_id",), dtype=dtype)
     said = refusal(Parallel(), optim, kept, on_gpu=on_gpu)
     assert said.startswith(f"model.tables: table 'user_id' is {dtype}, {message}")
+
+
+def test_a_table_of_16_bits_that_every_rank_would_have() -> None:
+    kept = Table(name="user_id", rows=100, dim=16, features=("user_id",), dtype="float16")
+    said = refusal(Parallel(embeddings="data_parallel"), SGD(), kept)
+    assert said.startswith(
+        "model.tables: table 'user_id' is float16, but data_parallel, whose gradient has the weights'"
+    )
 
 
 @pytest.mark.parametrize("optim", [SGD(), Adagrad(), RowWiseAdagrad()])

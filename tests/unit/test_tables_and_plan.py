@@ -7,10 +7,11 @@ import rtrain
 from recipes.dlrm_movielens import run
 from rtrain.data.synthetic import CRITEO
 from rtrain.errors import ConfigError
-from rtrain.mesh import Parallel, TableLayout
+from rtrain.mesh import Parallel, TableLayout, lay_out
 from rtrain.nn.tables import BLOCK_ROWS, Kept, Table, initial_rows
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.embeddings import placements, plan_tables
+from rtrain.parallel.placement import bytes_per_rank
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (4090, 4100), (BLOCK_ROWS, 9000), (8191, 8193)])
@@ -108,6 +109,22 @@ def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> 
     said = str(caught.value)
     assert said.startswith("rank 0 would hold 94.7 KiB (parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB)")
     assert "has 52.4 KiB (cluster.memory_gb_per_worker). Cut the dense part further" in said
+
+
+def test_a_table_that_every_rank_has_is_counted_on_every_rank() -> None:
+    tables = tuple(Table(name=name, rows=1000, dim=16, features=(name,)) for name in "ab")
+    parallel = Parallel(tables=(TableLayout(table="a", embeddings="data_parallel"),), embeddings="table_wise")
+    plan = plan_tables(
+        tables, parallel, Adagrad(), world_size=4, local_world_size=4, device="cpu", batch_per_rank=8,
+        memory_bytes_per_rank=2**30,
+    )  # fmt: skip
+    placed = placements(plan, tables)
+    assert [shard.rank for shard in placed[0].shards] == [0, 1, 2, 3] and len(placed[1].shards) == 1
+    counted = bytes_per_rank(parallel, Adagrad(), placed, lay_out(parallel, 4), dense_parameters=[0] * 4)
+    has_b = placed[1].shards[0].rank
+    for rank, row in enumerate(counted):  # of a weights, accumulator, gradient and its copy
+        assert row["tables"] == 64_000 * (1 + (rank == has_b))
+        assert row["tables_optimizer"] == 64_000 * (3 + (rank == has_b))
 
 
 def test_rows_over_the_ranks_of_a_node() -> None:
