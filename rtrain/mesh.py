@@ -22,6 +22,7 @@ AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 
 
 Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
+Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 Wire = Literal["float32", "float16", "bfloat16"]
 
 
@@ -33,6 +34,33 @@ class TableLayout:
     """Name of the table, as the schema's features name it; of retrieval `item`, `user` and those of their features."""
     embeddings: Embeddings
     """As `Parallel.embeddings`."""
+    kernel: Kernel = "fused"
+    """Of fbgemm's: fused: all weights in the device's memory; on GPU alone fused_uvm: in the host's, which the GPU
+    reads through unified memory; fused_uvm_caching: so, with a cache of rows on the GPU."""
+    cache_fraction: float | None = None
+    """Share of the table that the cache holds; none: fbgemm's own, 0.2."""
+    cache_policy: Literal["lru", "lfu"] | None = None
+    """Which rows leave the cache, those least recently or least often read; none: fbgemm's own, lru."""
+    cache_spare_gb: float | None = None
+    """GiB of the GPU that the cache leaves free, smaller than asked for if need be; none: fbgemm's own, 0."""
+
+    def __post_init__(self) -> None:
+        given = [f for f in ("cache_fraction", "cache_policy", "cache_spare_gb") if getattr(self, f) is not None]
+        here = f"parallel.tables: table {self.table!r}"
+        if given and self.kernel != "fused_uvm_caching":
+            raise ConfigError(
+                f"{here} has {given[0]}, but kernel {self.kernel!r} has no cache. Use 'fused_uvm_caching'"
+            )
+        if self.cache_fraction is not None and not 0 < self.cache_fraction <= 1:
+            raise ConfigError(f"{here}: cache_fraction must be above 0 and at most 1, got {self.cache_fraction}")
+        if self.cache_spare_gb is not None and not self.cache_spare_gb >= 0:
+            raise ConfigError(f"{here}: cache_spare_gb must be at least 0, got {self.cache_spare_gb}")
+
+    @property
+    def device_share(self) -> float:
+        """Of the table's bytes, those in the device's memory."""
+        cached = 0.2 if self.cache_fraction is None else self.cache_fraction
+        return {"fused": 1.0, "fused_uvm": 0.0, "fused_uvm_caching": cached}[self.kernel]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +85,7 @@ class Parallel:
     """How TorchRec splits the tables; sharded: its planner chooses for each; table_row_wise: the rows of one over the
     ranks of one node; data_parallel: whole on every rank. A table with too few rows to split stays whole on one."""
     tables: tuple[TableLayout, ...] = ()
-    """Tables that are split otherwise."""
+    """Tables that are split, or kept, otherwise."""
     wire: Wire = "float32"
     """What looked-up vectors and their gradients travel between the tables' ranks as while training, each rounded;
     bfloat16 on GPU only. Evaluation is in float32."""
@@ -75,7 +103,12 @@ class Parallel:
 
     def embeddings_of(self, table: str) -> Embeddings:
         """How a table is split: by its own entry of `tables`, else as all."""
-        return next((of.embeddings for of in self.tables if of.table == table), self.embeddings)
+        return self.layout_of(table).embeddings
+
+    def layout_of(self, table: str) -> TableLayout:
+        """A table's own entry of `tables`, else that of all."""
+        others = TableLayout(table=table, embeddings=self.embeddings)
+        return next((of for of in self.tables if of.table == table), others)
 
 
 @dataclass(frozen=True)

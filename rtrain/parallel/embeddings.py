@@ -11,20 +11,20 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_common import CacheAlgorithm
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DataParallelWrapper
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import CacheParams, ShardingEnv, ShardingPlan
 
 from rtrain.batch import NONE, Jagged
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
-from rtrain.mesh import Parallel, Wire
+from rtrain.mesh import Parallel, TableLayout, Wire
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, fill
 from rtrain.optim import SparseOptim
@@ -77,10 +77,21 @@ def sharding_types(
     return types
 
 
-def kernel_of(embeddings: str) -> str:
+def kernel_of(layout: TableLayout) -> str:
     """Of TorchRec's, whose fused ones have no table that other ranks have too."""
-    kernel = EmbeddingComputeKernel.DENSE if embeddings == REPLICATED else EmbeddingComputeKernel.FUSED
-    return str(kernel.value)
+    return "dense" if layout.embeddings == REPLICATED else layout.kernel
+
+
+def cache_of(layout: TableLayout) -> CacheParams | None:
+    """What fbgemm is told of a table's cache; what is none there is its own."""
+    if layout.kernel != "fused_uvm_caching":
+        return None
+    policies = {"lru": CacheAlgorithm.LRU, "lfu": CacheAlgorithm.LFU}
+    return CacheParams(
+        algorithm=policies[layout.cache_policy] if layout.cache_policy else None,
+        load_factor=layout.cache_fraction,
+        reserved_memory=layout.cache_spare_gb,
+    )
 
 
 class _PooledSharder(EmbeddingBagCollectionSharder):
@@ -148,7 +159,8 @@ def plan_tables(
                 sharding_types=sharding_types(
                     t, parallel.embeddings_of(t.name), world_size, local_world_size, whole_below=whole_below
                 ),
-                compute_kernels=[kernel_of(parallel.embeddings_of(t.name))],
+                compute_kernels=[kernel_of(parallel.layout_of(t.name))],
+                cache_params=cache_of(parallel.layout_of(t.name)),
             )
             for t in tables
         },

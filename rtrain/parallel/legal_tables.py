@@ -25,6 +25,7 @@ def reasons_against_tables(
                 "weights' dtype, and would be rounded to 16 bits. Split it, or use dtype 'float32'"
             )
     yield from _against_sixteen_bits(optim, tables, on_gpu=on_gpu)
+    yield from _against_unified_memory(parallel, optim, on_gpu=on_gpu)
     if parallel.wire == "bfloat16" and not on_gpu:
         yield (
             "parallel.wire: 'bfloat16' is not what TorchRec sends over gloo, on CPU. Use 'float16', or GPUs "
@@ -72,4 +73,21 @@ def _against_sixteen_bits(optim: SparseOptim, tables: tuple[Table, ...], *, on_g
             yield (
                 f"{here}, but what sparse_optim.l2 ({optim.l2:g}) takes off a weight in a step is less than a last bit "
                 "of 16 and would be rounded away. Set it to 0, or use dtype 'float32'"
+            )
+
+
+def _against_unified_memory(parallel: Parallel, optim: SparseOptim, *, on_gpu: bool) -> Iterator[str]:
+    for of in parallel.tables:
+        here = f"parallel.tables: table {of.table!r} has kernel {of.kernel!r}"
+        if of.kernel == "fused":
+            continue
+        if not on_gpu:
+            yield f"{here}, but on CPU all memory is the host's. Use 'fused', or GPUs (cluster.gpus_per_worker 1)"
+        if of.embeddings == "data_parallel":
+            yield f"{here}, which no data_parallel table can have. Split it, or use 'fused'"
+        if isinstance(optim, Adam) or optim.l2:
+            what = "Adam" if isinstance(optim, Adam) else f"sparse_optim.l2 ({optim.l2:g})"
+            yield (
+                f"{here}, but {what} changes weights where they lie, which may not be those in the GPU's cache. "
+                "Use 'fused', or RowWiseAdagrad, Adagrad or SGD without l2"
             )

@@ -72,9 +72,10 @@ def bytes_per_rank(
 ) -> list[dict[str, int]]:
     """Bytes on each rank: parameters, gradients, optimizer (dense part), tables, tables_optimizer.
 
-    All float32, but the weights of tables of 16 bits. `dense_parameters`: elements of the dense weights that each rank
-    would hold without ZeRO. ZeRO-1 and 2 keep a partitioned master copy of the weights, counted as parameters. Several
-    microbatches, as in a pipeline, gather whole gradients before they are partitioned.
+    Of tables in unified memory only what the device's has is counted. All is float32, but the weights of tables of 16
+    bits. `dense_parameters`: elements of the dense weights that each rank would hold without ZeRO. ZeRO-1 and 2 keep a
+    partitioned master copy of the weights, counted as parameters. Several microbatches, as in a pipeline, gather whole
+    gradients before they are partitioned.
     """
     stage = parallel.zero_stage if parallel.dense == "zero" else 0
     totals = []
@@ -93,10 +94,11 @@ def bytes_per_rank(
         )
     for table in placed:
         for shard in table.shards:
-            totals[shard.rank]["tables"] += shard.bytes
+            here = parallel.layout_of(table.table).device_share
+            totals[shard.rank]["tables"] += int(here * shard.bytes)
             # Of a whole table there is a gradient, and a copy of it in DDP's bucket.
             gradients = 8 * shard.elements if table.sharding == REPLICATED else 0
-            totals[shard.rank]["tables_optimizer"] += state_bytes(optim, shard) + gradients
+            totals[shard.rank]["tables_optimizer"] += int(here * state_bytes(optim, shard)) + gradients
     return totals
 
 

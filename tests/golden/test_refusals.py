@@ -42,6 +42,7 @@ REFUSED: tuple[tuple[Run, dict[str, Any]], ...] = (
     (GPT, {"global_batch": 4, "parallel.microbatches": 8}),
     (GPT, {"global_batch": 1, "parallel.data": 2}),
     (GPT, {"parallel.embeddings": "row_wise"}),
+    (DLRM, {"parallel.tables": (rtrain.TableLayout(table="item_id", embeddings="row_wise", kernel="fused_uvm"),)}),
     (GPT, {"parallel.wire": "float16"}),
     (DLRM, {"parallel.wire": "bfloat16"}),
     (DLRM, {"parallel.embeddings": "column_wise"}),

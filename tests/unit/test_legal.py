@@ -169,6 +169,35 @@ def test_tables_of_16_bits_that_cannot_be(optim: SparseOptim, dtype: Any, on_gpu
     assert said.startswith(f"model.tables: table 'user_id' is {dtype}, {message}")
 
 
+def cached(**fields: Any) -> Parallel:
+    return Parallel(
+        tables=(TableLayout(**{"table": "user_id", "embeddings": "row_wise", "kernel": "fused_uvm_caching"} | fields),)
+    )
+
+
+def test_tables_in_unified_memory_that_cannot_be() -> None:
+    said = "parallel.tables: table 'user_id' has kernel 'fused_uvm_caching', "
+    assert refusal(cached(), SGD(), table(16)).startswith(f"{said}but on CPU all memory is the host's. Use 'fused'")
+    assert refusal(cached(), Adam(), table(16), on_gpu=True).startswith(f"{said}but Adam changes weights")
+    assert refusal(cached(), SGD(l2=0.1), table(16), on_gpu=True).startswith(f"{said}but sparse_optim.l2 (0.1) changes")
+    everywhere = cached(embeddings="data_parallel")
+    assert refusal(everywhere, SGD(), table(16), on_gpu=True).startswith(f"{said}which no data_parallel table can have")
+    refuse_tables(cached(), RowWiseAdagrad(), (table(16),), 2, on_gpu=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"kernel": "fused", "cache_policy": "lfu"}, "has cache_policy, but kernel 'fused' has no cache"),
+        ({"cache_fraction": 0.0}, "cache_fraction must be above 0 and at most 1, got 0.0"),
+        ({"cache_spare_gb": -1.0}, "cache_spare_gb must be at least 0, got -1.0"),
+    ],
+)
+def test_caches_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"parallel.tables: table 'user_id'.*{message}"):
+        cached(**fields)
+
+
 def test_a_table_of_16_bits_that_every_rank_would_have() -> None:
     kept = Table(name="user_id", rows=100, dim=16, features=("user_id",), dtype="float16")
     said = refusal(Parallel(embeddings="data_parallel"), SGD(), kept)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -125,6 +126,33 @@ def test_a_table_that_every_rank_has_is_counted_on_every_rank() -> None:
     for rank, row in enumerate(counted):  # of a weights, accumulator, gradient and its copy
         assert row["tables"] == 64_000 * (1 + (rank == has_b))
         assert row["tables_optimizer"] == 64_000 * (3 + (rank == has_b))
+
+
+def test_a_table_in_unified_memory_reaches_the_planner_with_its_cache() -> None:
+    tables = tuple(Table(name=name, rows=2**22, dim=64, features=(name,)) for name in "ab")  # 1 GiB each
+    cached = TableLayout(
+        table="a", embeddings="row_wise", kernel="fused_uvm_caching", cache_fraction=0.125, cache_policy="lfu",
+        cache_spare_gb=0.5,
+    )  # fmt: skip
+    parallel = Parallel(embeddings="row_wise", tables=(cached,))
+
+    def planned(parallel: Parallel) -> Any:
+        return plan_tables(
+            tables, parallel, SGD(), world_size=2, local_world_size=2, device="cuda", batch_per_rank=8,
+            memory_bytes_per_rank=800 * 2**20,
+        )  # fmt: skip
+
+    plan = planned(parallel)
+    (of_tables,) = plan.plan.values()
+    params = of_tables["a"].cache_params
+    assert of_tables["a"].compute_kernel == "fused_uvm_caching" and of_tables["b"].compute_kernel == "fused"
+    assert (params.load_factor, params.algorithm.name, params.reserved_memory) == (0.125, "LFU", 0.5)
+    assert of_tables["b"].cache_params is None
+    placed = placements(plan, tables)
+    counted = bytes_per_rank(parallel, SGD(), placed, lay_out(parallel, 2), dense_parameters=[0, 0])
+    assert [row["tables"] for row in counted] == [2**29 + 2**26] * 2
+    with pytest.raises(ConfigError, match="do not fit in 800.0 MiB"):
+        planned(Parallel(embeddings="row_wise"))
 
 
 def test_rows_over_the_ranks_of_a_node() -> None:
