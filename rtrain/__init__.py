@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rtrain.data.side import Bins, SideFeatures
     from rtrain.data.split import ByTime
     from rtrain.data.tokens import Tokens
+    from rtrain.data.vocabularies import vocabulary_of
     from rtrain.data.words import Words
     from rtrain.duration import Duration
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
@@ -90,47 +91,26 @@ if TYPE_CHECKING:
     from rtrain.tracking import Tracking
     from rtrain.training.events import Callback
     from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
+    from rtrain.vocabulary import Vocabulary
 
 _HOMES = {
-    "rtrain.api": (
-        "Result",
-        "plan",
-        "serve",
-        "train",
-    ),
+    "rtrain.api": ("Result", "plan", "serve", "train"),
     "rtrain.cli": ("main",),
-    "rtrain.config": (
-        "diff",
-        "override",
-    ),
-    "rtrain.data.holdout": (
-        "LeaveOneOut",
-        "Random",
-        "RandomPerUser",
-    ),
+    "rtrain.config": ("diff", "override"),
+    "rtrain.data.holdout": ("LeaveOneOut", "Random", "RandomPerUser"),
     "rtrain.data.interactions": ("Interactions",),
     "rtrain.data.negatives": ("Negatives",),
     "rtrain.data.protocol": ("Data",),
-    "rtrain.data.retrieval": (
-        "Graph",
-        "Histories",
-        "Pairs",
-    ),
-    "rtrain.data.side": (
-        "Bins",
-        "SideFeatures",
-    ),
+    "rtrain.data.retrieval": ("Graph", "Histories", "Pairs"),
+    "rtrain.data.side": ("Bins", "SideFeatures"),
     "rtrain.data.split": ("ByTime",),
     "rtrain.data.tokens": ("Tokens",),
+    "rtrain.data.vocabularies": ("vocabulary_of",),
     "rtrain.data.words": ("Words",),
     "rtrain.duration": ("Duration",),
     "rtrain.export.column": ("predict_column",),
     "rtrain.export.encoders": ("Encoders",),
-    "rtrain.encodings": (
-        "Log1p",
-        "PiecewiseLinear",
-        "Quantiles",
-    ),
+    "rtrain.encodings": ("Log1p", "PiecewiseLinear", "Quantiles"),
     "rtrain.mesh": ("Parallel", "TableLayout"),
     "rtrain.metrics": (
         "AUC",
@@ -156,22 +136,9 @@ _HOMES = {
         "Recall",
         "RecallAt",
     ),
-    "rtrain.metrics.beyond": (
-        "Coverage",
-        "Diversity",
-        "Novelty",
-        "PopularityBias",
-        "Serendipity",
-    ),
-    "rtrain.metrics.language": (
-        "Perplexity",
-        "TokenLoss",
-    ),
-    "rtrain.metrics.text": (
-        "BLEU",
-        "ROUGE",
-        "TextPairs",
-    ),
+    "rtrain.metrics.beyond": ("Coverage", "Diversity", "Novelty", "PopularityBias", "Serendipity"),
+    "rtrain.metrics.language": ("Perplexity", "TokenLoss"),
+    "rtrain.metrics.text": ("BLEU", "ROUGE", "TextPairs"),
     "rtrain.metrics.state": ("Metric",),
     "rtrain.models.dcnv2": ("DCNv2",),
     "rtrain.models.decoder": ("Decoder",),
@@ -186,27 +153,14 @@ _HOMES = {
     "rtrain.models.mmoe": ("MMoE",),
     "rtrain.models.plan": ("Piece",),
     "rtrain.models.ple": ("PLE",),
-    "rtrain.models.protocol": (
-        "Blueprint",
-        "Model",
-        "Objective",
-    ),
+    "rtrain.models.protocol": ("Blueprint", "Model", "Objective"),
     "rtrain.models.ranking": ("RankingConfig",),
     "rtrain.models.retrieval": ("RetrievalConfig",),
     "rtrain.models.sasrec": ("SASRec",),
     "rtrain.models.text_tower": ("TextTower",),
     "rtrain.models.two_tower": ("TwoTower",),
-    "rtrain.moment": (
-        "Age",
-        "Moment",
-    ),
-    "rtrain.nn.tables": (
-        "Table",
-        "TableOptions",
-        "VECTORS",
-        "mask",
-        "sequence",
-    ),
+    "rtrain.moment": ("Age", "Moment"),
+    "rtrain.nn.tables": ("Table", "TableOptions", "VECTORS", "mask", "sequence"),
     "rtrain.objectives.bpr": ("BPR",),
     "rtrain.objectives.candidate_loss": ("CandidateLoss",),
     "rtrain.objectives.distilled": ("Distillation",),
@@ -216,40 +170,13 @@ _HOMES = {
     "rtrain.objectives.sampled_binary": ("SampledBinary",),
     "rtrain.objectives.sampled_softmax": ("SampledSoftmax",),
     "rtrain.objectives.weighted": ("WeightedSum",),
-    "rtrain.optim": (
-        "SGD",
-        "Adagrad",
-        "Adam",
-        "AdamW",
-        "RowWiseAdagrad",
-        "Schedule",
-    ),
-    "rtrain.run": (
-        "Checkpoint",
-        "Cluster",
-        "Evaluation",
-        "Faults",
-        "Handoff",
-        "Run",
-    ),
-    "rtrain.schema": (
-        "Dense",
-        "Embedding",
-        "Id",
-        "IdList",
-        "Label",
-        "Schema",
-        "IdSequence",
-    ),
+    "rtrain.optim": ("SGD", "Adagrad", "Adam", "AdamW", "RowWiseAdagrad", "Schedule"),
+    "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
+    "rtrain.schema": ("Dense", "Embedding", "Id", "IdList", "Label", "Schema", "IdSequence"),
     "rtrain.tracking": ("Tracking",),
     "rtrain.training.events": ("Callback",),
-    "rtrain.tuning": (
-        "Tuned",
-        "choice",
-        "loguniform",
-        "tune",
-        "uniform",
-    ),
+    "rtrain.vocabulary": ("Vocabulary",),
+    "rtrain.tuning": ("Tuned", "choice", "loguniform", "tune", "uniform"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -364,6 +291,7 @@ __all__ = [
     "Tracking",
     "Tuned",
     "TwoTower",
+    "Vocabulary",
     "WeightedSum",
     "Words",
     "__version__",
@@ -380,6 +308,7 @@ __all__ = [
     "train",
     "tune",
     "uniform",
+    "vocabulary_of",
 ]
 
 

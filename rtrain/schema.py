@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rtrain.encodings import LARGEST, Encoding
 from rtrain.errors import ConfigError
 from rtrain.moment import Age, Entity, Moment
+from rtrain.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +105,10 @@ class Id:
     """One categorical value a row, looked up in an embedding table.
 
     Give `rows` for integers 0..rows-1, or `vocabulary` for strings: the word at index i gets id
-    i + 1, and id 0 stands for a missing or unknown word. Or `rows` and `hashed`, for values that nobody has counted:
-    each gets the id that its hash gives, the same in every process and for ever, and id 0 stands for a missing one. Of
-    two values with one id a model cannot tell which it reads: n values on average share with n / rows others.
+    i + 1, and id 0 stands for a missing or unknown word; `vocabulary_file` is the same of a file. Or `rows` and
+    `hashed`, for values that nobody has counted: each gets the id that its hash gives, the same in every process and
+    for ever, and id 0 stands for a missing one. Of two values with one id a model cannot tell which it reads: n values
+    on average share with n / rows others.
     """
 
     name: str
@@ -117,14 +119,22 @@ class Id:
     """Rows of its table; ids are 0..rows-1. 0: take it from the vocabulary."""
     vocabulary: tuple[str, ...] = ()
     """The known words, for a column of strings."""
+    vocabulary_file: Vocabulary | None = None
+    """The known strings or whole numbers, in a file: millions, or those that `rtrain data prepare` has counted."""
+    numbered: bool = False
+    """Whether the data hold ids of `vocabulary_file` already, as prepared data do; requests hold the values."""
     hashed: Literal["words", "numbers"] | None = None
     """Whether values are hashed into the `rows`: strings, or whole numbers of any size."""
     table: str = ""
     """Table to look up in; features that name the same table share it. Empty: its own name."""
 
     def __post_init__(self) -> None:
-        if bool(self.rows) == bool(self.vocabulary):
-            raise ConfigError(f"feature {self.name!r}: give either rows (for integers) or vocabulary (for strings)")
+        if (bool(self.rows), bool(self.vocabulary), bool(self.vocabulary_file)).count(True) != 1:
+            raise ConfigError(
+                f"feature {self.name!r}: give either rows (for integers) or vocabulary (for strings) or vocabulary_file"
+            )
+        if self.numbered and not self.vocabulary_file:
+            raise ConfigError(f"feature {self.name!r}: numbered needs the vocabulary_file that its ids are of")
         if self.rows < 0:
             raise ConfigError(f"feature {self.name!r}: rows must be positive, got {self.rows}")
         if self.hashed and self.rows < 2:
@@ -140,6 +150,8 @@ class Id:
     @property
     def table_rows(self) -> int:
         """Rows of the table, the row of unknown words included."""
+        if self.vocabulary_file:
+            return self.vocabulary_file.size + 1
         return self.rows or len(self.vocabulary) + 1
 
     def arrow_type(self) -> pa.DataType:
@@ -149,12 +161,13 @@ class Id:
     @property
     def of_words(self) -> bool:
         """Whether its column holds strings."""
-        return bool(self.vocabulary) or self.hashed == "words"
+        of_file = self.vocabulary_file and self.vocabulary_file.kind == "words" and not self.numbered
+        return bool(self.vocabulary or of_file) or self.hashed == "words"
 
     @property
     def knows_missing(self) -> bool:
         """Whether a row of its table stands for a value that is not there."""
-        return bool(self.vocabulary or self.hashed)
+        return bool(self.vocabulary or self.vocabulary_file or self.hashed)
 
 
 ANY_LENGTH = 1_000_000
@@ -170,6 +183,11 @@ class IdList(Id):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.numbered:
+            raise ConfigError(
+                f"feature {self.name!r}: a list is not numbered beforehand, since a request could not say its id 0. "
+                "Let the data hold the values"
+            )
         if self.max_length < 1:
             raise ConfigError(f"feature {self.name!r}: max_length must be at least 1, got {self.max_length}")
 

@@ -17,8 +17,11 @@ _told = False
 """Whether it was SIGTERM that interrupted."""
 
 
-def guarded(work: Callable[[], int], *, as_json: bool) -> int:
-    """Run a verb; a user's mistake becomes one line, anything unforeseen keeps its traceback."""
+def guarded(work: Callable[[], int], *, as_json: bool, again: str = "goes on from the last checkpoint") -> int:
+    """Run a verb; a user's mistake becomes one line, anything unforeseen keeps its traceback.
+
+    `again`: what the same command does after an interruption.
+    """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _told_to_stop) if in_main else None
     try:
@@ -34,7 +37,7 @@ def guarded(work: Callable[[], int], *, as_json: bool) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         why, code = ("told to stop (SIGTERM)", 143) if _told else ("interrupted", 130)
-        print(f"{why}; the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        print(f"{why}; the same command {again}", file=sys.stderr, flush=True)
         if as_json:
             print(json.dumps({"error": why, "exit_code": code}), flush=True)
         return code

@@ -19,7 +19,7 @@ RECIPE = "path of the recipe's Python file"
 def console() -> None:
     """The `rtrain` command."""
     given = sys.argv[1:]
-    sys.exit(guarded(lambda: _console(given), as_json="--json" in given))
+    sys.exit(guarded(lambda: _console(given), as_json="--json" in given, again="does it, or goes on"))
 
 
 def _console(given: list[str]) -> int:

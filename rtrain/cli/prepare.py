@@ -18,6 +18,7 @@ def run(options: argparse.Namespace) -> Prepared:
         time=options.time,
         vocabularies=tuple(options.vocabulary),
         min_count=options.min_count,
+        label=options.label,
         text=tuple(options.text),
         aggregates=tuple(map(parse, options.aggregate)),
         memory_gb=options.memory_gb,

@@ -188,6 +188,7 @@ PREPARE = (
         metavar="COLUMN",
         help="its values become rows of a table: 1 the most frequent, 0 what is missing or rare; may be repeated",
     ),
+    Argument("--label", default="", metavar="COLUMN", help="what the proposed schema predicts (default: you name it)"),
     Argument("--min-count", type=int, default=1, help="how often a value must come for a row of its own (default: 1)"),
     Argument(
         "--text", action="append", default=[], metavar="COLUMN", help="words, whatever they look like; may be repeated"

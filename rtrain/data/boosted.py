@@ -23,6 +23,7 @@ from rtrain.data.made import ages, moment_ids
 from rtrain.data.means import numbered
 from rtrain.data.place import Place, plain
 from rtrain.data.split import Split
+from rtrain.data.vocabularies import known_of
 from rtrain.errors import DataError
 from rtrain.metrics.state import Scored, Valued
 from rtrain.moment import Age, Moment
@@ -139,6 +140,8 @@ def _column(feature: Feature, table: pa.Table, schema: Schema) -> NDArray[np.flo
         found = pc.list_value_length(column)
     elif isinstance(feature, Id) and feature.vocabulary:
         found = pc.index_in(column.cast(pa.string()), value_set=pa.array(feature.vocabulary))
+    elif isinstance(feature, Id) and feature.vocabulary_file and not feature.numbered:
+        return known_of(feature.vocabulary_file).ids(plain(column, feature.arrow_type())).astype(np.float64)
     elif isinstance(feature, Id) and feature.hashed:
         return into_rows(plain(column, feature.arrow_type()), feature.rows).astype(np.float64)
     else:

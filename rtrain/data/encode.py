@@ -17,6 +17,7 @@ from rtrain.data.hashed import hashes, into_rows
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.moments import ago, moments
 from rtrain.data.place import Place, first, plain
+from rtrain.data.vocabularies import known_of
 from rtrain.errors import DataError, did_you_mean
 from rtrain.moment import Age, Moment
 from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
@@ -212,22 +213,29 @@ def _ids(column: pa.ChunkedArray, feature: Id, at: Place, offsets: NDArray[np.in
         known = pa.array(feature.vocabulary, column.type)
         found: NDArray[np.int32] = pc.index_in(column, value_set=known).fill_null(-1).to_numpy()
         return found + np.int32(1)
+    if feature.vocabulary_file and not feature.numbered:
+        return known_of(feature.vocabulary_file).ids(column)
     if feature.hashed:
         return into_rows(column, feature.rows)
-    values: NDArray[np.integer] = column.to_numpy()
-    if len(values) and (values.min() < 0 or values.max() >= feature.rows):
-        index = first((values < 0) | (values >= feature.rows))
+    rows = feature.table_rows
+    values: NDArray[np.integer] = (column.fill_null(0) if column.null_count else column).to_numpy()
+    if len(values) and (values.min() < 0 or values.max() >= rows):
+        index = first((values < 0) | (values >= rows))
         raise at.refuse(
             f"{what} has id {values[index]}",
             row_of(index),
-            f", but table {feature.table_name!r} has rows={feature.rows} (valid 0..{feature.rows - 1})",
+            f", but table {feature.table_name!r} has rows={rows} (valid 0..{rows - 1})",
         )
-    return values.astype(np.int32 if feature.rows <= 2**31 else np.int64, copy=False)
+    return values.astype(np.int32 if rows <= 2**31 else np.int64, copy=False)
 
 
 def _groups(column: pa.ChunkedArray, feature: Id, ids: NDArray[np.integer]) -> NDArray[np.int64]:
     """`Batch.group` of rows with these ids: one number a raw value, the same in every window and on every rank."""
     groups = ids.astype(np.int64)
+    if feature.vocabulary_file and not feature.numbered:
+        column = plain(column, feature.arrow_type())
+        others: NDArray[np.int64] = hashes(pa.table({"value": column})).view(np.int64) | np.iinfo(np.int64).min
+        return np.where((groups == 0) & column.is_valid().to_numpy(), others, groups)
     if feature.hashed:  # values that share a row are somebody of their own each
         column = plain(column, feature.arrow_type())
         bits: NDArray[np.int64] = hashes(pa.table({"value": column})).view(np.int64)

@@ -20,7 +20,8 @@ def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Sch
         DataError: such a value; names file, row, feature and value.
     """
     within: dict[str, tuple[float, float]]
-    within = {f.name: (0, f.table_rows - 1) for f in schema.ids if isinstance(f, Id) and not f.knows_missing}
+    stored = [f for f in schema.ids if isinstance(f, Id) and (f.numbered or not f.knows_missing)]
+    within = {f.name: (0, f.table_rows - 1) for f in stored}
     within |= {label.name: (0, 1) if label.kind == "binary" else (-LARGEST, LARGEST) for label in schema.labels}
     within |= {schema.weight: (0, LARGEST), schema.teacher: (-LARGEST, LARGEST)}
     within |= {f.name: f.reach() for f in schema.dense if isinstance(f, Dense)}

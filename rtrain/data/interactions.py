@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import pyarrow as pa
@@ -33,11 +33,12 @@ from rtrain.data.protocol import Data
 from rtrain.data.reader import scanned
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, refuse_disorder, trained_on
+from rtrain.data.vocabularies import known_of
 from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.moment import Age
 from rtrain.rounding import ceil_div
-from rtrain.schema import Dense, Embedding, Feature, IdList, Schema
+from rtrain.schema import Dense, Embedding, Feature, Id, IdList, Schema
 
 MOST_ROWS = 1_000_000
 """Training rows that edges are taken from."""
@@ -298,6 +299,13 @@ class Interactions(Data):
 
         return replace(self, schema=replace(self.schema, features=tuple(map(with_edges, self.schema.features))))
 
+    def absolute(self) -> Self:
+        """As `Data`; of a text of Criteo's too."""
+        text = self.source.removeprefix(criteo.OF_TEXT)
+        if text != self.source and "://" not in text:
+            return replace(self, source=criteo.OF_TEXT + str(Path(text).absolute()))
+        return super().absolute()
+
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.
 
@@ -322,6 +330,9 @@ class Interactions(Data):
         if self.schema.time and self.schema.time not in stored.schema.names:
             near = did_you_mean(self.schema.time, stored.schema.names)
             raise DataError(f"{stored.uri}: the time column {self.schema.time!r} (schema.time) is missing{near}")
+        for feature in self.schema.ids:
+            if isinstance(feature, Id) and feature.vocabulary_file:
+                known_of(feature.vocabulary_file)  # one that is not there, or another version, is told now
         rows, ranges = self.split.part(stored, self.schema.time, user_column(self.schema))
         ranges["train"] = trained_on(ranges["train"], self.train_rows)
         return Dataset(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -20,13 +21,15 @@ from torch import Tensor
 from rtrain import config
 from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
+from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, DataError
-from rtrain.export.request import json_schema, row_model
+from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.models.ranking import RankingConfig
-from rtrain.schema import Schema
+from rtrain.schema import Id, Schema
 from rtrain.scratch import Scratch
 from rtrain.storage import Folder, sha256_of
 from rtrain.version import VERSION
+from rtrain.vocabulary import Vocabulary
 
 FORMAT = 1
 
@@ -56,6 +59,8 @@ def export(
     check()
     folder.discard(HEAD)
     files = write_weights(folder, stored, check)
+    for vocabulary in vocabularies_of(schema):
+        files |= put(folder, _file_of(vocabulary), partial(_copy, vocabulary), check)
     check()
     folder.write_json("input.schema.json", json_schema(schema))
     folder.write_json(
@@ -90,6 +95,21 @@ def put(folder: Folder, name: str, write: Callable[[Path], object], check: Calla
         check()
         folder.adopt(scratch / name, name)
     return found
+
+
+def vocabularies_of(schema: Schema) -> list[Vocabulary]:
+    """Those that its features have in files, each once."""
+    found = [f.vocabulary_file for f in schema.ids if isinstance(f, Id) and f.vocabulary_file]
+    return list({vocabulary.sha256: vocabulary for vocabulary in found}.values())
+
+
+def _file_of(vocabulary: Vocabulary) -> str:
+    return f"vocabulary-{vocabulary.sha256[:16]}.parquet"
+
+
+def _copy(vocabulary: Vocabulary, to: Path) -> None:
+    values = pa.table({"value": known_of(vocabulary).values})
+    pq.write_table(values.replace_schema_metadata({DIGEST: vocabulary.sha256}), to, write_page_checksum=True)
 
 
 def _packs(stored: Stored) -> Iterator[dict[str, Tensor]]:
@@ -153,9 +173,15 @@ class Predictor:
         self.schema: Schema = config.from_dict(self.head["schema"])
         model_config: RankingConfig = config.from_dict(self.head["model"])
         self.model = model_config.build(self.schema, seed=0)
+        self.asked = asked_of(self.schema)
+        """What requests hold."""
         weights: dict[str, Tensor] = {}
-        for _, local in fetched(uri, self.head):
-            weights |= load_file(local)
+        vocabularies = {_file_of(one): one for one in vocabularies_of(self.schema)}
+        for name, local in fetched(uri, self.head):
+            if name in vocabularies:
+                adopt(vocabularies[name], local)
+            else:
+                weights |= load_file(local)
         self.model.load_state_dict(weights)
         self.model.eval()
         self.rows = row_model(self.schema)
@@ -169,22 +195,27 @@ class Predictor:
         """
         if not rows:
             return []
-        wanted = self.schema.arrow(label=False)
+        wanted = self.asked.arrow(label=False)
         try:
             table = pa.Table.from_pylist([{n: row.get(n) for n in wanted.names} for row in rows], schema=wanted)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError) as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
-        outputs = self.outputs(table, where="request", first_row=0)
+        outputs = self._of(table, self.asked, where="request", first_row=0)
         answers: list[Prediction] = self.model.objective.link(outputs).tolist()
         return answers
 
     @torch.inference_mode()
     def outputs(self, table: pa.Table, *, where: str, first_row: int) -> Tensor:
-        """Logits, or numbers, float32 [rows] or [rows, labels]; `where` and `first_row`: as messages name the rows.
+        """Logits, or numbers, float32 [rows] or [rows, labels], of rows as the data hold them.
+
+        `where` and `first_row`: as messages name the rows.
 
         Raises:
             DataError: as `predict`; columns that the schema does not name are left out.
         """
-        columns = encode(table, self.schema, label=False, where=where, first_row=first_row)
+        return self._of(table, self.schema, where=where, first_row=first_row)
+
+    def _of(self, table: pa.Table, schema: Schema, *, where: str, first_row: int) -> Tensor:
+        columns = encode(table, schema, label=False, where=where, first_row=first_row)
         outputs: Tensor = self.model(columns.batch(global_rows=columns.rows))
         return outputs

@@ -1,14 +1,17 @@
 """One request row as a pydantic model, made from the schema that the model was trained with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from rtrain.data.moments import in_seconds
+from rtrain.data.vocabularies import known_of
 from rtrain.encodings import LARGEST
 from rtrain.moment import FIRST_SECOND, LAST_SECOND, Age, Moment
 from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Schema
@@ -16,8 +19,15 @@ from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Schema
 Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
 
 
+def asked_of(schema: Schema) -> Schema:
+    """The schema of requests: whose data were numbered beforehand, they hold the values."""
+    plain = (replace(f, numbered=False) if isinstance(f, Id) and f.numbered else f for f in schema.features)
+    return replace(schema, features=tuple(plain))
+
+
 def row_model(schema: Schema) -> type[BaseModel]:
     """The model that validates a row: unknown keys refused, ids within their tables."""
+    schema = asked_of(schema)
     fields: dict[str, Any] = {}
     for feature in schema.features:
         if isinstance(feature, Moment | Age):
@@ -106,10 +116,12 @@ def _fits(feature: Dense) -> Callable[[float], float]:
 
 
 def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
-    least, most = (-(2**63), 2**63) if feature.hashed else (0, feature.table_rows)
+    least, most = (-(2**63), 2**63) if feature.hashed or feature.vocabulary_file else (0, feature.table_rows)
     one: Any = str if feature.of_words else Annotated[int, Field(ge=least, lt=most)]
     if feature.vocabulary:
         doc += f"; known: {', '.join(feature.vocabulary)}"
+    if feature.vocabulary_file:
+        doc += f"; {feature.vocabulary_file.size:,} are known"
     if not isinstance(feature, IdList):
         # A missing word reads the table's row of unknown words; a missing integer has no such row.
         return (one | None, Field(None, description=doc)) if feature.knows_missing else (one, Field(description=doc))
@@ -128,6 +140,16 @@ def rows_of(table: pa.Table, schema: Schema) -> list[dict[str, Any]]:
     What is null is left out: a request knows no null list, and what is left out means the same.
     """
     asked = table.select(schema.arrow(label=False).names)
+    for feature in schema.ids:
+        if isinstance(feature, Id) and feature.numbered:
+            asked = asked.set_column(asked.column_names.index(feature.name), feature.name, _values(asked, feature))
     for name in schema.clocks:
         asked = asked.set_column(asked.column_names.index(name), name, in_seconds(asked.column(name)))
     return [{k: v for k, v in row.items() if v is not None} for row in asked.to_pylist()]
+
+
+def _values(table: pa.Table, feature: Id) -> pa.Array:
+    """What the ids of a column stand for; of id 0 a null."""
+    assert feature.vocabulary_file is not None
+    known, ids = known_of(feature.vocabulary_file).values, table[feature.name].combine_chunks()
+    return known.take(pc.if_else(pc.greater(ids, 0), pc.subtract(ids, 1), None))

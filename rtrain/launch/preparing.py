@@ -50,6 +50,7 @@ def prepare(config: Prepare, *, say: Callable[[str], None] = lambda _: None, pro
         raise DataError(f"{config.out}: it is not empty. Give a new folder")
     files = find_files(config.source)
     source = [[path, size] for path, size in zip(files.paths, files.sizes, strict=True)]
+    reading.refuse_unnamed(config, files)
     _begin(config, under_way, source, say)
     with ray_session(Cluster(workers=1)):
         stages = _Stages(config, under_way, progress)
@@ -193,7 +194,7 @@ def _publish(config: Prepare, source: list[Any], words: list[Any], data: list[An
         rows=sum(one["rows"] for one in data),
         files=len(data),
         fingerprint=fingerprint(digests),
-        schema=schema(config, found, {one["column"]: one["rows"] for one in words}),
+        schema=schema(config, found, {one["column"]: one for one in words}),
     )
     record = {"config": to_dict(config), "source": source, "fingerprint": made.fingerprint, "files": digests}
     whole.write_json("prepared.json", record)

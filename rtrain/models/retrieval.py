@@ -11,9 +11,10 @@ from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint, Model
-from rtrain.nn.tables import Initial, Table, located
+from rtrain.nn.tables import Initial, Table
 from rtrain.objectives.bpr import BPR
 from rtrain.objectives.candidate_loss import CandidateLoss
+from rtrain.storage.paths import located
 
 
 def longest_of(positions: int, negatives: int) -> dict[str, int]:

@@ -3,7 +3,6 @@
 Light to import: configs and plans need no torchrec, which takes seconds to load (see `nn.bags`).
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from rtrain.errors import ConfigError
 from rtrain.rounding import ceil_div
+from rtrain.storage.paths import located
 
 VECTORS = "vectors"
 """Name of the vectors of all features that have one a row, side by side, [B, V]."""
@@ -78,11 +78,6 @@ class TableOptions:
             )
         if self.scale is not None and not self.scale > 0:
             raise ConfigError(f"model.tables: the scale of table {self.table!r} must be positive, got {self.scale}")
-
-
-def located(uri: str) -> str:
-    """A local path made absolute, so that it means the same in every process; empty as it is."""
-    return os.path.abspath(uri) if uri and "://" not in uri else uri
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from rtrain import Dense, Id, Interactions, Label, Schema
+import rtrain
+from rtrain import Interactions
 from rtrain.data.prepare import Prepare, parse
 from rtrain.errors import DataError
 from rtrain.launch.preparing import prepare
@@ -140,13 +141,21 @@ def test_several_slices_and_buckets_give_the_same_rows(tmp_path: Path, monkeypat
 
 
 def test_a_run_reads_it(tmp_path: Path) -> None:
-    prepare(config(stored(tmp_path / "in", rows(600), "csv"), tmp_path / "out"), progress=False)
-    schema = Schema(
-        features=(Id(name="item", rows=5), Dense(name="user_count_2d"), Dense(name="item_score_mean")),
-        label=Label(name="label"),
-        time="at",
-    )
-    assert Interactions(source=str(tmp_path / "out" / "data"), schema=schema).open().rows("train") > 400
+    """The proposed schema as it is printed: nobody numbers anything, and no label is among the features."""
+    asked = config(stored(tmp_path / "in", rows(600), "csv"), tmp_path / "out", label="label")
+    made = prepare(asked, progress=False)
+    names: dict[str, Any] = {name: getattr(rtrain, name) for name in ("Dense", "Id", "Label", "Schema", "Vocabulary")}
+    exec(made.schema, names)
+    schema = names["schema"]
+    assert schema.label.name == "label" and "label" not in [f.name for f in schema.features]
+    numbered = {f.name: f.vocabulary_file for f in schema.ids}
+    assert set(numbered) == set(asked.vocabularies)
+    for name, known in numbered.items():
+        assert known == rtrain.vocabulary_of(f"{tmp_path}/out/vocabularies/{name}.parquet")
+    data = Interactions(source=f"{tmp_path}/out/data", schema=schema).open()
+    assert data.rows("train") > 400
+    batch, _ = next(iter(data.reader(global_batch=64, seed=0, rank=0, world_size=1)))
+    assert batch.ids.values.max() > 0
 
 
 @pytest.mark.slow
@@ -178,6 +187,7 @@ def test_killed_and_started_again_it_makes_the_same_bytes(tmp_path: Path, ray_te
     ("change", "message"),
     [
         ({"time": "att"}, "there is no column 'att' (--time); did you mean 'at'?"),
+        ({"label": "lable"}, "there is no column 'lable' (--label); did you mean 'label'?"),
         ({"time": "item", "vocabularies": ()}, "'item' holds words, and no times"),
         ({"time": "score"}, "'score' is missing. Fill it, or drop the row"),
         ({"aggregates": (parse("mean(user, item)"),)}, "holds words, and a mean is of numbers"),
@@ -189,6 +199,8 @@ def test_what_does_not_fit_is_said_in_one_line(change: dict[str, Any], message: 
         prepare(config(source, tmp_path / "out", **change), progress=False)
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+    if "no column" in message:  # told by the headers, before anything is read
+        assert not (tmp_path / "out.partial").exists()
 
 
 def test_a_column_of_numbers_and_words_is_refused_and_read_as_words_where_asked(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ class Prepare:
     or rarer than `min_count`."""
     min_count: int = 1
     """How often a value must come for a row of its own."""
+    label: str = ""
+    """Column that the proposed schema predicts; empty: whoever pastes it says."""
     text: tuple[str, ...] = ()
     """Columns that are words, whatever they look like."""
     aggregates: tuple[Aggregate, ...] = ()
@@ -36,6 +38,8 @@ class Prepare:
             raise ConfigError(f"prepare: min_count must be at least 1, got {self.min_count}")
         if not self.memory_gb > 0:
             raise ConfigError(f"prepare: memory_gb must be positive, got {self.memory_gb:g}")
+        if self.label and self.label in (self.time, *self.vocabularies):
+            raise ConfigError(f"prepare: {self.label!r} is the label, and not the time or one with a vocabulary")
         if self.time in self.vocabularies:
             raise ConfigError(f"prepare: {self.time!r} is the time, and cannot have a vocabulary")
         for name, given in (("vocabularies", self.vocabularies), ("text", self.text)):
@@ -66,7 +70,7 @@ class Prepare:
 
     def named(self) -> dict[str, str]:
         """Each column that must be in the source, and who asks for it."""
-        asked = {self.time: "--time"}
+        asked = {self.time: "--time"} | ({self.label: "--label"} if self.label else {})
         for names, option in ((self.vocabularies, "--vocabulary"), (self.text, "--text")):
             asked |= dict.fromkeys(names, option)
         for one in self.aggregates:

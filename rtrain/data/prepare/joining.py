@@ -6,15 +6,13 @@ from rtrain.data.duck import quoted
 from rtrain.data.prepare import statistics
 from rtrain.data.prepare.aggregates import select
 from rtrain.data.prepare.config import Prepare
-from rtrain.data.prepare.place import database, fetch, file_of, table, write
+from rtrain.data.prepare.place import MOST_ROWS, database, fetch, file_of, table, write
 from rtrain.data.prepare.reading import SAMPLED
 
 SLICE_ROWS = 1 << 20
 """Rows of a file of the output, about: a moment's rows stay together."""
 BUCKET_ROWS = 1 << 20
 """Rows whose keys are worked on at once, about: a key's rows stay together."""
-SLICE = 1 << 40
-"""More rows than a slice has: a row's position is SLICE times its slice's number, and its place in the slice."""
 
 
 def cuts(chunks: list[dict[str, Any]]) -> list[list[int]]:
@@ -33,7 +31,7 @@ def slice_rows(
     file = f"{number:05d}.parquet"
     with database(config) as connection:
         connection.execute(
-            f"CREATE TEMP TABLE slice AS SELECT *, row_number() OVER () - 1 + {number * SLICE} AS _pos FROM "
+            f"CREATE TEMP TABLE slice AS SELECT *, row_number() OVER () - 1 + {number * MOST_ROWS} AS _pos FROM "
             f"(SELECT * FROM {table(config, *names)} WHERE _t BETWEEN {ends[0]} AND {ends[1]} "
             f"ORDER BY _t, {quoted(config.time)}, _row)"
         )
@@ -69,7 +67,7 @@ def finish(
     `every`: one row in so many gives its values for the quantiles; `before`: rows of the slices before.
     """
     file = f"{number:05d}.parquet"
-    within = f"_pos BETWEEN {number * SLICE} AND {number * SLICE + rows - 1}"
+    within = f"_pos BETWEEN {number * MOST_ROWS} AND {number * MOST_ROWS + rows - 1}"
     joins, listed = [], []
     for index, name in enumerate(columns):
         if name not in config.vocabularies:

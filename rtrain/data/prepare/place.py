@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection as Connection
 
 
+MOST_ROWS = 1 << 40
+"""More than a file or a slice has: a row's number is MOST_ROWS times its file's or slice's, and its place in it."""
+
+
 def partial(config: Prepare) -> str:
     """The folder of what is under way."""
     return f"{config.out.rstrip('/')}.partial"
@@ -41,12 +45,12 @@ def database(config: Prepare, filesystem: Any = None) -> Iterator["Connection"]:
         yield connection
 
 
-def table(config: Prepare, *names: str, options: str = "") -> str:
+def table(config: Prepare, *names: str) -> str:
     """SQL of the rows of Parquet files of the folder."""
     folder = Folder(partial(config))
     paths = (f"{folder.path}/{name}" for name in names)
     listed = ", ".join(literal(path if folder.is_local else str(folder.fs.unstrip_protocol(path))) for path in paths)
-    return f"read_parquet([{listed}], hive_partitioning=false{options})"
+    return f"read_parquet([{listed}], hive_partitioning=false)"
 
 
 def fetch(connection: "Connection", sql: str) -> pa.Table:

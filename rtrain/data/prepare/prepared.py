@@ -34,29 +34,43 @@ def fingerprint(digests: dict[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
 
 
-def schema(config: Prepare, found: dict[str, dict[str, Any]], vocabularies: dict[str, int]) -> str:
-    """Features of columns whose kind leaves no doubt; the label is the writer's to name."""
+def schema(config: Prepare, found: dict[str, dict[str, Any]], vocabularies: dict[str, dict[str, Any]]) -> str:
+    """Features of columns whose kind leaves no doubt; the label is the writer's to name, if `config.label` does not."""
     lines, left = [], []
+    folder = config.out.rstrip("/")
     for name, of in found.items():
+        if name in (config.time, config.label):
+            continue
         if name in vocabularies:
+            one = vocabularies[name]
             entity = next((e for e in ("user", "item") if name.lower().startswith(e)), "")
-            whose = f", entity={entity!r}" if entity else ""
-            lines.append(f"        Id(name={name!r}{whose}, rows={vocabularies[name] + 1}),")
-        elif name != config.time and of.get("std"):
+            whose = f" entity={entity!r}," if entity else ""
+            lines += [
+                "        Id(",
+                f"            name={name!r},{whose} numbered=True,",
+                "            vocabulary_file=Vocabulary(",
+                f"                file={folder + '/' + one['file']!r},",
+                f"                size={one['rows']}, kind={one['kind']!r},",
+                f"                sha256={one['digest']!r},",
+                "            ),",
+                "        ),",
+            ]
+        elif of.get("std"):
             missing = f", missing={of['mean']:.6g}" if of["nulls"] else ""
             lines.append(f"        Dense(name={name!r}, mean={of['mean']:.6g}, std={of['std']:.6g}{missing}),")
-        elif name != config.time:
+        else:
             left.append(name)
     comment = [f"# Left out, as neither numbers that vary nor of a vocabulary: {', '.join(left)}"] if left else []
+    if not config.label:
+        comment.append("# Take the label's column out of the features, and name it (--label does).")
     return "\n".join(
         [
             *comment,
-            "# Take the label's column out of the features, and name it.",
             "schema = Schema(",
             "    features=(",
             *lines,
             "    ),",
-            "    label=Label(name=...),",
+            f"    label=Label(name={config.label!r})," if config.label else "    label=Label(name=...),",
             f"    time={config.time!r},",
             ")",
         ]

@@ -1,7 +1,5 @@
 """The first stages: files -> chunks of rows as they are stored -> chunks of typed rows in the order of time."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -11,8 +9,9 @@ import pyarrow as pa
 from rtrain.data.duck import quoted
 from rtrain.data.files import Files
 from rtrain.data.prepare.config import Prepare
-from rtrain.data.prepare.place import database, fetch, file_of, table, write
-from rtrain.data.prepare.types import cast, kind_of_text, kind_of_type, moment
+from rtrain.data.prepare.place import MOST_ROWS, database, fetch, file_of, table, write
+from rtrain.data.prepare.types import cast, kind_of_text, kind_of_type, moment, refuse_missing
+from rtrain.data.vocabularies import DIGEST, digest_of
 from rtrain.errors import DataError
 from rtrain.moment import FIRST_SECOND, LAST_SECOND
 
@@ -24,19 +23,42 @@ CHUNK_ROWS = 1 << 20
 BATCH_ROWS = 1 << 16
 SAMPLED = 1024
 """Of each chunk every so-manieth moment decides where the output's files part."""
-FILE_ROWS = 1 << 40
-"""More rows than a file has: a row's number is FILE_ROWS times its file's, and its place in the file."""
+
+
+def refuse_unnamed(config: Prepare, files: Files) -> None:
+    """Refuse a misspelt column before the files are read: their headers are, until all that is named was there.
+
+    Raises:
+        DataError: as `refuse_missing`, or a file that cannot be read.
+    """
+    found = dict[str, str]()
+    with database(config, files.filesystem) as connection:
+        for number in range(len(files.paths)):
+            found |= _stored(connection, _alone(files, number))
+            if set(config.named()) <= set(found):
+                return
+    refuse_missing(config, found)
+
+
+def _alone(files: Files, number: int) -> Files:
+    return Files(files.uri, files.kind, (files.paths[number],), files.filesystem, (None,), files.partitioned)
+
+
+def _stored(connection: "Connection", one: Files) -> dict[str, str]:
+    """Of each column of a file DuckDB's type."""
+    described = connection.execute(
+        f"DESCRIBE SELECT * FROM {one.source(whole=True)}", {"files": list(one.paths)}
+    ).fetchall()
+    return {row[0]: "VARCHAR" if row[1].startswith("ENUM") else row[1] for row in described}
 
 
 def read(config: Prepare, files: Files, number: int) -> dict[str, Any]:
     """File `number` of the source -> `read/<file>-<chunk>.parquet`, and what was seen in each chunk."""
-    one = Files(files.uri, files.kind, (files.paths[number],), files.filesystem, (None,), files.partitioned)
+    one = _alone(files, number)
     given = {"files": list(one.paths)}
     chunks: list[dict[str, Any]] = []
     with database(config, files.filesystem) as connection:
-        source = one.source(whole=True)
-        described = connection.execute(f"DESCRIBE SELECT * FROM {source}", given).fetchall()
-        stored = {row[0]: "VARCHAR" if row[1].startswith("ENUM") else row[1] for row in described}
+        source, stored = one.source(whole=True), _stored(connection, one)
         listed = ", ".join(
             f"CAST({quoted(n)} AS {'DOUBLE' if kind_of_type(k) == 'float' else k}) AS {quoted(n)}"
             for n, k in stored.items()
@@ -104,7 +126,7 @@ def type_rows(config: Prepare, types: dict[str, str], file: int, where: str, chu
     with database(config) as connection:
         connection.execute(
             f"CREATE TEMP TABLE typed AS SELECT *, {moment(config.time, types[config.time])} AS _t FROM "
-            f"(SELECT {listed}, row_number() OVER () - 1 + {file * FILE_ROWS + chunk['first']} AS _row "
+            f"(SELECT {listed}, row_number() OVER () - 1 + {file * MOST_ROWS + chunk['first']} AS _row "
             f"FROM {table(config, f'read/{name}')})"
         )
         _check(connection, config, types, where)
@@ -138,7 +160,7 @@ def _check(connection: "Connection", config: Prepare, types: dict[str, str], whe
         asks += [(f"NOT isfinite({quoted(name)})", name, "is no finite number, and a mean is of such") for name in of]
     for wrong, column, why in asks:
         row = connection.execute(
-            f"SELECT _row % {FILE_ROWS}, CAST({quoted(column)} AS VARCHAR) FROM typed WHERE {wrong} "
+            f"SELECT _row % {MOST_ROWS}, CAST({quoted(column)} AS VARCHAR) FROM typed WHERE {wrong} "
             "ORDER BY _row LIMIT 1"
         ).fetchone()
         if row:
@@ -157,13 +179,9 @@ def vocabulary(config: Prepare, column: str, chunks: list[str]) -> dict[str, Any
             f"GROUP BY value HAVING sum(count) >= {config.min_count} ORDER BY sum(count) DESC, value",
         )
     digest = digest_of(rows["value"])
-    sha256 = write(config, f"whole/vocabularies/{name}", rows, {"rtrain.vocabulary": digest})
-    return {"column": column, "file": f"vocabularies/{name}", "rows": rows.num_rows, "digest": digest, "sha256": sha256}
-
-
-def digest_of(values: pa.ChunkedArray) -> str:
-    """sha256, in hex, of the values in the order of their rows: each as JSON (UTF-8, not escaped) and a line's end."""
-    digest = hashlib.sha256()
-    for chunk in values.chunks:
-        digest.update("".join(json.dumps(v, ensure_ascii=False) + "\n" for v in chunk.to_pylist()).encode())
-    return digest.hexdigest()
+    sha256 = write(config, f"whole/vocabularies/{name}", rows, {DIGEST.decode(): digest})
+    kind = "words" if pa.types.is_string(rows["value"].type) else "numbers"
+    return {
+        "column": column, "file": f"vocabularies/{name}", "rows": rows.num_rows, "kind": kind, "digest": digest,
+        "sha256": sha256,
+    }  # fmt: skip

@@ -34,7 +34,8 @@ def of_slice(connection: "Connection", rows: pa.Table, every: int, before: int) 
             values = rows[field.name].cast(pa.float64(), safe=False).drop_null().to_numpy()
             mean = float(values.mean()) if len(values) else 0.0
             squares = float(((values - mean) ** 2).sum())
-            sample = rows[field.name].slice(-before % every).to_pylist()[::every]
+            own = rows[field.name].slice(-before % every)
+            sample = own.take(pa.array(range(0, len(own), every), pa.int64())).to_pylist()
             one |= {"mean": mean, "squares": squares, "sample": [_plain(v) for v in sample if v is not None]}
         found[field.name] = one
     connection.unregister("made")
@@ -72,7 +73,7 @@ def _combined(parts: list[dict[str, Any]], rows: list[int]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: a time as ISO 8601, a number that is none as its name."""
+    """As JSON has it: a time as ISO 8601, a number that is not finite as null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, int | float | str | None) else str(value)

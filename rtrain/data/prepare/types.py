@@ -4,6 +4,7 @@ A first few thousand rows do not decide: of text each value's kind is counted, a
 each other.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +72,18 @@ def seen(chunks: list[dict[str, Any]]) -> dict[str, Seen]:
     return found
 
 
+def refuse_missing(config: Prepare, columns: Collection[str]) -> None:
+    """Refuse a source without a column that the config names.
+
+    Raises:
+        DataError: the first such column, with the closest that there is.
+    """
+    for name, asker in config.named().items():
+        if name not in columns:
+            near = did_you_mean(name, columns) or f". The columns are {', '.join(columns)}"
+            raise DataError(f"{config.source}: there is no column {name!r} ({asker}){near}")
+
+
 def settled(config: Prepare, chunks: list[dict[str, Any]]) -> dict[str, str]:
     """The SQL type of each column that the output takes from the source.
 
@@ -78,10 +91,7 @@ def settled(config: Prepare, chunks: list[dict[str, Any]]) -> dict[str, str]:
         DataError: a column that is not there, that holds several kinds of values, or that is not what it is needed for.
     """
     columns = seen(chunks)
-    for name, asker in config.named().items():
-        if name not in columns:
-            near = did_you_mean(name, columns) or f". The columns are {', '.join(columns)}"
-            raise DataError(f"{config.source}: there is no column {name!r} ({asker}){near}")
+    refuse_missing(config, columns)
     for name in columns:
         if name.startswith("_") and name in ("_t", "_row", "_pos", "_bucket"):
             raise DataError(f"{config.source}: a column is named {name!r}, which is taken here. Rename it")
