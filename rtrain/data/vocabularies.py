@@ -40,21 +40,23 @@ class Known:
 
     def ids(self, column: pa.ChunkedArray) -> NDArray[np.integer]:
         """[N]: of each value its place + 1, and 0 of one that is null or not there; int32 if no id is larger."""
+        coded = column.combine_chunks().dictionary_encode()  # of what is there several times, one look
         wide = np.int32 if len(self.values) < 2**31 else np.int64
+        found: NDArray[np.integer] = np.append(self._places(coded.dictionary) + 1, 0).astype(wide)
+        ids: NDArray[np.integer] = found[coded.indices.fill_null(len(coded.dictionary)).to_numpy()]
+        return ids
+
+    def _places(self, values: pa.Array) -> NDArray[np.int64]:
+        """Of values without a null, each one's place, or -1."""
         if self._clash:
-            found: NDArray[np.int64] = pc.index_in(column, value_set=self.values).fill_null(-1).to_numpy()
-            return (found + 1).astype(wide)
-        if self._words:
-            keys = hashes(pa.table({"value": column}))
-        else:
-            keys = pc.fill_null(column, 0).to_numpy()
+            clashing: NDArray[np.int64] = pc.index_in(values, value_set=self.values).fill_null(-1).to_numpy()
+            return clashing
+        keys = hashes(pa.table({"value": values})) if self._words else values.to_numpy()
         at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        places = self._order[at]
-        there = (self._keys[at] == keys) & column.is_valid().to_numpy()
+        places, there = self._order[at], self._keys[at] == keys
         if self._words:  # another word may have a known one's hash
-            same = pc.equal(column.combine_chunks(), self.values.take(pa.array(places)))
-            there &= pc.fill_null(same, False).to_numpy(zero_copy_only=False)
-        return np.where(there, places + 1, 0).astype(wide)
+            there &= pc.equal(values, self.values.take(pa.array(places))).to_numpy(zero_copy_only=False)
+        return np.where(there, places, -1)
 
 
 def vocabulary_of(file: str) -> Vocabulary:

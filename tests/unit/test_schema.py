@@ -91,7 +91,9 @@ def test_a_std_that_is_not_positive_is_refused(std: float) -> None:
 def test_an_id_needs_rows_or_a_vocabulary_and_not_both(kind: Any, given: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         kind(name="x", **given)
-    assert str(caught.value) == "feature 'x': give either rows (for integers) or vocabulary (for strings)"
+    assert str(caught.value) == (
+        "feature 'x': give either rows (for integers) or vocabulary (for strings) or vocabulary_file"
+    )
 
 
 @pytest.mark.parametrize("kind", [Id, IdList, IdSequence])
