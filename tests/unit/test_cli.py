@@ -272,7 +272,7 @@ def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.Mo
     for doc in (
         "Learning rate after warm-up. (default: 0.002)",
         "Folder of the run under `storage`; starting a name again resumes it.",
-        "How TorchRec splits the tables; sharded: its planner chooses for each. A table with too few rows stays whole.",
+        "How TorchRec splits the tables; sharded: its planner chooses for each; table_row_wise: the rows of one over",
         "Places that count. (default: 10)",
         "Hidden sizes of the MLP that projects the dense features to `dim`.",
     ):
