@@ -126,6 +126,11 @@ class Stored:
         entry = self._entry(name)
         return int(torch.Size(entry["shape"]).numel() * getattr(torch, entry["dtype"]).itemsize)
 
+    def shape(self, name: str) -> tuple[list[int], str]:
+        """Shape of a whole logical tensor, and torch's name of its dtype."""
+        entry = self._entry(name)
+        return entry["shape"], entry["dtype"]
+
     def tensor(self, name: str) -> Tensor:
         """A whole logical tensor."""
         entry = self._entry(name)

@@ -7,7 +7,7 @@
 A folder without export.json is not an export. Nothing is pickled.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rtrain import config
@@ -24,10 +23,10 @@ from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, DataError
 from rtrain.export.request import asked_of, json_schema, row_model
+from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.ranking import RankingConfig
 from rtrain.schema import Id, Schema
-from rtrain.scratch import Scratch
-from rtrain.storage import Folder, sha256_of
+from rtrain.storage import Folder
 from rtrain.version import VERSION
 from rtrain.vocabulary import Vocabulary
 
@@ -37,7 +36,6 @@ Prediction = float | list[float]
 """A row's probability, or number; of a schema of several labels one for each, in their order."""
 
 HEAD = "export.json"
-FILE_BYTES = 2 * 1024**3
 
 
 def export(
@@ -52,7 +50,7 @@ def export(
 ) -> str:
     """Write the model of a checkpoint, whatever layout it was trained at, as an export; returns its URI.
 
-    Tensors pass through memory in files of at most about 2 GiB. `check` is called before each file goes to its
+    Tensors pass through memory block by block. `check` is called before each file goes to its
     place, and raises where the folder is another's by now.
     """
     folder = Folder(uri)
@@ -79,24 +77,6 @@ def export(
     return folder.uri
 
 
-def write_weights(folder: Folder, stored: Stored, check: Callable[[], None]) -> dict[str, str]:
-    """A checkpoint's weights as files of an export; their names, and the sha256 of each."""
-    files: dict[str, str] = {}
-    for index, tensors in enumerate(_packs(stored)):
-        files |= put(folder, f"model-{index:05d}.safetensors", partial(save_file, tensors), check)
-    return files
-
-
-def put(folder: Folder, name: str, write: Callable[[Path], object], check: Callable[[], None]) -> dict[str, str]:
-    """A file of an export, written by `write` to a path and then put in its place; its name, and its sha256."""
-    with Scratch("export") as scratch:
-        write(scratch / name)
-        found = {name: sha256_of(scratch / name)}
-        check()
-        folder.adopt(scratch / name, name)
-    return found
-
-
 def vocabularies_of(schema: Schema) -> list[Vocabulary]:
     """Those that its features have in files, each once."""
     found = [f.vocabulary_file for f in schema.ids if isinstance(f, Id) and f.vocabulary_file]
@@ -110,19 +90,6 @@ def _file_of(vocabulary: Vocabulary) -> str:
 def _copy(vocabulary: Vocabulary, to: Path) -> None:
     values = pa.table({"value": known_of(vocabulary).values})
     pq.write_table(values.replace_schema_metadata({DIGEST: vocabulary.sha256}), to, write_page_checksum=True)
-
-
-def _packs(stored: Stored) -> Iterator[dict[str, Tensor]]:
-    pack: dict[str, Tensor] = {}
-    size = 0
-    for name, logical in stored.weights().items():
-        tensor = stored.tensor(logical)
-        if pack and size + tensor.nbytes > FILE_BYTES:
-            yield pack
-            pack, size = {}, 0
-        pack[name] = tensor
-        size += tensor.nbytes
-    yield pack
 
 
 def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
@@ -143,23 +110,6 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     return head
 
 
-def fetched(uri: str, head: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """Each file of an export, by name, and where it lies until the next is asked for.
-
-    Raises:
-        CheckpointError: a file that is missing, was altered, or lies outside the folder.
-    """
-    folder = Folder(uri)
-    for name, digest in head["files"].items():
-        if Path(name).name != name:
-            raise CheckpointError(f"export {uri!r}: it names a file outside its folder: {name!r}")
-        with Scratch("export") as scratch:
-            local = folder.fetch(name, scratch)
-            if not local.exists() or sha256_of(local) != digest:
-                raise CheckpointError(f"export {uri!r}: {name} is missing or was altered. Export the run again")
-            yield name, local
-
-
 class Predictor:
     """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
@@ -172,18 +122,11 @@ class Predictor:
         self.head = read_head(uri, "schema", "Encoders")
         self.schema: Schema = config.from_dict(self.head["schema"])
         model_config: RankingConfig = config.from_dict(self.head["model"])
-        self.model = model_config.build(self.schema, seed=0)
+        self.model = model_config.build(self.schema, seed=0, table_device="meta")
         self.asked = asked_of(self.schema)
         """What requests hold."""
-        weights: dict[str, Tensor] = {}
         vocabularies = {_file_of(one): one for one in vocabularies_of(self.schema)}
-        for name, local in fetched(uri, self.head):
-            if name in vocabularies:
-                adopt(vocabularies[name], local)
-            else:
-                weights |= load_file(local)
-        self.model.load_state_dict(weights)
-        self.model.eval()
+        load(self.model, fetched(uri, self.head["files"]), lambda name, local: adopt(vocabularies[name], local))
         self.rows = row_model(self.schema)
 
     @torch.inference_mode()

@@ -5,6 +5,7 @@ Shape legend: B users, I items of the catalogue, E dim.
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from rtrain import config
 from rtrain.data.columns import Lists
 from rtrain.data.retrieval_batch import Ids
 from rtrain.errors import DataError, one_line
-from rtrain.export.artifact import fetched, read_head
+from rtrain.export.artifact import read_head
 from rtrain.export.retrieval import ITEMS, KNOWN, USERS, assembly_of, vectors_of
+from rtrain.export.weights import fetched, load
 from rtrain.metrics.catalogue import NO_ITEM, Seen, rank_catalogue
 from rtrain.models.unsharded import Unsharded
 
@@ -46,21 +48,18 @@ class Encoders:
         self.head = read_head(uri, "data", "predict_column, or rtrain serve")
         self._data = config.from_dict(self.head["data"])
         model = config.from_dict(self.head["model"])
-        weights, known = dict[str, Tensor](), dict[str, Tensor]()
-        self._users: pa.Array | None = None
-        for name, local in fetched(uri, self.head):
-            if name == ITEMS:
-                items = pq.read_table(local)
-            elif name == USERS:
-                self._users = pq.read_table(local)["user"].combine_chunks()
-            elif name == KNOWN:
-                known = load_file(local)
+        self._model = Unsharded(model.blueprint(self._data.facts), seed=0, table_device="meta")
+        tables, known = dict[str, pa.Table](), dict[str, Tensor]()
+
+        def other(name: str, local: Path) -> None:
+            if name == KNOWN:
+                known.update(load_file(local))
             else:
-                weights |= load_file(local)
-        self._assembly = assembly_of(known, self._data)
-        self._model = Unsharded(model.blueprint(self._data.facts), seed=0)
-        self._model.load_state_dict(weights)
-        self._model.eval()
+                tables[name] = pq.read_table(local)
+
+        load(self._model, fetched(uri, self.head["files"]), other)
+        self._users = tables[USERS]["user"].combine_chunks() if USERS in tables else None
+        self._assembly, items = assembly_of(known, self._data), tables[ITEMS]
         self.items: pa.Array = items["item"].combine_chunks()
         """Items of the catalogue, as the data call them, [I]."""
         self._rows = items["row"].to_numpy()

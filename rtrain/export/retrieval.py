@@ -29,7 +29,8 @@ from rtrain.data.columns import Lists
 from rtrain.data.graph import Graph
 from rtrain.data.retrieval_batch import Ids
 from rtrain.data.retrieval_set import RetrievalDataset
-from rtrain.export.artifact import FORMAT, HEAD, put, write_weights
+from rtrain.export.artifact import FORMAT, HEAD
+from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.unsharded import Unsharded
 from rtrain.run import Run
 from rtrain.storage import Folder
@@ -50,22 +51,22 @@ def export_retrieval(
 ) -> str:
     """Write the model of a checkpoint, whatever layout it was trained at; returns the export's URI.
 
-    `check` is called before each file goes to its place, and raises where the folder is another's by now. The model
-    is whole in memory, the catalogue's vectors are not.
+    `check` is called before each file goes to its place, and raises where the folder is another's by now. Neither
+    the model nor the catalogue's vectors are whole in memory.
     """
     folder, names, known = Folder(uri), dataset.feedback.names, known_of(dataset.assembly)
     check()
     folder.discard(HEAD)
     files = write_weights(folder, stored, check)
+    model = Unsharded(run.blueprint, seed=0, table_device="meta")
+    load(model, fetched(folder.uri, files), lambda name, local: None)
     if known:
         files |= put(folder, KNOWN, partial(save_file, known), check)
     if names:
         who = pa.table({"user": names["user"], "row": np.arange(len(names["user"]))})
         files |= put(folder, USERS, partial(pq.write_table, who), check)
-    model = Unsharded(run.blueprint, seed=0)
-    model.load_state_dict({name: stored.tensor(logical) for name, logical in stored.weights().items()})
     catalogue, of = dataset.catalogue, names.get("item")
-    files |= put(folder, ITEMS, partial(_write_items, model.eval(), dataset.assembly, catalogue, of), check)
+    files |= put(folder, ITEMS, partial(_write_items, model, dataset.assembly, catalogue, of), check)
     check()
     folder.write_json(
         HEAD,

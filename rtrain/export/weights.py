@@ -1,0 +1,135 @@
+"""The weights of an export: written from a checkpoint block by block, and mapped into a process that answers.
+
+So neither asks for memory of the size of a table: of a mapped file the pages that are read come and go.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from rtrain.checkpoint.format import Stored
+from rtrain.errors import CheckpointError
+from rtrain.parallel.chunks import Chunk
+from rtrain.rounding import ceil_div
+from rtrain.scratch import Scratch
+from rtrain.storage import Folder, sha256_of
+
+FILE_BYTES = 2 * 1024**3
+"""A file has several tensors up to here, or one that is larger."""
+BLOCK_BYTES = 1 << 26
+DTYPES = {
+    "float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""torch's names, and safetensors'."""
+
+Check = Callable[[], None]
+
+
+def write_weights(folder: Folder, stored: Stored, check: Check) -> dict[str, str]:
+    """A checkpoint's weights as files of an export; their names, and the sha256 of each."""
+    files: dict[str, str] = {}
+    for index, names in enumerate(_packs(stored)):
+        files |= put(folder, f"model-{index:05d}.safetensors", partial(_write, stored, names), check)
+    return files
+
+
+def put(folder: Folder, name: str, write: Callable[[Path], object], check: Check) -> dict[str, str]:
+    """A file of an export, written by `write` to a path and then put in its place; its name, and its sha256."""
+    with Scratch("export") as scratch:
+        write(scratch / name)
+        found = {name: sha256_of(scratch / name)}
+        check()
+        folder.adopt(scratch / name, name)
+    return found
+
+
+def fetched(uri: str, files: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
+    """Each file of an export, by name, and where it lies until the next is asked for; `files`: name -> its sha256.
+
+    What is mapped then stays so: a file that is deleted keeps its blocks until nobody has it open.
+
+    Raises:
+        CheckpointError: a file that is missing, was altered, or lies outside the folder.
+    """
+    folder = Folder(uri)
+    for name, digest in files.items():
+        if Path(name).name != name:
+            raise CheckpointError(f"export {uri!r}: it names a file outside its folder: {name!r}")
+        with Scratch("export") as scratch:
+            local = folder.fetch(name, scratch)
+            if not local.exists() or sha256_of(local) != digest:
+                raise CheckpointError(f"export {uri!r}: {name} is missing or was altered. Export the run again")
+            yield name, local
+
+
+def load(model: nn.Module, files: Iterator[tuple[str, Path]], other: Callable[[str, Path], object]) -> None:
+    """Make the weights of an export the model's, mapped; a file that holds none goes to `other`, by its name.
+
+    `model`: best with its tables on the `meta` device, so that it never has weights of its own.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, local in files:
+        if name.startswith("model-"):
+            weights |= load_file(local)
+        else:
+            other(name, local)
+    model.load_state_dict(weights, assign=True)
+    model.eval()
+
+
+def _packs(stored: Stored) -> Iterator[dict[str, str]]:
+    """Names of the weights of each file, the module's own -> logical."""
+    pack: dict[str, str] = {}
+    size = 0
+    for name, logical in stored.weights().items():
+        bytes_here = stored.nbytes(logical)
+        if pack and size + bytes_here > FILE_BYTES:
+            yield pack
+            pack, size = {}, 0
+        pack[name] = logical
+        size += bytes_here
+    yield pack
+
+
+def _write(stored: Stored, names: Mapping[str, str], path: Path) -> None:
+    """A safetensors file: the length of its head, the head, and all tensors one after the other."""
+    head: dict[str, Any] = {}
+    end = 0
+    for name, logical in names.items():
+        shape, dtype = stored.shape(logical)
+        head[name] = {
+            "dtype": DTYPES[dtype],
+            "shape": shape,
+            "data_offsets": [end, end := end + stored.nbytes(logical)],
+        }
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for logical in names.values():
+            for block in _blocks(stored, logical):
+                file.write(block.contiguous().view(torch.uint8).numpy().data)
+
+
+def _blocks(stored: Stored, logical: str) -> Iterator[Tensor]:
+    """A tensor, so many rows at once."""
+    shape, dtype = stored.shape(logical)
+    if not shape or not stored.nbytes(logical):
+        yield stored.tensor(logical).reshape(-1)
+        return
+    rows = max(1, BLOCK_BYTES // max(1, prod(shape[1:]) * getattr(torch, dtype).itemsize))
+    for number in range(ceil_div(shape[0], rows)):
+        first = number * rows
+        count = min(rows, shape[0] - first)
+        wanted = torch.empty(count, *shape[1:], device="meta")
+        chunk = Chunk(name=logical, shape=tuple(shape), offsets=(first, *[0] * (len(shape) - 1)), data=wanted)
+        yield stored.read(chunk).flatten()
