@@ -74,6 +74,8 @@ def fetched(uri: str, files: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
 def load(model: nn.Module, files: Iterator[tuple[str, Path]], other: Callable[[str, Path], object]) -> None:
     """Make the weights of an export the model's, mapped; a file that holds none goes to `other`, by its name.
 
+    What is stored in 16 bits and computed in 32 is widened, and so in memory.
+
     `model`: best with its tables on the `meta` device, so that it never has weights of its own.
     """
     weights: dict[str, Tensor] = {}
@@ -82,7 +84,9 @@ def load(model: nn.Module, files: Iterator[tuple[str, Path]], other: Callable[[s
             weights |= load_file(local)
         else:
             other(name, local)
-    model.load_state_dict(weights, assign=True)
+    kinds = {name: own.dtype for name, own in model.state_dict().items()}
+    fitting = {name: stored.to(kinds.get(name, stored.dtype)) for name, stored in weights.items()}
+    model.load_state_dict(fitting, assign=True)
     model.eval()
 
 
