@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from rtrain.batch import Batch
@@ -20,6 +20,7 @@ from rtrain.errors import ConfigError, DataError
 from rtrain.schema import Schema
 
 Write = Callable[..., str]
+Make = Callable[..., pa.Table]
 
 WINDOWS = {"one window": 1_000_000, "windows of several row groups": 250, "a row group each": 10}
 
@@ -78,6 +79,41 @@ def test_any_cursor_resumes_at_any_world_size_with_the_same_rest(
     cursor = Cursor.from_dict(plain[number][1].to_dict())
     rest = rows_of(data, draw.draw(st.integers(1, 4)), len(plain) - number - 1, 100, cursor=cursor)
     assert rest == [batch.row.tolist() for batch, _ in plain[number + 1 :]]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(draw=st.data())
+def test_of_any_row_groups_every_world_reads_the_same_batches_from_any_cursor(
+    draw: st.DataObject, schema: Schema, make: Make, tmp_path: Path
+) -> None:
+    """Files of one to a few row groups of any size, windows and batches of any size, worlds up to 8."""
+    folder = tmp_path / str(len(list(tmp_path.iterdir())))
+    folder.mkdir()
+    groups = draw.draw(st.lists(st.lists(st.integers(1, 90), min_size=1, max_size=5), min_size=1, max_size=4))
+    table = make(sum(map(sum, groups)) + 60)  # some for validation and test
+    at = 0
+    for number, sizes in enumerate([*groups, [60]]):
+        with pq.ParquetWriter(folder / f"{number}.parquet", table.schema) as writer:
+            for size in sizes:
+                writer.write_table(table.slice(at, size))
+                at += size
+    data = opened(str(folder), schema, window_rows=draw.draw(st.sampled_from([7, 40, 150, 10_000])))
+    batch, seed = draw.draw(st.integers(16, 64)), draw.draw(st.integers(0, 2**31))
+    asked = {"global_batch": batch, "seed": seed}
+    try:
+        per_epoch = data.reader(**asked, rank=0, world_size=8).batches_per_epoch  # type: ignore[arg-type]
+    except (ConfigError, DataError) as refused:  # rows that would leave a rank of 8 none are refused before training
+        event("refused")
+        assert "global_batch" in str(refused)
+        return
+    alone = rows_of(data, 1, 2 * per_epoch, **asked)
+    for epoch in (alone[:per_epoch], alone[per_epoch:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(*data.ranges["train"]))
+    reader = data.reader(**asked, rank=0, world_size=1)  # type: ignore[arg-type]
+    number = draw.draw(st.integers(0, 2 * per_epoch - 2))
+    cursor = Cursor.from_dict(list(itertools.islice(reader, number + 1))[-1][1].to_dict())
+    for world in (1, 2, 3, 4, 8):
+        assert rows_of(data, world, 2 * per_epoch - number - 1, **asked, cursor=cursor) == alone[number + 1 :]
 
 
 def test_batches_hold_the_rows_that_they_name(write: Write, schema: Schema) -> None:
