@@ -5,6 +5,7 @@
 
 rate    examples/s of a 2-worker job     rtrain on Ray / a script on torchrun + TorchRec + DDP
 memory  peak resident bytes of a worker  the same runs; rtrain's include its final evaluation and checkpoint
+overlap  examples/s of the same job       ids of the next batch sent beside a step / not (no bound: cores decide)
 start   command to first step            rtrain on Ray / a bare TorchTrainer with the same model
 alone   examples/s of one process        rtrain without Ray / the script on one rank
 bags    examples/s of one process        rtrain without Ray / plain torch: nn.EmbeddingBag + SparseAdam

@@ -53,9 +53,10 @@ class Place:
         }
 
 
-def job(place: Place, *, steps: int, name: str) -> Measured:
+def job(place: Place, *, steps: int, name: str, overlap: bool = True) -> Measured:
     """rtrain's own command, with its own Ray: two workers."""
     words = ["bench/job.py", "train", "--json", "--storage", str(place.runs), "--name", name]
+    words += ["--parallel.overlap", str(overlap).lower()]
     said, began = _last_line(words, place.environment(steps))
     points = _history(place, name)
     loop_began = next(x["at"] for x in _lines(place, name) if x["kind"] == "start")

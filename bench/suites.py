@@ -50,6 +50,14 @@ SUITES = (
         theirs=lambda place, _: sides.handwritten(place, steps=sides.STEPS, workers=2),
     ),
     Suite(
+        name="overlap",
+        comparisons=(
+            Comparison(name="overlap", of="rate", measure="examples/s, 2 workers", against="without overlap"),
+        ),
+        ours=lambda place, name: sides.job(place, steps=sides.STEPS, name=f"{name}-overlap"),
+        theirs=lambda place, name: sides.job(place, steps=sides.STEPS, name=f"{name}-plain", overlap=False),
+    ),
+    Suite(
         name="start",
         comparisons=(START,),
         ours=lambda place, name: sides.job(place, steps=1, name=name),

@@ -89,6 +89,8 @@ class Parallel:
     wire: Wire = "float32"
     """What looked-up vectors and their gradients travel between the tables' ranks as while training, each rounded;
     bfloat16 on GPU only. Evaluation is in float32."""
+    overlap: bool = True
+    """Send the next batch's ids to the ranks of their tables while a step computes; losses are the same."""
 
     def __post_init__(self) -> None:
         for axis in ("data", "tensor", "pipeline"):

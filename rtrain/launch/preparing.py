@@ -22,7 +22,7 @@ from rtrain.config import to_dict
 from rtrain.data.files import Files, find_files
 from rtrain.data.prepare import joining, reading, statistics
 from rtrain.data.prepare.config import Prepare
-from rtrain.data.prepare.place import partial
+from rtrain.data.prepare.place import held, partial
 from rtrain.data.prepare.prepared import Prepared, fingerprint, schema
 from rtrain.data.prepare.types import settled
 from rtrain.errors import DataError, RtrainError, RunFailed
@@ -42,9 +42,15 @@ def prepare(config: Prepare, *, say: Callable[[str], None] = lambda _: None, pro
     After a kill the same call goes on from the last finished task. `say`: told what is gone on with, and what is not.
 
     Raises:
-        DataError: a source that is not there or cannot be read, columns that do not fit, an `out` that holds something.
+        DataError: a source that is not there or cannot be read, columns that do not fit, an `out` that holds something
+            or that another process is at work on.
         RunFailed: Ray lost a task for good.
     """
+    with held(config):
+        return _prepare(config, say, progress)
+
+
+def _prepare(config: Prepare, say: Callable[[str], None], progress: bool) -> Prepared:
     out, under_way = Folder(config.out), Folder(partial(config))
     if out.names():
         raise DataError(f"{config.out}: it is not empty. Give a new folder")

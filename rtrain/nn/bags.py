@@ -8,7 +8,7 @@ Shape legend: B rows, E embedding dim, V the dims of all single vectors together
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,12 +100,23 @@ class Tables(nn.Module):
         `longest`: T of a sequence, where it is not to be that of the longest row.
         """
         kjt = to_kjt(ids)
+        found = [collection(only(kjt, features)) for collection, features in self.collections]
+        return self.named_of(ids, found, longest)
+
+    @property
+    def collections(self) -> list[tuple[Any, list[str]]]:
+        """TorchRec's modules that look up, and the features that each is handed."""
+        both = ((self.bags, self.pooled_features), (self.sequences, self.unpooled_features))
+        return [(collection, features) for collection, features in both if collection is not None]
+
+    def named_of(self, ids: Jagged, of_collections: list[Any], longest: Mapping[str, int]) -> dict[str, Tensor]:
+        """As `forward`, of what the `collections` gave."""
         found: dict[str, Tensor] = {}
         padded: dict[str, tuple[Tensor, Tensor]] = {}
         if self.bags is not None:
-            found |= cast(KeyedTensor, self.bags(_only(kjt, self.pooled_features))).to_dict()
+            found |= cast(KeyedTensor, of_collections[0]).to_dict()
         if self.sequences is not None:
-            looked_up = cast(dict[str, JaggedTensor], self.sequences(_only(kjt, self.unpooled_features)))
+            looked_up = cast(dict[str, JaggedTensor], of_collections[-1])
             padded = {f: _padded(looked_up[f], longest.get(f)) for f in self.unpooled_features}
         for feature in self.single:
             if feature in padded:
@@ -123,7 +134,7 @@ class Tables(nn.Module):
         return given
 
 
-def _only(kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:
+def only(kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:
     """Those features; without a copy where it is all of them in their order."""
     keys = kjt.keys()
     return kjt if keys == features else kjt.permute([keys.index(f) for f in features])

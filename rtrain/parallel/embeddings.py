@@ -28,6 +28,7 @@ from rtrain.mesh import Parallel, TableLayout, Wire
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, fill
 from rtrain.optim import SparseOptim
+from rtrain.parallel.ahead import Travelling
 from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name, whole
 from rtrain.parallel.first_vectors import read_vectors
 from rtrain.parallel.placement import REPLICATED, ShardPlacement, TablePlacement
@@ -262,9 +263,16 @@ class ShardedTables(nn.Module):
 
     def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
         """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
+        return self.arrived(self.begin(ids), longest)
+
+    def begin(self, ids: Jagged) -> Travelling:
+        """Send ids to the ranks of their rows; several may be on their way."""
+        return Travelling(cast(Tables, self.sharded.module), ids)
+
+    def arrived(self, begun: Travelling, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
+        """As `forward`, of what `begin` gave: the rows as they are now."""
         self.codecs.use(torch.is_grad_enabled())
-        vectors: dict[str, torch.Tensor] = self.sharded(ids, longest)
-        return vectors
+        return cast(Tables, self.sharded.module).named_of(begun.ids, begun.vectors(), longest)
 
     def set_lr(self, lr: float) -> None:
         """The learning rate of the next backward; before its `forward`."""

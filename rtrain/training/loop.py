@@ -46,16 +46,17 @@ def fit(
         RunFailed: the loss is not finite.
         Preempted: some rank was given notice; a checkpoint of the last step is committed.
     """
-    window = _Window(state, replica, notice, run)
+    window, ahead = _Window(state, replica, notice, run), _Ahead(batches, replica.world.device)
     began, before = time.perf_counter(), state.elapsed_s
     callbacks.fit_start(state)
     while not state.done:
         watch.begin_step()
         with watch.phase("data"):
-            batch, cursor = next(batches)
-            rows = batch.row  # still on the host: the ledger costs no wait for the device
-            batch = batch.to(replica.world.device)
-        loss = replica.forward_backward(batch, step=state.step, total_steps=state.total_steps, watch=watch)
+            batch, cursor, rows = ahead.take()
+            upcoming = ahead.peek() if run.parallel.overlap and state.step + 1 < state.total_steps else None
+        loss = replica.forward_backward(
+            batch, step=state.step, total_steps=state.total_steps, watch=watch, upcoming=upcoming
+        )
         with watch.between("records", "callbacks"):
             callbacks.gradients_ready(state, replica.gradients)
         replica.update(step=state.step, total_steps=state.total_steps, watch=watch)
@@ -89,6 +90,7 @@ def fit(
             window.did("checkpoint")
         if not state.done:
             window.obey(state)
+    replica.drop_upcoming()
     callbacks.fit_end(state)
 
 
@@ -108,6 +110,32 @@ def judge(run: Run, state: State, values: Mapping[str, float]) -> bool:
     if patience is not None and state.stale >= patience:
         state.stop = f"no better {monitor} in {state.stale} evaluations"
     return False
+
+
+class _Ahead:
+    """Batches on the device, of which the next can be looked at.
+
+    Positions are those of batches that were taken, so that a checkpoint knows nothing of it. What goes wrong with it is
+    told a step early: a rank that went on without it would leave the others waiting for its ids.
+    """
+
+    def __init__(self, batches: Batches, device: torch.device):
+        self._batches, self._device = batches, device
+        self._next: tuple[AnyBatch, Cursor, torch.Tensor] | None = None
+
+    def take(self) -> tuple[AnyBatch, Cursor, torch.Tensor]:
+        """The next batch, its position, and its rows on the host: there the ledger costs no wait for the device."""
+        there, self._next = self._next, None
+        return there or self._read()
+
+    def peek(self) -> AnyBatch:
+        """The batch that `take` will give."""
+        self._next = self._next or self._read()
+        return self._next[0]
+
+    def _read(self) -> tuple[AnyBatch, Cursor, torch.Tensor]:
+        batch, cursor = next(self._batches)
+        return batch.to(self._device), cursor, batch.row
 
 
 class _Window:
@@ -172,6 +200,7 @@ class _Window:
     def obey(self, state: State) -> None:
         """Stop where some rank was told to, once the checkpoint is there."""
         if self.told_to_stop:
+            self.replica.drop_upcoming()
             raise Preempted(
                 f"told to stop (SIGTERM); the checkpoint of step {state.step} is committed. "
                 "The same command resumes from there"

@@ -5,8 +5,9 @@ Shape legend: B rows of this rank's batch.
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import lcm
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +30,18 @@ from rtrain.training import rng
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.world import World
 
+if TYPE_CHECKING:  # torchrec: seconds to import, and a decoder does without
+    from rtrain.parallel.ahead import Travelling
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """The batch of the next step, whose ids are on their way."""
+
+    of: AnyBatch
+    padded: AnyBatch
+    begun: "Travelling"
+
 
 class Replica:
     """One rank's share of a model and its optimizers.
@@ -50,6 +63,7 @@ class Replica:
         self.per_microbatch = ceil_div(largest_share(run.global_batch, self.readers), run.parallel.microbatches)
         self._looked_up: dict[str, Tensor] = {}
         self._leaves: dict[str, Tensor] = {}
+        self._ahead: _Ahead | None = None
         self.units = 0.0
         """What the loss of the last step's global batch is a mean over."""
         budget = run.cluster.memory_gb_per_worker
@@ -94,14 +108,20 @@ class Replica:
         """This rank's random state: the checkpoint's at the same world size, else fresh from the seed."""
         rng.begin(self.run.seed, self.world, self.stored)
 
-    def train_step(self, batch: AnyBatch, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
+    def train_step(
+        self, batch: AnyBatch, *, step: int, total_steps: int, watch: Stopwatch, upcoming: AnyBatch | None = None
+    ) -> Tensor:
         """One optimizer step; the loss as `forward_backward` gives it."""
-        loss = self.forward_backward(batch, step=step, total_steps=total_steps, watch=watch)
+        loss = self.forward_backward(batch, step=step, total_steps=total_steps, watch=watch, upcoming=upcoming)
         self.update(step=step, total_steps=total_steps, watch=watch)
         return loss
 
-    def forward_backward(self, batch: AnyBatch, *, step: int, total_steps: int, watch: Stopwatch) -> Tensor:
+    def forward_backward(
+        self, batch: AnyBatch, *, step: int, total_steps: int, watch: Stopwatch, upcoming: AnyBatch | None = None
+    ) -> Tensor:
         """Gradients of the dense part and of the looked-up vectors; the sum of the losses that this rank counts.
+
+        `upcoming`: the batch of the next call, whose ids travel meanwhile (`Parallel.overlap`); the same on all ranks.
 
         `step` of `total_steps` counts from 0: the lookup already takes the rate of the tables' update with it.
 
@@ -109,13 +129,17 @@ class Replica:
         the global batch: the result is the mean over the global batch however its rows were dealt.
         """
         assert self.tower is not None, "built with training=False"
-        batch = batch.padded(self._rows_of_step(batch), self._lengths_of_step())
+        batch, begun = self._taken(batch)
         self.units = batch.loss_units(self._summed)
         scale = self.mesh.data / self.units
         if self.tables is not None:
             self.tables.set_lr(self.run.sparse_optim.lr * self.run.sparse_optim.schedule.factor(step, total_steps))
         with watch.phase("forward"):
-            self._looked_up = self._look_up(batch, self._lengths_of_step())
+            if self.tables is not None and begun is not None:
+                self._looked_up = self.tables.arrived(begun, self._lengths_of_step())
+                if upcoming is not None and self.run.parallel.overlap:
+                    padded = self._padded(upcoming)
+                    self._ahead = _Ahead(upcoming, padded, self._begun(padded))
             # Gradients are held here until all microbatches are through: tables want one update a step.
             self._leaves = self.carry.there(self._looked_up)
         named = self._named(batch, self._leaves)
@@ -124,6 +148,8 @@ class Replica:
                 total = self.pipeline.train(named, batch.target, scale)
         else:
             total = self._accumulate(named, batch.target, scale, watch)
+        if self._ahead:
+            self._ahead.begun.go_on()
         return total if self.counts else torch.zeros_like(total)
 
     def update(self, *, step: int, total_steps: int, watch: Stopwatch) -> None:
@@ -138,6 +164,29 @@ class Replica:
                 scale = 1.0 if norm is None else run.optim.clip_factor(norm)
                 self.carry.back(self._looked_up, self._leaves, scale=scale)
         self._looked_up, self._leaves = {}, {}
+
+    def drop_upcoming(self) -> None:
+        """Let the ids of a batch arrive that is not to be trained on; a collective."""
+        if self._ahead:
+            self._ahead.begun.drop()
+            self._ahead = None
+
+    def _taken(self, batch: AnyBatch) -> "tuple[AnyBatch, Travelling | None]":
+        """A training batch padded, and its ids on their way; those of another batch that was announced are dropped."""
+        ahead = self._ahead
+        if ahead and ahead.of is batch:
+            self._ahead = None
+            return ahead.padded, ahead.begun
+        self.drop_upcoming()
+        padded = self._padded(batch)
+        return padded, self._begun(padded) if self.tables is not None else None
+
+    def _padded(self, batch: AnyBatch) -> AnyBatch:
+        return batch.padded(self._rows_of_step(batch), self._lengths_of_step())
+
+    def _begun(self, padded: AnyBatch) -> "Travelling":
+        assert self.tables is not None, "asked by whoever knows that there are some"
+        return self.tables.begin(self.carry.share(cast(IdBatch, padded).ids))
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         """As `rtrain.training.events.Gradients`."""

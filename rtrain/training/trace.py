@@ -50,12 +50,14 @@ def trace(
     watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)
     replica.restore_rng()
     losses, norms = list[float](), list[float]()
-    for step in range(steps):
-        batch: AnyBatch = next(batches)[0]
-        if stored and step < stored.step:
-            continue
+    for _ in range(first := stored.step if stored else 0):
+        next(batches)
+    upcoming: AnyBatch | None = next(batches)[0] if first < steps else None
+    for step in range(first, steps):
+        batch, upcoming = upcoming, next(batches)[0] if step + 1 < steps else None
+        assert batch is not None, "read a step before"
         before_step(step, replica)
-        loss = replica.train_step(batch, step=step, total_steps=total_steps, watch=watch).double()
+        loss = replica.train_step(batch, step=step, total_steps=total_steps, watch=watch, upcoming=upcoming).double()
         dist.all_reduce(loss)
         losses.append(float(loss) / replica.units)
         if replica.grad_norm is not None:

@@ -183,10 +183,34 @@ def test_killed_and_started_again_it_makes_the_same_bytes(tmp_path: Path, ray_te
     assert not Path(f"{out}.partial").exists()
 
 
+def test_told_to_stop_it_says_how_to_go_on_and_a_second_command_is_kept_out_meanwhile(
+    tmp_path: Path, ray_temp_dir: str
+) -> None:
+    source, out = stored(tmp_path / "in", rows(3000), "csv", files=12), tmp_path / "out"
+    words = [sys.executable, "-m", "rtrain", "data", "prepare", source, "--out", str(out), "--time", "at"]
+    process = subprocess.Popen(
+        words, env=environment(ray_temp_dir), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        wait_for(lambda: Path(f"{out}.partial/read").exists(), "the first stage")
+        with pytest.raises(DataError, match="another data prepare is at work on it"):
+            prepare(Prepare(source=source, out=str(out), time="at"), progress=False)
+        process.terminate()
+        said = process.communicate(timeout=60)[1].strip().splitlines()
+    finally:
+        process.kill()
+        process.wait(timeout=30)
+    assert process.returncode == 143
+    assert said[-1] == "told to stop (SIGTERM); the same command does it, or goes on"
+    assert prepare(Prepare(source=source, out=str(out), time="at"), progress=False).rows == 3000
+    assert not [path.name for path in tmp_path.iterdir() if path.name not in ("in", "out")]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"time": "att"}, "there is no column 'att' (--time); did you mean 'at'?"),
+        ({"label": "item", "vocabularies": ("user",)}, "'item' holds words, and a label is of numbers"),
         ({"label": "lable"}, "there is no column 'lable' (--label); did you mean 'label'?"),
         ({"time": "item", "vocabularies": ()}, "'item' holds words, and no times"),
         ({"time": "score"}, "'score' is missing. Fill it, or drop the row"),
@@ -201,6 +225,14 @@ def test_what_does_not_fit_is_said_in_one_line(change: dict[str, Any], message: 
     assert not (tmp_path / "out").exists()
     if "no column" in message:  # told by the headers, before anything is read
         assert not (tmp_path / "out.partial").exists()
+
+
+def test_without_a_label_the_schema_says_so(tmp_path: Path) -> None:
+    made = prepare(config(stored(tmp_path / "in", rows(50), "csv"), tmp_path / "out"), progress=False)
+    assert made.schema.count("(--label does)") == 1 and "Label(name=...)" in made.schema
+    assert "Label(name='score', kind='number', optional=True)" in prepare(
+        config(str(tmp_path / "in"), tmp_path / "scored", label="score"), progress=False
+    ).schema  # fmt: skip
 
 
 def test_a_column_of_numbers_and_words_is_refused_and_read_as_words_where_asked(tmp_path: Path) -> None:

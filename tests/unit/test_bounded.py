@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENDLESS = {
     ("rtrain/cli/recipe.py", "wait"),  # `rtrain serve` serves until it is interrupted
+    ("rtrain/parallel/ahead.py", "wait"),  # of a collective, which its process group gives up at its time-out
     ("rtrain/checkpoint/shards.py", "join"),  # of a thread that only computes
 }
 

@@ -1,8 +1,11 @@
 """Where the stages leave their tables: a folder anywhere, whose files are whole or absent."""
 
+import errno
+import fcntl
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -13,8 +16,8 @@ import pyarrow.parquet as pq
 from rtrain.data.cached import ROW_GROUP_ROWS
 from rtrain.data.duck import literal, opened
 from rtrain.data.prepare.config import Prepare
-from rtrain.storage import Folder
-from rtrain.storage.folder import sha256_of
+from rtrain.errors import DataError
+from rtrain.storage import Folder, make_folder, sha256_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection as Connection
@@ -32,6 +35,38 @@ def partial(config: Prepare) -> str:
 def file_of(column: str) -> str:
     """A column's name as a file's or a folder's."""
     return quote(column, safe=" ")
+
+
+@contextmanager
+def held(config: Prepare) -> Iterator[None]:
+    """The output is this process's alone, however it ends; on storage that is not local nobody is kept out.
+
+    Raises:
+        DataError: another process is at work on it.
+    """
+    folder = Folder(config.out)
+    if not folder.is_local:
+        yield
+        return
+    lock = Path(folder.path).with_name(f".{Path(folder.path).name}.lock")
+    make_folder(str(lock.parent))
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(lock.open("wb"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataError(
+                    f"{config.out}: another data prepare is at work on it. Let that one end, or stop it first"
+                ) from None
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+            with suppress(FileNotFoundError):  # removed by its holder since it was opened
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(lock)):
+                    break
+        stack.callback(lock.unlink, missing_ok=True)  # before it is let go
+        yield
 
 
 @contextmanager

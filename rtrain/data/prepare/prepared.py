@@ -41,7 +41,7 @@ def schema(config: Prepare, found: dict[str, dict[str, Any]], vocabularies: dict
     for name, of in found.items():
         if name in (config.time, config.label):
             continue
-        if name in vocabularies:
+        if vocabularies.get(name, {}).get("rows"):
             one = vocabularies[name]
             entity = next((e for e in ("user", "item") if name.lower().startswith(e)), "")
             whose = f" entity={entity!r}," if entity else ""
@@ -55,7 +55,7 @@ def schema(config: Prepare, found: dict[str, dict[str, Any]], vocabularies: dict
                 "            ),",
                 "        ),",
             ]
-        elif of.get("std"):
+        elif name not in vocabularies and of.get("std"):
             missing = f", missing={of['mean']:.6g}" if of["nulls"] else ""
             lines.append(f"        Dense(name={name!r}, mean={of['mean']:.6g}, std={of['std']:.6g}{missing}),")
         else:
@@ -70,8 +70,14 @@ def schema(config: Prepare, found: dict[str, dict[str, Any]], vocabularies: dict
             "    features=(",
             *lines,
             "    ),",
-            f"    label=Label(name={config.label!r})," if config.label else "    label=Label(name=...),",
+            f"    label={_label(config.label, found[config.label]) if config.label else 'Label(name=...)'},",
             f"    time={config.time!r},",
             ")",
         ]
     )
+
+
+def _label(name: str, of: dict[str, Any]) -> str:
+    binary = {of["min"], of["max"]} <= {0, 1, None} and of["distinct_about"] <= 2
+    kind = "" if binary else ", kind='number'"
+    return f"Label(name={name!r}{kind}{', optional=True' if of['nulls'] else ''})"

@@ -98,11 +98,11 @@ def settled(config: Prepare, chunks: list[dict[str, Any]]) -> dict[str, str]:
     if taken := next((name for name in config.made if name in columns), ""):
         raise DataError(f"{config.source}: there is a column {taken!r} already, which an aggregate makes. Rename it")
     types = {name: _settle(config, name, of.kinds) for name, of in columns.items()}
-    for one in config.aggregates:
-        for name in one.of_columns:
-            if types[name] not in ("BIGINT", "UBIGINT", "DOUBLE", "TINYINT"):
-                held = " and ".join(SAID.get(kind, kind) for kind in columns[name].kinds)
-                raise DataError(f"{config.source}: column {name!r} holds {held}, and a mean is of numbers")
+    counted = [(name, "a mean") for one in config.aggregates for name in one.of_columns]
+    for name, what in [*counted, *([(config.label, "a label")] if config.label else [])]:
+        if types[name] not in ("BIGINT", "UBIGINT", "DOUBLE", "TINYINT"):
+            held = " and ".join(SAID.get(kind, kind) for kind in columns[name].kinds)
+            raise DataError(f"{config.source}: column {name!r} holds {held}, and {what} is of numbers")
     return types
 
 
@@ -110,7 +110,8 @@ def _settle(config: Prepare, name: str, kinds: dict[str, tuple[int, str]]) -> st
     if name == config.time:
         return _time(config, name, kinds)
     found = set(kinds)
-    if name in config.as_words and not found <= {INT, UNSIGNED}:
+    # Of numbers a schema reads those of 64 bits with a sign.
+    if name in config.as_words and not found <= ({INT} if name in config.vocabularies else {INT, UNSIGNED}):
         if nested := next((kind for kind in found if kind not in SAID), ""):
             raise DataError(f"{config.source}: column {name!r} is {nested}, and words or numbers are needed")
         return "VARCHAR"

@@ -16,7 +16,7 @@ from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.duration import Duration
 from rtrain.errors import CheckpointError, RunFailed
-from rtrain.export import artifact
+from rtrain.export import weights
 from rtrain.launch import local
 from rtrain.objectives.pointwise import Pointwise
 from rtrain.run import Run
@@ -207,14 +207,14 @@ def test_a_driver_that_is_overtaken_in_the_middle_of_its_export_leaves_the_other
 ) -> None:
     """The files of an export have plain names, so each one asks whose the folder is."""
     short = rtrain.override(tiny, {"duration.steps": 3})
-    folder, packs = Folder(short.folder), artifact._packs
+    folder, packs = Folder(short.folder), weights._packs
 
     def overtaken(stored: Any) -> Any:
         fence.take(CheckpointFolders(short.folder))
         folder.child("export").write_json("export.json", {"of": "the other driver"})
         yield from packs(stored)
 
-    monkeypatch.setattr(artifact, "_packs", overtaken)
+    monkeypatch.setattr(weights, "_packs", overtaken)
     with pytest.raises(Fenced):
         train(short)
     assert folder.child("export").read_json("export.json") == {"of": "the other driver"}
