@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from rtrain.optim import SGD, Adagrad, Adam, AdamW, RowWiseAdagrad, Schedule
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
+    from rtrain.text import Text, TokenizerFile
     from rtrain.tracking import Tracking
     from rtrain.training.events import Callback
     from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
@@ -173,6 +174,7 @@ _HOMES = {
     "rtrain.optim": ("SGD", "Adagrad", "Adam", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Embedding", "Id", "IdList", "Label", "Schema", "IdSequence"),
+    "rtrain.text": ("Text", "TokenizerFile"),
     "rtrain.tracking": ("Tracking",),
     "rtrain.training.events": ("Callback",),
     "rtrain.vocabulary": ("Vocabulary",),
@@ -284,9 +286,11 @@ __all__ = [
     "Table",
     "TableLayout",
     "TableOptions",
+    "Text",
     "TextPairs",
     "TextTower",
     "TokenLoss",
+    "TokenizerFile",
     "Tokens",
     "Tracking",
     "Tuned",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rtrain.encodings import LARGEST, Encoding
 from rtrain.errors import ConfigError
 from rtrain.moment import Age, Entity, Moment
+from rtrain.text import Text, TokenizerFile
 from rtrain.vocabulary import Vocabulary
 
 
@@ -221,7 +222,10 @@ class Label:
 
 Sequence = IdSequence  # what configs of earlier runs and exports name it
 
-Feature = Dense | Embedding | Id | IdList | IdSequence | Moment | Age
+Many = IdList | Text
+"""Features of any number of ids a row."""
+
+Feature = Dense | Embedding | Id | IdList | IdSequence | Text | Moment | Age
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +269,7 @@ class Schema:
             raise ConfigError(f"schema: all labels are of one kind, but {', '.join(kinds)}. Give each kind its own run")
         if self.teacher and (self.more_labels or self.predicts_numbers):
             raise ConfigError("schema.teacher: its logits are of one label of 0 or 1. Give it a schema with that alone")
-        if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, IdList | Moment)]:
+        if self.group and self.group not in [f.name for f in self.ids if not isinstance(f, Many | Moment)]:
             raise ConfigError(f"schema.group: {self.group!r} is not an Id feature of this schema")
         for table, rows in ((f.table_name, f.table_rows) for f in self.ids):
             if rows != self.tables[table]:
@@ -308,9 +312,14 @@ class Schema:
         return tuple(width for f in self.dense for width in f.kept)
 
     @property
-    def ids(self) -> tuple[Id | Moment, ...]:
-        """The categorical features (single, list, sequence, and of moments), in the order of `Batch.ids`."""
-        return tuple(f for f in self.features if isinstance(f, Id | Moment))
+    def ids(self) -> tuple[Id | Text | Moment, ...]:
+        """The categorical features (single, list, sequence, of texts and of moments), in the order of `Batch.ids`."""
+        return tuple(f for f in self.features if isinstance(f, Id | Text | Moment))
+
+    @property
+    def tokenizers(self) -> dict[str, TokenizerFile]:
+        """Of each text that has one, by its name."""
+        return {f.name: f.tokenizer for f in self.features if isinstance(f, Text) and f.tokenizer}
 
     @property
     def timed(self) -> tuple[IdSequence, ...]:

@@ -28,6 +28,7 @@ from rtrain.errors import DataError
 from rtrain.metrics.state import Scored, Valued
 from rtrain.moment import Age, Moment
 from rtrain.schema import Embedding, Feature, Id, IdList, Schema
+from rtrain.text import Text
 
 MOST_ROWS = 1_000_000
 """Rows of all splits beyond which it, which reads them whole, is left out."""
@@ -136,7 +137,9 @@ def _column(feature: Feature, table: pa.Table, schema: Schema) -> NDArray[np.flo
         vectors = np.full((len(there), feature.dim), np.nan)
         vectors[there] = pc.list_flatten(column).cast(pa.float64()).to_numpy().reshape(-1, feature.dim)
         return vectors
-    if isinstance(feature, IdList):
+    if isinstance(feature, Text):
+        found = pc.utf8_length(plain(column, pa.string()))
+    elif isinstance(feature, IdList):
         found = pc.list_value_length(column)
     elif isinstance(feature, Id) and feature.vocabulary:
         found = pc.index_in(column.cast(pa.string()), value_set=pa.array(feature.vocabulary))

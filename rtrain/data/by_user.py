@@ -16,7 +16,7 @@ from rtrain.data.parquet import ParquetRows
 from rtrain.data.split import times_of
 from rtrain.errors import ConfigError, DataError
 from rtrain.moment import Moment
-from rtrain.schema import IdList, Schema
+from rtrain.schema import Many, Schema
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ByUser:
 
 def user_column(schema: Schema) -> str:
     """The column that says whose a row is: `schema.group`, else the one `Id` of the user's; empty where neither is."""
-    of_users = [f.name for f in schema.ids if f.entity == "user" and not isinstance(f, IdList | Moment)]
+    of_users = [f.name for f in schema.ids if f.entity == "user" and not isinstance(f, Many | Moment)]
     return schema.group or (of_users[0] if len(of_users) == 1 else "")
 
 

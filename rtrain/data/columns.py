@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rtrain.batch import Batch, Jagged
 from rtrain.data.reader import Whole
 from rtrain.encodings import widened
-from rtrain.schema import IdList, Schema
+from rtrain.schema import Many, Schema
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Columns:
     singles: NDArray[np.integer]
     """int32 or int64 [N, S]: side by side, because a row's ids are gathered together"""
     lists: tuple[Lists, ...]
-    """The `IdList` and `IdSequence` features, in `schema.ids` order."""
+    """The `Many` features, in `schema.ids` order."""
     label: NDArray[np.float32]
     """[N], or [N, L] of a schema of several labels; nan where a row does not have an optional one"""
     group: NDArray[np.int64]
@@ -111,7 +111,7 @@ class Columns:
         values = np.empty(self.singles.size + sum(len(x.values) for x in self.lists), np.int64)
         at = single = jagged = 0
         for number, feature in enumerate(ids):
-            if isinstance(feature, IdList):
+            if isinstance(feature, Many):
                 found = self.lists[jagged].values
                 lengths_FB[number] = self.lists[jagged].lengths
                 jagged += 1

@@ -17,10 +17,12 @@ from rtrain.data.hashed import hashes, into_rows
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.moments import ago, moments
 from rtrain.data.place import Place, first, plain
+from rtrain.data.texts import text_ids
 from rtrain.data.vocabularies import known_of
 from rtrain.errors import DataError, did_you_mean
 from rtrain.moment import Age, Moment
 from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
+from rtrain.text import Text
 
 __all__ = ["Columns", "check_columns", "concat", "encode"]
 
@@ -63,7 +65,9 @@ def encode(
             singles.append(moment_ids(table, spec, schema, at))
             continue
         column = table.column(spec.name)
-        if isinstance(spec, IdList):
+        if isinstance(spec, Text):
+            lists.append(text_ids(column, spec))
+        elif isinstance(spec, IdList):
             lists.append(_lists(column, spec, at))
         else:
             singles.append(_ids(column, spec, at, None))

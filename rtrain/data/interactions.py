@@ -327,6 +327,8 @@ class Interactions(Data):
         """
         stored = ParquetRows(_locate(self.source))
         check_columns(stored.schema, self.schema, label=True, where=stored.uri)
+        for file in self.schema.tokenizers.values():
+            file.check()
         if self.schema.time and self.schema.time not in stored.schema.names:
             near = did_you_mean(self.schema.time, stored.schema.names)
             raise DataError(f"{stored.uri}: the time column {self.schema.time!r} (schema.time) is missing{near}")

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.tokens import HEAD, write_shards
 from rtrain.errors import DataError
+from rtrain.text import library
 
 BYTES = "bytes"
 TRAIN = "bpe:"
@@ -75,26 +76,18 @@ def _files(sources: Iterable[str]) -> Iterator[Path]:
             raise DataError(f"{path}: no such file or folder. Give text files, or folders of them")
 
 
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError:
-        raise DataError("tokenizer: the package `tokenizers` is not installed. Run pip install rtrain[text]") from None
-    return tokenizers
-
-
 def _trained(files: Sequence[Path], tokenizer: str, say: Callable[[str], None]) -> Any:
     size = tokenizer.removeprefix(TRAIN)
     if not size.isdigit() or int(size) < 257:
         raise DataError(f"tokenizer: {tokenizer!r} needs a size of at least 257, as in bpe:8192")
-    library = _library()
-    made = library.Tokenizer(library.models.BPE())
-    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = library.decoders.ByteLevel()
-    trainer = library.trainers.BpeTrainer(
+    hugging_face = library()
+    made = hugging_face.Tokenizer(hugging_face.models.BPE())
+    made.pre_tokenizer = hugging_face.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = hugging_face.decoders.ByteLevel()
+    trainer = hugging_face.trainers.BpeTrainer(
         vocab_size=int(size),
         special_tokens=[END],
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=hugging_face.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     say(f"training a BPE of {size} tokens on {len(files)} documents")
@@ -109,7 +102,7 @@ def _read(tokenizer: str) -> Any:
             f"tokenizer: there is no file {tokenizer!r}. Give {BYTES}, {TRAIN}8192, or the path of a tokenizer.json"
         )
     try:
-        return _library().Tokenizer.from_file(str(path))
+        return library().Tokenizer.from_file(str(path))
     except DataError:
         raise
     except Exception as error:  # the library raises a bare Exception

@@ -1,6 +1,7 @@
 """The exported model: unsharded weights with the config and schema that make sense of them.
 
     export/model-00000.safetensors ...   weights under the unsharded module's own names
+           tokenizer-*.json              of each text that has one, as it was trained with
            input.schema.json             JSON Schema of one request row
            export.json                   model config, schema, step, metrics, sha256 of each file; written last
 
@@ -27,6 +28,7 @@ from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.ranking import RankingConfig
 from rtrain.schema import Id, Schema
 from rtrain.storage import Folder
+from rtrain.text import TokenizerFile
 from rtrain.version import VERSION
 from rtrain.vocabulary import Vocabulary
 
@@ -59,6 +61,8 @@ def export(
     files = write_weights(folder, stored, check)
     for vocabulary in vocabularies_of(schema):
         files |= put(folder, _file_of(vocabulary), partial(_copy, vocabulary), check)
+    for name, tokenizer in _tokenizers_of(schema).items():
+        files |= put(folder, name, tokenizer.write, check)
     check()
     folder.write_json("input.schema.json", json_schema(schema))
     folder.write_json(
@@ -81,6 +85,11 @@ def vocabularies_of(schema: Schema) -> list[Vocabulary]:
     """Those that its features have in files, each once."""
     found = [f.vocabulary_file for f in schema.ids if isinstance(f, Id) and f.vocabulary_file]
     return list({vocabulary.sha256: vocabulary for vocabulary in found}.values())
+
+
+def _tokenizers_of(schema: Schema) -> dict[str, TokenizerFile]:
+    """By the name of each one's file in an export."""
+    return {f"tokenizer-{one.sha256[:16]}.json": one for one in schema.tokenizers.values()}
 
 
 def _file_of(vocabulary: Vocabulary) -> str:
@@ -125,8 +134,10 @@ class Predictor:
         self.model = model_config.build(self.schema, seed=0, table_device="meta")
         self.asked = asked_of(self.schema)
         """What requests hold."""
-        vocabularies = {_file_of(one): one for one in vocabularies_of(self.schema)}
-        load(self.model, fetched(uri, self.head["files"]), lambda name, local: adopt(vocabularies[name], local))
+        adopting: dict[str, Callable[[Path], None]]
+        adopting = {_file_of(one): partial(adopt, one) for one in vocabularies_of(self.schema)}
+        adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
+        load(self.model, fetched(uri, self.head["files"]), lambda name, local: adopting[name](local))
         self.rows = row_model(self.schema)
 
     @torch.inference_mode()

@@ -15,6 +15,7 @@ from rtrain.data.vocabularies import known_of
 from rtrain.encodings import LARGEST
 from rtrain.moment import FIRST_SECOND, LAST_SECOND, Age, Moment
 from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Schema
+from rtrain.text import Text
 
 Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
 
@@ -46,6 +47,8 @@ def row_model(schema: Schema) -> type[BaseModel]:
                     Field(description=doc),
                 )
             )
+        elif isinstance(feature, Text):
+            fields[feature.name] = (str | None, Field(None, description=doc))
         elif isinstance(feature, Embedding):
             fields[feature.name] = _vector(feature, doc)
         else:

@@ -75,11 +75,24 @@ def refuse_another(run: Run) -> None:
     changes = config.diff(config.from_dict(folder.read_json("run.json")), run)
     other = [c for c in changes if not c.startswith(MAY_CHANGE)]
     if other and CheckpointFolders(run.folder).committed():
+        _refuse_another_file(run, other)
         raise ConfigError(
             f"run {run.name!r} exists with another config: {'; '.join(other[:5])}. Train this one under a name of its "
             f"own (--name {free_name(run)}), go back to the stored values, or start anew with --fresh, which moves the "
             "earlier run aside"
         )
+
+
+def _refuse_another_file(run: Run, changes: list[str]) -> None:
+    """Of changed keys, the digest of a vocabulary's or tokenizer's file says that rows of a table stand for others."""
+    for line in changes:
+        if match := re.fullmatch(r"(.+)\.sha256: (\w{64}) -> (\w{64})", line):
+            file, kind = config.flatten(run)[f"{match[1]}.file"], match[1].rpartition(".")[2].removesuffix("_file")
+            raise ConfigError(
+                f"run {run.name!r}: {match[1]}: {kind} of another version: {file} has sha256 {match[3]}, but the run "
+                f"was trained with {match[2]}. Put that version back, train this one under a name of its own "
+                f"(--name {free_name(run)}), or start anew with --fresh"
+            )
 
 
 def refuse_changed_data(run: Run, data: Samples[Any]) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rtrain.errors import ConfigError, did_you_mean
 from rtrain.models.ranking import RankingConfig
 from rtrain.schema import IdList, Schema
+from rtrain.text import Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class AttendingConfig(RankingConfig):
         Raises:
             ConfigError: the schema has no such list, or no such candidate.
         """
-        kinds = {f.name: isinstance(f, IdList) for f in schema.ids}
+        kinds = {f.name: isinstance(f, IdList) for f in schema.ids if not isinstance(f, Text)}
         for field, is_list in (("history", True), ("candidate", False)):
             name = getattr(self, field)
             if kinds.get(name) is not is_list:

@@ -21,7 +21,7 @@ from rtrain.models.unsharded import Unsharded
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, TableOptions, mask, sequence
 from rtrain.objectives.distilled import Distillation, Distilled
 from rtrain.objectives.pointwise import Pointwise, pointwise
-from rtrain.schema import ANY_LENGTH, IdList, Schema
+from rtrain.schema import ANY_LENGTH, Many, Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class RankingConfig(Model):
                 raise ConfigError(
                     f"model.tables: the schema has no table {name!r}{near or '. It has ' + ', '.join(schema.tables)}"
                 )
-        lists = {f.name for f in schema.ids if isinstance(f, IdList)}
+        lists = {f.name for f in schema.ids if isinstance(f, Many)}
         found = []
         for name, rows in schema.tables.items():
             features = tuple(f.name for f in schema.ids if f.table_name == name)
@@ -179,7 +179,7 @@ class RankingConfig(Model):
     def longest(self, schema: Schema) -> dict[str, int]:
         """Of the features read as sequences, the stated `max_length`; without those of any length."""
         read = self.sequence_features(schema)
-        lists = [f for f in schema.ids if isinstance(f, IdList) and f.name in read]
+        lists = [f for f in schema.ids if isinstance(f, Many) and f.name in read]
         return {f.name: f.max_length for f in lists if f.max_length < ANY_LENGTH}
 
     def pieces(self, schema: Schema) -> tuple[Piece, ...]:

@@ -90,7 +90,7 @@ class TextTowers(TwoTowers):
         super().__init__(config, len(facts.user_features), len(facts.item_features) - (not config.ids))
         self.ids = config.ids
         self.features = nn.ModuleList(
-            Text(config, facts.texts[name]) if name in facts.texts else Mean() for name in facts.item_features
+            TextVector(config, facts.texts[name]) if name in facts.texts else Mean() for name in facts.item_features
         )
 
     def forward(self, user_BV: Tensor, item_BK: Tensor, *beside: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +112,7 @@ class Mean(nn.Module):
         return mean_by_place(vectors_BTE, place_BT, item_BK.shape[1])
 
 
-class Text(nn.Module):
+class TextVector(nn.Module):
     """[B, K, E]: of each candidate the mean of what blocks make of its words, or zeros where it has none.
 
     An item that several rows of the batch have is read once.
