@@ -109,7 +109,5 @@ def test_an_export_whose_vocabulary_was_altered_is_refused(place: Path) -> None:
         name="words", model=run.model, data=data, global_batch=64, duration=Duration(steps=4), storage=run.storage,
         evaluation=run.evaluation, metrics=run.metrics,
     )  # fmt: skip
-    with pytest.raises(
-        ConfigError, match=r"vocabulary of another version: .*words.parquet has sha256"
-    ):
+    with pytest.raises(ConfigError, match=r"vocabulary of another version: .*words.parquet has sha256"):
         train(changed)
