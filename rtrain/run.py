@@ -287,7 +287,7 @@ class Run:
         if self.handoff.export and not self.model.exported:
             raise ConfigError(f"handoff.export: {model} is not exported yet. Set handoff.export to false")
         if self.handoff.serve_check and not self.model.served:
-            raise ConfigError(f"handoff.serve_check: {model} is exported, but not served by rtrain. Set it to false")
+            raise ConfigError(f"handoff.serve_check: answers of {model} are not compared yet. Set it to false")
         if self.sparse_optim.clip_with_dense and not self.optim.clip_norm:
             raise ConfigError(
                 "sparse_optim.clip_with_dense: scales by the factor of optim.clip_norm, which is 0 (off). Set it, or "

@@ -101,6 +101,12 @@ def _copy(vocabulary: Vocabulary, to: Path) -> None:
     pq.write_table(values.replace_schema_metadata({DIGEST: vocabulary.sha256}), to, write_page_checksum=True)
 
 
+def is_retrieval(uri: str) -> bool:
+    """Whether an export is of a model that finds items; `read_head` says what is wrong with what is no export."""
+    folder = Folder(uri)
+    return folder.exists(HEAD) and "data" in folder.read_json(HEAD)
+
+
 def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     """What an export's head says; `part`: what a head of the kind that is asked for has, `other`: who reads the others.
 

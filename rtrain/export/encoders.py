@@ -4,6 +4,7 @@ Shape legend: B users, I items of the catalogue, E dim.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,32 @@ BATCH = 1024
 Vectors = NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Who asks for items."""
+
+    context: Lists
+    """Of each the user's row, or the rows of the items that were had."""
+    when: Lists | None
+    """Of histories, when."""
+    hidden: Lists
+    """Places in the catalogue that are not offered."""
+
+    @classmethod
+    def joined(cls, several: "Sequence[Asked]") -> "Asked":
+        """Of several, of one export, one behind the other."""
+        whens = [one.when for one in several if one.when is not None]
+        return cls(
+            _end_to_end([one.context for one in several]),
+            _end_to_end(whens) if whens else None,
+            _end_to_end([one.hidden for one in several]),
+        )
+
+
+def _end_to_end(several: Sequence[Lists]) -> Lists:
+    return Lists.of(np.concatenate([x.values for x in several]), np.concatenate([x.lengths for x in several]))
+
+
 class Encoders:
     """An export of a retrieval model on one process: users and items to vectors whose product is the score.
 
@@ -59,6 +86,7 @@ class Encoders:
 
         load(self._model, fetched(uri, self.head["files"]), other)
         self._users = tables[USERS]["user"].combine_chunks() if USERS in tables else None
+        self._timed = "times" in {name for takes in self._model._takes for name in takes} and self.head["timed"]
         self._assembly, items = assembly_of(known, self._data), tables[ITEMS]
         self.items: pa.Array = items["item"].combine_chunks()
         """Items of the catalogue, as the data call them, [I]."""
@@ -68,7 +96,21 @@ class Encoders:
         self.vectors: Tensor = torch.from_numpy(flat.reshape(len(self.items), -1).copy())
         """Of each of them, float32 [I, E]."""
 
-    @torch.inference_mode()
+    @property
+    def of_histories(self) -> bool:
+        """Whether who asks is known by the items that they had; else by the user's name."""
+        return self._data.longest is not None
+
+    @property
+    def of_words(self) -> bool:
+        """Whether the data call users and items by strings; else by whole numbers."""
+        return not pa.types.is_integer(self.items.type)
+
+    @property
+    def timed(self) -> bool:
+        """Whether the model reads when each item of a history was had."""
+        return self._timed
+
     def user(self, whom: Sequence[Any], times: Sequence[Sequence[int]] | None = None) -> Vectors:
         """Vectors of those who ask, float32 [B, E].
 
@@ -80,10 +122,13 @@ class Encoders:
         Raises:
             DataError: somebody or something that is not in the data, an empty history, or times that do not fit it.
         """
-        context, when = self._asked(whom, times)
-        found = []
-        for start in range(0, len(whom), BATCH):
-            some = np.arange(start, min(start + BATCH, len(whom)))
+        return self._vectors(*self._asked(whom, times))
+
+    @torch.inference_mode()
+    def _vectors(self, context: Lists, when: Lists | None) -> Vectors:
+        found, count = [], len(context.lengths)
+        for start in range(0, count, BATCH):
+            some = np.arange(start, min(start + BATCH, count))
             batch = self._assembly.of_whom(context.select(some), some, when.select(some) if when else None)
             queries, *_ = self._model(batch)
             asked = queries[torch.arange(len(some)), batch.last]
@@ -120,17 +165,36 @@ class Encoders:
         Raises:
             DataError: as `user`, or another number of `seen` lists.
         """
+        return self.find(self.ask(whom, times, seen), k)
+
+    def ask(
+        self,
+        whom: Sequence[Any],
+        times: Sequence[Sequence[int]] | None = None,
+        seen: Sequence[Sequence[Any]] | None = None,
+    ) -> "Asked":
+        """Who asks, checked, as `recommend` takes it: several can be joined, and found for at once.
+
+        Raises:
+            DataError: as `recommend`.
+        """
         if seen is not None and len(seen) != len(whom):
             raise DataError(f"seen: {len(seen)} lists for {len(whom)} who ask. Give one for each")
+        context, when = self._asked(whom, times)
         if seen is None and self._data.longest is not None and self._data.hide_seen:
             seen = whom
-        hidden = None
-        if seen is not None:
-            lists = [np.intersect1d(self._item_rows(those, f"seen[{n}]"), self._rows) for n, those in enumerate(seen)]
-            places = np.searchsorted(self._rows, np.concatenate([self._rows[:0], *lists]))
-            offsets = np.cumsum([0, *map(len, lists)])
-            hidden = Seen(items=torch.from_numpy(places), offsets=torch.from_numpy(offsets))
-        found = rank_catalogue(torch.from_numpy(self.user(whom, times)), self.vectors, k=k, seen=hidden)
+        lists = [
+            np.searchsorted(self._rows, np.intersect1d(self._item_rows(those, f"seen[{n}]"), self._rows))
+            for n, those in enumerate(seen or [[]] * len(whom))
+        ]
+        hidden = Lists.of(np.concatenate([self._rows[:0], *lists]), np.array([len(x) for x in lists], np.int64))
+        return Asked(context, when, hidden)
+
+    def find(self, asked: "Asked", k: int) -> list[list[tuple[Any, float]]]:
+        """As `recommend`, for who was asked for by `ask`."""
+        hidden = Seen(items=torch.from_numpy(asked.hidden.values), offsets=torch.from_numpy(asked.hidden.offsets))
+        queries = torch.from_numpy(self._vectors(asked.context, asked.when))
+        found = rank_catalogue(queries, self.vectors, k=k, seen=hidden)
         pairs = zip(found.items_UK.tolist(), found.scores_UK.tolist(), strict=True)
         return [
             [(self.items[at].as_py(), score) for at, score in zip(*both, strict=True) if at != NO_ITEM]
@@ -144,8 +208,7 @@ class Encoders:
                 raise DataError("times: this model reads users' ids, which have none. Leave them out")
             rows = self._found(whom, self._users, self._data.users, "user", "users")
             return Lists.of(rows, np.ones(len(rows), np.int64)), None
-        timed = "times" in {name for piece in self._model._takes for name in piece} and self.head["timed"]
-        if timed and times is None:
+        if self._timed and times is None:
             raise DataError("times: this model reads when each item was had, seconds since 1970. Give a list a history")
         if times is not None and len(times) != len(whom):
             raise DataError(f"times: {len(times)} lists for {len(whom)} histories. Give one for each")

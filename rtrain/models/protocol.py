@@ -66,7 +66,7 @@ class Model(Protocol):
     reads: ClassVar[Any]
     """Kind of batch; data that give another are refused."""
     served: ClassVar[bool] = False
-    """Whether rtrain serves its export."""
+    """Whether `handoff.serve_check` can compare what its export answers."""
     exported: ClassVar[str] = ""
     """The form of its export, of `rtrain.export.formats`; empty: there is none."""
 

@@ -128,3 +128,12 @@ def committed_step(folder: Path) -> int:
     """The newest committed checkpoint of a run under way; 0 when there is none."""
     steps = [int(p.parent.name.removeprefix("step-")) for p in folder.glob("checkpoints/step-*/COMMITTED")]
     return max(steps, default=0)
+
+
+@pytest.fixture(scope="module")
+def serve_port(joined_ray: None) -> int:
+    """A port that nothing listens on, for a Serve that begins anew: a cluster's has one port while it runs."""
+    from ray import serve
+
+    serve.shutdown()
+    return free_port()

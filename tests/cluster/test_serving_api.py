@@ -18,19 +18,20 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain.errors import DataError
-from rtrain.serving.app import MAX_BYTES, MAX_ROWS
+from rtrain.serving.answers import MAX_ROWS
+from rtrain.serving.limits import MAX_BYTES
 from tests.cluster.conftest import environment, free_port
 
 DENSE = {feature.name: feature.std for feature in debug().data.schema.dense}
 
 
 @pytest.fixture(scope="module")
-def served(joined_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def served(serve_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     storage = str(tmp_path_factory.mktemp("served"))
     changes = {"storage": storage, "duration.steps": 5, "handoff.serve_check": "false", "tracking.to": ()}
     result = rtrain.train(rtrain.override(debug(), changes), launcher="inline", quiet=True)
     assert result is not None
-    serving = rtrain.serve(result, port=free_port())
+    serving = rtrain.serve(result, port=serve_port)
     yield serving
     serving.stop()
 

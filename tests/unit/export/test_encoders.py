@@ -180,7 +180,7 @@ def test_files_that_were_altered_and_other_kinds_are_refused(folder: Path, tmp_p
         Encoders(str(place))
 
 
-def test_only_ranking_models_are_served_yet(folder: Path) -> None:
+def test_only_ranking_models_answers_are_compared_yet(folder: Path) -> None:
     run = run_of(folder, "sasrec")
-    with pytest.raises(ConfigError, match="exported, but not served"):
+    with pytest.raises(ConfigError, match="answers of SASRec are not compared yet"):
         replace(run, handoff=replace(run.handoff, serve_check=True))

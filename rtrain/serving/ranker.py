@@ -1,0 +1,101 @@
+"""A ranking export behind HTTP.
+
+    POST /predict  {"rows": [{...}, ...]}  ->  {"predictions": [0.73, ...]}, of several labels [[0.73, 0.21], ...]
+    GET  /schema                           ->  JSON Schema of a row
+    GET  /openapi.json                     ->  OpenAPI of this very export
+    GET  /healthz                          ->  {"status": "ok", ...}
+
+Rows of concurrent requests are joined into one batch and scored in one forward pass.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from fastapi import HTTPException
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from ray import serve as ray_serve
+
+from rtrain.errors import DataError
+from rtrain.export.artifact import Prediction, Predictor
+from rtrain.export.request import json_schema
+from rtrain.serving.answers import MAX_ROWS, REFUSALS, new_api
+
+
+class Rows(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+    rows: list[dict[str, Any]] = Field(description="feature -> value of each row; GET /schema says which")
+
+
+class Predictions(BaseModel):
+    """The answer, in the order of the rows."""
+
+    predictions: list[float] | list[list[float]] = Field(description="of label 1; of several labels a list each")
+
+
+api = new_api()
+
+
+def _rows_of(requests: list[list[dict[str, Any]]]) -> int:
+    """What bounds a batch: its rows. Counted by requests, 64 of them could bring 640,000."""
+    return sum(len(rows) for rows in requests)
+
+
+@ray_serve.deployment(name="Ranker")
+@ray_serve.ingress(api)
+class Ranker:
+    """One replica: an export in memory."""
+
+    def __init__(self, export: str):
+        torch.set_num_threads(1)
+        self.predictor = Predictor(export)
+        self.rows: TypeAdapter[Any] = TypeAdapter(list[self.predictor.rows])  # type: ignore[name-defined]
+
+    @api.post("/predict", response_model=Predictions, responses=REFUSALS)
+    async def predict(self, body: Rows) -> dict[str, Any]:
+        """Probability of label 1, or the number, for each row; 422 names the row and key that do not fit."""
+        if len(body.rows) > MAX_ROWS:
+            raise HTTPException(413, f"{len(body.rows)} rows in one request; at most {MAX_ROWS}")
+        try:
+            rows = [row.model_dump() for row in self.rows.validate_python(body.rows)]
+            predictions = await self.score(rows) if rows else []
+        except ValidationError as error:
+            problems = "; ".join(
+                f"rows.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]
+            )
+            raise HTTPException(422, problems) from None
+        except DataError as error:
+            raise HTTPException(422, str(error)) from None
+        broken = [row for row, found in enumerate(predictions) if not np.isfinite(found).all()]
+        if broken:
+            raise HTTPException(422, f"rows.{broken[0]}: the model gives no number for such values")
+        return {"predictions": predictions}
+
+    @ray_serve.batch(max_batch_size=MAX_ROWS, batch_wait_timeout_s=0.005, batch_size_fn=_rows_of)
+    async def score(self, requests: list[list[dict[str, Any]]]) -> list[list[Prediction]]:
+        """Score the rows of several requests at once."""
+        joined = [row for rows in requests for row in rows]
+        flat = iter(self.predictor.predict(joined))
+        return [[next(flat) for _ in rows] for rows in requests]
+
+    @api.get("/schema")
+    async def schema(self) -> dict[str, Any]:
+        """JSON Schema of a row."""
+        return json_schema(self.predictor.schema)
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi(self) -> dict[str, Any]:
+        """FastAPI's, with the keys and values that a row of this export has."""
+        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        rows = found["components"]["schemas"]["Rows"]["properties"]["rows"]
+        rows |= {"items": json_schema(self.predictor.schema), "maxItems": MAX_ROWS}
+        return found
+
+    @api.get("/healthz")
+    async def healthz(self) -> dict[str, Any]:
+        """Which model answers."""
+        head, labels = self.predictor.head, [label.name for label in self.predictor.schema.labels]
+        return {"status": "ok", "run": head["run"], "step": head["step"], "labels": labels}

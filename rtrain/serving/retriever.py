@@ -1,0 +1,118 @@
+"""A retrieval export behind HTTP: the best items of the whole catalogue for who asks.
+
+    POST /recommend  {"whom": [...], "k": 10}     ->  {"items": [[...], ...], "scores": [[...], ...]}, best first
+    GET  /recommend?user=196&k=10                 ->  the same of one user, of a model that knows users by name
+    GET  /schema                                  ->  JSON Schema of the body
+    GET  /openapi.json                            ->  OpenAPI of this very export
+    GET  /healthz                                 ->  {"status": "ok", ...}
+
+`whom`: users as the data call them; of a model of histories (SASRec, HSTU) each one's items, oldest first, with `times`
+where the model reads them. `seen`: items that each is not to be offered. Concurrent requests are answered in one pass.
+"""
+
+from typing import Any
+
+import torch
+from fastapi import HTTPException, Query
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve as ray_serve
+
+from rtrain.errors import DataError
+from rtrain.export.encoders import Asked, Encoders
+from rtrain.serving.answers import REFUSALS, new_api
+
+MAX_WHOM = 1000
+"""Who may ask in one request, and is answered in one pass."""
+MAX_K = 1000
+
+api = new_api()
+Name = int | str
+"""Of a user or an item, as the data call them."""
+
+
+class Question(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    whom: list[Name] | list[list[Name]] = Field(description="users, or each one's items, oldest first")
+    k: int = Field(10, ge=1, le=MAX_K, description="how many items")
+    times: list[list[int]] | None = Field(None, description="when each item was had, seconds since 1970, rising")
+    seen: list[list[Name]] | None = Field(None, description="items that each one is not to be offered")
+
+
+class Found(BaseModel):
+    """The answer, in the order of those who ask; fewer than k where there are no more."""
+
+    items: list[list[Name]]
+    scores: list[list[float]]
+
+
+def _asking(questions: list[tuple[Asked, int]]) -> int:
+    return sum(len(asked.context.lengths) for asked, _ in questions)
+
+
+@ray_serve.deployment(name="Retriever")
+@ray_serve.ingress(api)
+class Retriever:
+    """One replica: an export in memory."""
+
+    def __init__(self, export: str):
+        torch.set_num_threads(1)
+        self.encoders = Encoders(export)
+
+    @api.post("/recommend", response_model=Found, responses=REFUSALS)
+    async def recommend(self, body: Question) -> dict[str, Any]:
+        """The best items for each who asks; 422 names what does not fit."""
+        if len(body.whom) > MAX_WHOM:
+            raise HTTPException(413, f"{len(body.whom)} ask in one request; at most {MAX_WHOM}")
+        try:
+            asked = self.encoders.ask(body.whom, body.times, body.seen)
+        except DataError as error:
+            raise HTTPException(422, str(error)) from None
+        found: list[list[tuple[Any, float]]] = await self.find((asked, body.k)) if body.whom else []
+        return {"items": [[i for i, _ in of] for of in found], "scores": [[s for _, s in of] for of in found]}
+
+    @api.get("/recommend", response_model=Found, responses=REFUSALS)
+    async def recommend_one(self, user: str, k: int = Query(10, ge=1, le=MAX_K)) -> dict[str, Any]:
+        """The best items for one user, by name."""
+        if self.encoders.of_histories:
+            raise HTTPException(422, "user: this model knows who asks by the items of a history. POST them as whom")
+        whole = not self.encoders.of_words
+        if whole and not (user.removeprefix("-").isdecimal() and user.isascii()):
+            raise HTTPException(422, f"user: the data call each user by whole numbers, got {user[:60]!r}")
+        return await self.recommend(Question(whom=[int(user) if whole else user], k=k, times=None, seen=None))
+
+    @ray_serve.batch(max_batch_size=MAX_WHOM, batch_wait_timeout_s=0.005, batch_size_fn=_asking)
+    async def find(self, questions: list[tuple[Asked, int]]) -> list[list[list[tuple[Any, float]]]]:
+        """Answer several requests at once."""
+        found = iter(self.encoders.find(Asked.joined([asked for asked, _ in questions]), max(k for _, k in questions)))
+        return [[next(found)[:k] for _ in asked.context.lengths] for asked, k in questions]
+
+    def _schema(self) -> dict[str, Any]:
+        """The body's, with what this export wants of it."""
+        found = Question.model_json_schema()
+        name = {"type": "string" if self.encoders.of_words else "integer"}
+        history = {"type": "array", "items": name, "minItems": 1}
+        whom = {"type": "array", "items": history if self.encoders.of_histories else name, "maxItems": MAX_WHOM}
+        found["properties"]["whom"] = whom | {"description": found["properties"]["whom"]["description"]}
+        found["required"] = ["whom", *(["times"] if self.encoders.timed else [])]
+        return found
+
+    @api.get("/schema")
+    async def schema(self) -> dict[str, Any]:
+        """JSON Schema of the body."""
+        return self._schema()
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi(self) -> dict[str, Any]:
+        """FastAPI's, with the body that this export wants."""
+        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        found["components"]["schemas"]["Question"] = self._schema()
+        return found
+
+    @api.get("/healthz")
+    async def healthz(self) -> dict[str, Any]:
+        """Which model answers, for how many items."""
+        head = self.encoders.head
+        return {"status": "ok", "run": head["run"], "step": head["step"], "items": len(self.encoders.items)}
