@@ -21,6 +21,9 @@ from rtrain.vocabulary import Vocabulary
 
 DIGEST = b"rtrain.vocabulary"
 """Of a file's metadata: `digest_of` its values."""
+DIGEST_ROWS = 1 << 20
+ESCAPED = r'[\x00-\x1f"\\]'
+"""What JSON writes otherwise."""
 _KNOWN: dict[str, "Known"] = {}
 """What this process has read, by sha256: a file is read once, whatever reads it."""
 
@@ -111,7 +114,7 @@ def _read(file: str) -> tuple[pa.Array, str]:
             if "value" not in schema.names:
                 raise DataError(f"{file}: a vocabulary has a column 'value'; its columns are {', '.join(schema.names)}")
             column = parquet.read(["value"])["value"]
-            digest = (schema.metadata or {}).get(DIGEST, b"").decode()
+            said = (schema.metadata or {}).get(DIGEST, b"").decode()
     except FileNotFoundError:
         raise DataError(f"{file}: there is no such vocabulary. Check its path") from None
     except (pa.ArrowException, OSError, ValueError, ImportError) as error:
@@ -130,12 +133,30 @@ def _read(file: str) -> tuple[pa.Array, str]:
         raise DataError(f"{file}: the vocabulary has a null, which is what is missing. Leave it out")
     if pc.count_distinct(values).as_py() < len(values):
         raise DataError(f"{file}: the vocabulary has a value twice. Leave one out")
-    return values, digest or digest_of(pa.chunked_array([values]))
+    digest = digest_of(pa.chunked_array([values]))
+    if said and said != digest:  # Arrow keeps the metadata of a table whose rows are changed
+        raise DataError(
+            f"{file}: its values are not those that its own metadata name (sha256 {digest[:12]}, {said[:12]} there). "
+            "Write it without the old rtrain.vocabulary in its metadata, or make it anew by rtrain data prepare"
+        )
+    return values, digest
 
 
 def digest_of(values: pa.ChunkedArray) -> str:
     """sha256, in hex, of the values in the order of their rows: each as JSON (UTF-8, not escaped) and a line's end."""
     digest = hashlib.sha256()
     for chunk in values.chunks:
-        digest.update("".join(json.dumps(v, ensure_ascii=False) + "\n" for v in chunk.to_pylist()).encode())
+        for first in range(0, len(chunk), DIGEST_ROWS):
+            digest.update(_lines(chunk.slice(first, DIGEST_ROWS)))
     return digest.hexdigest()
+
+
+def _lines(values: pa.Array) -> bytes:
+    """Each value as a line of JSON: by Arrow where nothing has to be escaped, ten times as fast."""
+    if pa.types.is_integer(values.type):
+        lines = pc.binary_join_element_wise(values.cast(pa.string()), "\n", "")
+    elif pc.any(pc.match_substring_regex(values, ESCAPED)).as_py():
+        return "".join(json.dumps(v, ensure_ascii=False) + "\n" for v in values.to_pylist()).encode()
+    else:
+        lines = pc.binary_join_element_wise('"', values, '"\n', "")
+    return b"".join(lines.cast(pa.large_binary()).to_pylist())

@@ -50,6 +50,23 @@ def test_ids_are_places_and_what_is_unknown_or_missing_is_0(
     assert one.sha256 == hashlib.sha256(said).hexdigest()
 
 
+def test_a_digest_is_of_lines_of_json_whatever_the_words(tmp_path: Path) -> None:
+    for values in (
+        ['a"b', "c\\d", "e\nf", "g\x00", "\x1f", "h\x7f", "i\u2028", "", "ü"],
+        ["plain", "ß \u3042", "'"],
+        NUMBERS,
+    ):
+        said = "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in values).encode()
+        assert vocabularies.digest_of(pa.chunked_array([values[:2], values[2:]])) == hashlib.sha256(said).hexdigest()
+
+
+def test_values_that_were_changed_under_their_digest_are_refused(tmp_path: Path) -> None:
+    one = vocabulary_of(file_of(tmp_path, WORDS))
+    file = file_of(tmp_path, [*WORDS[:-1], "changed"], **{"rtrain.vocabulary": one.sha256})
+    with pytest.raises(DataError, match="its values are not those that its own metadata name"):
+        vocabulary_of(file)
+
+
 def test_a_word_of_a_known_ones_hash_is_not_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = vocabularies.known_of(vocabulary_of(file_of(tmp_path, ["a", "b"])))
     hashes = vocabularies.hashes
