@@ -183,6 +183,7 @@ def test_killed_and_started_again_it_makes_the_same_bytes(tmp_path: Path, ray_te
     assert not Path(f"{out}.partial").exists()
 
 
+@pytest.mark.slow
 def test_told_to_stop_it_says_how_to_go_on_and_a_second_command_is_kept_out_meanwhile(
     tmp_path: Path, ray_temp_dir: str
 ) -> None:
