@@ -4,7 +4,7 @@ Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -34,14 +34,17 @@ class Jagged:
     """int64 [sum of lengths]"""
     lengths: Tensor
     """int32 [F * B]"""
+    weights: Tensor | None = None
+    """float32 [sum of lengths]: of each id, 1 in a feature that has none; none where no feature has"""
 
     def rows(self, start: int, stop: int) -> "Jagged":
         """The ids of rows start..stop-1."""
         lengths_FB = self.lengths.view(len(self.keys), -1)
         kept = torch.zeros_like(lengths_FB, dtype=torch.bool)
         kept[:, start:stop] = True
-        values = self.values[kept.flatten().repeat_interleave(self.lengths, output_size=len(self.values))]
-        return Jagged(self.keys, values, lengths_FB[:, start:stop].flatten())
+        there = kept.flatten().repeat_interleave(self.lengths, output_size=len(self.values))
+        weights = None if self.weights is None else self.weights[there]
+        return Jagged(self.keys, self.values[there], lengths_FB[:, start:stop].flatten(), weights)
 
     def padded(self, key: str) -> Tensor:
         """One feature's ids, int64 [B, T], 0 behind each row's end; T is that of the longest row, at least 1."""
@@ -60,7 +63,9 @@ class Jagged:
 
     def to(self, device: torch.device) -> "Jagged":
         """A copy on another device."""
-        return Jagged(self.keys, self.values.to(device, non_blocking=True), self.lengths.to(device, non_blocking=True))
+        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
+        values, lengths = (x.to(device, non_blocking=True) for x in (self.values, self.lengths))
+        return Jagged(self.keys, values, lengths, weights)
 
 
 @dataclass
@@ -141,7 +146,7 @@ class Batch:
         lengths = self.ids.lengths.view(len(self.ids.keys), self.rows)
         return Batch(
             dense=pad(self.dense, (0, 0, 0, extra)),
-            ids=Jagged(self.ids.keys, self.ids.values, pad(lengths, (0, extra)).flatten()),
+            ids=replace(self.ids, lengths=pad(lengths, (0, extra)).flatten()),
             label=pad(self.label, (*(0, 0) * (self.label.dim() - 1), 0, extra), value=float("nan")),
             group=pad(self.group, (0, extra)),
             row=pad(self.row, (0, extra), value=-1),

@@ -181,6 +181,9 @@ class IdList(Id):
 
     max_length: int = ANY_LENGTH
     """Longest list that is accepted. A model that reads it as a sequence under tensor or pipeline ranks pads to it."""
+    weights: str = ""
+    """Column of a number for each of a row's ids, any finite ones, which a request has too: their vectors are pooled as
+    `sum(weight * vector)`, of a mean divided by `sum(abs(weight))`. Empty: every id counts as 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -259,7 +262,7 @@ class Schema:
                 "long before the row's own moment they are. Name the column of that moment, or leave the times out"
             )
         self._check_made()
-        beside = [name for name in (self.weight, self.teacher, *self.clocks) if name]
+        beside = [name for name in (self.weight, self.teacher, *self.clocks, *self.id_weights) if name]
         names = [f.name for f in self.features] + [label.name for label in self.labels] + beside
         for name in names:
             if names.count(name) > 1:
@@ -344,6 +347,16 @@ class Schema:
         return (*dict.fromkeys(f.times for f in self.timed), *self.stamps)
 
     @property
+    def weighted(self) -> tuple[IdList, ...]:
+        """The lists whose ids have weights, in the order of `ids`."""
+        return tuple(f for f in self.features if isinstance(f, IdList) and f.weights)
+
+    @property
+    def id_weights(self) -> tuple[str, ...]:
+        """Columns of those weights, which lists may share."""
+        return tuple(dict.fromkeys(f.weights for f in self.weighted))
+
+    @property
     def labels(self) -> tuple[Label, ...]:
         """All that is predicted, in the order of the model's outputs."""
         return (self.label, *self.more_labels)
@@ -371,6 +384,7 @@ class Schema:
         columns = [pa.field(f.name, f.arrow_type()) for f in self.features if not isinstance(f, Moment | Age)]
         moments = [pa.int64() if name in self.stamps else pa.list_(pa.int64()) for name in self.clocks]
         columns += [pa.field(name, kind) for name, kind in zip(self.clocks, moments, strict=True)]
+        columns += [pa.field(name, pa.list_(pa.float64())) for name in self.id_weights]
         if label:
             columns += [pa.field(one.name, pa.float64()) for one in self.labels]
             columns += [pa.field(name, pa.float64()) for name in (self.weight, self.teacher) if name]

@@ -1,8 +1,8 @@
 """Gradient-boosted trees on a schema's features: what a model without tables makes of the same columns.
 
 scikit-learn's histogram trees with its defaults (after Ke et al., "LightGBM", NeurIPS 2017). Numbers are read as they
-are stored, ids of few values as categories, other ids as numbers, lists by their length alone, of vectors each number;
-hours, days and ages as a model has them.
+are stored, ids of few values as categories, other ids as numbers, lists by their length alone (weights of
+their ids are left out), of vectors each number; hours, days and ages as a model has them.
 
 Shape legend: N rows, F inputs: one a feature, of a vector as many as it has numbers.
 """

@@ -5,6 +5,7 @@ Shape legend: N rows, B rows of a batch, D dense features, S single-id features,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ from rtrain.schema import Many, Schema
 class Lists:
     """One id list a row: row i has `values[offsets[i]:offsets[i + 1]]`."""
 
-    values: NDArray[np.integer]
-    """int32 or int64 [sum of lengths]"""
+    values: NDArray[Any]
+    """int32 or int64 [sum of lengths]; float32 of weights"""
     offsets: NDArray[np.int64]
     """int64 [N + 1]"""
 
     @classmethod
-    def of(cls, values: NDArray[np.integer], lengths: NDArray[np.integer]) -> "Lists":
+    def of(cls, values: NDArray[Any], lengths: NDArray[np.integer]) -> "Lists":
         """From each row's length, [N]."""
         offsets = np.zeros(len(lengths) + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
@@ -83,6 +84,8 @@ class Columns:
     """[N]: a teacher's logit, nan where a row has none; none without `schema.teacher`, and of requests"""
     times: tuple[Lists, ...] = ()
     """Of `schema.timed`, in their order, the seconds between each id and its row's own moment."""
+    id_weights: tuple[Lists, ...] = ()
+    """Of `schema.weighted`, in their order, the weight of each id."""
 
     @property
     def rows(self) -> int:
@@ -102,6 +105,7 @@ class Columns:
             weight=None if self.weight is None else self.weight.take(indices),
             teacher=None if self.teacher is None else self.teacher.take(indices),
             times=tuple(ago.select(indices) for ago in self.times),
+            id_weights=tuple(weights.select(indices) for weights in self.id_weights),
         )
 
     def batch(self, *, global_rows: int) -> Batch:
@@ -109,6 +113,8 @@ class Columns:
         ids, count = self.schema.ids, self.rows
         lengths_FB = np.ones((len(ids), count), np.int32)
         values = np.empty(self.singles.size + sum(len(x.values) for x in self.lists), np.int64)
+        of_weights = dict(zip((f.name for f in self.schema.weighted), self.id_weights, strict=True))
+        weights = np.ones(len(values), np.float32) if of_weights else None
         at = single = jagged = 0
         for number, feature in enumerate(ids):
             if isinstance(feature, Many):
@@ -119,10 +125,17 @@ class Columns:
                 found = self.singles[:, single]
                 single += 1
             values[at : at + len(found)] = found
+            if weights is not None and feature.name in of_weights:
+                weights[at : at + len(found)] = of_weights[feature.name].values
             at += len(found)
         return Batch(
             dense=torch.from_numpy(widened(self.dense, self.schema.kept_widths)),
-            ids=Jagged(tuple(f.name for f in ids), torch.from_numpy(values), torch.from_numpy(lengths_FB.ravel())),
+            ids=Jagged(
+                tuple(f.name for f in ids),
+                torch.from_numpy(values),
+                torch.from_numpy(lengths_FB.ravel()),
+                None if weights is None else torch.from_numpy(weights),
+            ),
             label=torch.from_numpy(self.label),
             group=torch.from_numpy(self.group),
             row=torch.from_numpy(self.row),
@@ -161,6 +174,7 @@ def concat(parts: Sequence[Columns]) -> Columns:
         weight=None if first.weight is None else np.concatenate([p.weight for p in parts if p.weight is not None]),
         teacher=None if first.teacher is None else np.concatenate([p.teacher for p in parts if p.teacher is not None]),
         times=_joined([p.times for p in parts]),
+        id_weights=_joined([p.id_weights for p in parts]),
     )
 
 

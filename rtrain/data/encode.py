@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
 from rtrain.data.hashed import hashes, into_rows
+from rtrain.data.id_weights import weights_of
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.moments import ago, moments
 from rtrain.data.place import Place, first, plain
@@ -86,6 +87,7 @@ def encode(
         weight=_weights(table.column(schema.weight), schema.weight, at) if label and schema.weight else None,
         teacher=_logits(table.column(schema.teacher), schema.teacher, at) if label and schema.teacher else None,
         times=_times(table, schema, at),
+        id_weights=tuple(weights_of(table.column(f.name), table.column(f.weights), f, at) for f in schema.weighted),
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Lists
-from rtrain.data.place import Place, first, plain
+from rtrain.data.place import Place, first, lengths_of, plain
 from rtrain.moment import FIRST_SECOND, LAST_SECOND
 from rtrain.schema import IdSequence
 
@@ -100,7 +100,7 @@ def ago(ids: pa.ChunkedArray, column: pa.ChunkedArray, feature: IdSequence, mome
         DataError: another number of times than of ids, or times that fall or lie behind the row's own moment.
     """
     what = f"feature {feature.name!r}"
-    lengths, of_ids = (_lengths(lists) for lists in (column, ids))
+    lengths, of_ids = (lengths_of(lists) for lists in (column, ids))
     if (lengths != of_ids).any():
         row = first(lengths != of_ids)
         why = f", but {lengths[row]} times in {feature.times!r}. Give each id its own"
@@ -124,14 +124,6 @@ def ago(ids: pa.ChunkedArray, column: pa.ChunkedArray, feature: IdSequence, mome
     narrow = before.astype(np.int32) if before.max(initial=0) < 2**31 else before
     kept = np.minimum(lengths, feature.max_length)
     return Lists(narrow, lists.offsets).cut(lists.offsets[1:] - kept, kept)
-
-
-def _lengths(lists: pa.ChunkedArray) -> NDArray[np.int64]:
-    """[N]; 0 of a null list."""
-    if pa.types.is_null(lists.type):
-        return np.zeros(len(lists), np.int64)
-    lengths: NDArray[np.int64] = pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64)
-    return lengths
 
 
 def _checked(column: pa.ChunkedArray, what: str, null: str, at: Place, rows: NDArray[np.integer]) -> Seconds:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.errors import DataError
@@ -28,3 +29,11 @@ def plain(column: pa.ChunkedArray, when_null: pa.DataType) -> pa.ChunkedArray:
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     return column.cast(when_null) if pa.types.is_null(column.type) else column
+
+
+def lengths_of(lists: pa.ChunkedArray) -> NDArray[np.int64]:
+    """[N]; 0 of a null list."""
+    if pa.types.is_null(lists.type):
+        return np.zeros(len(lists), np.int64)
+    lengths: NDArray[np.int64] = pc.list_value_length(lists).fill_null(0).to_numpy().astype(np.int64)
+    return lengths

@@ -83,6 +83,10 @@ class SideFeatures:
                     f"data: feature {feature.name!r} has times, but {self.source} has no moment that they lie before. "
                     "Leave them out"
                 )
+            if isinstance(feature, IdList) and feature.weights:
+                raise ConfigError(
+                    f"data: feature {feature.name!r} has weights, which no retrieval model reads. Leave them out"
+                )
         if not names:
             raise ConfigError(f"data: {self.source} is given without a feature. Name one, or leave it out")
 

@@ -18,6 +18,7 @@ from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Schema
 from rtrain.text import Text
 
 Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
 
 
 def asked_of(schema: Schema) -> Schema:
@@ -56,11 +57,16 @@ def row_model(schema: Schema) -> type[BaseModel]:
     for feature in schema.timed:
         doc = f"when each id of {feature.name} was had, seconds since 1970, as many and rising"
         fields[feature.times] = (list[Second], Field(default_factory=list, description=doc))
+    for name in schema.id_weights:
+        doc = f"the weight of each id of {', '.join(f.name for f in schema.weighted if f.weights == name)}, as many"
+        fields[name] = (list[Number], Field(default_factory=list, description=doc))
     fields |= {name: _moment(name, schema) for name in schema.stamps}
     # A name that no feature has: it stands beside theirs.
-    after: dict[str, Any] = {"times in order": model_validator(mode="after")(_in_time(schema))}
+    after: dict[str, Any] = {"times in order": model_validator(mode="after")(_in_time(schema))} if schema.clocks else {}
+    if schema.weighted:
+        after["as many weights"] = model_validator(mode="after")(_weighed(schema))
     config = ConfigDict(extra="forbid", strict=False)
-    return create_model("Row", __config__=config, __validators__=after if schema.clocks else {}, **fields)
+    return create_model("Row", __config__=config, __validators__=after, **fields)
 
 
 def _moment(name: str, schema: Schema) -> tuple[Any, Any]:
@@ -101,9 +107,21 @@ def _in_time(schema: Schema) -> Callable[[Any], Any]:
     return check
 
 
+def _weighed(schema: Schema) -> Callable[[Any], Any]:
+    """As `_in_time`, of weights."""
+
+    def check(row: Any) -> Any:
+        for feature in schema.weighted:
+            ids, weights = len(getattr(row, feature.name)), len(getattr(row, feature.weights))
+            if ids != weights:
+                raise ValueError(f"{feature.name} has {ids} ids, but {feature.weights} has {weights} weights")
+        return row
+
+    return check
+
+
 def _vector(feature: Embedding, doc: str) -> tuple[Any, Any]:
-    number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
-    vector = Annotated[list[number], Field(min_length=feature.dim, max_length=feature.dim)]
+    vector = Annotated[list[Number], Field(min_length=feature.dim, max_length=feature.dim)]
     return (vector | None, Field(None, description=doc)) if feature.missing else (vector, Field(description=doc))
 
 

@@ -71,7 +71,7 @@ class RankingConfig(Model):
                 raise ConfigError(
                     f"model.tables: the schema has no table {name!r}{near or '. It has ' + ', '.join(schema.tables)}"
                 )
-        lists = {f.name for f in schema.ids if isinstance(f, Many)}
+        lists, weighted = {f.name for f in schema.ids if isinstance(f, Many)}, {f.name for f in schema.weighted}
         found = []
         for name, rows in schema.tables.items():
             features = tuple(f.name for f in schema.ids if f.table_name == name)
@@ -84,6 +84,7 @@ class RankingConfig(Model):
                     features=features,
                     sequences=tuple(f for f in features if f in sequences),
                     means=tuple(f for f in features if f in lists and own.pooling == "mean"),
+                    weighted=tuple(f for f in features if f in weighted),
                     initial=own.initial,
                     scale=own.scale,
                     vectors=own.vectors,
@@ -169,12 +170,34 @@ class RankingConfig(Model):
         """See `rtrain.models.protocol`."""
         self.check_schema(schema)
         return Blueprint(
-            tables=self.table_list(schema),
+            tables=self._weighted(schema),
             features=self.feature_names(schema),
             pieces=self.pieces(schema),
             objective=self.objective(schema),
             longest=self.longest(schema),
         )
+
+    def _weighted(self, schema: Schema) -> tuple[Table, ...]:
+        """`table_list`, of which each list that has weights is pooled by them.
+
+        Raises:
+            ConfigError: a list that is not.
+        """
+        tables, name = self.table_list(schema), type(self).__name__
+        for feature in schema.weighted:
+            what = f"feature {feature.name!r}: its weights {feature.weights!r} are"
+            for table in (table for table in tables if feature.name in table.features):
+                if table.sequences:
+                    raise ConfigError(
+                        f"{what} of a pooled list, but {name} reads table {table.name!r} as the sequence "
+                        f"{table.sequences[0]!r}. Leave the weights out, or give a list that is pooled its own table"
+                    )
+                if feature.name not in table.weighted:
+                    raise ConfigError(
+                        f"{what} not read: table_list of {name} does not name it in Table.weighted. Add it there, or "
+                        "leave the weights out"
+                    )
+        return tables
 
     def longest(self, schema: Schema) -> dict[str, int]:
         """Of the features read as sequences, the stated `max_length`; without those of any length."""

@@ -35,7 +35,8 @@ class Tables(nn.Module):
 
     V holds one vector a feature, side by side in declared order. A table that some feature reads as a sequence is
     looked up without pooling, and its other features become one vector here. All others are summed by fbgemm; a mean
-    is made of the sum here, since its own takes ten times as long on CPU.
+    is made of the sum here, since its own takes ten times as long on CPU. Where a feature has weights all pooled ones
+    have, the others of 1: one lookup, whose sums those do not change.
     """
 
     def __init__(
@@ -57,8 +58,13 @@ class Tables(nn.Module):
         sequences = {f for t in unpooled for f in t.sequences}
         self.single = [f for f in features if f not in sequences]
         self.several = [f for f in features if f in sequences]
+        weighted = {f for t in pooled for f in t.weighted}
+        self.weighted = bool(weighted)
+        self.shared = weighted & {f for t in pooled for f in t.means}
+        """Features whose weights are divided by those of the row."""
         # The features of each collection in its own order, which is the order that it is handed them in.
-        self.means = {named.get((f, t.beside), f): f for t in tables for f in t.means if f not in t.sequences}
+        averaged = [(t, f) for t in tables for f in t.means if f not in {*t.sequences, *self.shared}]
+        self.means = {named.get((f, t.beside), f): f for t, f in averaged}
         """What is divided by how many ids a row has: name of the sum -> feature."""
         self.pooled_features = list(several)
         self.unpooled_features = [f for t in unpooled for f in t.features]
@@ -77,6 +83,7 @@ class Tables(nn.Module):
                     )
                     for t in pooled
                 ],
+                is_weighted=self.weighted,
                 device=torch.device(device),
             )
         if unpooled:
@@ -99,15 +106,26 @@ class Tables(nn.Module):
 
         `longest`: T of a sequence, where it is not to be that of the longest row.
         """
-        kjt = to_kjt(ids)
-        found = [collection(only(kjt, features)) for collection, features in self.collections]
+        found = [collection(given) for collection, given in self.given(ids)]
         return self.named_of(ids, found, longest)
 
-    @property
-    def collections(self) -> list[tuple[Any, list[str]]]:
-        """TorchRec's modules that look up, and the features that each is handed."""
-        both = ((self.bags, self.pooled_features), (self.sequences, self.unpooled_features))
-        return [(collection, features) for collection, features in both if collection is not None]
+    def given(self, ids: Jagged) -> list[tuple[Any, KeyedJaggedTensor]]:
+        """TorchRec's modules that look up, and what each is handed."""
+        weights = self._weights(ids) if self.weighted else None
+        both = ((self.bags, self.pooled_features, weights), (self.sequences, self.unpooled_features, None))
+        return [(one, only(to_kjt(ids, weights), features)) for one, features, weights in both if one is not None]
+
+    def _weights(self, ids: Jagged) -> Tensor:
+        """float32 [sum of lengths]: by what a sum over them is a mean, where that is wanted."""
+        assert ids.weights is not None, "a schema that has weights gives every batch some"
+        if not self.shared:
+            return ids.weights
+        sizes, lengths = ids.weights.abs().double(), ids.lengths.long()
+        # In float64 no sum of float32's overflows. Of weights that are all 0 there is no mean, and 0 is given.
+        sums = torch.segment_reduce(sizes, "sum", lengths=lengths)
+        shared = torch.tensor([f in self.shared for f in ids.keys], device=sums.device)
+        sums = torch.where(shared.repeat_interleave(len(lengths) // len(ids.keys)) & (sums > 0), sums, 1.0)
+        return (ids.weights / sums.repeat_interleave(lengths, output_size=len(sizes))).float()
 
     def named_of(self, ids: Jagged, of_collections: list[Any], longest: Mapping[str, int]) -> dict[str, Tensor]:
         """As `forward`, of what the `collections` gave."""
@@ -148,6 +166,6 @@ def _padded(jagged: JaggedTensor, longest: int | None) -> tuple[Tensor, Tensor]:
     return values, torch.arange(longest, device=values.device) < lengths_B.unsqueeze(1)
 
 
-def to_kjt(ids: Jagged) -> KeyedJaggedTensor:
-    """TorchRec's view of the same memory."""
-    return KeyedJaggedTensor(keys=list(ids.keys), values=ids.values, lengths=ids.lengths)
+def to_kjt(ids: Jagged, weights: Tensor | None = None) -> KeyedJaggedTensor:
+    """TorchRec's view of the same memory; `weights`: float32 [sum of lengths]."""
+    return KeyedJaggedTensor(keys=list(ids.keys), values=ids.values, lengths=ids.lengths, weights=weights)

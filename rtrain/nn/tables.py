@@ -92,6 +92,8 @@ class Table:
     """Those features that come out as sequences; a table that has one is looked up without pooling."""
     means: tuple[str, ...] = ()
     """Those features that come out as the mean of a row's vectors, if not as a sequence; the others as their sum."""
+    weighted: tuple[str, ...] = ()
+    """Those features whose ids have weights, as `schema.IdList.weights`; no table that has one has `sequences`."""
     initial: Initial = "uniform"
     scale: float | None = None
     """Bound or standard deviation of the first weights; none: 1 / sqrt(rows), as in DLRM."""

@@ -7,7 +7,7 @@ depend on no weight, so that a step later or earlier they are the same.
 from typing import Any
 
 from rtrain.batch import Jagged
-from rtrain.nn.bags import Tables, only, to_kjt
+from rtrain.nn.bags import Tables
 
 
 class Travelling:
@@ -15,11 +15,11 @@ class Travelling:
 
     def __init__(self, tables: Tables, ids: Jagged):
         """Say how many ids go where; nobody waits. `tables`: sharded."""
-        self.ids, kjt = ids, to_kjt(ids)
+        self.ids = ids
         self._numbers, self._ids = list[Any](), list[Any]()
-        for collection, features in tables.collections:
+        for collection, given in tables.given(ids):
             context = collection.create_context()
-            self._numbers.append((collection, context, collection.input_dist(context, only(kjt, features))))
+            self._numbers.append((collection, context, collection.input_dist(context, given)))
 
     def go_on(self) -> None:
         """Send the ids, once it is known how many come; to be called when that has been for long."""
