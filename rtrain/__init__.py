@@ -3,6 +3,7 @@
 Names are loaded when they are first used: `rtrain doctor` must work where torch does not.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -314,6 +315,17 @@ __all__ = [
     "uniform",
     "vocabulary_of",
 ]
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """What a recipe raises before it calls `main` is told as `main` tells it; all else as it was."""
+    if kind.__module__ == "rtrain.errors":
+        import_module("rtrain.cli.answer").uncaught(kind, error, trace)
+    else:
+        _HOOK(kind, error, trace)
+
+
+_HOOK, sys.excepthook = sys.excepthook, _uncaught
 
 
 def __getattr__(name: str) -> Any:

@@ -116,7 +116,7 @@ def _show(
 ) -> None:
     """For `warnings.showwarning`. All are kept: the terminal of a worker of Ray goes with it."""
     _keep(filename, lineno, category.__name__, str(message))
-    if file is not None or issubclass(category, RtrainWarning) or not _of_library(filename):
+    if file is not None or issubclass(category, RtrainWarning) or not of_library(filename):
         _BEFORE["show"](message, category, filename, lineno, file, line)
 
 
@@ -124,14 +124,15 @@ def _emit(handler: Any, record: logging.LogRecord) -> None:
     """For `logging.StreamHandler.emit`. One of the root logger may be a library's too: fbgemm_gpu adds one."""
     stream = handler.stream
     terminal = stream in (sys.stdout, sys.stderr) or getattr(stream, "name", "") in ("<stdout>", "<stderr>")
-    if terminal and record.levelno < logging.ERROR and _of_library(record.pathname):
+    if terminal and record.levelno < logging.ERROR and of_library(record.pathname):
         if record.levelno >= logging.WARNING:  # a worker of Ray would print all that libraries tell of their doings
             _keep(record.pathname, record.lineno, record.levelname, record.getMessage())
     else:
         _BEFORE["emit"](handler, record)
 
 
-def _of_library(path: str) -> bool:
+def of_library(path: str) -> bool:
+    """Whether a file of this name is a library's or rtrain's, and not the user's."""
     if path.startswith("<"):
         return not path.startswith(_TYPED)
     return path == "sys" or path.startswith(_OWN) or any(mark in path for mark in PACKAGES)

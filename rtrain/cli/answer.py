@@ -8,10 +8,12 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from traceback import extract_tb
+from types import TracebackType
 from typing import NoReturn, TextIO
 
 from rtrain import notices
-from rtrain.errors import ConfigError, RtrainError, did_you_mean, one_line
+from rtrain.errors import ConfigError, RtrainError, UserError, did_you_mean, one_line
 
 _told = False
 """Whether it was SIGTERM that interrupted."""
@@ -48,6 +50,20 @@ def guarded(work: Callable[[], int], *, as_json: bool, again: str = "goes on fro
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)  # a notebook's, whose process goes on
+
+
+def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """For `sys.excepthook`: a user's mistake before any verb, as in a recipe's module, on one line with its place."""
+    if not isinstance(error, UserError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    from rtrain.tracking.uris import mask_text
+
+    own = [frame for frame in extract_tb(trace) if not notices.of_library(frame.filename)]
+    place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    print(f"error: {place}{mask_text(one_line(error))}", file=sys.stderr, flush=True)
+    if not hasattr(sys, "ps1"):  # a session goes on
+        sys.exit(error.exit_code)
 
 
 def stdout_kept() -> redirect_stdout[TextIO]:

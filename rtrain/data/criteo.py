@@ -143,7 +143,10 @@ def _tables(source: str, hashed: int) -> Iterator[pa.Table]:
         raise DataError(f"{source}: no such file") from None
     except (pa.ArrowException, OSError, EOFError) as error:
         why = " ".join(str(error).split())[:200]
-        raise DataError(f"{source}: behind row {rows} it is no text of Criteo's ({why})") from None
+        raise DataError(
+            f"{source}: behind row {rows} it is no text of Criteo's ({why}). A line is a label, "
+            "13 whole numbers and 26 words, between tabs; mend or drop that line"
+        ) from None
 
 
 def _table(batch: pa.Table, source: str, first: int, hashed: int) -> pa.Table:

@@ -48,7 +48,9 @@ class Feedback:
         return digest.hexdigest()[:16]
 
     @classmethod
-    def of(cls, user: Ids, item: Ids, time: Ids | None, names: Mapping[str, pa.Array] | None = None) -> "Feedback":
+    def of(
+        cls, user: Ids, item: Ids, time: NDArray[Any] | None, names: Mapping[str, pa.Array] | None = None
+    ) -> "Feedback":
         """From columns in any order."""
         when = np.arange(len(user)) if time is None else time
         order = np.lexsort((when, user))  # stable: what is of one moment stays in its order
@@ -99,12 +101,12 @@ def from_parquet(
     for name in [name for name in (user, item, time) if name and table.column(name).null_count]:
         where = found_at(uri, name, None, rating=rating, at_least=at_least)
         raise DataError(f"{uri}: {name!r} is null at {where}. Fill it, or drop the row")
-    when, second = (_whole(table, time, uri), second_of(table.column(time).type)) if time else (None, 1)
+    when, second = (_times(table, time, uri), second_of(table.column(time).type)) if time else (None, 1)
     if raw:
         found = _of_raw(table.column(user), table.column(item), when)
     else:
         found = Feedback.of(_whole(table, user, uri), _whole(table, item, uri), when)
-    return replace(found, time=found.time // second, without=without)
+    return replace(found, time=(found.time // second).astype(np.int64), without=without)
 
 
 def found_at(uri: str, name: str, value: int | None, *, rating: str, at_least: float | None) -> str:
@@ -120,15 +122,31 @@ def found_at(uri: str, name: str, value: int | None, *, rating: str, at_least: f
     return "a row that is gone by now"
 
 
-def _whole(table: pa.Table, name: str, uri: str) -> Ids:
+def _times(table: pa.Table, name: str, uri: str) -> NDArray[Any]:
+    """int64 of integers, timestamps and dates, in their unit, and float64 of floats: nothing of their order is lost."""
     column = table.column(name)
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("s"))
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.int64())
+    if pa.types.is_floating(column.type):
+        values: NDArray[np.float64] = column.to_numpy().astype(np.float64)
+        if not (np.abs(values) < 2.0**63).all():  # nor is nan
+            raise DataError(f"{uri}: column {name!r} (data.time) has numbers that are no time. Fill them, or drop them")
+        return values
+    if not (pa.types.is_integer(column.type) or pa.types.is_timestamp(column.type)):
+        need = "seconds (numbers) or timestamps are needed. Cast it"
+        raise DataError(f"{uri}: column {name!r} (data.time) is {column.type}; {need}")
+    return _numbers(column.cast(pa.int64()) if pa.types.is_timestamp(column.type) else column, name, uri)
+
+
+def _whole(table: pa.Table, name: str, uri: str) -> Ids:
+    column = table.column(name)
     if not pa.types.is_integer(column.type):
         do = "Set data.raw_ids, which numbers its values, or number them first"
         raise DataError(f"{uri}: column {name!r} is {column.type}; whole numbers are needed. {do}")
+    return _numbers(column, name, uri)
+
+
+def _numbers(column: pa.ChunkedArray, name: str, uri: str) -> Ids:
     try:
         values: Ids = column.cast(pa.int64()).to_numpy()
     except pa.ArrowInvalid as error:  # uint64 beyond int64
@@ -136,7 +154,7 @@ def _whole(table: pa.Table, name: str, uri: str) -> Ids:
     return values
 
 
-def _of_raw(user: pa.ChunkedArray, item: pa.ChunkedArray, when: Ids | None) -> Feedback:
+def _of_raw(user: pa.ChunkedArray, item: pa.ChunkedArray, when: NDArray[Any] | None) -> Feedback:
     (users, who), (items, what) = numbered(user), numbered(item)
     return Feedback.of(users, items, when, {"user": who, "item": what})
 
@@ -178,7 +196,7 @@ def from_text(path: str, *, raw: bool = False) -> Feedback:
                 "words, or number users and items first"
             ) from None
         if not those:
-            raise DataError(f"{path}: line {number} has a user and no item")
+            raise DataError(f"{path}: line {number} has a user and no item. Add the items, or drop the line")
         users += [user] * len(those)
         items += those
     if not users:

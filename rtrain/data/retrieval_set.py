@@ -122,8 +122,10 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         for split, of in samples.items():
             if not len(of):
                 code = VALID if split == "valid" else TEST
-                there = self._lists(code, alone=True)[0].lengths[self._trained > 0].any()
-                raise nobody(split, hidden=split != "train" and bool(there))
+                there, later = self._lists(code, alone=True)[0].lengths > 0, split != "train"
+                known = self._trained > 0
+                hidden, strangers = later and bool((there & known).any()), later and bool((there & ~known).any())
+                raise nobody(split, hidden=hidden, strangers=strangers)
             ranges[split] = (at, at + len(of))
             at += len(of)
         ranges["train"] = trained_on(ranges["train"], train_rows)

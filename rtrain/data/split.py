@@ -94,7 +94,10 @@ class ByTime:
             DataError: the data have no times, or a split would be empty.
         """
         if not feedback.timed:
-            raise DataError("data.split: ByTime needs times, and data.time names no column")
+            raise DataError(
+                "data.split: ByTime needs times, and there are none. Name their column in data.time (a text has none: "
+                "bring Parquet), or give data.split=LeaveOneOut()"
+            )
         times = np.sort(feedback.time)
         count = len(times)
         test = times[count - max(1, round(count * self.test))]
@@ -128,9 +131,14 @@ def times_of(rows: ParquetRows | Parted, time: str, group: RowGroup) -> NDArray[
     return values
 
 
-def nobody(split: Split, *, hidden: bool) -> DataError:
-    """The error of a split that would ask nothing of anybody; `hidden`: there is something that users had before."""
+def nobody(split: Split, *, hidden: bool, strangers: bool) -> DataError:
+    """The error of a split that would ask nothing of anybody.
+
+    `hidden`: there is something that users had before; `strangers`: there is something of users without training.
+    """
     why = "too few interactions of each. Bring more data"
+    if strangers:
+        why = "nobody in it has interactions in training, from which a model could know them. Make it larger"
     if hidden:
         why = "all that it would ask for, the users had before, which data.hide_seen hides. Set data.hide_seen to false"
     return DataError(f"data.split: {split} would be without a user: {why}, or change data.split")

@@ -289,6 +289,23 @@ def test_a_mistake_leaves_no_traceback_in_a_real_process() -> None:
     assert json.loads(ended.stdout) == {"error": message, "exit_code": 2}
 
 
+def test_a_mistake_of_a_recipes_module_is_one_line_with_its_place(tmp_path: Path) -> None:
+    lines = "from rtrain import ByTime, main\n{}\nmain(lambda: None)\n"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def ended(line: str) -> Ended:
+        (tmp_path / "recipe.py").write_text(lines.format(line))
+        words = [sys.executable, "recipe.py"]
+        found = subprocess.run(words, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120)
+        return Ended(found.returncode, found.stdout, found.stderr)
+
+    wrong = ended("SPLIT = ByTime(valid=2.0)")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert wrong.err.startswith(f"error: {tmp_path}/recipe.py:2: data.split") and wrong.err.count("\n") == 1
+    other = ended("1 / 0")
+    assert other.code == 1 and "Traceback" in other.err and other.err.endswith("ZeroDivisionError: division by zero\n")
+
+
 def test_rtrain_without_arguments_lists_its_verbs(rtrain_command: Any) -> None:
     ended = rtrain_command()
     assert (ended.code, ended.err) == (0, "")

@@ -246,9 +246,34 @@ def test_text_is_read_line_by_line(tmp_path: Path) -> None:
     assert not data.feedback.timed
 
 
+def timed(path: Path, times: pa.Array) -> Histories:
+    table = pa.table({"user_id": [0] * 5, "item_id": range(5), "timestamp": times})
+    pq.write_table(table, path / "log.parquet")
+    return Histories(source=f"{path}/log.parquet", users=1, items=5)
+
+
+def test_times_may_have_parts_of_seconds_which_order_them(tmp_path: Path) -> None:
+    found = timed(tmp_path, pa.array([9.75, 9.5, 3.0, -0.5, 2e9])).open().feedback
+    assert found.item.tolist() == [3, 2, 1, 0, 4] and found.time.tolist() == [-1, 3, 9, 9, 2 * 10**9]
+    for bad in (float("nan"), float("inf"), 1e300):
+        with pytest.raises(DataError, match=r"'timestamp' \(data.time\) has numbers that are no time"):
+            timed(tmp_path, pa.array([1.0, 2.0, bad, 4.0, 5.0])).open()
+    with pytest.raises(DataError, match=r"\(data.time\) is string; seconds \(numbers\) or timestamps are needed"):
+        timed(tmp_path, pa.array(list("abcde"))).open()
+
+
+def test_a_split_whose_users_are_all_new_says_so(tmp_path: Path) -> None:
+    users = np.repeat(np.arange(10), 4)
+    table = pa.table({"user_id": users, "item_id": np.tile(np.arange(4), 10), "timestamp": np.arange(40)})
+    pq.write_table(table, tmp_path / "log.parquet")
+    data = Histories(source=f"{tmp_path}/log.parquet", users=10, items=4, split=ByTime(valid=0.2, test=0.2))
+    with pytest.raises(DataError, match="valid would be without a user: nobody in it has interactions in training"):
+        data.open()
+
+
 BAD_TEXT = {
     "0 1 2\n1 x 3\n": "line 2 has a word that is no whole number: '1 x 3'",
-    "0 1 2\n7\n": "line 2 has a user and no item",
+    "0 1 2\n7\n": "line 2 has a user and no item. Add the items, or drop the line",
     "\n": "it has no interactions",
     "0 1 2 3\n4 1 2 3\n": "user 4 is not one of data.users=4",
     "0 1 2 -3\n": "item -3 is not one of data.items=10",
