@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import sysconfig
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -66,6 +67,7 @@ _INNER: list[_Kept] = []
 """The parts that are under way, the innermost last."""
 _BEFORE: dict[str, Any] = {}
 """What is called instead while any is."""
+_CHANGING = threading.Lock()
 
 
 @contextmanager
@@ -78,19 +80,21 @@ def aside(folder: str = "", name: str = "") -> Iterator[None]:
         yield
         return
     kept = _Kept(folder)
-    if not _INNER:
-        _BEFORE.update(show=warnings.showwarning, emit=logging.StreamHandler.emit)
-        warnings.showwarning = _show
-        _set_emit(_emit)  # of the class, since libraries add handlers when they are imported
-    _INNER.append(kept)
+    with _CHANGING:
+        if not _INNER:
+            _BEFORE.update(show=warnings.showwarning, emit=logging.StreamHandler.emit)
+            warnings.showwarning = _show
+            _set_emit(_emit)  # of the class, since libraries add handlers when they are imported
+        _INNER.append(kept)
     try:
         yield
     finally:
-        _INNER.remove(kept)
-        if not _INNER:
-            if warnings.showwarning is _show:
-                warnings.showwarning = _BEFORE["show"]
-            _set_emit(_BEFORE["emit"])
+        with _CHANGING:
+            _INNER.remove(kept)
+            if not _INNER:
+                if warnings.showwarning is _show:
+                    warnings.showwarning = _BEFORE["show"]
+                _set_emit(_BEFORE["emit"])
         if folder:
             with suppress(Exception):  # storage that is full or gone must not hide how the run ended
                 kept.write(f"{name}.log")

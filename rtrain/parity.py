@@ -25,16 +25,18 @@ from rtrain.training.trace import Trace, trace
 
 LOSS = 1e-5
 """Largest difference of a loss in nats. float32 sums in another order differ by some 1e-7 of the value, and weights
-that were trained with such sums carry that along, over these few steps up to 5e-6; what is wrong shows as 1e-4 and
-more."""
+that were trained with such sums carry that along, over these few steps up to 3e-6."""
 LOSS_16_BITS = 3e-3
 """The same where vectors travel as 16 bits, whose last is a 2,048th of the number, or a 256th."""
 GRAD_NORM = 5e-4
 """Largest difference of a gradient norm, relative to it; for the same reason."""
+SLOWER = 0.1
+"""Factor on the learning rates, and `EPS` what is added to the root of the squared gradients, at least. At a recipe's
+own, two right layouts drift apart by 1e-4 to 1e-3: Adam and Adagrad at 1e-8 make steps of full size of gradients that
+are nothing but rounding, and a ReLU whose input is 0 but for rounding takes its gradient on one side alone, which large
+steps carry on. So they stay within 3e-6, the loss still falls by a third to two thirds as much, a gradient that is
+wrong by 1 % on one of two ranks is seen, and so are wrong factors that a small eps would divide away."""
 EPS = {"optim.eps": 1e-5, "sparse_optim.eps": 1e-4}
-"""What is added to the root of the squared gradients, at least. Where a gradient is nothing but rounding, Adam and
-Adagrad at 1e-8 make a step of full size of it in one direction or the other, and two right layouts drift apart by
-1e-4. At these a step is as small as its gradient, and wrong factors show that they would divide away."""
 STEPS = 20
 
 Progress = Callable[[str], None]
@@ -100,8 +102,8 @@ def parity(
     """Train `run` for a few steps at each layout, and compare with one process.
 
     `layouts`: none for the run's own. A layout's world is as large as the product of its degrees. Dropout is off: its
-    masks are drawn by each rank, so that another number of ranks is another draw. The optimizers' `eps` are at least
-    `EPS`, at which rounding stays rounding.
+    masks are drawn by each rank, so that another number of ranks is another draw. The optimizers are `SLOWER`, with an
+    eps of `EPS` at least.
 
     Raises:
         UserError: the run itself is not legal, or its data cannot be read.
@@ -196,11 +198,12 @@ def _without_dropout(run: Run, say: Progress) -> Run:
 
 
 def _steady(run: Run, say: Progress) -> Run:
+    """At rates and eps at which rounding stays rounding."""
     settings = flatten(run)
-    changed = {key: eps for key, eps in EPS.items() if settings.get(key, eps) < eps}
-    if changed:
-        spelled = ", ".join(f"{key} {eps:g}" for key, eps in changed.items())
-        say(f"with {spelled}: smaller ones make steps of rounding")
+    keys = ("optim", "sparse_optim") if run.blueprint.tables else ("optim",)
+    changed = {f"{key}.lr": settings[f"{key}.lr"] * SLOWER for key in keys}
+    changed |= {key: eps for key, eps in EPS.items() if key.split(".")[0] in keys and settings.get(key, eps) < eps}
+    say(f"with {', '.join(f'{key} {value:g}' for key, value in changed.items())}, at which rounding stays rounding")
     steady: Run = override(run, changed)
     return steady
 

@@ -59,7 +59,9 @@ def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackTy
         return
     from rtrain.tracking.uris import mask_text
 
-    own = [frame for frame in extract_tb(trace) if not notices.of_library(frame.filename)]
+    made = ("<string>", "__init__")  # of a dataclass
+    frames = [frame for frame in extract_tb(trace) if (frame.filename, frame.name) != made]
+    own = [frame for frame in frames if not notices.of_library(frame.filename)]
     place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
     print(f"error: {place}{mask_text(one_line(error))}", file=sys.stderr, flush=True)
     if not hasattr(sys, "ps1"):  # a session goes on

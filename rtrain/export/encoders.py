@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rtrain import config
+from rtrain import config, notices
 from rtrain.data.columns import Lists
 from rtrain.data.retrieval_batch import Ids
 from rtrain.errors import DataError, one_line
@@ -66,6 +66,7 @@ class Encoders:
     Vectors are as the objective compares them (of length 1 under `cosine`), and equal the trainer's to 1e-5.
     """
 
+    @notices.aside()
     def __init__(self, uri: str):
         """Load and check an export.
 
@@ -124,6 +125,7 @@ class Encoders:
         """
         return self._vectors(*self._asked(whom, times))
 
+    @notices.aside()
     @torch.inference_mode()
     def _vectors(self, context: Lists, when: Lists | None) -> Vectors:
         found, count = [], len(context.lengths)
@@ -136,6 +138,7 @@ class Encoders:
         vectors: Vectors = torch.cat(found).numpy() if found else np.empty((0, self.vectors.shape[1]), np.float32)
         return vectors
 
+    @notices.aside()
     def item(self, items: Sequence[Any]) -> Vectors:
         """Vectors of items, as the data call them, float32 [len(items), E].
 

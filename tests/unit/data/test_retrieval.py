@@ -264,9 +264,9 @@ def test_times_may_have_parts_of_seconds_which_order_them(tmp_path: Path) -> Non
 
 def test_a_split_whose_users_are_all_new_says_so(tmp_path: Path) -> None:
     users = np.repeat(np.arange(10), 4)
-    table = pa.table({"user_id": users, "item_id": np.tile(np.arange(4), 10), "timestamp": np.arange(40)})
+    table = pa.table({"user_id": users, "item_id": np.arange(40) % 13, "timestamp": np.arange(40)})
     pq.write_table(table, tmp_path / "log.parquet")
-    data = Histories(source=f"{tmp_path}/log.parquet", users=10, items=4, split=ByTime(valid=0.2, test=0.2))
+    data = Histories(source=f"{tmp_path}/log.parquet", users=10, items=13, split=ByTime(valid=0.2, test=0.2))
     with pytest.raises(DataError, match="valid would be without a user: nobody in it has interactions in training"):
         data.open()
 

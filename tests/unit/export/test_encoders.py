@@ -5,6 +5,9 @@ own ranking is trusted.
 """
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from math import log2
 from pathlib import Path
@@ -127,6 +130,16 @@ def test_what_the_export_finds_is_what_the_trainer_found(folder: Path, name: str
     assert np.mean(hits) == pytest.approx(done["test"][f"hit_rate@{K}"], abs=1e-6)
     found = encoders.recommend(whom, K, times=times, seen=histories)
     assert [[i for i, _ in those] for those in found] == lists
+
+
+def test_a_script_that_asks_prints_what_it_prints_alone(folder: Path) -> None:
+    """Torch has something to say of a sparse matrix and of its tracer."""
+    export = train(replace(run_of(folder, "graph"), name="quiet"))["export"]
+    script = f"import rtrain\nfound = rtrain.Encoders({str(export)!r})\nprint(len(found.recommend([1, 2], k=3)))"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    words = [sys.executable, "-c", script]
+    ended = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    assert (ended.stdout, ended.stderr) == ("2\n", "")
 
 
 def test_who_asks_wrongly_is_told(folder: Path) -> None:

@@ -1,0 +1,47 @@
+"""`parity` sees what is wrong by little: a gradient of one rank, with every loss as it should be."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from rtrain.mesh import Parallel
+from rtrain.models.dlrm import DLRM
+from rtrain.objectives.pointwise import Pointwise
+from rtrain.optim import Adagrad
+from rtrain.parity import LOSS, parity
+from rtrain.schema import Schema
+from tests.parallel.worlds import TINY, tiny
+
+
+@dataclass(frozen=True)
+class Leaning(Pointwise):
+    """Its gradient is too large by a hundredth on all data ranks but the first."""
+
+    def loss(self, logits: Tensor, target: Tensor, ranks: object = None) -> Tensor:
+        loss = super().loss(logits, target, ranks)
+        return loss + 0.01 * (loss - loss.detach()) * min(getattr(ranks, "data_index"), 1)  # noqa: B009
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leans(DLRM):
+    """The tests' model with that loss."""
+
+    def objective(self, schema: Schema) -> Pointwise:
+        return Leaning()
+
+
+def test_a_gradient_that_is_wrong_by_a_hundredth_on_one_rank_differs(rows: str) -> None:
+    right = tiny(rows, Parallel(data=2, dense="ddp"), Adagrad(lr=0.05))
+    wrong = replace(right, model=Leans(dim=TINY.dim, bottom=TINY.bottom, top=TINY.top))
+    layouts = (Parallel(data=2, dense="ddp"),)
+    (holds,) = parity(right, layouts=layouts).layouts
+    (differs,) = parity(wrong, layouts=layouts).layouts
+    assert holds.verdict == "equal" and holds.max_loss_diff < LOSS / 3, holds
+    assert differs.verdict == "differs" and differs.max_loss_diff > LOSS, differs
+
+
+def test_the_recipes_rates_are_said_to_be_lowered(rows: str) -> None:
+    said: list[str] = []
+    run = tiny(rows, Parallel(dense="ddp"), Adagrad(lr=0.05, eps=1e-3))
+    parity(run, layouts=(Parallel(data=2, dense="ddp"),), steps=2, say=said.append)
+    assert said[0] == "with optim.lr 0.003, sparse_optim.lr 0.005, at which rounding stays rounding"
