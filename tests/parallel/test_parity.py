@@ -1,7 +1,13 @@
 """`parity` sees what is wrong by little: a gradient of one rank, with every loss as it should be."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tokenizers
 from torch import Tensor
 
 from rtrain.mesh import Parallel
@@ -10,7 +16,8 @@ from rtrain.objectives.pointwise import Pointwise
 from rtrain.optim import Adagrad
 from rtrain.parity import LOSS, parity
 from rtrain.schema import Schema
-from tests.parallel.worlds import TINY, tiny
+from rtrain.text import Text, TokenizerFile
+from tests.parallel.worlds import SCHEMA, TINY, tiny
 
 
 @dataclass(frozen=True)
@@ -45,3 +52,22 @@ def test_the_recipes_rates_are_said_to_be_lowered(rows: str) -> None:
     run = tiny(rows, Parallel(dense="ddp"), Adagrad(lr=0.05, eps=1e-3))
     parity(run, layouts=(Parallel(data=2, dense="ddp"),), steps=2, say=said.append)
     assert said[0] == "with optim.lr 0.003, sparse_optim.lr 0.005, at which rounding stays rounding"
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_texts_are_read_alike_at_any_layout(rows: str, tmp_path: Path, tokens: bool) -> None:
+    draw, table = np.random.default_rng(3), pq.read_table(rows)
+    words = ["red", "green", "old", "new", "cat", "dog"]
+    said = [" ".join(draw.choice(words, draw.integers(0, 5))) for _ in range(table.num_rows)]
+    pq.write_table(table.append_column("title", pa.array(said)), tmp_path / "rows.parquet", row_group_size=70)
+    text = Text(name="title", rows=32)
+    if tokens:
+        kept = tokenizers.Tokenizer(tokenizers.models.WordLevel({w: i for i, w in enumerate(["?", *words])}, "?"))
+        kept.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        kept.save(str(tmp_path / "tokenizer.json"))
+        text = Text(name="title", tokenizer=TokenizerFile(file=str(tmp_path / "tokenizer.json")))
+    schema = replace(SCHEMA, features=(*SCHEMA.features, text))
+    run = tiny(str(tmp_path / "rows.parquet"), Parallel(dense="ddp"), Adagrad(lr=0.05), schema=schema)
+    layouts = [Parallel(data=2, dense="ddp", embeddings=how) for how in ("table_wise", "row_wise", "column_wise")]
+    found = parity(run, layouts=layouts)
+    assert found.holds and not found.refused, str(found)
