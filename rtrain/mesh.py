@@ -6,10 +6,11 @@ tensor-parallel neighbours share a node, and pipeline stages lie farthest apart.
 
 from dataclasses import dataclass
 from itertools import product
-from math import prod
+from math import lcm, prod
 from typing import Literal
 
 from rtrain.errors import ConfigError
+from rtrain.rounding import ceil_div, round_up
 
 Axis = Literal["pipeline", "data", "tensor"]
 Dealt = Literal["rows", "tokens"]
@@ -176,6 +177,15 @@ class Mesh:
             at = dict(zip(others, fixed, strict=True))
             found.append([self.rank({**at, axis: i}) for i in range(self.degree(axis))])
         return found
+
+
+def rows_of_stages(share: int, parallel: Parallel) -> int:
+    """Rows that a step's batch is padded to where all steps need as many, which microbatches and lookups divide.
+
+    `share`: most rows of a global batch that a rank reads.
+    """
+    count = parallel.microbatches
+    return round_up(ceil_div(share, count) * count, lcm(count, parallel.pipeline))
 
 
 def lay_out(parallel: Parallel, workers: int) -> Mesh:

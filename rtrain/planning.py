@@ -9,9 +9,12 @@ import torch
 
 from rtrain import notices
 from rtrain.config import validate
+from rtrain.data.cursor import largest_share
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, lay_out
+from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
+from rtrain.parallel.activations import NotCounted, kept_of_ranks
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank, left_for_tables, total_bytes
 from rtrain.parallel.stage import parameters_of_ranks
 from rtrain.rounding import ceil_div
@@ -30,10 +33,12 @@ class Plan:
     mesh: Mesh
     tables: tuple[TablePlacement, ...]
     bytes_per_rank: tuple[dict[str, int], ...]
-    """For each rank: parameters, gradients, optimizer (dense), tables, tables_optimizer."""
+    """For each rank: parameters, gradients, optimizer (dense), tables, tables_optimizer, and activations if counted."""
     memory_per_rank: int
     memory_from: str
     """Where the memory figure comes from."""
+    not_counted: str = ""
+    """Why activations are not counted; empty: they are."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts."""
@@ -46,6 +51,7 @@ class Plan:
             "bytes_per_rank": list(self.bytes_per_rank),
             "memory_per_rank": self.memory_per_rank,
             "memory_from": self.memory_from,
+            "activations_not_counted": self.not_counted,
         }
 
     def __str__(self) -> str:
@@ -62,13 +68,15 @@ class Plan:
             lines.append(
                 f"{table.table:<16} {table.rows:>12,} {table.dim:>5} {size:>10}  {table.sharding:<12} {where}{more}"
             )
-        kinds = ("parameters", "gradients", "optimizer", "tables", "tables_optimizer")
+        kinds = [kind for kind in self.bytes_per_rank[0] if kind != "rank"]
         lines += ["", f"{'bytes':<8}" + "".join(f"{k:>18}" for k in kinds) + f"{'total':>12}"]
         for row in self.bytes_per_rank:
             values = [row[k] for k in kinds]
             spelled = "".join(f"{_spell(v):>18}" for v in values)
             lines.append(f"rank {row['rank']:<3}{spelled}{_spell(sum(values)):>12}")
         lines += ["", f"memory per rank: {_spell(self.memory_per_rank)} ({self.memory_from})"]
+        if self.not_counted:
+            lines.append(f"activations not counted: {self.not_counted}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -111,23 +119,41 @@ def plan(run: Run) -> Plan:
     blueprint = run.blueprint
     sizes = parameters_of_ranks(blueprint.pieces, run.parallel, mesh)
     left = left_for_tables(memory, run.parallel, run.sparse_optim, mesh, dense_parameters=sizes)
-    dense = bytes_per_rank(run.parallel, run.sparse_optim, (), mesh, dense_parameters=sizes)
-    _refuse_what_does_not_fit(dense, memory, source)
+    activations, why_not = _activations(run, blueprint, mesh)
+
+    def counted(placed: tuple[TablePlacement, ...]) -> list[dict[str, int]]:
+        rows = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
+        return [row | kept for row, kept in zip(rows, activations, strict=True)]
+
+    if not left:  # the dense part fills a rank: no tables are to blame
+        _refuse_what_does_not_fit(counted(()), memory, source, why_not)
     placed = _place_tables(run, blueprint.tables, mesh, left) if blueprint.tables else ()
-    per_rank = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
-    _refuse_what_does_not_fit(per_rank, memory, source)
-    return Plan(run.name, mesh, placed, tuple(per_rank), memory, source)
+    per_rank = counted(placed)
+    _refuse_what_does_not_fit(per_rank, memory, source, why_not)
+    return Plan(run.name, mesh, placed, tuple(per_rank), memory, source, why_not)
 
 
-def _refuse_what_does_not_fit(per_rank: Sequence[Mapping[str, int]], memory: int, source: str) -> None:
+def _activations(run: Run, blueprint: Blueprint, mesh: Mesh) -> tuple[list[dict[str, int]], str]:
+    """What each rank keeps during a step, or nothing and why that is not counted."""
+    share = largest_share(run.global_batch, mesh.readers(blueprint.dealt))
+    try:
+        kept = kept_of_ranks(blueprint, run.parallel, mesh, share=share, blank=run.data.blank)
+    except NotCounted as error:
+        return [{} for _ in range(mesh.world_size)], str(error)
+    return [{"activations": of_rank.total} for of_rank in kept], ""
+
+
+def _refuse_what_does_not_fit(per_rank: Sequence[Mapping[str, int]], memory: int, source: str, why_not: str) -> None:
     most = max(per_rank, key=total_bytes)
     if total_bytes(most) <= memory:
         return
     parts = ", ".join(f"{kind} {_spell(count)}" for kind, count in most.items() if kind != "rank" and count)
+    left_out = ", activations not counted" if why_not else ""
+    smaller = "lower global_batch or raise parallel.microbatches, " if most.get("activations") else ""
     raise ConfigError(
-        f"rank {most['rank']} would hold {_spell(total_bytes(most))} ({parts}), activations not counted, but has "
+        f"rank {most['rank']} would hold {_spell(total_bytes(most))} ({parts}){left_out}, but has "
         f"{_spell(memory)} ({source}). Cut the dense part further (parallel.dense zero with zero_stage 3, "
-        "parallel.tensor or parallel.pipeline), add workers (cluster.workers), or make the model smaller"
+        f"parallel.tensor or parallel.pipeline), {smaller}add workers (cluster.workers), or make the model smaller"
     )
 
 

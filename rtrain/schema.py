@@ -181,6 +181,8 @@ class IdList(Id):
 
     max_length: int = ANY_LENGTH
     """Longest list that is accepted. A model that reads it as a sequence under tensor or pipeline ranks pads to it."""
+    mean_length: float | None = None
+    """Ids of a row on average, by which tables are planned; none: `max_length`, and 1 where that is not stated."""
     weights: str = ""
     """Column of a number for each of a row's ids, any finite ones, which a request has too: their vectors are pooled as
     `sum(weight * vector)`, of a mean divided by `sum(abs(weight))`. Empty: every id counts as 1."""
@@ -194,6 +196,11 @@ class IdList(Id):
             )
         if self.max_length < 1:
             raise ConfigError(f"feature {self.name!r}: max_length must be at least 1, got {self.max_length}")
+        if self.mean_length is not None and not 0 < self.mean_length <= self.max_length:
+            raise ConfigError(
+                f"feature {self.name!r}: mean_length must be above 0 and at most max_length ({self.max_length}), got "
+                f"{self.mean_length}"
+            )
 
     def arrow_type(self) -> pa.DataType:
         """A list of what `Id` takes."""

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -142,6 +142,9 @@ class Text:
     """Words or tokens that are read of a text, its first ones."""
     table: str = ""
     """Table to look up in; features that name the same table share it. Empty: its own name."""
+
+    mean_length: ClassVar[None] = None
+    """As `schema.IdList.mean_length`, which no text states."""
 
     def __post_init__(self) -> None:
         if bool(self.rows) == bool(self.tokenizer):

@@ -15,6 +15,7 @@ import pyarrow as pa
 from rtrain.batch import Batch, times
 from rtrain.data import criteo, sources
 from rtrain.data.baseline import Baseline
+from rtrain.data.blank import blank_rows
 from rtrain.data.boosted import boosted_of, without_boosting
 from rtrain.data.by_user import user_column
 from rtrain.data.coded import Coded, coded
@@ -242,6 +243,10 @@ class Interactions(Data):
     def facts(self) -> Schema:
         """What a model may ask of the data before they are opened."""
         return self.schema
+
+    def blank(self, rows: int) -> Batch:
+        """See `Data`; of a list without `max_length` it has `mean_length` ids a row, or one."""
+        return blank_rows(self.schema, rows)
 
     @property
     def group(self) -> str:

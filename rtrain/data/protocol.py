@@ -94,6 +94,10 @@ class Data(Protocol):
     def facts(self) -> Any:
         """What a model may ask of the data before they are opened."""
 
+    def blank(self, rows: int) -> AnyBatch | None:
+        """A batch of `rows` rows as large as can be, of no content; none: only open data tell how large that is."""
+        return None
+
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.
 

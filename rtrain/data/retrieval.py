@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from rtrain.batch import NONE
 from rtrain.data import sources
+from rtrain.data.blank import blank_positives
 from rtrain.data.feedback import found_at, from_parquet, from_text, is_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage
@@ -147,6 +148,13 @@ class _Positives(Data):
             beside.get("item", NONE), {f"item_{name}": longest for name, longest in texts.items()},
             by=self.negatives.by, power=self.negatives.power, known=self.negatives.tells_known,
         )  # fmt: skip
+
+    def blank(self, rows: int) -> RetrievalBatch | None:
+        """See `Data`; none where a batch's size depends on what users had, on features beside ids, or on the graph."""
+        negatives = self.negatives
+        if self.side or self.graph or negatives.by == "all" or negatives.tells_known:
+            return None
+        return blank_positives(rows, self.longest, negatives)
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.

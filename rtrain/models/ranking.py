@@ -72,7 +72,7 @@ class RankingConfig(Model):
                     f"model.tables: the schema has no table {name!r}{near or '. It has ' + ', '.join(schema.tables)}"
                 )
         lists, weighted = {f.name for f in schema.ids if isinstance(f, Many)}, {f.name for f in schema.weighted}
-        found = []
+        lengths, found = {f.name: _mean_length(f) for f in schema.ids if isinstance(f, Many)}, []
         for name, rows in schema.tables.items():
             features = tuple(f.name for f in schema.ids if f.table_name == name)
             own = options.get(name, TableOptions(table=name))
@@ -85,6 +85,7 @@ class RankingConfig(Model):
                     sequences=tuple(f for f in features if f in sequences),
                     means=tuple(f for f in features if f in lists and own.pooling == "mean"),
                     weighted=tuple(f for f in features if f in weighted),
+                    mean_lengths=tuple(lengths.get(f, 1.0) for f in features),
                     initial=own.initial,
                     scale=own.scale,
                     vectors=own.vectors,
@@ -223,6 +224,11 @@ class RankingConfig(Model):
     def build(self, schema: Schema, *, seed: int, table_device: torch.device | str = "cpu") -> Unsharded:
         """The model in one process, see `Unsharded`."""
         return Unsharded(self.blueprint(schema), seed=seed, table_device=table_device)
+
+
+def _mean_length(of: Many) -> float:
+    """Ids of a row on average, as far as a schema knows: what it states, or else the longest list, or else 1."""
+    return of.mean_length or (float(of.max_length) if of.max_length < ANY_LENGTH else 1.0)
 
 
 def check_sizes(**sizes: tuple[int, ...]) -> None:

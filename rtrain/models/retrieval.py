@@ -1,10 +1,11 @@
 """What every model that finds items among all has: a table of items, vectors of who asks, an objective of the two."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from rtrain.batch import NONE
 from rtrain.data.retrieval import RetrievalFacts
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.errors import ConfigError
@@ -17,9 +18,11 @@ from rtrain.objectives.candidate_loss import CandidateLoss
 from rtrain.storage.paths import located
 
 
-def longest_of(positions: int, negatives: int) -> dict[str, int]:
-    """Of the two features that are read as sequences, the longest rows."""
-    return {"history": positions, "item": positions * (1 + negatives)}
+def longest_of(facts: RetrievalFacts) -> dict[str, int]:
+    """Of the features that are read as sequences, the longest rows."""
+    if facts.longest is None:
+        return {"item": 1 + facts.negatives}
+    return {"history": facts.longest, "item": facts.longest * (1 + facts.negatives)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +74,20 @@ class RetrievalConfig(Model):
         who = () if self.of_histories else (self._table("user", facts.users, "user"),)
         read = ("history", "item") if self.of_histories else ("item",)
         of_user, of_item = facts.user_features, facts.item_features
+        lengths = longest_of(facts)
+        lengths |= {name: lengths["item"] * facts.texts.get(name, 1) for name in of_item}
         return Blueprint(
             tables=(
                 *who,
-                self._table("item", facts.items, *read, sequences=read),
+                self._table("item", facts.items, *read, sequences=read, lengths=lengths),
                 *(self._table(name, rows, name) for name, rows in of_user.items()),
-                *(self._table(name, rows, name, sequences=(name,)) for name, rows in of_item.items()),
+                *(self._table(name, rows, name, sequences=(name,), lengths=lengths) for name, rows in of_item.items()),
             ),
             features=(*(() if self.of_histories else ("user",)), *of_user, *read, *of_item),
             pieces=self.pieces(facts),
             objective=self.objective,
             against=self.reasons_against,
-            longest={} if facts.longest is None else longest_of(facts.longest, facts.negatives),
+            longest=longest_of(facts),
         )
 
     def _check_negatives(self, facts: RetrievalFacts) -> None:
@@ -129,10 +134,13 @@ class RetrievalConfig(Model):
                 "Set it to 1, or use an objective with drawn negatives"
             )
 
-    def _table(self, name: str, rows: int, *features: str, sequences: tuple[str, ...] = ()) -> Table:
+    def _table(
+        self, name: str, rows: int, *features: str, sequences: tuple[str, ...] = (), lengths: Mapping[str, int] = NONE
+    ) -> Table:
         return Table(
             name=name, rows=rows, dim=self.dim, features=features, sequences=sequences,
             means=features, initial=self.initial, scale=self.scale,
+            mean_lengths=tuple(float(lengths.get(f, 1)) for f in features),
             vectors=self.item_vectors if name == "item" else "",
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import linear
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -80,6 +81,8 @@ def _groups(mask_BT: Tensor) -> Groups:
     rows, longest = mask_BT.shape
     if not rows:
         return one_group(mask_BT)
+    if isinstance(mask_BT, FakeTensor):  # of a plan, which counts every row as long as can be
+        return Groups(rows, longest, ((rows, longest),), torch.arange(rows * longest, device=mask_BT.device))
     lengths_B, order_B = mask_BT.sum(1).clamp(min=1).cpu().sort(descending=True, stable=True)
     at, shapes, begin = [], [], 0
     for end, positions in _cuts(lengths_B.tolist()):

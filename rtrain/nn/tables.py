@@ -94,6 +94,8 @@ class Table:
     """Those features that come out as the mean of a row's vectors, if not as a sequence; the others as their sum."""
     weighted: tuple[str, ...] = ()
     """Those features whose ids have weights, as `schema.IdList.weights`; no table that has one has `sequences`."""
+    mean_lengths: tuple[float, ...] = ()
+    """Of each of `features` the ids of a row on average, which the planner counts exchanges and memory by; none: 1."""
     initial: Initial = "uniform"
     scale: float | None = None
     """Bound or standard deviation of the first weights; none: 1 / sqrt(rows), as in DLRM."""

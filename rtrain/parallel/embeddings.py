@@ -162,6 +162,7 @@ def plan_tables(
                 ),
                 compute_kernels=[kernel_of(parallel.layout_of(t.name))],
                 cache_params=cache_of(parallel.layout_of(t.name)),
+                pooling_factors=list(t.mean_lengths or (1.0,) * len(t.features)),
             )
             for t in tables
         },

@@ -29,6 +29,18 @@ class TensorRank:
         self.dim = {"rows": 0, "tokens": 1}[dealt]
         """Of activations, the one that is dealt to the ranks."""
 
+    def gather(self, out: Tensor, local: Tensor) -> None:
+        """Every rank's `local`, one behind the other, into `out` on all."""
+        dist.all_gather_into_tensor(out, local, group=self.group)
+
+    def scatter(self, out: Tensor, local: Tensor) -> None:
+        """This rank's part of the sum of every rank's `local` into `out`."""
+        dist.reduce_scatter_tensor(out, local, group=self.group)
+
+    def reduce(self, x: Tensor, by: Any = dist.ReduceOp.SUM) -> None:
+        """The sum (or what `by` says) of every rank's `x` in its place."""
+        dist.all_reduce(x, by, group=self.group)
+
     def place(self, piece: Piece, parameter: str, shape: tuple[int, ...], *, writes: bool) -> Place:
         """Where this rank's share of a parameter lies in the whole one, whose shape is given.
 
@@ -94,7 +106,7 @@ class TensorRank:
 
     def _sum(self, gradient: Tensor) -> Tensor:
         total = gradient.contiguous().clone()
-        dist.all_reduce(total, group=self.group)
+        self.reduce(total)
         return total
 
     def _kv_heads(self, attention: Any) -> list[int]:
@@ -124,7 +136,7 @@ def _gather(x: Tensor, ranks: TensorRank) -> Tensor:
     """[B, S, ...] of each rank -> [B, T, ...] on every rank; of rows their number grows, not that of tokens."""
     local = x.transpose(0, ranks.dim).contiguous()
     out = local.new_empty((local.shape[0] * ranks.size, *local.shape[1:]))
-    dist.all_gather_into_tensor(out, local, group=ranks.group)
+    ranks.gather(out, local)
     return out.transpose(0, ranks.dim).contiguous()
 
 
@@ -132,7 +144,7 @@ def _scatter(x: Tensor, ranks: TensorRank) -> Tensor:
     """Partial sums [B, T, ...] on every rank -> this rank's tokens (or rows) of the sum, [B, S, ...]."""
     local = x.transpose(0, ranks.dim).contiguous()
     out = local.new_empty((local.shape[0] // ranks.size, *local.shape[1:]))
-    dist.reduce_scatter_tensor(out, local, group=ranks.group)
+    ranks.scatter(out, local)
     return out.transpose(0, ranks.dim).contiguous()
 
 
@@ -200,13 +212,13 @@ class _VocabLoss(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, ranks: TensorRank) -> Tensor:
         share = logits_NV.shape[1]
         peak_N = logits_NV.amax(dim=1)
-        dist.all_reduce(peak_N, dist.ReduceOp.MAX, group=ranks.group)
+        ranks.reduce(peak_N, dist.ReduceOp.MAX)
         exp_NV = (logits_NV - peak_N.unsqueeze(1)).exp()
         local_N = targets_N - ranks.index * share
         here_N = (local_N >= 0) & (local_N < share)
         picked_N = logits_NV.gather(1, local_N.clamp(0, share - 1).unsqueeze(1)).squeeze(1) * here_N
         both_2N = torch.stack((exp_NV.sum(dim=1), picked_N))
-        dist.all_reduce(both_2N, group=ranks.group)
+        ranks.reduce(both_2N)
         counts_N = targets_N != IGNORED
         ctx.save_for_backward(exp_NV / both_2N[0].unsqueeze(1), local_N, here_N, counts_N)
         return ((both_2N[0].log() + peak_N - both_2N[1]) * counts_N).sum()

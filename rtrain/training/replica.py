@@ -6,7 +6,6 @@ Shape legend: B rows of this rank's batch.
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import lcm
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -18,7 +17,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.cursor import largest_share
 from rtrain.data.protocol import AnyBatch, IdBatch
 from rtrain.errors import CheckpointError
-from rtrain.mesh import Mesh
+from rtrain.mesh import Mesh, rows_of_stages
 from rtrain.models.protocol import Blueprint
 from rtrain.parallel.apply import Layout, apply
 from rtrain.parallel.chunks import Chunk, weight_name
@@ -226,11 +225,10 @@ class Replica:
 
     def _rows_of_step(self, batch: AnyBatch) -> int:
         """Rows that a training batch is padded to."""
-        count = self.run.parallel.microbatches
         if self.tables is not None and not self.pipeline:
             return self._share(batch)
-        # Stages send tensors of one shape: as many rows in every step, which microbatches and lookups divide.
-        return round_up(self.per_microbatch * count, lcm(count, self.mesh.pipeline))
+        # Stages send tensors of one shape: as many rows in every step.
+        return rows_of_stages(largest_share(self.run.global_batch, self.readers), self.run.parallel)
 
     def _lengths_of_step(self) -> Mapping[str, int]:
         """Of sequences: one and the same for tensor ranks and stages, and the batch's own where there are none."""

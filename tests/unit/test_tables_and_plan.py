@@ -6,13 +6,22 @@ import torch
 
 import rtrain
 from recipes.dlrm_movielens import run
+from recipes.gpt_stdlib import run as gpt
+from recipes.two_tower_movielens import run as two_towers
 from rtrain.data.synthetic import CRITEO
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel, TableLayout, lay_out
+from rtrain.models.dlrm import DLRM
+from rtrain.models.plan import Piece
+from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import BLOCK_ROWS, Kept, Table, initial_rows
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
+from rtrain.parallel.activations import NotCounted, kept_of_ranks
 from rtrain.parallel.embeddings import placements, plan_tables
 from rtrain.parallel.placement import bytes_per_rank
+from rtrain.parallel.stage import Stage
+from rtrain.schema import Id, IdList, Schema
+from rtrain.text import Text
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (4090, 4100), (BLOCK_ROWS, 9000), (8191, 8193)])
@@ -108,8 +117,9 @@ def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> 
     with pytest.raises(ConfigError) as caught:
         rtrain.plan(rtrain.override(run(), {"cluster.memory_gb_per_worker": 5e-5}))
     said = str(caught.value)
-    assert said.startswith("rank 0 would hold 94.7 KiB (parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB)")
-    assert "has 52.4 KiB (cluster.memory_gb_per_worker). Cut the dense part further" in said
+    held = "parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB, activations 843.2 KiB"
+    assert said.startswith(f"rank 0 would hold 938.0 KiB ({held}), but has 52.4 KiB (cluster.memory_gb_per_worker). ")
+    assert "Cut the dense part further" in said and "lower global_batch or raise parallel.microbatches" in said
 
 
 def test_a_table_that_every_rank_has_is_counted_on_every_rank() -> None:
@@ -180,3 +190,86 @@ def test_a_table_is_split_as_it_is_asked_to_be() -> None:
     )  # fmt: skip
     kinds = {of.table: of.sharding for of in placements(found, tables)}
     assert kinds == {"a": "table_wise", "b": "row_wise", "c": "column_wise"}
+
+
+def test_the_planner_is_told_how_many_ids_a_row_has() -> None:
+    """Two tables of one size, of which one is read by lists of 50: the planner gives it a rank of its own."""
+
+    def held(mean_length: float | None) -> dict[str, int]:
+        schema = Schema(
+            features=(
+                IdList(name="long", rows=1000, mean_length=mean_length),
+                *(Id(name=name, rows=1000) for name in "abc"),
+            )
+        )
+        tables = DLRM(dim=16).table_list(schema)
+        plan = plan_tables(
+            tables, Parallel(embeddings="table_wise"), Adagrad(), world_size=2, local_world_size=2, device="cuda",
+            batch_per_rank=4096, memory_bytes_per_rank=2**30,
+        )  # fmt: skip
+        return {of.table: of.shards[0].rank for of in placements(plan, tables)}
+
+    told, as_before = held(50.0), held(None)
+    assert [rank == told["long"] for rank in told.values()] == [True, False, False, False]
+    assert sorted(as_before.values()) == [0, 0, 1, 1]
+
+
+def test_what_a_schema_knows_of_the_lengths_of_lists() -> None:
+    schema = Schema(
+        features=(
+            Id(name="one", rows=9),
+            IdList(name="any", rows=9),
+            IdList(name="some", rows=9, max_length=20),
+            IdList(name="stated", rows=9, table="one", max_length=20, mean_length=2.5),
+            Text(name="text", rows=9),
+        )
+    )
+    lengths = {t.name: t.mean_lengths for t in DLRM(dim=16).table_list(schema)}
+    assert lengths == {"one": (1.0, 2.5), "any": (1.0,), "some": (20.0,), "text": (32.0,)}
+    for mean in (0.0, 21.0):
+        with pytest.raises(ConfigError, match=r"'some': mean_length must be above 0 and at most max_length \(20\)"):
+            IdList(name="some", rows=9, max_length=20, mean_length=mean)
+
+
+def test_a_plan_counts_activations_or_says_why_not() -> None:
+    planned = rtrain.plan(run())
+    assert planned.not_counted == planned.to_json()["activations_not_counted"] == ""
+    assert "activations" in str(planned)
+    # Half the rows: half of all that is kept, but for what is the same for all rows.
+    half = rtrain.plan(rtrain.override(run(), {"global_batch": run().global_batch // 2}))
+    kept, less = (of.bytes_per_rank[0]["activations"] for of in (planned, half))
+    assert kept / 2 <= less < 0.55 * kept
+    by_parts = rtrain.plan(rtrain.override(run(), {"parallel.microbatches": 4})).bytes_per_rank[0]["activations"]
+    assert kept / 4 < by_parts < 0.6 * kept  # the batch and its vectors are whole
+    unknown = rtrain.plan(two_towers())
+    assert "activations" not in unknown.bytes_per_rank[0]
+    assert str(unknown).endswith("activations not counted: how large batches are, only open data tell")
+
+
+def test_many_ranks_are_counted_with_one_forward_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    forwards: list[int] = []
+    plain = Stage.forward
+    monkeypatch.setattr(Stage, "forward", lambda self, *a, **k: forwards.append(1) or plain(self, *a, **k))
+    parallel = Parallel(tensor=2, pipeline=2, microbatches=2)
+    many = replace(gpt(), parallel=parallel, global_batch=4096, cluster=replace(gpt().cluster, workers=4096))
+    assert len(rtrain.plan(many).bytes_per_rank) == 4096
+    assert len(forwards) == 2
+
+
+def test_a_model_that_looks_at_numbers_is_planned_without_activations() -> None:
+    class Looks(torch.nn.Module):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            return tokens[: int(tokens.sum())]
+
+    pieces = (Piece(name="looks", build=Looks, cost=0.0, takes=("tokens",)),)
+    blueprint = Blueprint(pieces=pieces, objective=gpt().blueprint.objective, dealt="tokens")
+    with pytest.raises(NotCounted, match="a forward pass without numbers fails"):
+        kept_of_ranks(blueprint, Parallel(), lay_out(Parallel(), 1), share=2, blank=gpt().data.blank)
+
+
+def test_what_fits_but_for_a_step_is_refused_with_what_would_keep_less() -> None:
+    """Weights, gradients, optimizers and tables take 0.23 MiB of a rank here, and a step 0.82."""
+    small = rtrain.override(run(), {"cluster.memory_gb_per_worker": 0.9 / 1024})
+    with pytest.raises(ConfigError, match=r"activations 843.2 KiB\), but has .* lower global_batch or raise"):
+        rtrain.plan(small)
+    rtrain.plan(rtrain.override(small, {"global_batch": 128}))

@@ -1,0 +1,267 @@
+"""What a training step keeps on each rank besides weights and optimizers, found by a run without memory.
+
+Each stage goes forward once under torch's fake tensors (shapes and storages, no numbers), with its share of the weights
+and collectives that nobody answers, and autograd is asked what it keeps: each storage once, weights left out. Kernels
+are those of the CPU: attention keeps queries, keys, values and its output, as flash attention does on a GPU.
+
+Not counted: what backward and the optimizer take for a moment, buffers of collectives, what DeepSpeed and TorchRec keep
+for themselves (reduce buckets, ids that were exchanged), and the batch that is read ahead. Lists count as long as can
+be, so a batch of shorter ones takes less.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+
+from rtrain.data.protocol import AnyBatch
+from rtrain.errors import one_line
+from rtrain.mesh import Dealt, Mesh, Parallel, rows_of_stages
+from rtrain.models.plan import Piece
+from rtrain.models.protocol import Blueprint
+from rtrain.nn.tables import BESIDE, VECTORS, WEIGHTS, mask, sequence
+from rtrain.parallel.groups import Groups
+from rtrain.parallel.in_flight import in_flight
+from rtrain.parallel.ranks import MeshRanks
+from rtrain.parallel.stage import build_stages, cut_into_stages, stages_of_ranks
+from rtrain.parallel.tensor import TensorRank
+from rtrain.rounding import ceil_div
+
+
+class NotCounted(Exception):
+    """Why it cannot be known how much a step keeps, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """Bytes on one rank, at the moment of a step at which they are most."""
+
+    batch: int
+    """What the rank reads."""
+    vectors: int
+    """Looked up, where they are carried to, and their gradients."""
+    saved: int
+    """By autograd for backward, of all microbatches in flight."""
+    buffers: int
+    """Of a pipeline: what stages receive, of every microbatch, and what they gave, of those in flight."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.batch + self.vectors + self.saved + self.buffers
+
+
+def kept_of_ranks(
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, *, share: int, blank: Callable[[int], AnyBatch | None]
+) -> list[Kept]:
+    """What each rank keeps; no process group needed. One forward a stage, however many ranks there are.
+
+    `share`: most rows of a global batch that a rank reads. `blank`: as `data.protocol.Data.blank`.
+
+    Raises:
+        NotCounted: of data whose size only open data tell, and a model whose shapes depend on numbers.
+    """
+    try:
+        with FakeTensorMode(), torch.enable_grad():
+            of_stage = _of_pipeline_ranks(blueprint, parallel, mesh, share, blank)
+    except NotCounted:
+        raise
+    except Exception as error:  # whatever a user's module does that cannot be done without numbers
+        raise NotCounted(f"a forward pass without numbers fails ({one_line(error)})") from error
+    return [of_stage[mesh.coordinates(rank)["pipeline"]] for rank in range(mesh.world_size)]
+
+
+def _of_pipeline_ranks(
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, share: int, blank: Callable[[int], AnyBatch | None]
+) -> list[Kept]:
+    count, ranks = parallel.microbatches, mesh.pipeline
+    rows = share if blueprint.tables and ranks == 1 else rows_of_stages(share, parallel)
+    batch = blank(rows)
+    if batch is None:
+        raise NotCounted("how large batches are, only open data tell")
+    batch = batch.padded(rows, blueprint.longest)
+    looked_up = _looked_up(blueprint, ceil_div(rows, ranks))
+    named = {name: _as_leaf(x.new_empty(rows, *x.shape[1:])) for name, x in looked_up.items()}
+    part = {name: x.chunk(count)[0] for name, x in {**batch.inputs, **named}.items()}
+    everywhere = cut_into_stages(blueprint.pieces, parallel, mesh)
+    stages = _run(blueprint, everywhere, parallel, mesh, part, batch.target.chunk(count)[0])
+    found = []
+    for rank, of_rank in enumerate(everywhere):
+        takes = {name for pieces in of_rank for piece in pieces for name in piece.takes}
+        here = [x for name, x in named.items() if name in takes]
+        carried = _bytes(here) * (1 if ranks > 1 else 0) + _bytes(x for x in here if x.requires_grad)
+        own = [stages[n] for n in (stages_of_ranks(parallel.schedule, ranks)[rank] if ranks > 1 else [0])]
+        held = in_flight(parallel.schedule, ranks, rank, count) if ranks > 1 else {(1,)}
+        buffers = count * sum(s.received + s.sent for s in own) + _most(held, [s.given for s in own])
+        found.append(
+            Kept(
+                batch=_bytes(_tensors(batch)),
+                vectors=_bytes(looked_up.values()) + carried,
+                saved=_most(held, [s.saved for s in own]),
+                buffers=buffers if ranks > 1 else 0,
+            )
+        )
+    return found
+
+
+def _most(held: Iterable[tuple[int, ...]], of_stages: list[int]) -> int:
+    """Of all that there is at some time, the most; `held`: as `in_flight`."""
+    return max(sum(n * size for n, size in zip(at, of_stages, strict=True)) for at in held)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Bytes of one microbatch."""
+
+    saved: int
+    received: int
+    """From the stage before."""
+    sent: int
+    """To the stage behind, whose gradient comes back."""
+    given: int
+    """Of what it gives, what is counted nowhere else."""
+
+
+def _run(
+    blueprint: Blueprint,
+    everywhere: list[list[tuple[Piece, ...]]],
+    parallel: Parallel,
+    mesh: Mesh,
+    part: Mapping[str, Tensor],
+    target: Tensor,
+) -> list[_Stage]:
+    """All stages, one behind the other, and the loss with the last."""
+    numbers = stages_of_ranks(parallel.schedule, mesh.pipeline) if mesh.pipeline > 1 else [[0]]
+    where = {n: (rank, at) for rank, of in enumerate(numbers) for at, n in enumerate(of)}
+    given: tuple[Tensor, ...] = ()
+    found = []
+    modules = {rank: _built(blueprint, stages, mesh) for rank, stages in enumerate(everywhere)}
+    ranks = _SilentRanks(mesh, blueprint.dealt)
+    for number in range(len(where)):
+        rank, at = where[number]
+        stage, last = modules[rank][at], number + 1 == len(where)
+        received = tuple(_as_leaf(x.detach().clone()) for x in given)
+        keeps = _Saved(leave_out=[*stage.parameters(), *stage.buffers(), *part.values(), target, *received])
+        with saved_tensors_hooks(keeps.pack, lambda x: x):
+            out = stage(*received, **part)
+            if last:
+                blueprint.objective.loss(out, target, ranks)
+        given = out if isinstance(out, tuple) else (out,)
+        beside = _bytes(x for x in given if not keeps.knows(x))
+        found.append(_Stage(keeps.bytes, _bytes(received), 0 if last else _bytes(given), beside))
+    return found
+
+
+def _built(blueprint: Blueprint, stages: list[tuple[Piece, ...]], mesh: Mesh) -> nn.ModuleList:
+    """The modules of a rank's stages, of its share of the weights; without the draws of first weights."""
+    shaped = [[replace(p, fill=p.fill or _nothing) for p in pieces] for pieces in stages]
+    cpu = torch.device("cpu")
+    modules, _ = build_stages(
+        shaped, _SilentRank(mesh, blueprint.dealt), cpu, seed=0, first=blueprint.pieces[0].name, writes=False
+    )
+    for module in modules.modules():  # built on meta: parameters have come from there, buffers not yet
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty_like(buffer, device=cpu))
+    return modules.train()
+
+
+def _nothing(name: str) -> Any:
+    raise AssertionError("nothing is filled here")
+
+
+def _looked_up(blueprint: Blueprint, rows: int) -> dict[str, Tensor]:
+    """What the tables give of so many rows."""
+    found: dict[str, Tensor] = {}
+    for table in blueprint.tables:
+        for feature in table.sequences:
+            if feature not in blueprint.longest:
+                raise NotCounted(f"{feature!r} is read as a sequence of any length; give it a max_length")
+            longest = blueprint.longest[feature]
+            found[sequence(feature)] = _as_leaf(torch.empty(rows, longest, table.dim))
+            found[mask(feature)] = torch.empty(rows, longest, dtype=torch.bool)
+    single = sum(t.dim * len([f for f in t.features if f not in t.sequences]) for t in blueprint.tables if not t.beside)
+    beside = BESIDE * sum(len(t.features) for t in blueprint.tables if t.beside)
+    if blueprint.tables:
+        found[VECTORS] = _as_leaf(torch.empty(rows, single))
+    if beside:
+        found[WEIGHTS] = _as_leaf(torch.empty(rows, beside))
+    return found
+
+
+def _as_leaf(x: Tensor) -> Tensor:
+    return x.requires_grad_(x.is_floating_point())
+
+
+class _Saved:
+    """Storages that autograd keeps."""
+
+    def __init__(self, *, leave_out: list[Tensor]):
+        self._left_out = {x.untyped_storage()._cdata for x in leave_out}
+        self._kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in self._left_out:
+            self._kept[storage._cdata] = storage
+        return x
+
+    def knows(self, x: Tensor) -> bool:
+        return x.untyped_storage()._cdata in self._left_out | self._kept.keys()
+
+    @property
+    def bytes(self) -> int:
+        return sum(storage.nbytes() for storage in self._kept.values())
+
+
+def _tensors(of: Any) -> Iterator[Tensor]:
+    """All that a batch is made of."""
+    if isinstance(of, Tensor):
+        yield of
+    elif isinstance(of, Mapping) or is_dataclass(of):
+        for value in (of if isinstance(of, Mapping) else vars(of)).values():
+            yield from _tensors(value)
+
+
+def _bytes(tensors: Any) -> int:
+    """Each storage once."""
+    storages = {x.untyped_storage()._cdata: x.untyped_storage() for x in tensors}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+class _SilentRank(TensorRank):
+    """The first of tensor ranks of which there are no others: what it is sent has no content."""
+
+    def __init__(self, mesh: Mesh, dealt: Dealt):
+        super().__init__(None, 0, mesh.tensor, dealt)
+
+    def gather(self, out: Tensor, local: Tensor) -> None:
+        """Nothing comes."""
+
+    def scatter(self, out: Tensor, local: Tensor) -> None:
+        """Nothing comes."""
+
+    def reduce(self, x: Tensor, by: Any = dist.ReduceOp.SUM) -> None:
+        """Nothing comes."""
+
+
+class _SilentRanks(MeshRanks):
+    """The same of the ranks that an objective knows."""
+
+    def __init__(self, mesh: Mesh, dealt: Dealt):
+        groups = Groups(
+            mesh=mesh, rank=0, along=dict.fromkeys(("pipeline", "data", "tensor")), replica=None, stage=None
+        )
+        super().__init__(_SilentRank(mesh, dealt), groups, dealt)
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Nothing comes."""
+        return rows if self.data == 1 else rows.new_empty((self.data * rows.shape[0], *rows.shape[1:]))
+
+    def exchange(self, blocks: Tensor) -> Tensor:
+        """Nothing comes."""
+        return torch.empty_like(blocks)
