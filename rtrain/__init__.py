@@ -87,6 +87,10 @@ if TYPE_CHECKING:
     from rtrain.objectives.sampled_softmax import SampledSoftmax
     from rtrain.objectives.weighted import WeightedSum
     from rtrain.optim import SGD, Adagrad, Adam, AdamW, RowWiseAdagrad, Schedule
+    from rtrain.release.gate import Gate
+    from rtrain.release.judged import Decision, Judged
+    from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
+    from rtrain.release.servable import Faithful, SameRequests, Servable, Within
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
     from rtrain.text import Text, TokenizerFile
@@ -173,6 +177,10 @@ _HOMES = {
     "rtrain.objectives.sampled_softmax": ("SampledSoftmax",),
     "rtrain.objectives.weighted": ("WeightedSum",),
     "rtrain.optim": ("SGD", "Adagrad", "Adam", "AdamW", "RowWiseAdagrad", "Schedule"),
+    "rtrain.release.gate": ("Gate",),
+    "rtrain.release.judged": ("Decision", "Judged"),
+    "rtrain.release.quality": ("Calibrated", "NotWorse", "SlicesNotWorse"),
+    "rtrain.release.servable": ("Faithful", "SameRequests", "Servable", "Within"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Embedding", "Id", "IdList", "Label", "Schema", "IdSequence"),
     "rtrain.text": ("Text", "TokenizerFile"),
@@ -213,6 +221,7 @@ __all__ = [
     "Bins",
     "Blueprint",
     "ByTime",
+    "Calibrated",
     "Calibration",
     "Callback",
     "CandidateLoss",
@@ -221,6 +230,7 @@ __all__ = [
     "Coverage",
     "DCNv2",
     "Data",
+    "Decision",
     "Decoder",
     "DeepFM",
     "Dense",
@@ -232,8 +242,10 @@ __all__ = [
     "Ensemble",
     "Evaluation",
     "FAt",
+    "Faithful",
     "Faults",
     "FullSoftmax",
+    "Gate",
     "Graph",
     "HSTURanker",
     "Handoff",
@@ -244,6 +256,7 @@ __all__ = [
     "IdSequence",
     "InBatchSoftmax",
     "Interactions",
+    "Judged",
     "Label",
     "LeaveOneOut",
     "LightGCN",
@@ -255,6 +268,7 @@ __all__ = [
     "Moment",
     "Negatives",
     "NormalizedEntropy",
+    "NotWorse",
     "Novelty",
     "Objective",
     "Pairs",
@@ -278,12 +292,15 @@ __all__ = [
     "RowWiseAdagrad",
     "Run",
     "SASRec",
+    "SameRequests",
     "SampledBinary",
     "SampledSoftmax",
     "Schedule",
     "Schema",
     "Serendipity",
+    "Servable",
     "SideFeatures",
+    "SlicesNotWorse",
     "Table",
     "TableLayout",
     "TableOptions",
@@ -298,6 +315,7 @@ __all__ = [
     "TwoTower",
     "Vocabulary",
     "WeightedSum",
+    "Within",
     "Words",
     "__version__",
     "choice",

@@ -160,8 +160,8 @@ class Handoff:
     """Write the unsharded model with its input schema to `export/`."""
     serve_check: bool = False
     """Start the export under Ray Serve and compare its HTTP answers with the trainer's predictions."""
-    rows: int = 256
-    """Test rows whose predictions the trainer records for that comparison."""
+    rows: int = 1024
+    """Test rows whose predictions the trainer records for that comparison, and for the gate's."""
     port: int = 8000
     """HTTP port of Ray Serve, on localhost."""
 

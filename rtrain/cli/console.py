@@ -8,8 +8,8 @@ from typing import Any
 
 from rtrain.cli.answer import guarded, refuse
 from rtrain.cli.recipe import RECIPE_VERBS, VERBS
+from rtrain.cli.verb import Argument, Verb
 from rtrain.cli.verbs import VERBS as OWN_VERBS
-from rtrain.cli.verbs import Argument, Verb
 from rtrain.errors import UserError
 from rtrain.version import VERSION
 

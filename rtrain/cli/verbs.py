@@ -1,38 +1,11 @@
 """rtrain's own verbs: what each takes, and what it does."""
 
 import argparse
-import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from rtrain.cli.recipe import serve
-
-
-class Argument:
-    """An argument as `argparse` takes it."""
-
-    def __init__(self, *names: str, **options: Any):
-        self.names, self.options = names, options
-
-
-@dataclass(frozen=True)
-class Verb:
-    """A verb, or an action of one."""
-
-    name: str
-    text: str
-    """What it does, for `--help`."""
-    arguments: tuple[Argument, ...] = ()
-    run: Callable[[argparse.Namespace], int] | None = None
-    """Does it and prints the answer, with `options.json` as one line; returns the exit code."""
-    actions: tuple["Verb", ...] = ()
-    """Of which one is to be named, where the verb itself does nothing."""
-
-
-def _print(options: argparse.Namespace, answer: dict[str, Any], text: object) -> None:
-    print(json.dumps(answer) if options.json else text)
+from rtrain.cli.release import RELEASE
+from rtrain.cli.verb import Argument, Verb, answer
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -47,7 +20,7 @@ def _init(options: argparse.Namespace) -> int:
     from rtrain.starter import start
 
     started = start(options.data, label=options.label, out=options.out, data_out=options.data_out)
-    _print(options, started.to_json(), started)
+    answer(options, started.to_json(), started)
     return 0
 
 
@@ -58,7 +31,7 @@ def _criteo(options: argparse.Namespace) -> int:
         print(f"rtrain: {text}", file=sys.stderr, flush=True)
 
     folder = convert(options.source, options.out, hashed=options.rows, say=say)
-    _print(options, {"folder": folder}, folder)
+    answer(options, {"folder": folder}, folder)
     return 0
 
 
@@ -66,7 +39,7 @@ def _prepare(options: argparse.Namespace) -> int:
     from rtrain.cli.prepare import run
 
     made = run(options)
-    _print(options, made.to_json(), made)
+    answer(options, made.to_json(), made)
     return 0
 
 
@@ -74,7 +47,7 @@ def _get(options: argparse.Namespace) -> int:
     from rtrain.data import sources
 
     folder = str(sources.get(options.name))
-    _print(options, {"name": options.name, "folder": folder}, folder)
+    answer(options, {"name": options.name, "folder": folder}, folder)
     return 0
 
 
@@ -85,7 +58,7 @@ def _tokenize(options: argparse.Namespace) -> int:
         print(f"rtrain: {text}", file=sys.stderr, flush=True)
 
     folder = str(tokenize(options.sources, options.out, tokenizer=options.tokenizer, say=say))
-    _print(options, {"folder": folder}, folder)
+    answer(options, {"folder": folder}, folder)
     return 0
 
 
@@ -93,7 +66,7 @@ def _texts(options: argparse.Namespace) -> int:
     from rtrain.evaluation.texts import measure_texts
 
     found = measure_texts(options.source)
-    _print(options, found, "\n".join(f"{name:8} {value:.4g}" for name, value in found.items()))
+    answer(options, found, "\n".join(f"{name:8} {value:.4g}" for name, value in found.items()))
     return 0
 
 
@@ -101,7 +74,7 @@ def _online(options: argparse.Namespace) -> int:
     from rtrain.cli.online import measure, spell
 
     found = measure(options)
-    _print(options, found, spell(found))
+    answer(options, found, spell(found))
     return 0
 
 
@@ -114,7 +87,7 @@ def _report(options: argparse.Namespace) -> int:
     from rtrain.report import write_report
 
     path = write_report(options.target)
-    _print(options, {"report": path}, path)
+    answer(options, {"report": path}, path)
     return 0
 
 
@@ -123,7 +96,7 @@ def _compare(options: argparse.Namespace) -> int:
 
     found = compare(options.targets)
     page = write_compare(options.targets, options.out, found)
-    _print(options, found | {"page": page}, "\n".join(filter(None, (spell_differences(found), page))))
+    answer(options, found | {"page": page}, "\n".join(filter(None, (spell_differences(found), page))))
     return 0
 
 
@@ -131,7 +104,7 @@ def _ledger(options: argparse.Namespace) -> int:
     from rtrain.ledger.proof import account
 
     found = account(options.target, verify=options.verify)
-    _print(options, found.to_json(), found)
+    answer(options, found.to_json(), found)
     return 0 if found.holds or not options.verify else 1
 
 
@@ -304,6 +277,7 @@ VERBS = (
         ),
         _compare,
     ),
+    *RELEASE,
     Verb(
         "ledger",
         "say which samples a run's committed steps consumed, epoch by epoch",

@@ -170,6 +170,14 @@ class Encoders:
         """
         return self.find(self.ask(whom, times, seen), k)
 
+    def some(self, count: int) -> tuple[list[Any], list[list[int]] | None]:
+        """Up to so many who may ask, and the times of their histories where those are wanted: to try the model with."""
+        if self.of_histories:
+            several = [self.items[at : at + 3].to_pylist() for at in range(min(count, len(self.items)))]
+            return several, [list(range(len(history))) for history in several] if self._timed else None
+        users = self._users if self._users is not None else pa.array(range(self._data.users))
+        return users[:count].to_pylist(), None
+
     def ask(
         self,
         whom: Sequence[Any],

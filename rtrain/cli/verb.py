@@ -1,0 +1,33 @@
+"""What a verb of the command line is."""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class Argument:
+    """An argument as `argparse` takes it."""
+
+    def __init__(self, *names: str, **options: Any):
+        self.names, self.options = names, options
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb, or an action of one."""
+
+    name: str
+    text: str
+    """What it does, for `--help`."""
+    arguments: tuple[Argument, ...] = ()
+    run: Callable[[argparse.Namespace], int] | None = None
+    """Does it and prints the answer, with `options.json` as one line; returns the exit code."""
+    actions: tuple["Verb", ...] = ()
+    """Of which one is to be named, where the verb itself does nothing."""
+
+
+def answer(options: argparse.Namespace, answer: dict[str, Any], text: object) -> None:
+    """Print it: as text, or with `--json` as one line."""
+    print(json.dumps(answer) if options.json else text)

@@ -1,0 +1,105 @@
+"""The gate: a list of checks, their decisions, and the record of them that stays with the model."""
+
+import getpass
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rtrain import notices
+from rtrain.errors import UserError
+from rtrain.release.judged import Check, Decision, Finished, Judged
+from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
+from rtrain.release.servable import Faithful, SameRequests, Servable, Within
+from rtrain.version import VERSION
+
+RECORD = "gate.json"
+FORMAT = 1
+PASSED, REFUSED = "passed", "refused"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a gate decided of an export; `gate.json` beside it."""
+
+    run: str
+    export: str
+    model: str
+    """sha256 of the export's head: of a model that was written anew this record says nothing."""
+    champion: Mapping[str, str] | None
+    """Its `run`, `export` and `model`; none: there was none."""
+    decisions: Sequence[Decision]
+    at: str
+    by: str
+    """Whose process it was, and on which machine."""
+    rtrain: str = VERSION
+    format: int = FORMAT
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check did."""
+        return all(decision.passed for decision in self.decisions)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return {"passed": self.passed} | asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Verdict":
+        """What `to_json` gave."""
+        plain = {key: value for key, value in stored.items() if key != "passed"}
+        return cls(**plain | {"decisions": tuple(Decision(**one) for one in stored["decisions"])})
+
+    def __str__(self) -> str:
+        against = f" against {self.champion['run']}" if self.champion else ""
+        lines = [f"{self.run}{against}: {PASSED if self.passed else REFUSED}"]
+        wide = max(len(one.check) for one in self.decisions)
+        for one in self.decisions:
+            lines.append(f"  {PASSED if one.passed else REFUSED:<8} {one.check:<{wide}}  {one.said}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """Checks that a model has to pass before it may take another one's place."""
+
+    checks: Sequence[Check] = field(
+        default=(Servable(), Faithful(), SameRequests(), NotWorse(), SlicesNotWorse(), Calibrated(), Within())
+    )
+    """All are asked, in this order; one's own is any frozen dataclass with `decide`."""
+
+    def __post_init__(self) -> None:
+        if not self.checks:
+            raise UserError("Gate.checks: there are none, and whatever is asked would pass. Give at least one")
+
+    @notices.aside()
+    def judge(self, run: str, champion: str | None = None, *, say: Callable[[str], None] = lambda _: None) -> Verdict:
+        """Judge a finished run's export, and leave the record beside it.
+
+        Args:
+            run: its folder, or its export's.
+            champion: those of the run that answers now; none: there is none yet.
+            say: is told what is asked.
+
+        Raises:
+            UserError: no finished run there, or one without an export.
+        """
+        candidate, before = Finished.read(run), Finished.read(champion) if champion else None
+        of, decisions = Judged(candidate, before), list[Decision]()
+        for check in self.checks:
+            say(type(check).__name__)
+            decisions.append(check.decide(of))
+        them = {"run": before.name, "export": before.export.uri, "model": before.digest} if before else None
+        at, by = datetime.now(UTC).isoformat(timespec="seconds"), f"{getpass.getuser()}@{socket.gethostname()}"
+        verdict = Verdict(candidate.name, candidate.export.uri, candidate.digest, them, tuple(decisions), at, by)
+        candidate.export.write_json(RECORD, verdict.to_json())
+        return verdict
+
+
+def verdict_of(candidate: Finished) -> Verdict | None:
+    """The record beside an export, if it is of the model that is there now."""
+    if not candidate.export.exists(RECORD):
+        return None
+    verdict = Verdict.from_json(candidate.export.read_json(RECORD))
+    return verdict if verdict.model == candidate.digest else None

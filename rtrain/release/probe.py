@@ -1,0 +1,138 @@
+"""An export in a process of its own, as a server would have it: does it load, answer, and answer what the trainer said.
+
+python -m rtrain.release.probe < asked.json      prints what it saw as one line of JSON
+
+A model that takes the process down, or never ends, takes down or holds that process alone.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from rtrain.errors import RtrainError, one_line
+
+DEADLINE_S = 600.0
+"""For loading and answering."""
+SIZES = (1, 64)
+"""Rows of a request whose time is taken."""
+TIMES = 100
+"""Requests of each size."""
+FOUND = 10
+"""Items that a retrieval model is asked for."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was seen."""
+
+    error: str = ""
+    """Why it could not be loaded or asked; empty: it could."""
+    load_s: float = 0.0
+    peak_bytes: int = 0
+    """Most that the process held in memory, libraries and all."""
+    asked: int = 0
+    answered: int = 0
+    """Of those asked for, whose answers are all numbers; of a retrieval model there is at least one."""
+    difference: float | None = None
+    """Largest difference of an answer from the trainer's, of a number beyond 1 by its share; none: it recorded none."""
+    latency_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Rows of a request -> median and 99th percentile of one thread's time."""
+
+
+def probe(
+    export: str,
+    rows: Sequence[Mapping[str, Any]],
+    said: Sequence[Any],
+    *,
+    modules: Sequence[str] = (),
+    deadline_s: float = DEADLINE_S,
+) -> Probed:
+    """Load an export in a new process and ask it.
+
+    Args:
+        export: its folder.
+        rows: requests of a ranking model; a retrieval model is asked for some of its own users or items.
+        said: what the trainer said of each row.
+        modules: of a model of one's own, imported here, which the process imports first.
+        deadline_s: how long it may take.
+    """
+    asked = json.dumps({"export": export, "rows": list(rows), "said": list(said), "modules": list(modules)})
+    command = [sys.executable, "-m", "rtrain.release.probe"]
+    try:
+        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=deadline_s)
+    except subprocess.TimeoutExpired:
+        return Probed(error=f"it had not answered after {deadline_s:g} s")
+    if done.returncode:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
+        return Probed(error=f"its process ended with {ended}: {last.strip()}")
+    return Probed(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """What the process does."""
+    asked = json.load(sys.stdin)
+    try:
+        for name in asked["modules"]:
+            import_module(name)
+        found = _ask(asked["export"], asked["rows"], asked["said"])
+    except RtrainError as error:
+        found = Probed(error=one_line(error))
+    print(json.dumps(asdict(found)))
+
+
+def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
+    import torch
+
+    from rtrain.export.artifact import Predictor, is_retrieval
+    from rtrain.export.encoders import Encoders
+
+    torch.set_num_threads(1)
+    began, difference = time.perf_counter(), None
+    if is_retrieval(export):
+        encoders = Encoders(export)
+        load_s = time.perf_counter() - began
+        whom, times = encoders.some(max(SIZES))
+
+        def ask(count: int) -> None:
+            encoders.recommend(whom[:count], FOUND, times=times[:count] if times else None)
+
+        found = encoders.recommend(whom, FOUND, times=times)
+        asked = len(whom)
+        answered = sum(bool(items) and all(np.isfinite(score) for _, score in items) for items in found)
+    else:
+        predictor = Predictor(export)
+        load_s = time.perf_counter() - began
+        asked = len(rows)
+        answers = np.array(predictor.predict(rows))
+        wanted = np.array(said)
+        answered = int(np.isfinite(answers.reshape(len(rows), -1)).all(1).sum())
+        difference = float(np.max(np.abs(answers - wanted) / np.maximum(1.0, np.abs(wanted))))
+
+        def ask(count: int) -> None:
+            predictor.predict(rows[:count])
+
+    latency = {str(count): _timed(ask, count) for count in SIZES}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Probed("", load_s, peak, asked, answered, difference, latency)
+
+
+def _timed(ask: Callable[[int], None], count: int) -> list[float]:
+    taken = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        ask(count)
+        taken.append((time.perf_counter() - began) * 1000)
+    return [float(np.median(taken)), float(np.quantile(taken, 0.99))]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Checks of how good a candidate is: beside the champion on the same rows, in each slice, and its probabilities."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from rtrain.errors import ConfigError
+from rtrain.evaluation.rows import TestRows
+from rtrain.metrics.names import is_of_slice, metric_of, spelled
+from rtrain.metrics.paired import Side, paired_intervals
+from rtrain.metrics.state import Scored, takes
+from rtrain.release.judged import Decision, Judged
+
+NOBODY = "there is no champion to compare with"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotWorse:
+    """A test metric is not worse than the champion's by more than a margin, as a paired bootstrap of the rows says.
+
+    A test of non-inferiority: the worse end of the 95 % interval of the difference has to lie within the margin.
+    """
+
+    metric: str = ""
+    """Such as `auc`; empty: the one that the candidate's run was judged by."""
+    margin: float = 0.0
+    """How much worse it may be, in the metric's unit."""
+
+    def __post_init__(self) -> None:
+        _margin(self.margin)
+        if self.metric and metric_of(self.metric) is None:
+            raise ConfigError(f"NotWorse.metric: there is no metric {self.metric!r}. Give one of the runs', as auc")
+
+    def decide(self, of: Judged) -> Decision:
+        """See `Check`."""
+        name = self.metric or str(of.candidate.result["monitor"])
+        check, champion = f"{name} not worse", of.champion
+        if champion is None:
+            return Decision(check, True, NOBODY, {})
+        mine, theirs = (one.result["test"].get(name) for one in (of.candidate, champion))
+        if mine is None or theirs is None:
+            lacking = of.candidate.name if mine is None else champion.name
+            return Decision(check, False, f"run {lacking!r} has no {name} of its test split", {})
+        numbers = {"candidate": mine, "champion": theirs, "margin": self.margin}
+        interval, why = _interval(name, champion.rows, of.candidate.rows)
+        if interval is None:
+            return Decision(check, False, f"{mine:.4f} against {theirs:.4f}, but {why}", numbers)
+        low, high = interval
+        metric = metric_of(name)
+        worst = low if metric is None or metric.higher_is_better else -high
+        said = f"{mine:.4f} against {theirs:.4f}: difference 95 % [{low:+.4f}, {high:+.4f}], margin {self.margin:g}"
+        return Decision(check, bool(worst >= -self.margin), said, numbers | {"low": low, "high": high})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicesNotWorse:
+    """In no slice of the test split a metric is worse than the champion's by more than a margin."""
+
+    metric: str = ""
+    """As of `NotWorse`."""
+    margin: float = 0.01
+    """How much worse it may be, in the metric's unit; slices are small, and this has no interval."""
+
+    def __post_init__(self) -> None:
+        _margin(self.margin)
+
+    def decide(self, of: Judged) -> Decision:
+        """See `Check`."""
+        name = self.metric or str(of.candidate.result["monitor"])
+        check = f"{name} of slices not worse"
+        if of.champion is None:
+            return Decision(check, True, NOBODY, {})
+        mine, theirs = (_slices(name, one.result["test"]) for one in (of.candidate, of.champion))
+        if lacking := sorted(theirs.keys() - mine.keys()):
+            return Decision(check, False, f"the candidate tells nothing of {lacking[0]}, as the champion does", {})
+        if not theirs:
+            return Decision(check, True, "the champion tells of no slice (evaluation.slices)", {})
+        metric = metric_of(name)
+        sign = 1.0 if metric is None or metric.higher_is_better else -1.0
+        gaps = {key: sign * (mine[key] - theirs[key]) for key in theirs}
+        worst = min(gaps, key=lambda key: gaps[key])
+        said = f"worst of {len(gaps)}: {worst} {mine[worst]:.4f} against {theirs[worst]:.4f}, margin {self.margin:g}"
+        return Decision(check, gaps[worst] >= -self.margin, said, {"gap": gaps[worst], "slices": len(gaps)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """The mean probability of each label is its share of the test rows, within a share of it."""
+
+    most: float = 0.1
+    """How far the two may be apart, as a share of the label's own."""
+
+    def __post_init__(self) -> None:
+        if not self.most > 0:
+            raise ConfigError(f"Calibrated.most: must be above 0, got {self.most}")
+
+    def decide(self, of: Judged) -> Decision:
+        """See `Check`."""
+        check = "calibrated"
+        labels = {prefix: rows.scored for prefix, rows in of.candidate.rows.items() if type(rows.scored) is Scored}
+        if not of.candidate.ranks or not labels:
+            return Decision(check, True, "it gives no probabilities", {})
+        ratios = {prefix: _ratio(scored) for prefix, scored in labels.items()}
+        worst = max(ratios, key=lambda prefix: abs(ratios[prefix] - 1))
+        of_label = f" of label {worst.rstrip('_')}" if worst else ""
+        said = f"mean probability{of_label} is {ratios[worst]:.3f} of its share; {1 - self.most:g} to {1 + self.most:g}"
+        return Decision(check, abs(ratios[worst] - 1) <= self.most, said, {"ratio": ratios[worst]})
+
+
+def _margin(margin: float) -> None:
+    if not margin >= 0:
+        raise ConfigError(f"margin: must be at least 0, got {margin}")
+
+
+def _interval(
+    name: str, champion: Mapping[str, TestRows], candidate: Mapping[str, TestRows]
+) -> tuple[tuple[float, float] | None, str]:
+    """Of the candidate's metric minus the champion's; else why there is none."""
+    prefix = max((p for p in candidate if name.startswith(p) and p in champion), key=len, default=None)
+    if prefix is None:
+        return None, "the two runs kept no test rows of it to pair"
+    a, b, metric = champion[prefix], candidate[prefix], spelled(name.removeprefix(prefix))
+    if not a.same_rows(b):
+        return None, "the two were not scored on the same test rows. Train both on the same data and split"
+    if metric is None or not takes(metric, type(a.scored)) or (metric.by_group and not a.grouped):
+        return None, f"{name} is not measured row by row. Name another metric"
+    between = paired_intervals(Side(a.scored, a.units), Side(b.scored, b.units), {name: metric})[name]
+    return ((between.low, between.high), "") if between else (None, "too few rows for an interval")
+
+
+def _slices(name: str, test: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in test.items() if is_of_slice(key) and key.partition("[")[0] == name}
+
+
+def _ratio(scored: Scored) -> float:
+    """Infinite where no row has the label: any probability is too much then."""
+    share = float(np.mean(scored.labels))
+    return float(np.mean(scored.probabilities)) / share if share else float("inf")

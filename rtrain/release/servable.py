@@ -1,0 +1,164 @@
+"""Checks of whether a candidate can be served: by a process of its own, for the same clients, within a budget."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rtrain.errors import ConfigError, RtrainError, one_line
+from rtrain.handoff.served import SAME
+from rtrain.release.judged import Decision, Judged
+from rtrain.release.probe import SIZES
+
+SCHEMA = "input.schema.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Servable:
+    """A process of its own loads the export, whose files are as they were written, and every answer is a number.
+
+    After TFX's InfraValidator.
+    """
+
+    def decide(self, of: Judged) -> Decision:
+        """See `Check`."""
+        try:
+            seen = of.probed
+        except RtrainError as error:  # the data that it would be asked with
+            return Decision("servable", False, one_line(error), {})
+        if seen.error:
+            return Decision("servable", False, seen.error, {})
+        said = f"loaded in {seen.load_s:.1f} s, answered {seen.answered} of {seen.asked} with numbers"
+        numbers = {"load_s": seen.load_s, "asked": float(seen.asked), "answered": float(seen.answered)}
+        return Decision("servable", 0 < seen.asked == seen.answered, said, numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faithful:
+    """Its answers are those of the trainer, of the same test rows: no skew between training and serving."""
+
+    most: float = SAME
+    """Largest difference of an answer, of a number beyond 1 by its share."""
+
+    def decide(self, of: Judged) -> Decision:
+        """See `Check`."""
+        if not of.candidate.ranks:
+            return Decision("faithful", True, "the trainer records no answers of models that find items", {})
+        if problem := _problem(of):
+            return Decision("faithful", False, problem, {})
+        difference = of.probed.difference
+        assert difference is not None, "a ranking model's answers are recorded"
+        said = (
+            f"{of.probed.answered} answers differ from the trainer's by {difference:.1e} at most; {self.most:g} may be"
+        )
+        return Decision("faithful", difference <= self.most, said, {"difference": difference})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Within:
+    """Budgets, in a process with one thread; none: no bound."""
+
+    size_mb: float | None = None
+    """All files of the export, 10^6 bytes."""
+    memory_mb: float | None = None
+    """Most that the process held, libraries and all."""
+    latency_ms: float | None = None
+    """99th percentile of a request's time, without the network."""
+    rows: int = 1
+    """Rows of that request, 1 or 64."""
+
+    def __post_init__(self) -> None:
+        if self.rows not in SIZES:
+            raise ConfigError(f"Within.rows: must be one of {', '.join(map(str, SIZES))}, got {self.rows}")
+        for name in ("size_mb", "memory_mb", "latency_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"Within.{name}: must be above 0, got {value}")
+
+    def decide(self, of: Judged) -> Decision:
+        """See `Check`."""
+        if problem := _problem(of):
+            return Decision("within budget", False, problem, {})
+        sizes, files = of.candidate.export.sizes(), of.candidate.head["files"]
+        size = sum(sizes[name] for name in files) / 1e6
+        latency = of.probed.latency_ms[str(self.rows)][1]
+        found = [
+            ("size_mb", "MB on disk", size, self.size_mb),
+            ("memory_mb", "MB in memory", of.probed.peak_bytes / 1e6, self.memory_mb),
+            ("latency_ms", f"ms for {self.rows} rows (p99)", latency, self.latency_ms),
+        ]
+        over = [name for name, _, value, most in found if most is not None and value > most]
+        said = ", ".join(f"{v:.4g} {what}" + (f" of {most:g}" if most else "") for _, what, v, most in found)
+        return Decision("within budget", not over, said, {name: value for name, _, value, _ in found})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SameRequests:
+    """Every request that the champion takes, the candidate takes too: nobody who asks has to change."""
+
+    def decide(self, of: Judged) -> Decision:
+        """See `Check`."""
+        check = "same requests"
+        if of.champion is None:
+            return Decision(check, True, "there is no champion whose clients it would have", {})
+        if of.candidate.ranks != of.champion.ranks:
+            kinds = ("ranks rows", "finds items")
+            said = f"the champion {kinds[not of.champion.ranks]}, the candidate {kinds[not of.candidate.ranks]}"
+            return Decision(check, False, said, {})
+        if of.candidate.ranks:
+            ours, theirs = (one.export.read_json(SCHEMA) for one in (of.candidate, of.champion))
+            problem = narrower(ours, theirs)
+        else:
+            problem = _other_asker(of.candidate.head, of.champion.head)
+        return Decision(check, not problem, problem or "what the champion takes, it takes", {})
+
+
+def narrower(candidate: dict[str, Any], champion: dict[str, Any]) -> str:
+    """Of two JSON Schemas of a row, what the first refuses of what the second takes; empty: nothing."""
+    ours, theirs = candidate["properties"], champion["properties"]
+    for name, before in theirs.items():
+        if name not in ours:
+            return f"it takes no {name!r}"
+        if problem := _refuses(ours[name], before):
+            return f"{name}: {problem}"
+    needed = set(candidate.get("required", [])) - set(champion.get("required", []))
+    if needed:
+        return f"it needs {sorted(needed)[0]!r}, which the champion's clients may leave out"
+    return ""
+
+
+def _refuses(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """Of two JSON Schemas of a value; bounds may be wider, all else has to be alike."""
+    if "anyOf" in ours or "anyOf" in theirs:
+        kinds, before = ours.get("anyOf", [ours]), theirs.get("anyOf", [theirs])
+        found = [[_refuses(kind, one) for kind in kinds] for one in before]
+        return next((problems[0] for problems in found if all(problems)), "")
+    one, other = ({k: v for k, v in part.items() if k not in TOLD} for part in (ours, theirs))
+    if one.get("type") != other.get("type"):
+        return f"it takes {one.get('type', 'anything')}, the champion {other.get('type', 'anything')} too"
+    for bound, sign in BOUNDS.items():
+        mine, its = one.pop(bound, None), other.pop(bound, None)
+        if mine is not None and (its is None or sign * mine < sign * its):
+            return f"{bound} {mine}, the champion's is {'none' if its is None else its}"
+    mine, its = one.pop("items", {}), other.pop("items", {})
+    if problem := _refuses(mine, its) if mine else "":
+        return problem
+    return "" if one == other else f"it takes {one}, the champion {other}"
+
+
+TOLD = ("title", "description", "default", "examples")
+BOUNDS = {"maximum": 1, "maxLength": 1, "maxItems": 1, "minimum": -1, "minLength": -1, "minItems": -1}
+
+
+def _other_asker(candidate: dict[str, Any], champion: dict[str, Any]) -> str:
+    ours, theirs = (("length" in head["data"], bool(head["timed"])) for head in (candidate, champion))
+    if ours[0] != theirs[0]:
+        return f"the champion is asked for {'histories' if theirs[0] else 'users'}, and it is not"
+    if ours[1] and not theirs[1]:
+        return "it needs the times of histories, which the champion's clients do not give"
+    return ""
+
+
+def _problem(of: Judged) -> str:
+    try:
+        return of.probed.error
+    except RtrainError as error:
+        return one_line(error)

@@ -1,0 +1,216 @@
+"""The gate on real runs: a worse model, a broken or another export, other requests, budgets; and what is recorded."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import rtrain
+from rtrain import AUC, DLRM, GAUC, Calibrated, Faithful, NotWorse, SameRequests, Servable, SlicesNotWorse, Within
+from rtrain.cli import console
+from rtrain.data.interactions import Interactions
+from rtrain.data.split import ByTime
+from rtrain.duration import Duration
+from rtrain.errors import ConfigError, UserError
+from rtrain.mesh import Parallel
+from rtrain.optim import AdamW
+from rtrain.release.gate import RECORD, Gate, verdict_of
+from rtrain.release.judged import Decision, Finished, Judged
+from rtrain.release.probe import probe
+from rtrain.release.servable import narrower
+from rtrain.run import Evaluation, Handoff, Run
+from rtrain.schema import Dense, Id, Schema
+from tests.unit.training.jobs import train
+
+ROWS, USERS, ITEMS = 6000, 40, 30
+SCHEMA = Schema(
+    features=(Id(name="user", rows=USERS), Id(name="item", rows=ITEMS), Dense(name="price")), time="at", group="user"
+)
+
+
+def run_of(folder: Path, name: str, *, lr: float = 2e-2, schema: Schema = SCHEMA) -> Run:
+    return Run(
+        name=name, model=DLRM(dim=8, bottom=(8,), top=(16,)), storage=f"{folder}/runs",
+        data=Interactions(source=f"{folder}/rows.parquet", schema=schema, split=ByTime(valid=0.1, test=0.3)),
+        optim=AdamW(lr=lr), global_batch=256, duration=Duration(epochs=3), parallel=Parallel(dense="ddp"),
+        evaluation=Evaluation(slices=("price",)), metrics=(AUC(), GAUC()), handoff=Handoff(rows=64),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows whose label is of their item and price; runs that learned it, that hardly did, and that ask for more."""
+    draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("gate")
+    user, item, price = draw.integers(0, USERS, ROWS), draw.integers(0, ITEMS, ROWS), draw.normal(size=ROWS)
+    chance = 1 / (1 + np.exp(-(draw.normal(size=ITEMS)[item] * 1.5 + price)))
+    label = (draw.random(ROWS) < chance).astype(np.int64)
+    columns = {"user": user, "item": item, "price": price, "label": label, "at": np.arange(ROWS), "more": price * 2}
+    pq.write_table(pa.table(columns), path / "rows.parquet", row_group_size=500)
+    wider = replace(SCHEMA, features=(*SCHEMA.features, Dense(name="more")))
+    train(run_of(path, "good"))
+    train(run_of(path, "again"))
+    train(run_of(path, "bad", lr=1e-7))
+    train(run_of(path, "wider", schema=wider))
+    return path
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    """The good run, to be spoiled."""
+    shutil.copytree(folder / "runs" / "good", tmp_path / "good")
+    return tmp_path / "good"
+
+
+def judged(folder: Path, candidate: str, champion: str = "") -> Judged:
+    of = [Finished.read(f"{folder}/runs/{name}") for name in (candidate, champion) if name]
+    return Judged(of[0], of[1] if champion else None)
+
+
+def test_the_first_model_passes_and_the_record_is_of_it_alone(copy: Path) -> None:
+    verdict = Gate().judge(str(copy))
+    assert verdict.passed and [d.check for d in verdict.decisions][:2] == ["servable", "faithful"], str(verdict)
+    assert verdict.decisions[1].numbers["difference"] < 1e-6
+    finished = Finished.read(f"{copy}/export")
+    assert verdict_of(finished) == verdict
+    assert json.loads((copy / "export" / RECORD).read_text())["passed"] is True
+    head = json.loads((copy / "export" / "export.json").read_text())
+    (copy / "export" / "export.json").write_text(json.dumps(head | {"step": 1}))
+    assert verdict_of(Finished.read(str(copy))) is None
+
+
+def test_a_worse_model_is_refused_and_a_better_or_equal_one_is_not(folder: Path) -> None:
+    worse = NotWorse().decide(judged(folder, "bad", "good"))
+    assert not worse.passed and worse.numbers["high"] < -0.03, worse
+    assert NotWorse(margin=0.9).decide(judged(folder, "bad", "good")).passed
+    better = NotWorse(metric="gauc").decide(judged(folder, "good", "bad"))
+    assert better.passed and better.numbers["low"] > 0.03, better
+    same = NotWorse().decide(judged(folder, "again", "good"))
+    assert same.passed and same.numbers["low"] == same.numbers["high"] == 0.0
+    slices = SlicesNotWorse().decide(judged(folder, "bad", "good"))
+    assert not slices.passed and "price" in slices.said and slices.numbers["slices"] > 1
+    assert SlicesNotWorse().decide(judged(folder, "again", "good")).passed
+
+
+def test_runs_of_other_rows_are_not_compared(folder: Path, tmp_path: Path) -> None:
+    run = run_of(folder, "shorter")
+    split = replace(run, storage=str(tmp_path), data=replace(run.data, split=ByTime(valid=0.1, test=0.2)))  # type: ignore[type-var]
+    train(split)
+    of = Judged(Finished.read(split.folder), Finished.read(f"{folder}/runs/good"))
+    decision = NotWorse().decide(of)
+    assert not decision.passed and "not scored on the same test rows" in decision.said
+    assert not NotWorse(metric="ndcg@3").decide(judged(folder, "good", "again")).passed
+
+
+def test_an_altered_weight_or_answer_is_refused(copy: Path) -> None:
+    path = next((copy / "export").glob("*.safetensors"))
+    data = bytearray(path.read_bytes())
+    said = json.loads((copy / "predictions.json").read_text())
+    said["predictions"][5] += 1e-3
+    (copy / "predictions.json").write_text(json.dumps(said))
+    of = Judged(Finished.read(str(copy)), None)
+    assert Servable().decide(of).passed
+    skewed = Faithful().decide(of)
+    assert not skewed.passed and skewed.numbers["difference"] == pytest.approx(1e-3, rel=0.01)
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    verdict = Gate().judge(str(copy))
+    assert not verdict.passed and "altered" in verdict.decisions[0].said, str(verdict)
+    assert [d.passed for d in verdict.decisions[:2]] == [False, False]
+
+
+def test_a_model_that_takes_its_process_down_or_never_answers_is_refused(copy: Path) -> None:
+    assert "not answered after 0.01 s" in probe(f"{copy}/export", [], [], deadline_s=0.01).error
+    head = json.loads((copy / "export" / "export.json").read_text())
+    head["model"]["$type"] = "tests.unit.release.dying:Dying"
+    (copy / "export" / "export.json").write_text(json.dumps(head))
+    from tests.unit.release import dying  # noqa: F401 - a class outside rtrain has to be imported by who judges it
+
+    decision = Servable().decide(Judged(Finished.read(str(copy)), None))
+    assert not decision.passed and "its process ended with signal 9" in decision.said
+
+
+def test_clients_of_the_champion_have_to_be_understood(folder: Path) -> None:
+    assert SameRequests().decide(judged(folder, "again", "good")).passed
+    more = SameRequests().decide(judged(folder, "wider", "good"))
+    assert not more.passed and "it needs 'more'" in more.said
+    fewer = SameRequests().decide(judged(folder, "good", "wider"))
+    assert not fewer.passed and "it takes no 'more'" in fewer.said
+
+
+NUMBER = {"type": "integer", "minimum": 0, "maximum": 9}
+
+
+@pytest.mark.parametrize(
+    ("candidate", "champion", "says"),
+    [
+        (NUMBER, NUMBER, ""),
+        (NUMBER | {"maximum": 99, "title": "x"}, NUMBER, ""),
+        (NUMBER | {"maximum": 8}, NUMBER, "maximum 8, the champion's is 9"),
+        (NUMBER | {"minimum": 1}, NUMBER, "minimum 1"),
+        ({"type": "string"}, NUMBER, "it takes"),
+        ({"anyOf": [NUMBER, {"type": "null"}]}, NUMBER, ""),
+        (NUMBER, {"anyOf": [NUMBER, {"type": "null"}]}, "it takes"),
+        ({"type": "array", "items": NUMBER | {"maximum": 3}}, {"type": "array", "items": NUMBER}, "maximum 3"),
+        ({"type": "array", "items": NUMBER, "maxItems": 3}, {"type": "array", "items": NUMBER}, "maxItems 3"),
+    ],
+)
+def test_what_one_value_may_be(candidate: Any, champion: Any, says: str) -> None:
+    found = narrower({"properties": {"x": candidate}}, {"properties": {"x": champion}})
+    assert (says in found and found.startswith("x: ")) if says else found == ""
+
+
+def test_probabilities_that_are_off_are_refused(folder: Path) -> None:
+    of = judged(folder, "good")
+    rows = of.candidate.rows[""].scored
+    ratio = rows.probabilities.mean() / rows.labels.mean()  # type: ignore[union-attr]
+    decision = Calibrated(most=0.5).decide(of)
+    assert decision.passed and decision.numbers["ratio"] == pytest.approx(ratio)
+    assert not Calibrated(most=abs(ratio - 1) / 2).decide(of).passed
+
+
+def test_budgets(folder: Path) -> None:
+    of = judged(folder, "good")
+    seen = Within().decide(of)
+    assert seen.passed and seen.numbers["size_mb"] > 0.001 and seen.numbers["memory_mb"] > 50
+    for name in ("size_mb", "memory_mb", "latency_ms"):
+        assert not Within(**{name: seen.numbers[name] / 1000}).decide(of).passed, name
+    with pytest.raises(ConfigError, match=r"Within.rows: must be one of 1, 64, got 3"):
+        Within(rows=3)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A check of one's own."""
+
+    name: str
+
+    def decide(self, of: Judged) -> Decision:
+        return Decision("named", of.candidate.name == self.name, of.candidate.name, {})
+
+
+def test_a_check_of_ones_own(copy: Path) -> None:
+    assert rtrain.Gate(checks=(Named("good"),)).judge(str(copy)).passed
+    assert not rtrain.Gate(checks=(Named("better"),)).judge(str(copy)).passed
+    with pytest.raises(UserError, match="there are none"):
+        rtrain.Gate(checks=())
+
+
+def test_the_command(folder: Path, copy: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*words: str) -> Any:
+        monkeypatch.setattr("sys.argv", ["rtrain", "gate", *words])
+        with pytest.raises(SystemExit) as end:
+            console()
+        return end.value.code, capsys.readouterr()
+
+    code, told = ended(str(copy), "--champion", f"{folder}/runs/again", "--json")
+    assert code == 0 and json.loads(told.out)["passed"] is True and "gate: Servable" in told.err
+    code, told = ended(str(copy), "--size-mb", "0.001")
+    assert code == 1 and told.out.startswith("good: refused\n") and "refused  within budget" in told.out
+    code, told = ended(f"{folder}/nothing")
+    assert code == 2 and told.err.count("\n") == 1 and "there is no finished run" in told.err
