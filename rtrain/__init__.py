@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from rtrain.release.gate import Gate
     from rtrain.release.judged import Decision, Judged
     from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
+    from rtrain.release.registry import Registry
     from rtrain.release.servable import Faithful, SameRequests, Servable, Within
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
@@ -180,6 +181,7 @@ _HOMES = {
     "rtrain.release.gate": ("Gate",),
     "rtrain.release.judged": ("Decision", "Judged"),
     "rtrain.release.quality": ("Calibrated", "NotWorse", "SlicesNotWorse"),
+    "rtrain.release.registry": ("Registry",),
     "rtrain.release.servable": ("Faithful", "SameRequests", "Servable", "Within"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Embedding", "Id", "IdList", "Label", "Schema", "IdSequence"),
@@ -287,6 +289,7 @@ __all__ = [
     "RankingConfig",
     "Recall",
     "RecallAt",
+    "Registry",
     "Result",
     "RetrievalConfig",
     "RowWiseAdagrad",

@@ -1,9 +1,14 @@
-"""`rtrain gate`: what it takes, and what it does."""
+"""`rtrain gate`, `promote`, `rollback`, `versions` and `audit`: what they take, and what they do."""
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from rtrain.cli.verb import Argument, Verb, answer
+from rtrain.errors import UserError
+
+if TYPE_CHECKING:
+    from rtrain.release.registry import Registry
 
 
 def _gate(options: argparse.Namespace) -> int:
@@ -18,13 +23,71 @@ def _gate(options: argparse.Namespace) -> int:
         SlicesNotWorse(metric=options.metric, margin=options.slice_margin),
     )
     gate = Gate(checks=(Servable(), Faithful(), SameRequests(), *quality, Calibrated(most=options.calibration), budget))
-    verdict = gate.judge(
-        options.target, options.champion, say=lambda text: print(f"gate: {text}", file=sys.stderr, flush=True)
-    )
+    champion = options.champion
+    if options.model:
+        if champion:
+            raise UserError("gate: --champion and --model both say who answers now. Give one of them")
+        holder = _registry(options).holder(options.model, "champion")
+        champion = holder.export if holder else None
+    verdict = gate.judge(options.target, champion, say=lambda text: print(f"gate: {text}", file=sys.stderr, flush=True))
     answer(options, verdict.to_json(), verdict)
     return 0 if verdict.passed else 1
 
 
+def _registry(options: argparse.Namespace) -> "Registry":
+    from rtrain.release.registry import Registry
+
+    return Registry(options.registry, options.audit)
+
+
+def _promote(options: argparse.Namespace) -> int:
+    registry = _registry(options)
+    made = registry.register(options.model, options.target, options.reason)
+    made = registry.promote(options.model, made.version, options.reason, alias=options.alias)
+    answer(options, made.to_json(), made)
+    return 0
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    back = _registry(options).rollback(options.model, options.reason)
+    answer(options, back.to_json(), back)
+    return 0
+
+
+def _versions(options: argparse.Namespace) -> int:
+    found = _registry(options).versions(options.model)
+    if not found:
+        raise UserError(f"versions: there is no model {options.model!r} in {options.registry}")
+    answer(options, {"versions": [version.to_json() for version in found]}, "\n".join(map(str, found)))
+    return 0
+
+
+def _log(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    entries = list(_registry(options).log.entries())
+    answer(options, {"entries": [asdict(entry) for entry in entries]}, "\n".join(map(str, entries)))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Exit code 1 where something was altered."""
+    problems = _registry(options).verify()
+    answer(options, {"problems": problems}, "\n".join(problems) or "the log is whole, and the registry is as it says")
+    return 1 if problems else 0
+
+
+REGISTRY = (
+    Argument(
+        "--registry",
+        default="sqlite:///runs/registry.db",
+        metavar="URI",
+        help="MLflow's: sqlite:///FILE, or a server's http:// (default: sqlite:///runs/registry.db)",
+    ),
+    Argument("--audit", default="runs/audit", metavar="FOLDER", help="the log of changes (default: runs/audit)"),
+)
+MODEL = Argument("model", metavar="NAME", help="what the registry calls the model")
+REASON = Argument("--reason", required=True, help="why, for those who read the log")
 RELEASE = (
     Verb(
         "gate",
@@ -33,6 +96,7 @@ RELEASE = (
         (
             Argument("target", metavar="RUN", help="the run's folder, or its export's"),
             Argument("--champion", metavar="RUN", help="who answers now (default: nobody yet)"),
+            Argument("--model", metavar="NAME", help="its champion in the registry answers now"),
             Argument("--metric", default="", help="what it may not be worse by (default: evaluation.monitor)"),
             Argument(
                 "--margin", type=float, default=0.0,
@@ -48,7 +112,30 @@ RELEASE = (
             Argument("--size-mb", type=float, help="most that its files may have"),
             Argument("--memory-mb", type=float, help="most that a process may hold that answers"),
             Argument("--latency-ms", type=float, help="most that the 99th percentile of one row's time may be"),
+            *REGISTRY,
         ),
         _gate,
+    ),
+    Verb(
+        "promote",
+        "make a run's export, whose gate was passed, the champion of a model in the registry",
+        (
+            Argument("target", metavar="RUN", help="the run's folder, or its export's"),
+            Argument("--as", dest="model", required=True, metavar="NAME", help="the model that it is a version of"),
+            Argument("--alias", default="champion", choices=("champion", "challenger"), help="(default: champion)"),
+            REASON,
+            *REGISTRY,
+        ),
+        _promote,
+    ),
+    Verb("rollback", "make the champion before this one the champion again", (MODEL, REASON, *REGISTRY), _rollback),
+    Verb("versions", "list a model's versions, and which is the champion", (MODEL, *REGISTRY), _versions),
+    Verb(
+        "audit",
+        "the log of what was registered, promoted and taken back, by whom and why",
+        actions=(
+            Verb("show", "print it, oldest first", REGISTRY, _log),
+            Verb("verify", "prove that no entry was altered, cut off or made beside it", REGISTRY, _verify),
+        ),
     ),
 )  # fmt: skip

@@ -91,10 +91,15 @@ class Gate:
             say(type(check).__name__)
             decisions.append(check.decide(of))
         them = {"run": before.name, "export": before.export.uri, "model": before.digest} if before else None
-        at, by = datetime.now(UTC).isoformat(timespec="seconds"), f"{getpass.getuser()}@{socket.gethostname()}"
-        verdict = Verdict(candidate.name, candidate.export.uri, candidate.digest, them, tuple(decisions), at, by)
+        at = datetime.now(UTC).isoformat(timespec="seconds")
+        verdict = Verdict(candidate.name, candidate.export.uri, candidate.digest, them, tuple(decisions), at, who())
         candidate.export.write_json(RECORD, verdict.to_json())
         return verdict
+
+
+def who() -> str:
+    """Whose process this is, and on which machine."""
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def verdict_of(candidate: Finished) -> Verdict | None:

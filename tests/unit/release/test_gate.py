@@ -6,58 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 import rtrain
-from rtrain import AUC, DLRM, GAUC, Calibrated, Faithful, NotWorse, SameRequests, Servable, SlicesNotWorse, Within
+from rtrain import Calibrated, Faithful, NotWorse, SameRequests, Servable, SlicesNotWorse, Within
 from rtrain.cli import console
-from rtrain.data.interactions import Interactions
 from rtrain.data.split import ByTime
-from rtrain.duration import Duration
 from rtrain.errors import ConfigError, UserError
-from rtrain.mesh import Parallel
-from rtrain.optim import AdamW
 from rtrain.release.gate import RECORD, Gate, verdict_of
 from rtrain.release.judged import Decision, Finished, Judged
 from rtrain.release.probe import probe
 from rtrain.release.servable import narrower
-from rtrain.run import Evaluation, Handoff, Run
-from rtrain.schema import Dense, Id, Schema
+from tests.unit.release.runs import run_of
 from tests.unit.training.jobs import train
-
-ROWS, USERS, ITEMS = 6000, 40, 30
-SCHEMA = Schema(
-    features=(Id(name="user", rows=USERS), Id(name="item", rows=ITEMS), Dense(name="price")), time="at", group="user"
-)
-
-
-def run_of(folder: Path, name: str, *, lr: float = 2e-2, schema: Schema = SCHEMA) -> Run:
-    return Run(
-        name=name, model=DLRM(dim=8, bottom=(8,), top=(16,)), storage=f"{folder}/runs",
-        data=Interactions(source=f"{folder}/rows.parquet", schema=schema, split=ByTime(valid=0.1, test=0.3)),
-        optim=AdamW(lr=lr), global_batch=256, duration=Duration(epochs=3), parallel=Parallel(dense="ddp"),
-        evaluation=Evaluation(slices=("price",)), metrics=(AUC(), GAUC()), handoff=Handoff(rows=64),
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows whose label is of their item and price; runs that learned it, that hardly did, and that ask for more."""
-    draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("gate")
-    user, item, price = draw.integers(0, USERS, ROWS), draw.integers(0, ITEMS, ROWS), draw.normal(size=ROWS)
-    chance = 1 / (1 + np.exp(-(draw.normal(size=ITEMS)[item] * 1.5 + price)))
-    label = (draw.random(ROWS) < chance).astype(np.int64)
-    columns = {"user": user, "item": item, "price": price, "label": label, "at": np.arange(ROWS), "more": price * 2}
-    pq.write_table(pa.table(columns), path / "rows.parquet", row_group_size=500)
-    wider = replace(SCHEMA, features=(*SCHEMA.features, Dense(name="more")))
-    train(run_of(path, "good"))
-    train(run_of(path, "again"))
-    train(run_of(path, "bad", lr=1e-7))
-    train(run_of(path, "wider", schema=wider))
-    return path
 
 
 @pytest.fixture

@@ -1,0 +1,251 @@
+"""Versions of models in MLflow's registry, and which is the champion: after a passed gate, for a reason, logged."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rtrain.errors import ClusterError, ConfigError, UserError, one_line
+from rtrain.metrics.names import is_of_slice
+from rtrain.release.audit import AuditLog
+from rtrain.release.gate import verdict_of
+from rtrain.release.judged import Finished
+from rtrain.tracking import mask_text
+
+# Nothing is sent to MLflow's makers on the user's behalf; it is read at import.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+ALIASES = (CHAMPION, CHALLENGER)
+NEWEST = "rtrain.audit"
+"""Tag of a registered model: sha256 of the log's newest entry when this one was last changed."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of a model."""
+
+    name: str
+    version: int
+    export: str
+    """Where its export is."""
+    model: str
+    """sha256 of the export's head, as it was registered."""
+    run: str
+    step: int
+    aliases: tuple[str, ...]
+    told: Mapping[str, str]
+    """Its `checkpoint`, `commit` and, as JSON, its metrics of the `test` split."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        marks = f"  <- {', '.join(self.aliases)}" if self.aliases else ""
+        return f"{self.name} {self.version}: run {self.run}, step {self.step}, {self.export}{marks}"
+
+
+class Registry:
+    """MLflow's model registry, in an SQLite file or on a server, and the log of its changes."""
+
+    def __init__(self, uri: str = "sqlite:///runs/registry.db", audit: str = "runs/audit"):
+        """Open it; an SQLite file is made where there is none.
+
+        Args:
+            uri: `sqlite:///FILE`, or a server's `http://` or `https://`.
+            audit: folder or URI of the log, which all who change the registry share.
+
+        Raises:
+            ConfigError: an URI of another kind.
+            ClusterError: it cannot be opened.
+        """
+        kind = uri.partition(":")[0].partition("+")[0]
+        if kind not in ("sqlite", "http", "https"):
+            raise ConfigError(f"registry {mask_text(uri)!r}: give sqlite:///FILE, or a server's http:// or https://")
+        if kind == "sqlite":
+            Path(uri.removeprefix("sqlite:///")).absolute().parent.mkdir(parents=True, exist_ok=True)
+        self.uri, self.log = uri, AuditLog(audit)
+        self.client = self._asked(lambda: _client(uri))
+
+    def register(self, name: str, run: str, reason: str) -> Version:
+        """A finished run's export as the newest version of a model; one that is registered already stays what it is.
+
+        Raises:
+            UserError: no finished run there, or one without an export; no reason; a name that cannot be one.
+        """
+        _check(name, reason)
+        finished = Finished.read(run)
+        for version in self.versions(name):
+            if version.model == finished.digest and version.export == finished.export.uri:
+                return version
+        if not self._names(name):
+            self._asked(lambda: self.client.create_registered_model(name))
+        result = finished.result
+        told = {key: str(result[key]) for key in ("checkpoint", "commit") if result.get(key)}
+        told["test"] = json.dumps({key: value for key, value in result["test"].items() if not is_of_slice(key)})
+        tags = {"model": finished.digest, "run": finished.name, "step": str(result["best_step"])} | told
+        source = finished.export.uri
+        self._logged(name, "register", reason, {"model": name, "run": finished.name, "sha256": finished.digest})
+        made = self._asked(lambda: self.client.create_model_version(name, source=source, tags=tags))
+        return self.version(name, int(made.version))
+
+    def promote(self, name: str, version: int, reason: str, *, alias: str = CHAMPION) -> Version:
+        """Give a version an alias, which another one may lose by it.
+
+        Raises:
+            UserError: no such version, one whose gate was not passed, or not against the present champion.
+        """
+        _check(name, reason)
+        if alias not in ALIASES:
+            raise ConfigError(f"alias {alias!r}: it is one of {', '.join(ALIASES)}")
+        found, holder = self.version(name, version), self.holder(name, alias)
+        if holder and holder.version == version:
+            return found
+        champion = self.holder(name, CHAMPION)
+        _refuse_unjudged(found, champion if champion and champion.version != version else None)
+        return self._give(found, alias, "promote", reason, holder)
+
+    def rollback(self, name: str, reason: str) -> Version:
+        """Make the version the champion again that was it before this one, as the log says; no gate is asked.
+
+        Raises:
+            UserError: there is no champion, or it was the first.
+        """
+        _check(name, reason)
+        champion = self.holder(name, CHAMPION)
+        if champion is None:
+            raise UserError(f"model {name!r}: it has no champion to take back. Promote one")
+        before = [version for version in self._champions(name) if version != champion.version]
+        if not before:
+            raise UserError(f"model {name!r}: version {champion.version} is its first champion, before which was none")
+        return self._give(self.version(name, before[-1]), CHAMPION, "rollback", reason, champion)
+
+    def versions(self, name: str) -> list[Version]:
+        """All versions of a model, oldest first; none of a name that is not there."""
+        if not self._names(name):
+            return []
+        aliases = self._asked(lambda: self.client.get_registered_model(name)).aliases
+        found = self._asked(lambda: self.client.search_model_versions(f"name = '{name}'", max_results=10_000))
+        return sorted((_version(one, aliases) for one in found), key=lambda version: version.version)
+
+    def version(self, name: str, version: int) -> Version:
+        """One of them.
+
+        Raises:
+            UserError: it is not there; names those that are.
+        """
+        there = self.versions(name)
+        found = next((one for one in there if one.version == version), None)
+        if found is None:
+            has = f"it has 1 to {there[-1].version}" if there else "there is no such model"
+            raise UserError(f"model {name!r}: no version {version}; {has}")
+        return found
+
+    def holder(self, name: str, alias: str) -> Version | None:
+        """Who has an alias."""
+        return next((version for version in self.versions(name) if alias in version.aliases), None)
+
+    def verify(self) -> list[str]:
+        """What is wrong with the log, and where the registry is not what the log says; none: nothing."""
+        newest = {}
+        for model in self._asked(self.client.search_registered_models):
+            newest[model.name] = model.tags.get(NEWEST, "")
+        return self.log.verify() or self._apart(newest)
+
+    def _champions(self, name: str) -> list[int]:
+        """Who was champion before whom, the present one last, without those that were taken back."""
+        line = list[int]()
+        for entry in self.log.entries():
+            of = entry.details
+            if (of.get("model"), of.get("alias")) != (name, CHAMPION):
+                continue
+            if entry.what == "promote":
+                line.append(of["version"])
+            else:
+                while line and line[-1] != of["version"]:
+                    line.pop()
+        return line
+
+    def _apart(self, newest: Mapping[str, str]) -> list[str]:
+        """Changes that were made beside the log, or of which the log knows no more."""
+        problems, held = list[str](), dict[tuple[str, str], int]()
+        there = self.log.digests()
+        for name, sha in newest.items():
+            if sha not in there:
+                problems.append(f"model {name!r}: its last change is not in the log: entries were cut off or altered")
+        for entry in self.log.entries():
+            if "alias" in entry.details:
+                held[entry.details["model"], entry.details["alias"]] = entry.details["version"]
+        for name in newest:
+            for alias in ALIASES:
+                holder, said = self.holder(name, alias), held.get((name, alias))
+                if (holder.version if holder else None) != said:
+                    has = f"version {holder.version}" if holder else "nobody"
+                    problems.append(f"model {name!r}: {has} is {alias}, but the log says {said or 'nobody'}")
+        return problems
+
+    def _give(self, found: Version, alias: str, what: str, reason: str, holder: Version | None) -> Version:
+        details = {"model": found.name, "version": found.version, "alias": alias, "sha256": found.model}
+        self._logged(found.name, what, reason, details | {"from": holder.version if holder else None})
+        self._asked(lambda: self.client.set_registered_model_alias(found.name, alias, str(found.version)))
+        return self.version(found.name, found.version)
+
+    def _logged(self, name: str, what: str, reason: str, details: Mapping[str, Any]) -> None:
+        """Before the change itself: one that is logged and not made is seen by `verify`, and made by asking again."""
+        sha = self.log.append(what, reason, details)
+        self._asked(lambda: self.client.set_registered_model_tag(name, NEWEST, sha))
+
+    def _names(self, name: str) -> bool:
+        found = self._asked(lambda: self.client.search_registered_models(f"name = '{name}'"))
+        return bool(found)
+
+    def _asked(self, work: Any) -> Any:
+        try:
+            return work()
+        except Exception as error:  # SQLAlchemy, requests and MLflow have no common root
+            raise ClusterError(
+                f"registry {mask_text(self.uri)!r}: MLflow refused ({one_line(error)[:300]}). Check that the folder is "
+                "writable, or the server up"
+            ) from error
+
+
+def _client(uri: str) -> Any:
+    import logging
+
+    # A new database is built by some 50 migrations, and MLflow tells of each.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _check(name: str, reason: str) -> None:
+    if not name or any(letter in name for letter in "/:'%\"\\") or not name.isprintable():
+        raise UserError(f"model {name!r}: a name is printable, without / : % and quotes")
+    if not reason.strip():
+        raise UserError("reason: it is empty. Say why, for those who read the log")
+
+
+def _version(one: Any, aliases: Mapping[str, Any]) -> Version:
+    tags, number = dict(one.tags), int(one.version)
+    held = tuple(alias for alias in ALIASES if alias in aliases and int(aliases[alias]) == number)
+    model, run, step = tags.pop("model", ""), tags.pop("run", ""), int(tags.pop("step", 0))
+    return Version(one.name, number, one.source, model, run, step, held, tags)
+
+
+def _refuse_unjudged(found: Version, champion: Version | None) -> None:
+    verdict = verdict_of(Finished.read(found.export))
+    do = f"Judge it: rtrain gate {found.export}" + (f" --champion {champion.export}" if champion else "")
+    where = f"model {found.name!r}: version {found.version}"
+    if verdict is None or verdict.model != found.model:
+        raise UserError(f"{where} was not judged as it is now. {do}")
+    if not verdict.passed:
+        refused = next(one for one in verdict.decisions if not one.passed)
+        raise UserError(f"{where} did not pass its gate ({refused.check}: {refused.said})")
+    against = verdict.champion["model"] if verdict.champion else None
+    if champion and against != champion.model:
+        raise UserError(f"{where} was not judged against the champion, version {champion.version}. {do}")
