@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-STEPS, TENSORS, BYTES = 20, 16, 4 << 20
+STEPS, TENSORS, BYTES = 20, 3, 30 << 20
 SCRIPT = f"""
 import resource, sys
 import torch
@@ -31,7 +31,7 @@ def faults(how: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_pages_are_kept_from_step_to_step() -> None:
     pages = STEPS * TENSORS * BYTES // 4096
-    # One time in four something lies at the top of the heap by chance, and nothing is given back.
-    provoked = any(faults("as it comes") > pages / 2 for _ in range(8))
+    # What lies at the top of the heap by chance decides how much is given back, and now and then nothing is.
+    provoked = any(faults("as it comes") > pages / 50 for _ in range(8))
     assert provoked, "the pattern no longer provokes what is mended: choose another"
-    assert faults("kept") < pages / 100
+    assert faults("kept") < pages / 500
