@@ -4,11 +4,13 @@ Shape legend: B rows of a batch, D dense features, F id features (in `schema.ids
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -26,7 +28,8 @@ def times(feature: str) -> str:
 class Jagged:
     """Ids of several features, feature-major: the layout of torchrec's KeyedJaggedTensor.
 
-    `lengths[f * B + b]` values belong to feature f of row b; `values` holds them in that order.
+    `lengths[f * B + b]` values belong to feature f of row b; `values` holds them in that order. What is counted of them
+    is counted once, on the host, where they are made: of what lies on a device it would be waited for in every step.
     """
 
     keys: tuple[str, ...]
@@ -36,36 +39,80 @@ class Jagged:
     """int32 [F * B]"""
     weights: Tensor | None = None
     """float32 [sum of lengths]: of each id, 1 in a feature that has none; none where no feature has"""
+    host: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """int32 [F * B]: `lengths` once more, on the host; left out: read from there"""
+    per_key: tuple[int, ...] = ()
+    """Ids of each feature over all rows; left out: counted"""
+
+    def __post_init__(self) -> None:
+        if len(self.host) != len(self.lengths):
+            self.host = self.lengths.cpu().numpy()
+        if not self.per_key:
+            self.per_key = tuple(self._host_FB().sum(axis=1, dtype=np.int64).tolist())
+        given = len(self.values)
+        assert sum(self.per_key) == given, f"the lengths of ids add up to {sum(self.per_key)}, but there are {given}"
+
+    def _host_FB(self) -> NDArray[np.int32]:
+        return self.host.reshape(len(self.keys), len(self.host) // max(1, len(self.keys)))
 
     def rows(self, start: int, stop: int) -> "Jagged":
         """The ids of rows start..stop-1."""
-        lengths_FB = self.lengths.view(len(self.keys), -1)
-        kept = torch.zeros_like(lengths_FB, dtype=torch.bool)
-        kept[:, start:stop] = True
-        there = kept.flatten().repeat_interleave(self.lengths, output_size=len(self.values))
-        weights = None if self.weights is None else self.weights[there]
-        return Jagged(self.keys, self.values[there], lengths_FB[:, start:stop].flatten(), weights)
+        host_FB = self._host_FB()
+        begins = np.concatenate([[0], np.cumsum(self.host, dtype=np.int64)])
+        firsts = np.arange(len(self.keys)) * host_FB.shape[1]
+        cuts = [
+            slice(*cut) for cut in zip(begins[firsts + start].tolist(), begins[firsts + stop].tolist(), strict=True)
+        ]
+        return Jagged(
+            self.keys,
+            torch.cat([self.values[cut] for cut in cuts]),
+            self.lengths.view(host_FB.shape)[:, start:stop].flatten(),
+            None if self.weights is None else torch.cat([self.weights[cut] for cut in cuts]),
+            host_FB[:, start:stop].flatten(),
+        )
+
+    def extended(self, extra: int) -> "Jagged":
+        """The same with so many rows without ids at its end."""
+        if not extra:
+            return self
+        host_FB = self._host_FB()
+        lengths = pad(self.lengths.view(host_FB.shape), (0, extra)).flatten()
+        return replace(self, lengths=lengths, host=np.pad(host_FB, ((0, 0), (0, extra))).ravel())
 
     def padded(self, key: str) -> Tensor:
         """One feature's ids, int64 [B, T], 0 behind each row's end; T is that of the longest row, at least 1."""
-        lengths_FB = self.lengths.view(len(self.keys), -1).long()
         at = self.keys.index(key)
-        start, stop = (int(lengths_FB[:f].sum()) for f in (at, at + 1))
-        real_BT = torch.arange(self.longest[key], device=self.values.device) < lengths_FB[at].unsqueeze(1)
+        start, stop = (sum(self.per_key[:f]) for f in (at, at + 1))
+        lengths_B = self.lengths.view(self._host_FB().shape)[at]
+        real_BT = torch.arange(self.longest[key], device=self.values.device) < lengths_B.unsqueeze(1)
         return self.values.new_zeros(real_BT.shape).masked_scatter(real_BT, self.values[start:stop])
 
     @property
     def longest(self) -> dict[str, int]:
         """Feature -> ids of the row that has most of it, at least 1."""
-        lengths = self.lengths.view(len(self.keys), -1)
-        most = lengths.amax(dim=1).clamp(min=1) if lengths.shape[1] else lengths.new_ones(len(self.keys))
-        return dict(zip(self.keys, most.tolist(), strict=True))
+        return dict(zip(self.keys, self._host_FB().max(axis=1, initial=1).tolist(), strict=True))
 
-    def to(self, device: torch.device) -> "Jagged":
-        """A copy on another device."""
-        weights = None if self.weights is None else self.weights.to(device, non_blocking=True)
-        values, lengths = (x.to(device, non_blocking=True) for x in (self.values, self.lengths))
-        return Jagged(self.keys, values, lengths, weights)
+
+Of = TypeVar("Of")
+
+
+def each(of: Of, by: Callable[[Tensor], Tensor]) -> Of:
+    """A batch, or its `Jagged`, with `by` of each of its tensors; what the host alone reads is none, and stays."""
+    made = {f.name: _each(getattr(of, f.name), by) for f in fields(of)}  # type: ignore[arg-type]
+    return replace(of, **made)  # type: ignore[type-var]
+
+
+def _each(value: Any, by: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return by(value)
+    if isinstance(value, Jagged):
+        return each(value, by)
+    return {name: by(x) for name, x in value.items()} if isinstance(value, Mapping) else value
+
+
+def copied(of: Of, device: torch.device) -> Of:
+    """As `each`, on another device."""
+    return each(of, lambda x: x.to(device, non_blocking=True))
 
 
 @dataclass
@@ -143,10 +190,9 @@ class Batch:
         later = {name: longest.get(name, ago.shape[1]) - ago.shape[1] for name, ago in self.times.items()}
         if extra == 0 and not any(later.values()):
             return self
-        lengths = self.ids.lengths.view(len(self.ids.keys), self.rows)
         return Batch(
             dense=pad(self.dense, (0, 0, 0, extra)),
-            ids=replace(self.ids, lengths=pad(lengths, (0, extra)).flatten()),
+            ids=self.ids.extended(extra),
             label=pad(self.label, (*(0, 0) * (self.label.dim() - 1), 0, extra), value=float("nan")),
             group=pad(self.group, (0, extra)),
             row=pad(self.row, (0, extra), value=-1),
@@ -158,16 +204,4 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """A copy on another device; the same object when it is there already."""
-        if self.dense.device == device:
-            return self
-        return Batch(
-            dense=self.dense.to(device, non_blocking=True),
-            ids=self.ids.to(device),
-            label=self.label.to(device, non_blocking=True),
-            group=self.group.to(device, non_blocking=True),
-            row=self.row.to(device, non_blocking=True),
-            global_rows=self.global_rows,
-            weight=None if self.weight is None else self.weight.to(device, non_blocking=True),
-            teacher=None if self.teacher is None else self.teacher.to(device, non_blocking=True),
-            times={name: ago.to(device, non_blocking=True) for name, ago in self.times.items()},
-        )
+        return self if self.dense.device == device else copied(self, device)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rtrain.batch import NONE, Jagged
+from rtrain.batch import NONE, Jagged, copied
 from rtrain.data.columns import Lists
 
 Ids = NDArray[np.int64]
@@ -88,10 +88,9 @@ class RetrievalBatch:
 
         if extra == later(self.target) == 0 and (self.times is None or not later(self.times)):
             return self
-        lengths = self.ids.lengths.view(len(self.ids.keys), self.rows)
         return replace(
             self,
-            ids=Jagged(self.ids.keys, self.ids.values, pad(lengths, (0, extra)).flatten()),
+            ids=self.ids.extended(extra),
             target=pad(self.target, (0, 0, 0, later(self.target), 0, extra), value=-1),
             row=pad(self.row, (0, extra), value=-1),
             last=pad(self.last, (0, extra)),
@@ -101,10 +100,4 @@ class RetrievalBatch:
 
     def to(self, device: torch.device) -> "RetrievalBatch":
         """A copy on another device; what only the host reads stays there."""
-        if self.row.device == device:
-            return self
-        there = (name for name in ("times", "graph") if getattr(self, name) is not None)
-        tensors = ("target", "row", "last", *there)
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in tensors}
-        at = {name: x.to(device, non_blocking=True) for name, x in self.places.items()}
-        return replace(self, ids=self.ids.to(device), places=at, **moved)
+        return self if self.row.device == device else copied(self, device)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rtrain.batch import copied
 from rtrain.data import stdlib
 from rtrain.data.order import Order, Window
 from rtrain.data.protocol import Data
@@ -96,14 +97,7 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> "TokenBatch":
         """A copy on another device; the same object when it is there already."""
-        if self.tokens.device == device:
-            return self
-        return TokenBatch(
-            tokens=self.tokens.to(device, non_blocking=True),
-            targets=self.targets.to(device, non_blocking=True),
-            row=self.row.to(device, non_blocking=True),
-            global_rows=self.global_rows,
-        )
+        return self if self.tokens.device == device else copied(self, device)
 
 
 @dataclass

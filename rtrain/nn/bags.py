@@ -68,6 +68,7 @@ class Tables(nn.Module):
         """What is divided by how many ids a row has: name of the sum -> feature."""
         self.pooled_features = list(several)
         self.unpooled_features = [f for t in unpooled for f in t.features]
+        self._kept = dict[Any, Tensor]()
         self.bags: nn.Module | None = None
         self.sequences: nn.Module | None = None
         if pooled:
@@ -113,7 +114,22 @@ class Tables(nn.Module):
         """TorchRec's modules that look up, and what each is handed."""
         weights = self._weights(ids) if self.weighted else None
         both = ((self.bags, self.pooled_features, weights), (self.sequences, self.unpooled_features, None))
-        return [(one, only(to_kjt(ids, weights), features)) for one, features, weights in both if one is not None]
+        return [(one, self._only(to_kjt(ids, weights), of)) for one, of, weights in both if one is not None]
+
+    def _only(self, kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:
+        """Those features; without a copy where it is all of them in their order."""
+        keys = kjt.keys()
+        if keys == features:
+            return kjt
+        at = [keys.index(f) for f in features]
+        return kjt.permute(at, self._there(at, torch.int32, kjt.device()))
+
+    def _there(self, values: list[Any], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """On the device, and kept: every copy of them would be waited for."""
+        key = (*values, dtype, device)
+        if key not in self._kept:
+            self._kept[key] = torch.tensor(values, dtype=dtype, device=device)
+        return self._kept[key]
 
     def _weights(self, ids: Jagged) -> Tensor:
         """float32 [sum of lengths]: by what a sum over them is a mean, where that is wanted."""
@@ -123,7 +139,7 @@ class Tables(nn.Module):
         sizes, lengths = ids.weights.abs().double(), ids.lengths.long()
         # In float64 no sum of float32's overflows. Of weights that are all 0 there is no mean, and 0 is given.
         sums = torch.segment_reduce(sizes, "sum", lengths=lengths)
-        shared = torch.tensor([f in self.shared for f in ids.keys], device=sums.device)
+        shared = self._there([f in self.shared for f in ids.keys], torch.bool, sums.device)
         sums = torch.where(shared.repeat_interleave(len(lengths) // len(ids.keys)) & (sums > 0), sums, 1.0)
         return (ids.weights / sums.repeat_interleave(lengths, output_size=len(sizes))).float()
 
@@ -135,7 +151,8 @@ class Tables(nn.Module):
             found |= cast(KeyedTensor, of_collections[0]).to_dict()
         if self.sequences is not None:
             looked_up = cast(dict[str, JaggedTensor], of_collections[-1])
-            padded = {f: _padded(looked_up[f], longest.get(f)) for f in self.unpooled_features}
+            most = ids.longest | dict(longest)
+            padded = {f: _padded(looked_up[f], most[f]) for f in self.unpooled_features}
         for feature in self.single:
             if feature in padded:
                 found[self.named[feature]] = padded[feature][0].sum(1)
@@ -152,20 +169,20 @@ class Tables(nn.Module):
         return given
 
 
-def only(kjt: KeyedJaggedTensor, features: list[str]) -> KeyedJaggedTensor:
-    """Those features; without a copy where it is all of them in their order."""
-    keys = kjt.keys()
-    return kjt if keys == features else kjt.permute([keys.index(f) for f in features])
-
-
-def _padded(jagged: JaggedTensor, longest: int | None) -> tuple[Tensor, Tensor]:
-    """Vectors float32 [B, T, E], zero behind each row's end, and where they are real, bool [B, T]; T is at least 1."""
+def _padded(jagged: JaggedTensor, longest: int) -> tuple[Tensor, Tensor]:
+    """Vectors float32 [B, T, E], zero behind each row's end, and where they are real, bool [B, T]; T is `longest`."""
     lengths_B = jagged.lengths()
-    longest = longest or max(1, int(lengths_B.max()))
     values: Tensor = torch.ops.fbgemm.jagged_to_padded_dense(jagged.values(), [jagged.offsets()], [longest], 0.0)
     return values, torch.arange(longest, device=values.device) < lengths_B.unsqueeze(1)
 
 
 def to_kjt(ids: Jagged, weights: Tensor | None = None) -> KeyedJaggedTensor:
-    """TorchRec's view of the same memory; `weights`: float32 [sum of lengths]."""
-    return KeyedJaggedTensor(keys=list(ids.keys), values=ids.values, lengths=ids.lengths, weights=weights)
+    """TorchRec's view of the same memory, which knows what it would ask the device for; `weights`: float32 [sum of
+    lengths]."""
+    return KeyedJaggedTensor(
+        keys=list(ids.keys),
+        values=ids.values,
+        lengths=ids.lengths,
+        weights=weights,
+        length_per_key=list(ids.per_key),
+    )

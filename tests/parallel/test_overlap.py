@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from torchrec.sparse import jagged_tensor
 
 from rtrain.mesh import Parallel, lay_out
 from rtrain.parallel.ahead import Travelling
@@ -104,3 +106,24 @@ def another(rows: str) -> list[Any]:
 def test_what_was_announced_and_is_not_trained_on_changes_nothing(rows: str) -> None:
     for plain, announced in in_world(2, another, rows):
         assert plain == announced
+
+
+def asked(rows: str) -> dict[str, int]:
+    """How often TorchRec reads numbers off the device until the ids are on their way, in one step of each layout."""
+    found, reads = dict[str, int](), list[Any]()
+    real = jagged_tensor._safe_tolist
+    with patch.object(jagged_tensor, "_safe_tolist", lambda tensor: reads.append(tensor) or real(tensor)):
+        for name in RUNS:
+            replica, _, batches = replica_of(run_of(rows, name, True))
+            for _ in range(2):  # what the first step alone reads is not counted
+                padded = replica._padded(next(batches)[0])
+                reads.clear()
+                begun = replica._begun(padded)
+                found[name] = len(reads)
+                begun.drop()
+    return found
+
+
+def test_sending_ids_waits_for_the_device_only_where_the_ids_themselves_say_how_many_go_where(rows: str) -> None:
+    of_whole_tables = {"table-wise": 0, "column-wise": 0, "copies": 0}
+    assert in_world(2, asked, rows)[0] == of_whole_tables | {"row-wise": 1, "microbatches": 2}

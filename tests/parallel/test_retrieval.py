@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from rtrain import BPR, FullSoftmax, InBatchSoftmax, SampledBinary, SampledSoftmax, WeightedSum
+from rtrain.batch import Jagged
 from rtrain.checkpoint.format import Stored
 from rtrain.data.hashed import hashes
 from rtrain.data.holdout import LeaveOneOut, RandomPerUser
@@ -413,7 +414,7 @@ def with_one(ids: Any) -> Any:
         return ids
     lengths = ids.lengths.clone()
     lengths[-1] = 1
-    return replace(ids, values=torch.cat([ids.values, torch.zeros(1, dtype=torch.int64)]), lengths=lengths)
+    return Jagged(ids.keys, torch.cat([ids.values, torch.zeros(1, dtype=torch.int64)]), lengths)
 
 
 @pytest.fixture(scope="module")
