@@ -31,7 +31,7 @@ from rtrain.data.order import Block, Order, Window
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
 from rtrain.data.protocol import Data
-from rtrain.data.reader import scanned
+from rtrain.data.reader import Ready, as_it_is, scanned
 from rtrain.data.samples import SPLITS, Samples
 from rtrain.data.split import ByTime, Ranges, Split, check_train_rows, refuse_disorder, trained_on
 from rtrain.data.vocabularies import known_of
@@ -148,18 +148,20 @@ class Dataset(Samples[Batch]):
             self._coded[split, names] = coded(table, ids=[f.name for f in self.schema.ids])
         return self._coded[split, names]
 
-    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[Batch]:
+    def scan(
+        self, split: Split, *, global_batch: int, rank: int, world_size: int, ready: Ready = as_it_is
+    ) -> Iterator[Batch]:
         """As `Samples`; of a split that is more than a window, a rank reads a contiguous share of the rows alone."""
         rows, each = self.rows(split), global_batch // world_size
         if rows <= self._window_rows or world_size == 1 or each < 2:
-            return super().scan(split, global_batch=global_batch, rank=rank, world_size=world_size)
+            return super().scan(split, global_batch=global_batch, rank=rank, world_size=world_size, ready=ready)
         check_batches(rows, global_batch, rank, world_size)
         count = batches_per_epoch(ceil_div(rows, world_size), each)
         ends = [self._range(split)[0] + n * rows // world_size for n in range(world_size + 1)]
         cuts = np.outer(np.diff(ends), np.arange(count + 1)) // count
         together = np.diff(cuts, axis=1).sum(axis=0).tolist()
         own = Order(self._blocks(ends[rank], ends[rank + 1]), seed=None, window_rows=self._window_rows)
-        return self._ahead(scanned(self._load, own, cuts[rank].tolist(), together))
+        return self._ahead(scanned(self._load, own, cuts[rank].tolist(), together, ready))
 
     def _blocks(self, start: int, stop: int) -> tuple[Block, ...]:
         return tuple((max(start, g.first_row), min(stop, g.stop)) for g in self._rows.groups(start, stop))

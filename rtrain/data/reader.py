@@ -42,6 +42,15 @@ Load = Callable[[Window], Rows[B]]
 """Reads and encodes a window's rows, in the order of its blocks."""
 
 
+Ready = Callable[[Any], Any]
+"""Makes of a batch what is handed out, in the thread that makes batches."""
+
+
+def as_it_is(batch: Any) -> Any:
+    """Ready as it is made."""
+    return batch
+
+
 @dataclass
 class _Loaded(Generic[B]):
     epoch: int
@@ -72,6 +81,7 @@ class Reader(Generic[B]):
         world_size: int,
         cursor: Cursor,
         prefetch: int = 2,
+        ready: Ready = as_it_is,
     ):
         order.check(global_batch, rank, world_size)
         next_bounds(cursor, order.rows, global_batch)
@@ -83,6 +93,7 @@ class Reader(Generic[B]):
         self._rank = rank
         self._world_size = world_size
         self._prefetch = prefetch
+        self._ready = ready
         self._running: Prefetch[tuple[B, Cursor]] | None = None
         self._closed = False
         self._turn = 0
@@ -100,6 +111,7 @@ class Reader(Generic[B]):
             world_size=self._world_size,
             cursor=self.cursor,
             ahead=self._prefetch > 0,
+            ready=self._ready,
         )
         running = self._running = Prefetch(made, self._prefetch) if self._prefetch else None
         try:
@@ -134,6 +146,7 @@ def batches(
     cursor: Cursor,
     ahead: bool = False,
     epochs: int | None = None,
+    ready: Ready = as_it_is,
 ) -> Generator[tuple[B, Cursor], None, None]:
     """The batches of one rank from `cursor` on, each with the position behind it.
 
@@ -146,6 +159,7 @@ def batches(
         cursor: where to begin.
         ahead: let a thread load the next window while this one is used up.
         epochs: stop when this many are complete, counted from the run's first; none: never.
+        ready: gives what is handed out of each.
     """
     source = _windows(load, order, cursor, rank, world_size, epochs)
     held = _Held(Prefetch(source, 1) if ahead else source)
@@ -155,21 +169,23 @@ def batches(
             parts, places = held.gather(order, cursor.epoch, start, stop, rank, world_size)
             whole = Whole(rows=stop - start, places=places, key=(order.seed, cursor.epoch))
             cursor = cursor.after(stop, order.rows)
-            yield parts[0].batch_of(parts, whole), cursor
+            yield ready(parts[0].batch_of(parts, whole)), cursor
     finally:
         held.windows.close()
 
 
-def scanned(load: Load[B], order: Order, cuts: Sequence[int], together: Sequence[int]) -> Generator[B, None, None]:
+def scanned(
+    load: Load[B], order: Order, cuts: Sequence[int], together: Sequence[int], ready: Ready = as_it_is
+) -> Generator[B, None, None]:
     """The rows of `order`, which are one rank's own, once: batch n is rows [cuts[n], cuts[n + 1]).
 
-    `together`: rows of each batch over all ranks.
+    `together`: rows of each batch over all ranks; `ready`: gives what is handed out of each.
     """
     held = _Held(_windows(load, order, Cursor(), 0, 1, 1))
     try:
         for (start, stop), rows in zip(pairwise(cuts), together, strict=True):
             parts, places = held.gather(order, 0, start, stop, 0, 1)
-            yield parts[0].batch_of(parts, Whole(rows=rows, places=places, key=(order.seed, 0)))
+            yield ready(parts[0].batch_of(parts, Whole(rows=rows, places=places, key=(order.seed, 0))))
     finally:
         held.windows.close()
 

@@ -27,7 +27,7 @@ from rtrain.data.negatives import Negatives, Sampler
 from rtrain.data.of_users import OfUsers
 from rtrain.data.order import Order, Window
 from rtrain.data.popular import of_popular, refuse_sampled
-from rtrain.data.reader import Whole
+from rtrain.data.reader import Ready, Whole, as_it_is
 from rtrain.data.retrieval_batch import Ids, RetrievalBatch
 from rtrain.data.samples import Samples
 from rtrain.data.side import SideFeatures
@@ -225,10 +225,12 @@ class RetrievalDataset(Samples[RetrievalBatch]):
     def _load(self, window: Window) -> Rows:
         return Rows(self, np.concatenate([np.arange(*block) for block in window.blocks]))
 
-    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[RetrievalBatch]:
+    def scan(
+        self, split: Split, *, global_batch: int, rank: int, world_size: int, ready: Ready = as_it_is
+    ) -> Iterator[RetrievalBatch]:
         """Of validation and test: every item of the catalogue, then every user, each once."""
-        asked = super().scan(split, global_batch=global_batch, rank=rank, world_size=world_size)
-        yield from self._catalogue(global_batch, rank, world_size)
+        asked = super().scan(split, global_batch=global_batch, rank=rank, world_size=world_size, ready=ready)
+        yield from map(ready, self._catalogue(global_batch, rank, world_size))
         yield from asked
 
     def _catalogue(self, global_batch: int, rank: int, world_size: int) -> Iterator[RetrievalBatch]:

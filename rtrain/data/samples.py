@@ -9,7 +9,7 @@ from rtrain.data.coded import Coded
 from rtrain.data.cursor import Cursor
 from rtrain.data.order import Order, Window
 from rtrain.data.prefetch import Prefetch
-from rtrain.data.reader import B, Reader, Rows, batches
+from rtrain.data.reader import B, Reader, Ready, Rows, as_it_is, batches
 from rtrain.data.split import Ranges, Split
 from rtrain.errors import ConfigError
 
@@ -51,8 +51,11 @@ class Samples(ABC, Generic[B]):
         rank: int,
         world_size: int,
         cursor: Cursor | None = None,
+        ready: Ready = as_it_is,
     ) -> Reader[B]:
         """Shuffled batches for one data rank, epoch after epoch, from `cursor` (none: the beginning) on.
+
+        `ready` gives what is handed out of each.
 
         Raises:
             ConfigError: a global batch that not every rank would get a row of.
@@ -66,10 +69,13 @@ class Samples(ABC, Generic[B]):
             world_size=world_size,
             cursor=cursor or Cursor(),
             prefetch=self._prefetch,
+            ready=ready,
         )
 
-    def scan(self, split: Split, *, global_batch: int, rank: int, world_size: int) -> Iterator[B]:
-        """The split once, in its order; every rank gets the same number of batches.
+    def scan(
+        self, split: Split, *, global_batch: int, rank: int, world_size: int, ready: Ready = as_it_is
+    ) -> Iterator[B]:
+        """The split once, in its order; every rank gets the same number of batches. `ready` as for `reader`.
 
         Raises:
             ConfigError: a global batch that not every rank would get a row of.
@@ -77,7 +83,14 @@ class Samples(ABC, Generic[B]):
         order = self._order(split, None)
         order.check(global_batch, rank, world_size)
         shares = batches(
-            self._load, order, global_batch=global_batch, rank=rank, world_size=world_size, cursor=Cursor(), epochs=1
+            self._load,
+            order,
+            global_batch=global_batch,
+            rank=rank,
+            world_size=world_size,
+            cursor=Cursor(),
+            epochs=1,
+            ready=ready,
         )
         return self._ahead(batch for batch, _ in shares)
 

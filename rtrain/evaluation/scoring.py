@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rtrain.data.reader import Ready, as_it_is
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
 from rtrain.errors import RunFailed
@@ -33,10 +34,12 @@ class Scorer(Protocol):
         """What metrics take of this rank's rows, by label, and how many of those are not numbers; a collective."""
 
 
-def scan(run: Run, dataset: Samples[Any], split: Split, mesh: Mesh, rank: int) -> Iterator[Any]:
-    """A rank's share of a split, once, in file order."""
+def scan(
+    run: Run, dataset: Samples[Any], split: Split, mesh: Mesh, rank: int, ready: Ready = as_it_is
+) -> Iterator[Any]:
+    """A rank's share of a split, once, in file order; `ready` as for `Samples.reader`."""
     share = mesh.share(rank, run.blueprint.dealt)
-    return dataset.scan(split, global_batch=run.evaluation.batch, rank=share.index, world_size=share.count)
+    return dataset.scan(split, global_batch=run.evaluation.batch, rank=share.index, world_size=share.count, ready=ready)
 
 
 def measure(

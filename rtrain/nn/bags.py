@@ -138,7 +138,7 @@ class Tables(nn.Module):
             return ids.weights
         sizes, lengths = ids.weights.abs().double(), ids.lengths.long()
         # In float64 no sum of float32's overflows. Of weights that are all 0 there is no mean, and 0 is given.
-        sums = torch.segment_reduce(sizes, "sum", lengths=lengths)
+        sums = torch.segment_reduce(sizes, "sum", lengths=lengths, unsafe=True)  # else lengths are read, to check them
         shared = self._there([f in self.shared for f in ids.keys], torch.bool, sums.device)
         sums = torch.where(shared.repeat_interleave(len(lengths) // len(ids.keys)) & (sums > 0), sums, 1.0)
         return (ids.weights / sums.repeat_interleave(lengths, output_size=len(sizes))).float()

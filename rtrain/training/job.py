@@ -42,6 +42,7 @@ from rtrain.training.history import History
 from rtrain.training.injection import Inject
 from rtrain.training.loop import fit
 from rtrain.training.preemption import Notice, Preempted
+from rtrain.training.ready import Copies
 from rtrain.training.records import CURVES, TrackerCalls, write_placement, write_predictions
 from rtrain.training.replica import Replica
 from rtrain.training.surroundings import write_surroundings
@@ -121,6 +122,7 @@ class _Job:
         refuse(run, self.mesh)
         self.data: Samples[Any] = open_data(run)
         refuse_shares(run, self.data, self.mesh)
+        self.ready = Copies(world.device)
         self.share = self.mesh.share(world.rank, run.blueprint.dealt)
         self.ledger = Ledger(counts=self.share.first)
         self.attempt, state.attempt = take_over(self.folders, driver, leads=world.leads)
@@ -190,6 +192,7 @@ class _Job:
             rank=self.share.index,
             world_size=self.share.count,
             cursor=state.cursor,
+            ready=self.ready,
         )
         state.rows = self.data.rows("train")
         state.total_steps = run.total_steps(state.rows)
@@ -239,7 +242,7 @@ class _Job:
 
     def _scan(self, split: Split) -> Iterator[Any]:
         """This rank's share of a split to score; each batch shows that the rank goes on."""
-        for batch in scan(self.run, self.data, split, self.mesh, self.world.rank):
+        for batch in scan(self.run, self.data, split, self.mesh, self.world.rank, self.ready):
             self._goes_on(f"evaluation of {split}")
             if split == "test" and self.notice.given:
                 raise Preempted(
@@ -270,7 +273,7 @@ class _Job:
             if found.rows.tasks:
                 self.folder.write(TEST_ROWS, found.rows.to_parquet(first=self.data.numbers("test").start))
         if replica.objective.link:
-            write_predictions(self.run, self.data, replica, self.folder, self.attempt)
+            write_predictions(self.run, self.data, replica, self.folder, self.attempt, self.ready)
         valid = self.state.best
         if valid.keys() != found.values.keys():  # other metrics than it was trained with, or its score was lost
             valid = self._measure_valid(replica)

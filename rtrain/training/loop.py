@@ -17,9 +17,10 @@ from rtrain.run import Run
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.events import Callback, State, TrainPoint
 from rtrain.training.preemption import Notice, Preempted
+from rtrain.training.ready import Given, arrived
 from rtrain.training.replica import Replica
 
-Batches = Iterator[tuple[AnyBatch, Cursor]]
+Batches = Iterator[tuple[Given, Cursor]]
 
 
 def fit(
@@ -134,8 +135,9 @@ class _Ahead:
         return self._next[0]
 
     def _read(self) -> tuple[AnyBatch, Cursor, torch.Tensor]:
-        batch, cursor = next(self._batches)
-        return batch.to(self._device), cursor, batch.row
+        given, cursor = next(self._batches)
+        host, batch = arrived(given, self._device)
+        return batch, cursor, host.row
 
 
 class _Window:

@@ -11,6 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from rtrain.checkpoint.fence import Attempt
+from rtrain.data.reader import Ready
 from rtrain.data.samples import Samples
 from rtrain.evaluation.scoring import scan
 from rtrain.mesh import Mesh
@@ -18,6 +19,7 @@ from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.tracking import Tracker
 from rtrain.training.events import Callback, State, TrainPoint
+from rtrain.training.ready import arrived
 from rtrain.training.replica import Replica
 
 PREDICTIONS = "predictions.json"
@@ -106,17 +108,18 @@ def write_placement(folder: Folder, mesh: Mesh, replica: Replica, attempt: Attem
 
 
 def write_predictions(
-    run: Run, dataset: Samples[Any], replica: Replica, folder: Folder, attempt: Attempt | None
+    run: Run, dataset: Samples[Any], replica: Replica, folder: Folder, attempt: Attempt | None, ready: Ready
 ) -> None:
     """predictions.json: the trainer's own probabilities of the first test rows (of several labels, a list a row).
 
-    A collective over all ranks. `attempt` as in `write_placement`.
+    A collective over all ranks. `attempt` as in `write_placement`, `ready` as for `Samples.reader`.
     """
     rows = min(run.handoff.rows, dataset.rows("test"))
     local: dict[int, float | list[float]] = {}
     covered = 0
-    for batch in scan(run, dataset, "test", replica.mesh, replica.world.rank):
-        probabilities = replica.predict(batch.to(replica.world.device))
+    for given in scan(run, dataset, "test", replica.mesh, replica.world.rank, ready):
+        batch, there = arrived(given, replica.world.device)
+        probabilities = replica.predict(there)
         if probabilities is not None:
             local |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
         covered += batch.global_rows

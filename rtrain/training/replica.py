@@ -27,6 +27,7 @@ from rtrain.rounding import ceil_div, round_up
 from rtrain.run import Run
 from rtrain.training import rng
 from rtrain.training.breakdown import Stopwatch
+from rtrain.training.ready import Given, arrived
 from rtrain.training.world import World
 
 if TYPE_CHECKING:  # torchrec: seconds to import, and a decoder does without
@@ -295,7 +296,7 @@ class Replica:
             outputs = self.outputs(batch)
         return None if outputs is None else self.objective.link(outputs)
 
-    def score(self, batches: Iterable[AnyBatch]) -> tuple[Mapping[str, Any], int]:
+    def score(self, batches: Iterable[Given]) -> tuple[Mapping[str, Any], int]:
         """What the run's metrics measure of this rank's rows, and how many of those are not numbers; a collective.
 
         One entry a task: the prefix of its metrics' names (empty for the first) -> what they take.
@@ -304,7 +305,7 @@ class Replica:
         of_outputs = self.objective.tallies == "outputs"
         with self._evaluating():
             for given in batches:
-                batch = given.to(self.world.device)
+                _, batch = arrived(given, self.world.device)
                 found = self.outputs(batch) if of_outputs else self._sum_of_losses(batch)
                 if self.counts:
                     tally.add(found, batch)
