@@ -232,7 +232,7 @@ class Interactions(Data):
     """refuse: a run does not start when two splits have a row in common, equal in all columns that the schema names;
     allow: it does."""
     prefetch: int = 2
-    """Batches that a thread keeps ready; 0: no thread."""
+    """Batches that a thread keeps ready, for a GPU in its memory; 0: no thread."""
 
     def __post_init__(self) -> None:
         if self.window_rows < 1:

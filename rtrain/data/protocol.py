@@ -15,7 +15,8 @@ from rtrain.data.samples import Samples
 class AnyBatch(Protocol):
     """A rank's share of a global batch: all that the replica and the loop ask of one, whatever its kind.
 
-    `batch.Batch`, `data.tokens.TokenBatch` and `data.retrieval_batch.RetrievalBatch` are some. Shape legend: B rows.
+    `batch.Batch`, `data.tokens.TokenBatch` and `data.retrieval_batch.RetrievalBatch` are some. A dataclass, so that
+    `batch.each` finds its tensors. Shape legend: B rows.
     """
 
     @property

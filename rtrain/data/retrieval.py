@@ -92,7 +92,7 @@ class _Positives(Data):
     """refuse: a run does not start when two splits have an interaction in common (user, item and time; of `Pairs`
     without times user and item); allow: it does. The same item at another time is another interaction."""
     prefetch: int = 2
-    """Batches that a thread keeps ready; 0: no thread."""
+    """Batches that a thread keeps ready, for a GPU in its memory; 0: no thread."""
 
     def __post_init__(self) -> None:
         for name in ("users", "items"):

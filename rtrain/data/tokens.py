@@ -239,7 +239,7 @@ class Tokens(Data):
     """Samples that all ranks together shuffle at once, 24 bytes each for their numbers; a split that fits is shuffled
     fully, of a larger one a rank holds its own part of a window."""
     prefetch: int = 2
-    """Batches that a thread keeps ready; 0: no thread."""
+    """Batches that a thread keeps ready, for a GPU in its memory; 0: no thread."""
 
     def __post_init__(self) -> None:
         if self.context < 1:

@@ -121,6 +121,35 @@ def test_a_thousand_million_samples_are_opened_in_little_memory(tmp_path: Path) 
     assert rows == 16 and grown_mb < 250
 
 
+def test_every_token_is_read_without_a_copy_of_a_shard_in_memory(tmp_path: Path) -> None:
+    """Two shards of 64 MiB: what is the process's own, and not of the mapped files, grows by a few batches."""
+    count = 2**25
+    for name in ("00000.bin", "00001.bin"):
+        np.full(count, 7, "<u2").tofile(tmp_path / name)
+    head = {"format": 1, "dtype": "uint16", "vocab": 9, "tokenizer": "none"}
+    head |= {"shards": [{"file": f"0000{n}.bin", "tokens": count, "sha256": "0"} for n in (0, 1)]}
+    (tmp_path / "tokens.json").write_text(json.dumps(head))
+    script = f"""
+        from rtrain.data.tokens import Tokens
+
+        def own():
+            (line,) = [x for x in open("/proc/self/status") if x.startswith("RssAnon")]
+            return int(line.split()[1]) * 1024
+
+        begin, most, read = own(), 0, 0
+        data = Tokens(source={str(tmp_path)!r}, context=1024).open()
+        for batch, cursor in data.reader(global_batch=32, seed=0, rank=0, world_size=1):
+            read, most = read + int((batch.tokens == 7).sum()), max(most, own())
+            if cursor.epoch:
+                break
+        print(read // 1024 / data.rows("train"), most - begin)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=True)
+    share, grown = map(float, done.stdout.split())
+    assert share == 1 and grown < count, grown  # half of one shard
+
+
 def test_padding_counts_for_nothing(folder: Path) -> None:
     batch: TokenBatch = next(iter(tokens(folder).open().scan("valid", global_batch=2, rank=0, world_size=1)))
     padded = batch.padded(5)
