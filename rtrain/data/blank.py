@@ -5,6 +5,7 @@ Shape legend: B rows, T positions of the longest row, K negatives of a position.
 
 import math
 
+import numpy as np
 import torch
 
 from rtrain.batch import Batch, Jagged
@@ -21,6 +22,7 @@ def _ids(lengths: dict[str, int], rows: int, *, weighted: bool = False) -> Jagge
         values=torch.zeros(count, dtype=torch.int64),
         lengths=torch.cat([torch.full((rows,), length, dtype=torch.int32) for length in lengths.values()]),
         weights=torch.ones(count) if weighted else None,
+        host=np.repeat(np.array(list(lengths.values()), np.int32), rows),  # tensors of no numbers cannot be read
     )
 
 
