@@ -261,10 +261,8 @@ class Run:
             raise ConfigError(f"data: {model} is trained on {self.model.reads.made_by}, got {data}")
         blueprint = self.blueprint
         gives = blueprint.objective.gives
-        if not all(takes(metric, gives) for metric in self.metrics):
-            raise ConfigError(
-                f"metrics: {model} is measured by {gives.measured_by}, got {', '.join(m.name for m in self.metrics)}"
-            )
+        if wrong := [metric.name for metric in self.metrics if not takes(metric, gives)]:
+            raise ConfigError(f"metrics: {', '.join(wrong)} cannot measure {model}. It takes {gives.measured_by}")
         if gives is Retrieved:
             sampled_of(self.metrics)
         elif any(getattr(metric, "sampled", 0) for metric in self.metrics):

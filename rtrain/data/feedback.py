@@ -190,10 +190,10 @@ def from_text(path: str, *, raw: bool = False) -> Feedback:
         try:
             user, *those = words if raw else map(int, words)
         except ValueError:
-            shown = " ".join(words)[:60]
+            shown = next(word for word in words if not _is_whole(word))
             raise DataError(
-                f"{path}: line {number} has a word that is no whole number: {shown!r}. Set data.raw_ids, which numbers "
-                "words, or number users and items first"
+                f"{path}: line {number} has a word that is no whole number: {shown[:60]!r}. Set data.raw_ids, which "
+                "numbers words, or number users and items first"
             ) from None
         if not those:
             raise DataError(f"{path}: line {number} has a user and no item. Add the items, or drop the line")
@@ -204,6 +204,14 @@ def from_text(path: str, *, raw: bool = False) -> Feedback:
     if raw:
         return _of_raw(pa.chunked_array([users]), pa.chunked_array([items]), None)
     return Feedback.of(np.array(users, np.int64), np.array(items, np.int64), None)
+
+
+def _is_whole(word: str) -> bool:
+    try:
+        int(word)
+    except ValueError:
+        return False
+    return True
 
 
 def _lines(path: str) -> Iterator[tuple[int, list[str]]]:

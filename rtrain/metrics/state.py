@@ -52,7 +52,7 @@ class Scored:
     and a confident error would cost as much as the number format allows.
     """
 
-    measured_by: ClassVar[str] = "all others (AUC, LogLoss, NDCG and so on)"
+    measured_by: ClassVar[str] = "metrics of scored rows (AUC, LogLoss, NDCG and so on)"
     kind: ClassVar[str] = "Scored"
     drawn: ClassVar[bool] = True
     numbers_queries: ClassVar[bool] = False

@@ -105,7 +105,8 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
     between, why = intervals(all_facts, names, [row["name"] for row in metrics])
     for row in metrics:
         row["intervals"] = [None, *(found.get(row["name"]) for found in between)]
-    if data:
+    paired = all(between)  # their rows were held against each other
+    if data and not paired:
         notes.append(f"The runs differ in their data ({', '.join(data[:5])}): their metrics may be of different rows.")
     notes += why
     rows = [{"key": key, "values": values} for key, values in config.items()]

@@ -272,7 +272,7 @@ def test_a_split_whose_users_are_all_new_says_so(tmp_path: Path) -> None:
 
 
 BAD_TEXT = {
-    "0 1 2\n1 x 3\n": "line 2 has a word that is no whole number: '1 x 3'",
+    "0 1 2\n1 x 3\n": "line 2 has a word that is no whole number: 'x'",
     "0 1 2\n7\n": "line 2 has a user and no item. Add the items, or drop the line",
     "\n": "it has no interactions",
     "0 1 2 3\n4 1 2 3\n": "user 4 is not one of data.users=4",
@@ -329,7 +329,7 @@ def test_raw_ids_are_numbered_in_their_order(tmp_path: Path) -> None:
             replace(data, source=f"{tmp_path}/{source}", items=5).open()
     with pytest.raises(DataError, match="whole numbers are needed. Set data.raw_ids"):
         replace(data, raw_ids=False).open()
-    with pytest.raises(DataError, match="no whole number: 'zoe .*Set data.raw_ids"):
+    with pytest.raises(DataError, match="no whole number: 'zoe'. Set data.raw_ids"):
         replace(data, source=f"{tmp_path}/log.txt", raw_ids=False).open()
     side = SideFeatures(source=f"{tmp_path}/log.parquet", key="item_id", features=(Id(name="kind", rows=3),))
     with pytest.raises(ConfigError, match="data.raw_ids: the tables of users and items"):

@@ -110,6 +110,11 @@ def test_differences_on_the_same_rows_have_an_interval(scored_pair, tmp_path):
     assert 0.2 < told["auc"][1]["low"] < told["auc"][1]["high"] < 0.5
     assert told["ndcg@10"][1] and told["log_loss"][1] and told["new"] == [None, None]
     assert found["notes"] == [] and compare(folders(*pair)) == found
+    # Rows that were held against each other are the same, whatever the data are called.
+    run = json.loads((pair[1].path / "run.json").read_text())
+    pair[1].put("run.json", run | {"data": {"source": "elsewhere"}})
+    assert compare(folders(*pair))["notes"] == []
+    pair[1].put("run.json", run)
     json.dumps(found)
     said = spell_differences(found)
     assert re.search(r"auc +faster - dlrm-movielens: \+0.0100  95 % \[\+0.3\d+, \+0.4\d+\], not 0", said)

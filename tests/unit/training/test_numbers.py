@@ -88,5 +88,5 @@ def test_an_objective_that_does_not_read_weights_is_refused() -> None:
 def test_metrics_of_probabilities_are_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         run_of("none", "none", metrics=(AUC(), LogLoss()))
-    said = "metrics: DLRM is measured by RMSE, MSE and MAE where the label is a number, got auc, log_loss"
+    said = "metrics: auc, log_loss cannot measure DLRM. It takes RMSE, MSE and MAE where the label is a number"
     assert str(caught.value) == said

@@ -86,7 +86,10 @@ IN_BATCH = rtrain.InBatchSoftmax()
 REFUSED = {
     "handoff.export: NotExported is not exported yet. Set handoff.export to false": ("bpr", {"model": NotExported()}),
     "handoff.serve_check: answers of MF are not compared yet. Set it": ("bpr", {"handoff.serve_check": True}),
-    "metrics: MF is measured by metrics of the first places": ("bpr", {"metrics": (rtrain.MRR(k=10), rtrain.AUC())}),
+    "metrics: auc cannot measure MF. It takes metrics of the first places": (
+        "bpr",
+        {"metrics": (rtrain.MRR(k=10), rtrain.AUC())},
+    ),
     "data: MF is trained on Pairs. Give the data as rtrain.Pairs": ("bpr", {"data": RUNS["sasrec"].data}),
     "data: MF is trained on Pairs": ("bpr", {"data": RUNS["light gcn"].data}),
     "parallel.microbatches: 2, but LightGCN spreads all vectors for the whole batch": (
