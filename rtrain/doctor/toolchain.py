@@ -7,14 +7,13 @@ import time
 from pathlib import Path
 
 from rtrain.doctor.finding import Finding
-from rtrain.parallel.extension import stale_locks
+from rtrain.parallel.extension import compiled, stale_locks
 
 
 def extension_dirs() -> list[Path]:
-    """The folders in which torch may keep compiled extensions: this environment's and the user's."""
-    if "TORCH_EXTENSIONS_DIR" in os.environ:
-        return [Path(os.environ["TORCH_EXTENSIONS_DIR"])]
-    return [Path(sys.prefix) / "torch_extensions", Path.home() / ".cache" / "torch_extensions"]
+    """The folders in which torch may keep compiled extensions: rtrain's, and where none is named the user's."""
+    users = [] if "TORCH_EXTENSIONS_DIR" in os.environ else [Path.home() / ".cache" / "torch_extensions"]
+    return [compiled(), *users]
 
 
 def check_build_tools() -> list[Finding]:

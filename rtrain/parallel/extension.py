@@ -23,6 +23,11 @@ BUILD_S = 600.0
 """Seconds that a build by another process is waited for; it takes about 30 s on one core."""
 
 
+def compiled() -> Path:
+    """Where torch keeps what it compiles: `TORCH_EXTENSIONS_DIR`, else this environment's own folder."""
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_extensions")
+
+
 def load() -> None:
     """Have the extension in this process, where DeepSpeed looks for it; build it where it is not built.
 
@@ -32,16 +37,18 @@ def load() -> None:
     """
     from deepspeed.accelerator import get_accelerator
 
-    if get_accelerator().device_name() != "cpu":
-        return  # DeepSpeed needs it for the CPU alone
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"]) / builder.name
-    if builder.name in type(builder)._loaded_ops or _load_built(builder, folder):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+    # Set at each use: a rank may have been given another environment since this module was imported.
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(compiled())  # torch's own choice is the user's, which all share
     # This environment's ninja, also where it is not activated: versions do not read each other's logs, and so
     # compile again what another one compiled.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    if get_accelerator().device_name() != "cpu":
+        return  # DeepSpeed needs it for the CPU alone
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    folder = compiled() / builder.name
+    if builder.name in type(builder)._loaded_ops or _load_built(builder, folder):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         _wait_for_lock(folder)
         if not _load_built(builder, folder):  # whoever had the lock may have built it

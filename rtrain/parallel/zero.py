@@ -6,7 +6,6 @@ as whole logical tensors through DeepSpeed's `safe_get/set_full_*` calls, so any
 
 import logging
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
@@ -24,11 +23,6 @@ from rtrain.parallel.groups import Groups
 # Read by DeepSpeed when it is imported: without it, it probes for accelerators and says so.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# DeepSpeed compiles its CPU communication once, with ninja from PATH, into torch's extension folder.
-# The environment's own ninja and a folder of its own: another ninja, or a user's shared folder, would
-# make it compile again for half a minute (`cluster/install.sh` has built it already).
-os.environ["PATH"] = os.path.dirname(sys.executable) + os.pathsep + os.environ.get("PATH", "")
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
 
 import deepspeed
 from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload

@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from rtrain.parallel import extension
+from rtrain.training.processes import in_world
+
 LOAD = """
 import rtrain.parallel.zero
 from rtrain.parallel import extension
@@ -49,3 +54,20 @@ def test_a_lock_whose_holder_ends_while_it_is_waited_for(tmp_path: Path) -> None
         finally:
             holder.kill()
     assert not (folder / "lock").exists()
+
+
+def without_a_folder_named() -> str:
+    """On a rank: what is loaded, in an environment as that of a shell that nobody has prepared."""
+    assert "TORCH_EXTENSIONS_DIR" not in os.environ
+    from deepspeed.accelerator import get_accelerator
+
+    extension.load()
+    builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
+    return str(builder._loaded_ops["deepspeed_shm_comm"].__file__)
+
+
+def test_a_rank_finds_it_where_no_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    # `rtrain.training.processes` gives a rank its parent's environment, after this module was imported there.
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    own = str(Path(sys.prefix) / "torch_extensions")
+    assert all(path.startswith(own) for path in in_world(2, without_a_folder_named, deadline_s=200))
