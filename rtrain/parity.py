@@ -112,7 +112,7 @@ def parity(
     if layouts is None:
         layouts = (_spelled(run.parallel, check(run).data),)
     open_data(run)
-    run = _steady(_without_dropout(replace(run, cluster=replace(run.cluster, gpus_per_worker=0)), say), say)
+    run = steady(replace(run, cluster=replace(run.cluster, gpus_per_worker=0)), say)
     legal: list[Parallel] = []
     refused = []
     for layout in layouts:
@@ -135,6 +135,14 @@ def parity(
         for layout, found in zip(together, _traces(run, world, together, steps), strict=True):
             compared[name_of(layout)] = _compare(layout, found, alone)
     return Parity(run.name, steps, tuple(compared[name_of(x)] for x in legal), tuple(refused))
+
+
+def steady(run: Run, say: Progress = lambda _: None) -> Run:
+    """`run` as it is compared with itself on other devices: without dropout, at rates at which rounding stays rounding.
+
+    `say` is told what was changed.
+    """
+    return _slower(_without_dropout(run, say), say)
 
 
 def name_of(layout: Parallel) -> str:
@@ -197,15 +205,15 @@ def _without_dropout(run: Run, say: Progress) -> Run:
     return changed
 
 
-def _steady(run: Run, say: Progress) -> Run:
+def _slower(run: Run, say: Progress) -> Run:
     """At rates and eps at which rounding stays rounding."""
     settings = flatten(run)
     keys = ("optim", "sparse_optim") if run.blueprint.tables else ("optim",)
     changed = {f"{key}.lr": settings[f"{key}.lr"] * SLOWER for key in keys}
     changed |= {key: eps for key, eps in EPS.items() if key.split(".")[0] in keys and settings.get(key, eps) < eps}
     say(f"with {', '.join(f'{key} {value:g}' for key, value in changed.items())}, at which rounding stays rounding")
-    steady: Run = override(run, changed)
-    return steady
+    slower: Run = override(run, changed)
+    return slower
 
 
 def _spelled(parallel: Parallel, data: int) -> Parallel:

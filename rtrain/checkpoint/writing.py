@@ -159,7 +159,7 @@ def collect(chunks: Iterable[Chunk], keep: dict[str, Tensor] | None = None) -> C
     if keep is not None:
         for key in set(keep) - set(tensors):
             del keep[key]
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
     return Collected(tensors, places)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from rtrain.errors import ClusterError
 
@@ -28,21 +29,25 @@ def compiled() -> Path:
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(sys.prefix) / "torch_extensions")
 
 
-def load() -> None:
-    """Have the extension in this process, where DeepSpeed looks for it; build it where it is not built.
+def load(device: torch.device) -> None:
+    """Have DeepSpeed work on `device`, and of a CPU the extension in this process; build it where it is not built.
 
     Raises:
         ClusterError: another process has been building it for longer than `BUILD_S`.
         RuntimeError: it cannot be compiled (torch's words).
     """
-    from deepspeed.accelerator import get_accelerator
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 
     # Set at each use: a rank may have been given another environment since this module was imported.
     os.environ["TORCH_EXTENSIONS_DIR"] = str(compiled())  # torch's own choice is the user's, which all share
     # This environment's ninja, also where it is not activated: versions do not read each other's logs, and so
     # compile again what another one compiled.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    if get_accelerator().device_name() != "cpu":
+    if device.type != get_accelerator().device_name():  # by itself it takes the machine's GPU, also for a run on CPU
+        set_accelerator(CUDA_Accelerator() if device.type == "cuda" else CPU_Accelerator())
+    if device.type != "cpu":
         return  # DeepSpeed needs it for the CPU alone
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     folder = compiled() / builder.name
@@ -97,8 +102,6 @@ def _wait_for_lock(folder: Path) -> None:
 
 def _load_built(builder: Any, folder: Path) -> bool:
     """Load what is built already; not while it is being built, nor when torch or its sources are newer than it."""
-    import torch
-
     built = folder / f"{builder.name}.so"
     if not built.is_file() or (folder / "lock").exists():
         return False

@@ -117,7 +117,7 @@ class ZeroTower:
         for name, parameter in self.bare.named_parameters():
             if places[name].sizes != places[name].shape:
                 parameter.model_parallel = parameter.tensor_model_parallel = True  # type: ignore[attr-defined]
-        extension.load()
+        extension.load(device)
         with redirect_stdout(StringIO()):  # it prints that it has loaded what was built before
             self._initialise(stage, optim, groups, elements, rows_per_microbatch)
         self.module: nn.Module = self.engine

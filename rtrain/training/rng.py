@@ -41,6 +41,8 @@ def restore(rank: int, stored: Stored) -> None:
     known = {k: whole(f"rng.{rank:05d}.{k}", v) for k, v in _states().items()}
     if known[GAUSS].name not in stored.meta["tensors"]:
         del known[GAUSS]  # written by an older rtrain: as if no number had been left over
+    if "cuda" in known and known["cuda"].name not in stored.meta["tensors"]:
+        del known["cuda"]  # written on a CPU: the GPU's stays as it was seeded
     states = {k: stored.read(chunk) for k, chunk in known.items()}
     torch.set_rng_state(states["torch"])
     if "cuda" in states:
@@ -63,6 +65,6 @@ def _states() -> dict[str, Tensor]:
         "python": torch.tensor(python, dtype=torch.int64),
         GAUSS: torch.tensor(left_over, dtype=torch.float64),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # whoever trains on CPU beside a GPU leaves that alone
         states["cuda"] = torch.cuda.get_rng_state()
     return states

@@ -38,7 +38,7 @@ def trace(
 
     A collective; the answer is the same on every rank.
     """
-    world = join(gpu=False, timeout_s=run.faults.hang_s)
+    world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.hang_s)
     mesh = lay_out(run.parallel, world.size)
     replica = Replica(run, mesh, world, stored=stored, training=True)
     share = mesh.share(world.rank, run.blueprint.dealt)

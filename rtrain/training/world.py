@@ -61,6 +61,7 @@ def join(*, gpu: bool, timeout_s: float) -> World:
     # Ray gives each worker its own visible device; torchrun lets all of a node's ranks see all of them.
     device = torch.device("cuda", local_rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
     if gpu:
+        torch.cuda.init()  # it lazily would at the first tensor; until then it counts as not in use
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         store = dist.HashStore() if "RANK" not in os.environ else None

@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from rtrain.parallel import extension
 from rtrain.training.processes import in_world
 
 LOAD = """
 import rtrain.parallel.zero
+import torch
 from rtrain.parallel import extension
-extension.load()
+extension.load(torch.device('cpu'))
 from deepspeed.accelerator import get_accelerator
 builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
 print("loaded", builder._loaded_ops["deepspeed_shm_comm"].__file__)
@@ -61,7 +63,7 @@ def without_a_folder_named() -> str:
     assert "TORCH_EXTENSIONS_DIR" not in os.environ
     from deepspeed.accelerator import get_accelerator
 
-    extension.load()
+    extension.load(torch.device("cpu"))
     builder = type(get_accelerator().create_op_builder("ShareMemCommBuilder"))
     return str(builder._loaded_ops["deepspeed_shm_comm"].__file__)
 
