@@ -215,11 +215,11 @@ class Registry:
 def _client(uri: str) -> Any:
     import logging
 
-    # A new database is built by some 50 migrations, and MLflow tells of each.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    # A new database is built by some 50 migrations, and MLflow tells of each; its import has set the level.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
