@@ -32,7 +32,7 @@ from rtrain.ledger.samples import Samples
 from rtrain.mesh import Parallel
 from rtrain.metrics.curves import AUC, ScorePart
 from rtrain.nn.tables import Table
-from rtrain.parallel.embeddings import plan_tables
+from rtrain.parallel.table_planning import plan_tables
 
 RANKS = (64, 512, 4096)
 DATA_TB = (1, 100)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
     from rtrain.export.column import predict_column
     from rtrain.export.encoders import Encoders
+    from rtrain.managed import Managed
     from rtrain.mesh import Parallel, TableLayout
     from rtrain.metrics import (
         AUC,
@@ -93,11 +94,12 @@ if TYPE_CHECKING:
     from rtrain.release.registry import Registry
     from rtrain.release.servable import Faithful, SameRequests, Servable, Within
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
-    from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
+    from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
     from rtrain.text import Text, TokenizerFile
     from rtrain.tracking import Tracking
     from rtrain.training.events import Callback
     from rtrain.tuning import Tuned, choice, loguniform, tune, uniform
+    from rtrain.vector import Embedding
     from rtrain.vocabulary import Vocabulary
 
 _HOMES = {
@@ -166,6 +168,7 @@ _HOMES = {
     "rtrain.models.sasrec": ("SASRec",),
     "rtrain.models.text_tower": ("TextTower",),
     "rtrain.models.two_tower": ("TwoTower",),
+    "rtrain.managed": ("Managed",),
     "rtrain.moment": ("Age", "Moment"),
     "rtrain.nn.tables": ("Table", "TableOptions", "VECTORS", "mask", "sequence"),
     "rtrain.objectives.bpr": ("BPR",),
@@ -184,10 +187,11 @@ _HOMES = {
     "rtrain.release.registry": ("Registry",),
     "rtrain.release.servable": ("Faithful", "SameRequests", "Servable", "Within"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
-    "rtrain.schema": ("Dense", "Embedding", "Id", "IdList", "Label", "Schema", "IdSequence"),
+    "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "IdSequence"),
     "rtrain.text": ("Text", "TokenizerFile"),
     "rtrain.tracking": ("Tracking",),
     "rtrain.training.events": ("Callback",),
+    "rtrain.vector": ("Embedding",),
     "rtrain.vocabulary": ("Vocabulary",),
     "rtrain.tuning": ("Tuned", "choice", "loguniform", "tune", "uniform"),
 }
@@ -265,6 +269,7 @@ __all__ = [
     "Log1p",
     "LogLoss",
     "MMoE",
+    "Managed",
     "Metric",
     "Model",
     "Moment",

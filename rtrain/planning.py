@@ -159,7 +159,7 @@ def _refuse_what_does_not_fit(per_rank: Sequence[Mapping[str, int]], memory: int
 
 def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) -> tuple[TablePlacement, ...]:
     # torchrec, seconds to import: whoever starts Ray does this meanwhile.
-    from rtrain.parallel.embeddings import placements, plan_tables
+    from rtrain.parallel.table_planning import placements, plan_tables
 
     on_gpu = bool(run.cluster.gpus_per_worker)
     sharding = plan_tables(

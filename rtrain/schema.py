@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from rtrain.encodings import LARGEST, Encoding
 from rtrain.errors import ConfigError
+from rtrain.managed import Managed
 from rtrain.moment import Age, Entity, Moment
 from rtrain.text import Text, TokenizerFile
+from rtrain.vector import Embedding
 from rtrain.vocabulary import Vocabulary
 
 
@@ -67,41 +69,6 @@ class Dense:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embedding:
-    """A vector a row that was made elsewhere, such as of an item's text or image; the model has it among its numbers.
-
-    It is read as it is: scale it to numbers around 1 before, as those of `Dense` are.
-    """
-
-    name: str
-    """Column of lists in the data and key in a request."""
-    entity: Entity = "context"
-    """Whom the feature describes."""
-    dim: int
-    """Numbers of each vector."""
-    missing: Literal["zeros"] | None = None
-    """What stands for a null; none refuses nulls."""
-
-    def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ConfigError(f"feature {self.name!r}: dim must be at least 1, got {self.dim}")
-
-    @property
-    def width(self) -> int:
-        """Columns of the model's input that it becomes."""
-        return self.dim
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """As `Dense.kept`."""
-        return (1,) * self.dim
-
-    def arrow_type(self) -> pa.DataType:
-        """A list of what `Dense` takes."""
-        return pa.list_(pa.float64())
-
-
-@dataclass(frozen=True, kw_only=True)
 class Id:
     """One categorical value a row, looked up in an embedding table.
 
@@ -126,6 +93,8 @@ class Id:
     """Whether the data hold ids of `vocabulary_file` already, as prepared data do; requests hold the values."""
     hashed: Literal["words", "numbers"] | None = None
     """Whether values are hashed into the `rows`: strings, or whole numbers of any size."""
+    managed: Managed | None = None
+    """How rows are given to values, and taken again, while a model trains; none: each value's hash says its row."""
     table: str = ""
     """Table to look up in; features that name the same table share it. Empty: its own name."""
 
@@ -140,6 +109,8 @@ class Id:
             raise ConfigError(f"feature {self.name!r}: rows must be positive, got {self.rows}")
         if self.hashed and self.rows < 2:
             raise ConfigError(f"feature {self.name!r}: hashed needs rows, at least 2, got {self.rows}")
+        if self.managed and not self.hashed:
+            raise ConfigError(f"feature {self.name!r}: managed needs hashed='numbers', or 'words', and rows")
         if len(set(self.vocabulary)) != len(self.vocabulary):
             raise ConfigError(f"feature {self.name!r}: its vocabulary has a word twice")
 
@@ -286,6 +257,9 @@ class Schema:
                 raise ConfigError(
                     f"schema: features of table {table!r} disagree on its rows: {self.tables[table]}, {rows}"
                 )
+
+            if len({getattr(f, "managed", None) for f in self.ids if f.table_name == table}) > 1:
+                raise ConfigError(f"schema: features of table {table!r} disagree on how it is managed")
 
     def _check_made(self) -> None:
         """What `made` features read is there to be read."""

@@ -27,8 +27,9 @@ from rtrain.data.vocabularies import known_of
 from rtrain.errors import DataError
 from rtrain.metrics.state import Scored, Valued
 from rtrain.moment import Age, Moment
-from rtrain.schema import Embedding, Feature, Id, IdList, Schema
+from rtrain.schema import Feature, Id, IdList, Schema
 from rtrain.text import Text
+from rtrain.vector import Embedding
 
 MOST_ROWS = 1_000_000
 """Rows of all splits beyond which it, which reads them whole, is left out."""

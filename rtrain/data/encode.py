@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
-from rtrain.data.hashed import hashes, into_rows
+from rtrain.data.hashed import hashes, into_keys, into_rows
 from rtrain.data.id_weights import weights_of
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.moments import ago, moments
@@ -22,8 +22,9 @@ from rtrain.data.texts import text_ids
 from rtrain.data.vocabularies import known_of
 from rtrain.errors import DataError, did_you_mean
 from rtrain.moment import Age, Moment
-from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Label, Schema
+from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
 from rtrain.text import Text
+from rtrain.vector import Embedding
 
 __all__ = ["Columns", "check_columns", "concat", "encode"]
 
@@ -222,7 +223,7 @@ def _ids(column: pa.ChunkedArray, feature: Id, at: Place, offsets: NDArray[np.in
     if feature.vocabulary_file and not feature.numbered:
         return known_of(feature.vocabulary_file).ids(column)
     if feature.hashed:
-        return into_rows(column, feature.rows)
+        return into_keys(column) if feature.managed else into_rows(column, feature.rows)
     rows = feature.table_rows
     values: NDArray[np.integer] = (column.fill_null(0) if column.null_count else column).to_numpy()
     if len(values) and (values.min() < 0 or values.max() >= rows):

@@ -39,7 +39,8 @@ from rtrain.encodings import PiecewiseLinear, Quantiles
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.moment import Age
 from rtrain.rounding import ceil_div
-from rtrain.schema import Dense, Embedding, Feature, Id, IdList, Schema
+from rtrain.schema import Dense, Feature, Id, IdList, Schema
+from rtrain.vector import Embedding
 
 MOST_ROWS = 1_000_000
 """Training rows that edges are taken from."""

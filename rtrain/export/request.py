@@ -14,8 +14,9 @@ from rtrain.data.moments import in_seconds
 from rtrain.data.vocabularies import known_of
 from rtrain.encodings import LARGEST
 from rtrain.moment import FIRST_SECOND, LAST_SECOND, Age, Moment
-from rtrain.schema import Dense, Embedding, Id, IdList, IdSequence, Schema
+from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 from rtrain.text import Text
+from rtrain.vector import Embedding
 
 Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]

@@ -21,7 +21,7 @@ from rtrain.models.unsharded import Unsharded
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, TableOptions, mask, sequence
 from rtrain.objectives.distilled import Distillation, Distilled
 from rtrain.objectives.pointwise import Pointwise, pointwise
-from rtrain.schema import ANY_LENGTH, Many, Schema
+from rtrain.schema import ANY_LENGTH, Id, Many, Schema
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,7 @@ class RankingConfig(Model):
                 )
         lists, weighted = {f.name for f in schema.ids if isinstance(f, Many)}, {f.name for f in schema.weighted}
         lengths, found = {f.name: _mean_length(f) for f in schema.ids if isinstance(f, Many)}, []
+        managed = {f.table_name: f.managed if isinstance(f, Id) else None for f in schema.ids}
         for name, rows in schema.tables.items():
             features = tuple(f.name for f in schema.ids if f.table_name == name)
             own = options.get(name, TableOptions(table=name))
@@ -90,6 +91,7 @@ class RankingConfig(Model):
                     scale=own.scale,
                     vectors=own.vectors,
                     dtype=own.dtype,
+                    managed=managed[name],
                 )
             )
         return tuple(found)

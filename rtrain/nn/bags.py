@@ -25,6 +25,7 @@ from torchrec import (
 from torchrec.types import DataType
 
 from rtrain.batch import NONE, Jagged
+from rtrain.nn.managed import ManagedIds
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, mask, sequence
 
 KEPT = {"float32": DataType.FP32, "bfloat16": DataType.BF16, "float16": DataType.FP16}
@@ -69,6 +70,9 @@ class Tables(nn.Module):
         self.pooled_features = list(several)
         self.unpooled_features = [f for t in unpooled for f in t.features]
         self._kept = dict[Any, Tensor]()
+        self.managed: ManagedIds | None = None
+        if not as_kept and any(t.managed for t in tables):  # those of a sharding are on their way as rows already
+            self.managed = ManagedIds(tables, device)
         self.bags: nn.Module | None = None
         self.sequences: nn.Module | None = None
         if pooled:
@@ -107,6 +111,8 @@ class Tables(nn.Module):
 
         `longest`: T of a sequence, where it is not to be that of the longest row.
         """
+        if self.managed is not None:
+            ids = self.managed(ids)
         found = [collection(given) for collection, given in self.given(ids)]
         return self.named_of(ids, found, longest)
 

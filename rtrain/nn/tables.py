@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rtrain.errors import ConfigError
+from rtrain.managed import Managed
 from rtrain.rounding import ceil_div
 from rtrain.storage.paths import located
 
@@ -105,6 +106,8 @@ class Table:
     """Whether its features have another table too, and what it gives is `WEIGHTS`."""
     dtype: Kept = "float32"
     """See `TableOptions`."""
+    managed: Managed | None = None
+    """How its rows are given to values; none: ids are rows."""
 
     @property
     def item_bytes(self) -> int:

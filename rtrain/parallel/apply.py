@@ -160,9 +160,10 @@ def _shard_tables(
             layout.mesh,
             dense_parameters=parameters_of_ranks(blueprint.pieces, layout.parallel, layout.mesh),
         ),
+        seed=layout.seed,
     )
     if read:
         tables.restore(read)
     else:
-        tables.initialise(layout.seed)
+        tables.initialise()
     return tables, placements

@@ -1,4 +1,4 @@
-"""Embedding tables over ranks: TorchRec's planner decides, TorchRec shards, rtrain names and fills.
+"""Embedding tables over ranks: TorchRec shards as its planner decided, rtrain names and fills.
 
 Only the tables go to TorchRec's DistributedModelParallel. The dense tower goes elsewhere: handing
 the whole model to DeepSpeed would broadcast every rank's shards over each other.
@@ -11,106 +11,25 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from fbgemm_gpu.split_table_batched_embeddings_ops_common import CacheAlgorithm
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DataParallelWrapper
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import CacheParams, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 
 from rtrain.batch import NONE, Jagged
 from rtrain.errors import ConfigError, RtrainError, RunFailed, one_line
-from rtrain.mesh import Parallel, TableLayout, Wire
+from rtrain.mesh import Parallel, Wire
 from rtrain.nn.bags import Tables
 from rtrain.nn.tables import Table, fill
 from rtrain.optim import SparseOptim
 from rtrain.parallel.ahead import Travelling
-from rtrain.parallel.chunks import Chunk, ReadChunk, weight_name, whole
+from rtrain.parallel.chunks import Chunk, ReadChunk, state_name, weight_name, whole
 from rtrain.parallel.first_vectors import read_vectors
-from rtrain.parallel.placement import REPLICATED, ShardPlacement, TablePlacement
-from rtrain.parallel.table_updates import PLANNED, counted_share, kernel_options, local_chunks, updates_of
+from rtrain.parallel.placement import REPLICATED, TablePlacement
+from rtrain.parallel.table_planning import placements, plan_tables, sharders
+from rtrain.parallel.table_updates import kernel_options, local_chunks, updates_of
+from rtrain.parallel.turnover import Turnover, first_rows
 from rtrain.parallel.wire import WireCodecs
-from rtrain.rounding import ceil_div
-
-# The planner's own choice is held to what equals one process to 1e-5; on CPU row-wise must be added
-# by hand, since the stock sharder leaves it out there.
-CHOICES = {
-    "sharded": ["table_wise", "row_wise"],
-    "table_wise": ["table_wise"],
-    "row_wise": ["row_wise"],
-    "column_wise": ["column_wise"],
-    "table_row_wise": ["table_row_wise"],
-    REPLICATED: [REPLICATED],
-}
-MIB = 1024**2
-
-
-SPLIT_FROM = 256 * MIB
-"""A table of fewer bytes is not worth a collective of its own rows."""
-SPLIT_SHARE = 0.3
-"""Of an even share of all tables: a larger one is split where the planner chooses, so that no rank has much more."""
-
-
-def split_from(tables: tuple[Table, ...], world_size: int) -> float:
-    """Bytes from which on a table that the planner may place is split by rows, lest one rank hold it."""
-    return max(SPLIT_FROM, SPLIT_SHARE * sum(t.bytes for t in tables) / world_size)
-
-
-def sharding_types(
-    table: Table, embeddings: str, world_size: int, local_world_size: int, *, whole_below: float = float("inf")
-) -> list[str]:
-    """What the planner may choose from for one table; it stays whole by choice if it has less than `whole_below` bytes.
-
-    Rows go over the ranks, of the world or of a node, in equal blocks. Where that leaves the last rank none, fbgemm's
-    CPU kernels fail in backward, so such a table (it has few rows) stays whole on one rank. So does one of four columns
-    by columns.
-    """
-    types = CHOICES["table_wise" if table.beside and embeddings == "column_wise" else embeddings]
-    if embeddings == "sharded" and table.bytes >= whole_below:
-        types = CHOICES["row_wise"]
-    for by_rows, ranks in (("row_wise", world_size), ("table_row_wise", local_world_size)):
-        if ceil_div(table.rows, ranks) * (ranks - 1) >= table.rows:
-            types = [t for t in types if t != by_rows] or ["table_wise"]
-    return types
-
-
-def kernel_of(layout: TableLayout) -> str:
-    """Of TorchRec's, whose fused ones have no table that other ranks have too."""
-    return "dense" if layout.embeddings == REPLICATED else layout.kernel
-
-
-def cache_of(layout: TableLayout) -> CacheParams | None:
-    """What fbgemm is told of a table's cache; what is none there is its own."""
-    if layout.kernel != "fused_uvm_caching":
-        return None
-    policies = {"lru": CacheAlgorithm.LRU, "lfu": CacheAlgorithm.LFU}
-    return CacheParams(
-        algorithm=policies[layout.cache_policy] if layout.cache_policy else None,
-        load_factor=layout.cache_fraction,
-        reserved_memory=layout.cache_spare_gb,
-    )
-
-
-class _PooledSharder(EmbeddingBagCollectionSharder):
-    """The stock sharder with the sharding types of `CHOICES` on every device."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return ["table_wise", "row_wise", "column_wise", "table_row_wise", REPLICATED]
-
-
-class _SequenceSharder(EmbeddingCollectionSharder):
-    """The same for tables without pooling, less data_parallel, whose splits are wrong on CPU."""
-
-    def sharding_types(self, compute_device_type: str) -> list[str]:
-        return ["table_wise", "row_wise", "column_wise"]
-
-
-def _sharders(**options: Any) -> list[Any]:
-    return [_PooledSharder(**options), _SequenceSharder(**options)]
 
 
 class _NoDataParallel(DataParallelWrapper):
@@ -118,106 +37,6 @@ class _NoDataParallel(DataParallelWrapper):
 
     def wrap(self, dmp: Any, env: ShardingEnv, device: torch.device) -> None:
         return None
-
-
-def plan_tables(
-    tables: tuple[Table, ...],
-    parallel: Parallel,
-    optim: SparseOptim,
-    *,
-    world_size: int,
-    local_world_size: int,
-    device: str,
-    batch_per_rank: int,
-    memory_bytes_per_rank: int,
-) -> ShardingPlan:
-    """TorchRec's plan for `tables`; pure arithmetic on the meta device, no process group needed.
-
-    `memory_bytes_per_rank`: what tables and their optimizer may take.
-
-    Raises:
-        ConfigError: the tables do not fit, with the three ways out.
-    """
-    if world_size % local_world_size and any(parallel.embeddings_of(t.name) == "table_row_wise" for t in tables):
-        raise ConfigError(
-            f"parallel.embeddings: table_row_wise splits tables over the ranks of a node, but {world_size} ranks are "
-            f"not nodes of {local_world_size} each. Give each node as many, or use 'row_wise'"
-        )
-    module = Tables(tables, tuple(f for t in tables for f in t.features), "meta", as_kept=True)
-    for parameter in module.parameters():
-        cast(Any, parameter)._optimizer_classes = [PLANNED[type(optim)]]  # whose state the planner counts beside it
-    whole_below = split_from(tables, world_size)
-    counted = int(memory_bytes_per_rank * min(counted_share(optim, t) for t in tables))
-    memory = {"ddr_cap": counted} if device == "cpu" else {"hbm_cap": counted}
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=world_size, local_world_size=local_world_size, compute_device=device, **cast(Any, memory)
-        ),
-        batch_size=batch_per_rank,
-        storage_reservation=FixedPercentageStorageReservation(0.05),
-        constraints={
-            t.name: ParameterConstraints(
-                sharding_types=sharding_types(
-                    t, parallel.embeddings_of(t.name), world_size, local_world_size, whole_below=whole_below
-                ),
-                compute_kernels=[kernel_of(parallel.layout_of(t.name))],
-                cache_params=cache_of(parallel.layout_of(t.name)),
-                pooling_factors=list(t.mean_lengths or (1.0,) * len(t.features)),
-            )
-            for t in tables
-        },
-        debug=False,
-    )
-    try:
-        codecs = WireCodecs(parallel.wire, rows=batch_per_rank * world_size)
-        return planner.plan(module, _sharders(qcomm_codecs_registry=codecs.registry()))
-    except PlannerError as error:
-        biggest = max(tables, key=lambda t: t.bytes)
-        total = sum(t.bytes for t in tables)
-        raise ConfigError(
-            f"tables: {total / MIB:,.1f} MiB of weights (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB) "
-            f"and their optimizer state do not fit in {memory_bytes_per_rank / MIB:,.1f} MiB, what the dense part "
-            f"leaves on each of {world_size} ranks. "
-            f"Add workers, lower model.dim ({biggest.dim}), or split the rows with parallel.embeddings='row_wise'"
-        ) from error
-
-
-def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlacement, ...]:
-    """The plan as plain data, in the order of `tables`."""
-    parameters: dict[str, Any] = {}
-    for module in plan.plan.values():
-        parameters.update(cast(Any, module))
-    found = []
-    for table in tables:
-        sharding = parameters[table.name]
-        whole_table = [(rank, (0, 0), (table.rows, table.dim)) for rank in sharding.ranks or ()]
-        rectangles = (
-            whole_table
-            if sharding.sharding_type == REPLICATED
-            else [(s.placement.rank(), s.shard_offsets, s.shard_sizes) for s in sharding.sharding_spec.shards]
-        )
-        shards = tuple(
-            ShardPlacement(
-                rank=rank,
-                offsets=(offsets[0], offsets[1]),
-                sizes=(sizes[0], sizes[1]),
-                bytes=sizes[0] * sizes[1] * table.item_bytes,
-            )
-            for rank, offsets, sizes in rectangles
-        )
-        found.append(
-            TablePlacement(
-                table=table.name,
-                rows=table.rows,
-                dim=table.dim,
-                features=table.features,
-                sharding=sharding.sharding_type,
-                kernel=sharding.compute_kernel,
-                bytes=table.bytes,
-                shards=shards,
-            )
-        )
-    return tuple(found)
 
 
 class ShardedTables(nn.Module):
@@ -236,8 +55,9 @@ class ShardedTables(nn.Module):
         *,
         wire: Wire = "float32",
         rows: int = 1,
+        seed: int = 0,
     ):
-        """`rows`: of a global batch; see `WireCodecs`."""
+        """`rows`: of a global batch; see `WireCodecs`. `seed`: of first weights."""
         super().__init__()
         self.codecs = WireCodecs(wire, rows=rows)
         self.by_key = {f"{t.path}.weight": t for t in tables}
@@ -253,7 +73,7 @@ class ShardedTables(nn.Module):
             env=ShardingEnv.from_process_group(group),
             device=device,
             plan=deepcopy(plan),
-            sharders=_sharders(fused_params=kernel_options(optim), qcomm_codecs_registry=self.codecs.registry()),
+            sharders=sharders(fused_params=kernel_options(optim), qcomm_codecs_registry=self.codecs.registry()),
             init_data_parallel=False,
             data_parallel_wrapper=_NoDataParallel(),
         )
@@ -261,6 +81,8 @@ class ShardedTables(nn.Module):
         parameters = dict(self.sharded.named_parameters())
         uncut = [(t, parameters[key]) for key, t in self.by_key.items() if t.name in self.replicated]
         self.updates = updates_of(optim, self.sharded, self.by_key, cut, uncut, writes=dist.get_rank() == 0)
+        self.seed = seed
+        self.turnover = Turnover(tables, device, self._renew) if any(t.managed for t in tables) else None
 
     def forward(self, ids: Jagged, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
         """As `rtrain.nn.bags.Tables.forward`, for this rank's rows."""
@@ -268,6 +90,8 @@ class ShardedTables(nn.Module):
 
     def begin(self, ids: Jagged) -> Travelling:
         """Send ids to the ranks of their rows; several may be on their way."""
+        if self.turnover:
+            ids = self.turnover.ids(ids)
         return Travelling(cast(Tables, self.sharded.module), ids)
 
     def arrived(self, begun: Travelling, longest: Mapping[str, int] = NONE) -> dict[str, torch.Tensor]:
@@ -283,14 +107,44 @@ class ShardedTables(nn.Module):
         """Around the backward of a step; behind it the rows are those after the step."""
         return self.updates.updating()
 
-    def initialise(self, seed: int) -> None:
-        """Fill this rank's shards with the rows that `seed` gives at every layout, or a table's own vectors.
+    def saw(self, ids: Jagged) -> None:
+        """Ids of a step's rows that no other rank counts: what managed tables rank values by."""
+        if self.turnover:
+            self.turnover.saw(ids)
+
+    def turns(self, step: int) -> bool:
+        """Whether rows of managed tables change hands behind `step`: ids of the next may not travel before."""
+        return self.turnover is not None and self.turnover.due(step)
+
+    def stepped(self, step: int) -> None:
+        """The rows are those after `step`; a collective where it `turns`."""
+        if self.turnover:
+            self.turnover.stepped(step)
+
+    def _renew(self, table: Table, rows: torch.Tensor) -> None:
+        """See `turnover.Renew`."""
+        self.updates.catch_up()
+        fresh = first_rows(table, self.seed, rows)
+        states = state_name(f"tables.{table.path}", "")
+        for chunk in [c for own, c in self._weights() if own is table]:
+            (first, column), (count, columns) = chunk.offsets, chunk.data.shape
+            here = (rows >= first) & (rows < first + count)
+            drawn = fresh[here, column : column + columns].to(chunk.data)
+            chunk.data[(rows[here] - first).to(chunk.data.device)] = drawn
+        for chunk in self.updates.chunks():
+            if chunk.name.startswith(states) and chunk.data.dim():
+                here = (rows >= chunk.offsets[0]) & (rows < chunk.offsets[0] + len(chunk.data))
+                chunk.data[(rows[here] - chunk.offsets[0]).to(chunk.data.device)] = 0
+        self.updates.begin()
+
+    def initialise(self) -> None:
+        """Fill this rank's shards with the rows that the seed gives at every layout, or a table's own vectors.
 
         Raises:
             DataError: vectors that cannot be used, on every rank.
         """
         for table, chunk in self._weights():
-            fill(chunk.data, table, seed, row=chunk.offsets[0], column=chunk.offsets[1])
+            fill(chunk.data, table, self.seed, row=chunk.offsets[0], column=chunk.offsets[1])
         read_vectors(self.by_key.values(), self._weights())
         self.updates.begin()
 
@@ -301,6 +155,8 @@ class ShardedTables(nn.Module):
             if table.name not in self.replicated or dist.get_rank() == 0:
                 yield chunk
         yield from self.updates.chunks()
+        if self.turnover:
+            yield from self.turnover.chunks()
 
     def restore(self, read: ReadChunk) -> None:
         """Fill this rank's share from `read`, whatever layout wrote it."""
@@ -308,6 +164,8 @@ class ShardedTables(nn.Module):
             chunk.data.copy_(read(chunk).reshape(chunk.data.shape))
         self.updates.restore(read)
         self.updates.begin()
+        if self.turnover:
+            self.turnover.restore(read)
 
     def _weights(self) -> Iterator[tuple[Table, Chunk]]:
         for key, tensor in self.sharded.state_dict().items():
@@ -327,6 +185,7 @@ def apply_tables(
     local_world_size: int,
     batch_per_rank: int,
     memory_bytes_per_rank: int,
+    seed: int = 0,
 ) -> tuple[ShardedTables, tuple[TablePlacement, ...]]:
     """The tables over all ranks of the world, not yet filled, and where each lies; a collective.
 
@@ -359,5 +218,5 @@ def apply_tables(
     plan = agreed[0]
     assert plan is not None, "rank 0 has sent it"
     rows = batch_per_rank * dist.get_world_size()
-    sharded = ShardedTables(tables, features, plan, optim, device, wire=parallel.wire, rows=rows)
+    sharded = ShardedTables(tables, features, plan, optim, device, wire=parallel.wire, rows=rows, seed=seed)
     return sharded, placements(plan, tables)

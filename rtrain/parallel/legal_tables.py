@@ -26,6 +26,7 @@ def reasons_against_tables(
             )
     yield from _against_sixteen_bits(optim, tables, on_gpu=on_gpu)
     yield from _against_unified_memory(parallel, optim, on_gpu=on_gpu)
+    yield from _against_managed(parallel, tables)
     if parallel.wire == "bfloat16" and not on_gpu:
         yield (
             "parallel.wire: 'bfloat16' is not what TorchRec sends over gloo, on CPU. Use 'float16', or GPUs "
@@ -91,3 +92,20 @@ def _against_unified_memory(parallel: Parallel, optim: SparseOptim, *, on_gpu: b
                 f"{here}, but {what} changes weights where they lie, which may not be those in the GPU's cache. "
                 "Use 'fused', or RowWiseAdagrad, Adagrad or SGD without l2"
             )
+
+
+def _against_managed(parallel: Parallel, tables: tuple[Table, ...]) -> Iterator[str]:
+    for table in tables:
+        if not table.managed:
+            continue
+        here = f"table {table.name!r} is managed"
+        if parallel.embeddings_of(table.name) == "data_parallel":
+            yield f"{_where(parallel, table)}: {here}, which no data_parallel table can be. Split it"
+        if parallel.layout_of(table.name).kernel != "fused":
+            kernel = parallel.layout_of(table.name).kernel
+            yield (
+                f"parallel.tables: {here}, and rows that begin again are written where the weights lie, which with "
+                f"kernel {kernel!r} may not be those in the GPU's cache. Use 'fused'"
+            )
+        if table.vectors:
+            yield f"model.tables: {here}, so that no row is an id's beforehand, but it has vectors. Leave them out"

@@ -129,6 +129,8 @@ class Replica:
         the global batch: the result is the mean over the global batch however its rows were dealt.
         """
         assert self.tower is not None, "built with training=False"
+        if self.tables is not None and self.mesh.share(self.world.rank, self.blueprint.dealt).first:
+            self.tables.saw(cast(IdBatch, batch).ids)
         batch, begun = self._taken(batch)
         self.units = batch.loss_units(self._summed)
         scale = self.mesh.data / self.units
@@ -137,7 +139,7 @@ class Replica:
         with watch.phase("forward"):
             if self.tables is not None and begun is not None:
                 self._looked_up = self.tables.arrived(begun, self._lengths_of_step())
-                if upcoming is not None and self.run.parallel.overlap:
+                if upcoming is not None and self.run.parallel.overlap and not self.tables.turns(step):
                     padded = self._padded(upcoming)
                     self._ahead = _Ahead(upcoming, padded, self._begun(padded))
             # Gradients are held here until all microbatches are through: tables want one update a step.
@@ -164,6 +166,8 @@ class Replica:
                 scale = 1.0 if norm is None else run.optim.clip_factor(norm)
                 self.carry.back(self._looked_up, self._leaves, scale=scale)
         self._looked_up, self._leaves = {}, {}
+        if self.tables is not None:
+            self.tables.stepped(step)
 
     def drop_upcoming(self) -> None:
         """Let the ids of a batch arrive that is not to be trained on; a collective."""
@@ -339,6 +343,8 @@ def shapes_of(blueprint: Blueprint) -> dict[str, tuple[int, ...]]:
     """Logical name -> shape of the model's tensors as a checkpoint has them; no weights are made."""
     found: dict[str, tuple[int, ...]] = {}
     for table in blueprint.tables:
+        if table.managed and not table.beside:
+            found[weight_name(f"tables.managed.keys_{table.name}")] = (table.rows,)
         found[weight_name(f"tables.{table.path}.weight")] = (table.rows, table.dim)
     for piece in blueprint.pieces:
         found |= {weight_name(f"{piece.name}.{name}"): shape for name, shape in shapes(piece).items()}

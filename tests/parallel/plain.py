@@ -5,6 +5,7 @@ They know neither TorchRec's sharding nor its fused optimizers, neither a carrie
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,17 @@ def squared_entropy(run: Run, logits: Tensor, batch: Batch) -> Tensor:
     return binary_cross_entropy_with_logits(logits, batch.label, reduction="none").square().mean()
 
 
+Between = Callable[[Any, int, Batch, Mapping[str, Tensor], Mapping[str, Tensor]], None]
+"""(model, step, its batch, tables and their accumulators by name): done before each step."""
+
+
 def plain_rows(
-    run: Run, loss: RowsLoss = cross_entropy, *, steps: int = STEPS, change: Callable[[Any], None] = lambda model: None
+    run: Run,
+    loss: RowsLoss = cross_entropy,
+    *,
+    steps: int = STEPS,
+    change: Callable[[Any], None] = lambda model: None,
+    between: Between = lambda *_: None,
 ) -> Control:
     """Any ranking model; `change`: done to it before the first step."""
     config: Any = run.model
@@ -69,7 +79,9 @@ def plain_rows(
         tables[f"{table.path}.weight"].data.copy_(initial_rows(table, run.seed, 0, table.rows))
     dense = [p for name, p in model.named_parameters() if not name.startswith("tables.")]
     change(model)
-    losses = descend(run, tables, dense, lambda batch: loss(run, model(batch), batch), steps=steps)
+    losses = descend(
+        run, tables, dense, lambda batch: loss(run, model(batch), batch), steps=steps, between=partial(between, model)
+    )
     return losses, {name.split(".")[-2]: table.detach() for name, table in tables.items()}
 
 
@@ -81,6 +93,7 @@ def descend(
     *,
     steps: int = STEPS,
     learns: bool = True,
+    between: Callable[..., None] = lambda *_: None,
 ) -> list[float]:
     """The loss of each of the run's first global batches; the weights are changed in place, if it learns."""
     states = {name: torch.zeros_like(table) for name, table in tables.items()}
@@ -94,6 +107,7 @@ def descend(
     reader = data.reader("train", global_batch=run.global_batch, seed=run.seed, rank=0, world_size=1)
     losses = []
     for step, (batch, _cursor) in zip(range(steps), reader, strict=False):
+        between(step, batch, {n: t.data for n, t in tables.items()}, states)
         loss = loss_of(batch)
         losses.append(loss.item())
         if not learns:

@@ -25,8 +25,9 @@ from rtrain.models.ple import PLE
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.tables import Table, TableOptions
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
-from rtrain.parallel.embeddings import ShardedTables, apply_tables, placements, plan_tables
+from rtrain.parallel.embeddings import ShardedTables, apply_tables
 from rtrain.parallel.placement import bytes_per_rank
+from rtrain.parallel.table_planning import placements, plan_tables
 from rtrain.run import Run
 from rtrain.schema import Id, IdList, Schema
 from rtrain.training.replica import Replica

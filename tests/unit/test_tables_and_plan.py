@@ -17,9 +17,9 @@ from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import BLOCK_ROWS, Kept, Table, initial_rows
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.activations import NotCounted, kept_of_ranks
-from rtrain.parallel.embeddings import placements, plan_tables
 from rtrain.parallel.placement import bytes_per_rank
 from rtrain.parallel.stage import Stage
+from rtrain.parallel.table_planning import placements, plan_tables
 from rtrain.schema import Id, IdList, Schema
 from rtrain.text import Text
 

@@ -12,11 +12,12 @@ import pytest
 
 from rtrain.data.encode import encode
 from rtrain.data.footers import refuse_by_footers
-from rtrain.data.hashed import into_rows
+from rtrain.data.hashed import into_keys, into_rows
 from rtrain.data.parquet import ParquetRows
 from rtrain.errors import ConfigError, DataError
 from rtrain.export.request import row_model
 from rtrain.keyed import drawn
+from rtrain.managed import Managed
 from rtrain.schema import Id, IdList, IdSequence, Schema
 
 NUMBERS = [0, 1, -1, 2**63 - 1, -(2**63), 9_007_199_254_740_993, None, 1]
@@ -110,3 +111,37 @@ def test_what_cannot_be() -> None:
         Id(name="x", vocabulary=("a",), rows=9, hashed="words")
     with pytest.raises(DataError, match="column 'x' is string, but the schema needs int64"):
         ids(Id(name="x", rows=9, hashed="numbers"), ["a"], pa.string())
+
+
+def test_a_managed_value_goes_to_the_model_as_63_bits() -> None:
+    how = Managed(every=10)
+    feature = Id(name="x", rows=5, hashed="numbers", managed=how)
+    found = ids(feature, NUMBERS)
+    by_hand = [0 if v is None else int(drawn(drawn(np.array([v], np.int64)))[0]) >> 1 for v in NUMBERS]
+    assert found == by_hand and len(set(found)) == 7 and min(found) == 0
+    words = ids(IdList(name="x", rows=5, hashed="words", managed=how), [["a", "b"], [], ["a"]])
+    assert words[0] == words[2] != words[1] and min(words) > 0
+    assert words[:2] == into_keys(pa.chunked_array([["a", "b"]])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Id(name="x", rows=5, managed=Managed()), "feature 'x': managed needs hashed='numbers', or 'words'"),
+        (lambda: Managed(every=0), "managed.every: must be at least 1, got 0"),
+        (lambda: Managed(decay=1.5), "managed.decay: must be from 0 to 1, got 1.5"),
+        (lambda: Managed(least=0), "managed.least: must be at least 1, got 0"),
+        (
+            lambda: Schema(
+                features=(
+                    Id(name="x", rows=5, hashed="numbers", managed=Managed()),
+                    IdList(name="xs", rows=5, hashed="numbers", table="x"),
+                )
+            ),
+            "features of table 'x' disagree on how it is managed",
+        ),
+    ],
+)
+def test_what_managed_does_not_go_with(make: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make()

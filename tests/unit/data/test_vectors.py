@@ -16,7 +16,8 @@ from rtrain.errors import ConfigError, DataError
 from rtrain.export.request import json_schema, row_model
 from rtrain.models.deepfm import DeepFM
 from rtrain.models.dlrm import DLRM
-from rtrain.schema import Dense, Embedding, Id, Schema
+from rtrain.schema import Dense, Id, Schema
+from rtrain.vector import Embedding
 
 VECTOR = Embedding(name="text", entity="item", dim=3)
 SCHEMA = Schema(

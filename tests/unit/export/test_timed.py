@@ -19,7 +19,8 @@ from rtrain.metrics import AUC
 from rtrain.models.hstu_ranker import HSTURanker
 from rtrain.optim import AdamW, RowWiseAdagrad
 from rtrain.run import Evaluation, Run
-from rtrain.schema import Embedding, Id, IdSequence, Schema
+from rtrain.schema import Id, IdSequence, Schema
+from rtrain.vector import Embedding
 from tests.unit.training.jobs import train
 
 ROWS = 3000
