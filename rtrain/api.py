@@ -117,7 +117,7 @@ def train(
         if not known:
             data.refuse_rows()
             check_vectors(run.blueprint.tables)
-        for line in data.remarks(run.evaluation.boosting_rows):
+        for line in data.remarks(run.evaluation.boosting_rows, mesh.readers(run.blueprint.dealt)):
             say(line)
     with ExitStack() as stack:
         stack.enter_context(notices.aside(run.folder if leads else "", "driver"))

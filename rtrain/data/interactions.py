@@ -27,7 +27,7 @@ from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage, refuse_later, refuse_shared_rows
 from rtrain.data.made import sources_of, with_parts
 from rtrain.data.means import means_of
-from rtrain.data.order import Block, Order, Window
+from rtrain.data.order import Block, Order, Window, most_strata
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
 from rtrain.data.protocol import Data
@@ -85,14 +85,25 @@ class Dataset(Samples[Batch]):
         """As `Samples`: means of user and item, of the item, and gradient boosting; of the first label."""
         return (*means_of(self), *boosted_of(self, boosting_rows))
 
-    def remarks(self, boosting_rows: int) -> tuple[str, ...]:
+    def remarks(self, boosting_rows: int, ranks: int = 1) -> tuple[str, ...]:
         """As `Samples`: row groups that ranks cannot share, and boosting that is asked for and cannot be."""
-        return (*self._read_by_all(), *without_boosting(self, boosting_rows))
+        return (*self._read_by_several(ranks), *without_boosting(self, boosting_rows))
 
-    def _read_by_all(self) -> tuple[str, ...]:
-        rows, sizes = self.rows("train"), [stop - start for start, stop in self._blocks(*self._range("train"))]
-        if self.strata > 1 or rows <= self._window_rows:
+    def _read_by_several(self, ranks: int) -> tuple[str, ...]:
+        blocks = self._blocks(*self._range("train"))
+        rows, sizes = self.rows("train"), [stop - start for start, stop in blocks]
+        if self.strata >= ranks > 1 or rows <= self._window_rows or (ranks == 1 and self.strata > 1):
             return ()
+        if self.strata > 1:
+            wider = self._window_rows
+            while most_strata(blocks, wider) < ranks and wider < rows:
+                wider *= 2
+            way = f"Raise data.window_rows to {wider:,}" if wider < rows else "Write more and smaller row groups"
+            return (
+                f"each of {ranks} ranks reads 1/{self.strata} of the rows that train, and not 1/{ranks}: "
+                f"data.window_rows ({self._window_rows:,}), of all ranks together, makes {self.strata} parts of row "
+                f"groups of up to {max(sizes):,} rows. {way}",
+            )
         return (
             f"every rank reads all {rows:,} rows that train: their {len(sizes):,} row groups, of up to {max(sizes):,} "
             f"rows, cannot be dealt so that data.window_rows ({self._window_rows:,}) rows in memory have one of each "

@@ -160,7 +160,7 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         """As `Samples`."""
         refuse_sampled(metrics, len(self.catalogue))
 
-    def remarks(self, boosting_rows: int) -> tuple[str, ...]:
+    def remarks(self, boosting_rows: int, ranks: int = 1) -> tuple[str, ...]:
         """As `Samples`: users without a positive, without enough to learn from, and those that are not tested."""
         known, learned = self._trained > 0, self._trained >= (1 if self.longest is None else 2)
         tested, asked = (lists.lengths > 0 for lists in (self._lists(TEST, alone=True)[0], self._wanted(TEST)))

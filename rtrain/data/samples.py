@@ -105,10 +105,10 @@ class Samples(ABC, Generic[B]):
         """
         return ()
 
-    def remarks(self, boosting_rows: int) -> tuple[str, ...]:
+    def remarks(self, boosting_rows: int, ranks: int = 1) -> tuple[str, ...]:
         """What a person should know of these data before they are trained on, a line each.
 
-        `boosting_rows`: as `Evaluation.boosting_rows`.
+        `boosting_rows`: as `Evaluation.boosting_rows`; `ranks`: that read shares of their own.
         """
         return ()
 

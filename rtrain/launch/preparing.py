@@ -137,7 +137,7 @@ class _Stages:
             initial=len(asked) - len(left),
             desc=stage,
             unit="task",
-            disable=not self._progress or None,
+            disable=not (self._progress and asked) or None,
         )
         with bar:
             for _ in _on_ray(self._config, folder.uri, task, {number: asked[number] for number in left}):

@@ -241,6 +241,20 @@ def test_row_groups_that_ranks_cannot_share_are_said(write: Write, schema: Schem
     assert not opened(path, schema, window_rows=400).remarks(0) and not opened(path, schema).remarks(0)
 
 
+def test_more_ranks_than_parts_of_the_rows_are_said(write: Write, schema: Schema) -> None:
+    path = write(4000, group=20)
+    data = opened(path, schema, window_rows=100)
+    assert data.strata == 4 and not data.remarks(0, 4) and not data.remarks(0, 1)
+    (said,) = data.remarks(0, 32)
+    assert said.startswith(
+        "each of 32 ranks reads 1/4 of the rows that train, and not 1/32: data.window_rows (100), of"
+    )
+    assert said.endswith("makes 4 parts of row groups of up to 20 rows. Raise data.window_rows to 800")
+    assert opened(path, schema, window_rows=800).strata == 32
+    (said,) = data.remarks(0, 512)
+    assert said.endswith("Write more and smaller row groups")
+
+
 def test_a_split_of_one_window_is_read_once(write: Write, schema: Schema) -> None:
     path = write(500)
     data = opened(path, schema)
