@@ -15,7 +15,7 @@ from rtrain.mesh import Mesh, lay_out
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
 from rtrain.parallel.activations import NotCounted, kept_of_ranks
-from rtrain.parallel.placement import TablePlacement, bytes_per_rank, left_for_tables, total_bytes
+from rtrain.parallel.placement import TablePlacement, bytes_per_rank, copied_bytes, left_for_tables, total_bytes
 from rtrain.parallel.stage import parameters_of_ranks
 from rtrain.rounding import ceil_div
 from rtrain.run import Run
@@ -33,7 +33,8 @@ class Plan:
     mesh: Mesh
     tables: tuple[TablePlacement, ...]
     bytes_per_rank: tuple[dict[str, int], ...]
-    """For each rank: parameters, gradients, optimizer (dense), tables, tables_optimizer, and activations if counted."""
+    """For each rank: parameters, gradients, optimizer (dense), tables, tables_optimizer; on CPU checkpoint, the copy
+    that is written behind training; and activations if counted."""
     memory_per_rank: int
     memory_from: str
     """Where the memory figure comes from."""
@@ -123,6 +124,9 @@ def plan(run: Run) -> Plan:
 
     def counted(placed: tuple[TablePlacement, ...]) -> list[dict[str, int]]:
         rows = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
+        if run.checkpoint.background and not run.cluster.gpus_per_worker:  # else it is no memory of the device's
+            copied = copied_bytes(run.sparse_optim, placed, mesh, dense_parameters=sizes)
+            rows = [row | {"checkpoint": count} for row, count in zip(rows, copied, strict=True)]
         return [row | kept for row, kept in zip(rows, activations, strict=True)]
 
     if not left:  # the dense part fills a rank: no tables are to blame

@@ -102,6 +102,24 @@ def bytes_per_rank(
     return totals
 
 
+def copied_bytes(
+    optim: SparseOptim, placed: Sequence[TablePlacement], mesh: Mesh, *, dense_parameters: Sequence[int]
+) -> list[int]:
+    """Bytes that each rank copies to the host, and keeps there, so that a checkpoint is written behind training.
+
+    That is what it writes: of its shards weights and state, and of the dense part, which ranks along the data axis have
+    in common, the first of them weights and both moments, also under ZeRO.
+    """
+    copied = [0 if mesh.coordinates(rank)["data"] else 3 * 4 * count for rank, count in enumerate(dense_parameters)]
+    slots = {Adam: (0, 2), Adagrad: (0, 1), RowWiseAdagrad: (1, 0)}
+    of_row, of_element = slots.get(type(optim), (0, 0))
+    for table in placed:
+        for shard in table.shards:
+            if table.sharding != REPLICATED or shard.rank == 0:
+                copied[shard.rank] += shard.bytes + 4 * (of_row * shard.sizes[0] + of_element * shard.elements)
+    return copied
+
+
 def left_for_tables(
     memory: int, parallel: Parallel, optim: SparseOptim, mesh: Mesh, *, dense_parameters: Sequence[int]
 ) -> int:

@@ -150,14 +150,23 @@ def plan_tables(
         codecs = WireCodecs(parallel.wire, rows=batch_per_rank * world_size)
         return planner.plan(module, sharders(qcomm_codecs_registry=codecs.registry()))
     except PlannerError as error:
-        biggest = max(tables, key=lambda t: t.bytes)
-        total = sum(t.bytes for t in tables)
-        raise ConfigError(
-            f"tables: {total / MIB:,.1f} MiB of weights (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB) "
-            f"and their optimizer state do not fit in {memory_bytes_per_rank / MIB:,.1f} MiB, what the dense part "
-            f"leaves on each of {world_size} ranks. "
-            f"Add workers, lower model.dim ({biggest.dim}), or split the rows with parallel.embeddings='row_wise'"
-        ) from error
+        raise ConfigError(_does_not_fit(tables, parallel, world_size, batch_per_rank, memory_bytes_per_rank)) from error
+
+
+def _does_not_fit(
+    tables: tuple[Table, ...], parallel: Parallel, world_size: int, batch_per_rank: int, memory_bytes_per_rank: int
+) -> str:
+    """What the planner could not place, and the ways out that are open."""
+    biggest, total = max(tables, key=lambda t: t.bytes), sum(t.bytes for t in tables)
+    split = parallel.embeddings_of(biggest.name) in ("sharded", "row_wise", "table_row_wise")
+    even = f", {total / world_size / MIB:,.1f} MiB a rank if even" if world_size > 1 else ""
+    rows = "" if split else ", or split the rows with parallel.embeddings='row_wise'"
+    return (
+        f"tables: {total / MIB:,.1f} MiB of weights{even} (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB), "
+        f"their optimizer state, and the ids and vectors of a step of {batch_per_rank:,} rows a rank do not fit in "
+        f"{memory_bytes_per_rank / MIB:,.1f} MiB, what the dense part leaves on each of {world_size} ranks; 5 % of it "
+        f"stays free. Add workers, lower global_batch or model.dim ({biggest.dim}){rows}"
+    )
 
 
 def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlacement, ...]:

@@ -265,8 +265,8 @@ def test_help_lists_every_field_with_its_doc(recipe: Any, monkeypatch: pytest.Mo
     leaves = [key for key, value in config.flatten(run()).items() if not key.endswith("$type") and value != []]
     absent = [key for key in leaves if f"--{key} " not in text and f"--{key}, " not in text]
     # A whole config or none: the recipe sets a student's, the verb `chaos` a failure's, and `Interactions.encoded` each
-    # number's encoding; an id's vocabulary in a file is of the schema.
-    known = (".encoding", ".vocabulary_file")
+    # number's encoding; an id's vocabulary in a file, and how its rows are managed, are of the schema.
+    known = (".encoding", ".vocabulary_file", ".managed")
     assert [key for key in absent if not key.endswith(known)] == ["model.distillation", "faults.inject"]
     assert "faults.inject (in the recipe alone)" in text
     for doc in (

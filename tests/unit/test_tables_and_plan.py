@@ -117,8 +117,8 @@ def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> 
     with pytest.raises(ConfigError) as caught:
         rtrain.plan(rtrain.override(run(), {"cluster.memory_gb_per_worker": 5e-5}))
     said = str(caught.value)
-    held = "parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB, activations 843.2 KiB"
-    assert said.startswith(f"rank 0 would hold 938.0 KiB ({held}), but has 52.4 KiB (cluster.memory_gb_per_worker). ")
+    held = "parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB, checkpoint 81.2 KiB, activations 843.2 KiB"
+    assert said.startswith(f"rank 0 would hold 1019.2 KiB ({held}), but has 52.4 KiB (cluster.memory_gb_per_worker). ")
     assert "Cut the dense part further" in said and "lower global_batch or raise parallel.microbatches" in said
 
 
@@ -251,7 +251,8 @@ def test_many_ranks_are_counted_with_one_forward_a_stage(monkeypatch: pytest.Mon
     plain = Stage.forward
     monkeypatch.setattr(Stage, "forward", lambda self, *a, **k: forwards.append(1) or plain(self, *a, **k))
     parallel = Parallel(tensor=2, pipeline=2, microbatches=2)
-    many = replace(gpt(), parallel=parallel, global_batch=4096, cluster=replace(gpt().cluster, workers=4096))
+    many = replace(gpt(), parallel=parallel, global_batch=4096)
+    many = replace(many, cluster=replace(gpt().cluster, workers=4096, memory_gb_per_worker=1.0))
     assert len(rtrain.plan(many).bytes_per_rank) == 4096
     assert len(forwards) == 2
 
