@@ -11,6 +11,7 @@ import gc
 import json
 import os
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from bench.asked import nothing_but_help
 from recipes.gpt_stdlib import run
 from rtrain import Decoder, Parallel
 from rtrain.mesh import lay_out
+from rtrain.training.breakdown import Stopwatch
 from rtrain.training.replica import Replica
 from rtrain.training.world import join, leave
 
@@ -46,18 +48,17 @@ def main() -> None:
     stage = int(os.environ["BENCH_STAGE"])
     config = replace(run(), model=MODEL, parallel=Parallel(dense="zero", zero_stage=stage))
     data = config.data.open()
-    reader = iter(data.reader(global_batch=4, seed=0, rank=world.rank, world_size=world.size))
+    reader = iter(data.reader("train", global_batch=4, seed=0, rank=world.rank, world_size=world.size))
     before = held()
     replica = Replica(
         replace(config, global_batch=4), lay_out(config.parallel, world.size), world, stored=None, training=True
     )
-    tower = replica.tower
-    assert tower is not None
-    for _ in range(2):  # the moments are made by the first step
-        batch, _ = next(reader)
-        tower.backward(nn.functional.cross_entropy(tower.module(batch.tokens).flatten(0, 1), batch.targets.flatten()))
+    watch = Stopwatch(world.device, sample_steps=0)
+    for step in range(2):  # the moments are made by the first step
+        batch: Any = next(reader)[0]
+        replica.forward_backward(batch, step=step, total_steps=2, watch=watch)
         mine = sum(size for address, size in held().items() if address not in before)
-        tower.step(1e-3)
+        replica.update(step=step, total_steps=2, watch=watch)
     parameters = replica.bytes_per_rank()[0]["optimizer"] // 8 * world.size
     sizes: list[int] = [0] * world.size
     dist.all_gather_object(sizes, mine)

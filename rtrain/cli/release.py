@@ -48,6 +48,18 @@ def _promote(options: argparse.Namespace) -> int:
     return 0
 
 
+def _card(options: argparse.Namespace) -> int:
+    from rtrain.release.card import card, write_card
+
+    if options.write:
+        uri = write_card(options.target, options.use)
+        answer(options, {"card": uri}, uri)
+    else:
+        text = card(options.target, options.use)
+        answer(options, {"markdown": text}, text.rstrip())
+    return 0
+
+
 def _rollback(options: argparse.Namespace) -> int:
     back = _registry(options).rollback(options.model, options.reason)
     answer(options, back.to_json(), back)
@@ -115,6 +127,16 @@ RELEASE = (
             *REGISTRY,
         ),
         _gate,
+    ),
+    Verb(
+        "card",
+        "a model card of a finished run: what it is for, its data, quality, slices, gate and lineage, in Markdown",
+        (
+            Argument("target", metavar="RUN", help="the run's folder, or its export's"),
+            Argument("--use", required=True, metavar="TEXT", help="what the model is for, and what it is not for"),
+            Argument("--write", action="store_true", help="put it beside the export as card.md, and print where"),
+        ),
+        _card,
     ),
     Verb(
         "promote",

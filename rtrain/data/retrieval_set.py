@@ -349,17 +349,19 @@ class RetrievalDataset(Samples[RetrievalBatch]):
 
     def asked(self, numbers: Ids, global_rows: int) -> RetrievalBatch:
         """Users of validation or test: what was known of them, and what is to be found."""
-        places = self._of[numbers]
-        code = self._code(int(numbers[0]))
-        known, when = self._lists(code - 1, alone=False)
-        times = None
-        if self.longest is None:
-            context = Lists.of(self.users[places], np.ones(len(places), np.int64))
-        else:
-            context, times = (_newest(lists, places, self.longest) for lists in (known, when))
+        context, times, seen = self.whom(numbers)
+        wanted = self._wanted(self._code(int(numbers[0]))).select(self._of[numbers])
         batch = self.assembly.of_whom(context, numbers, times)
-        seen, wanted = (lists.select(places) for lists in (self._hidden(code), self._wanted(code)))
         return replace(batch, global_rows=global_rows, seen=seen, positives=wanted)
+
+    def whom(self, numbers: Ids) -> tuple[Lists, Lists | None, Lists]:
+        """Of users of validation or test the row, or the history's items and times; and what they are not shown."""
+        places, code = self._of[numbers], self._code(int(numbers[0]))
+        seen = self._hidden(code).select(places)
+        if self.longest is None:
+            return Lists.of(self.users[places], np.ones(len(places), np.int64)), None, seen
+        known, when = (_newest(lists, places, self.longest) for lists in self._lists(code - 1, alone=False))
+        return known, when, seen
 
 
 def _newest(lists: Lists, places: Ids, longest: int) -> Lists:

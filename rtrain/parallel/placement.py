@@ -12,6 +12,10 @@ REPLICATED = "data_parallel"
 """The sharding of a table that every rank has whole."""
 
 
+MAP_BYTES, MAP_STORED_BYTES = 32, 16
+"""Of a row of a managed table, whose value and score are stored, and whose value is sorted beside its row."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ShardPlacement:
     """One rectangle of a table on one rank."""
@@ -43,6 +47,8 @@ class TablePlacement:
     kernel: str
     bytes: int
     shards: tuple[ShardPlacement, ...]
+    mapped: bool = False
+    """Whether every rank has a map of its ids (`Managed`), `MAP_BYTES` a row."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts."""
@@ -93,6 +99,8 @@ def bytes_per_rank(
             }
         )
     for table in placed:
+        for row in totals if table.mapped else ():
+            row["tables"] += MAP_BYTES * table.rows
         for shard in table.shards:
             here = parallel.layout_of(table.table).device_share
             totals[shard.rank]["tables"] += int(here * shard.bytes)
@@ -114,6 +122,7 @@ def copied_bytes(
     slots = {Adam: (0, 2), Adagrad: (0, 1), RowWiseAdagrad: (1, 0)}
     of_row, of_element = slots.get(type(optim), (0, 0))
     for table in placed:
+        copied[0] += MAP_STORED_BYTES * table.rows * table.mapped
         for shard in table.shards:
             if table.sharding != REPLICATED or shard.rank == 0:
                 copied[shard.rank] += shard.bytes + 4 * (of_row * shard.sizes[0] + of_element * shard.elements)

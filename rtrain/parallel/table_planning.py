@@ -202,6 +202,7 @@ def placements(plan: ShardingPlan, tables: tuple[Table, ...]) -> tuple[TablePlac
                 kernel=sharding.compute_kernel,
                 bytes=table.bytes,
                 shards=shards,
+                mapped=table.managed is not None and not table.beside,
             )
         )
     return tuple(found)

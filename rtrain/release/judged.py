@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
+
 from rtrain import config
 from rtrain.errors import CheckpointError, UserError
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
 from rtrain.export.artifact import HEAD
 from rtrain.export.request import rows_of
 from rtrain.launch.taking import RESULT
-from rtrain.release.probe import Probed, probe
+from rtrain.release.probe import FOUND, Probed, probe
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training.records import PREDICTIONS
@@ -80,20 +82,53 @@ class Finished:
         return "schema" in self.head
 
     def asked(self) -> tuple[list[dict[str, Any]], list[Any]]:
-        """Requests, the first rows of the test split, and what the trainer said of each; none of a retrieval model.
+        """Requests, the first rows of the test split, and what the trainer said of each.
+
+        Of a model that finds items who asks, when they had theirs and what is not to be offered to them, and the items
+        that it found first; none where it ranked drawn candidates alone.
 
         Raises:
             DataError: the data cannot be read.
             CheckpointError: the run recorded no answers.
         """
-        if not self.ranks:
-            return [], []
-        if not self.folder.exists(PREDICTIONS):
+        if self.ranks and not self.folder.exists(PREDICTIONS):
             raise CheckpointError(f"run {self.name!r}: it recorded no {PREDICTIONS} to hold its answers against")
-        recorded, run = self.folder.read_json(PREDICTIONS), config.from_dict(self.folder.read_json("run.json"))
+        run = config.from_dict(self.folder.read_json("run.json"))
         assert isinstance(run, Run)
+        if not self.ranks:
+            depth = max((getattr(metric, "k", 0) for metric in run.metrics), default=0)
+            found = {} if any(getattr(metric, "sampled", 0) for metric in run.metrics) else self.rows
+            if not found:
+                return [], []
+            return _who_asked(run.data.open(), found[""].scored, min(depth, FOUND), run.handoff.rows)
+        recorded = self.folder.read_json(PREDICTIONS)
         dataset: Any = run.data.open()
         return rows_of(dataset.raw("test", 0, len(recorded["rows"])), dataset.schema), recorded["predictions"]
+
+
+def _who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Those of the test split, as the data call them, and the first items of each, by place; of `most` at most."""
+    names, numbers = dataset.feedback.names, np.unique(found.groups)[:most]
+    user, item = (names[of].to_pylist() if names else None for of in ("user", "item"))
+    if not (depth and len(numbers)):
+        return [], []
+
+    def called(ids: Any, by: list[Any] | None) -> list[Any]:
+        return [by[row] if by else row for row in ids.tolist()]
+
+    def nth(lists: Any, at: int) -> Any:
+        return lists.values[lists.offsets[at] : lists.offsets[at + 1]]
+
+    context, times, seen = dataset.whom(numbers)
+    rows, said = list[dict[str, Any]](), list[Any]()
+    for at, number in enumerate(numbers):
+        had = called(nth(context, at), user if dataset.longest is None else item)
+        rows.append({"whom": had[0] if dataset.longest is None else had, "seen": called(nth(seen, at), item)})
+        if times is not None:
+            rows[-1]["times"] = nth(times, at).tolist()
+        mine = (found.groups == number) & (-found.logits < depth)
+        said.append(called(found.items[mine][np.argsort(-found.logits[mine], kind="stable")], item))
+    return rows, said
 
 
 def _modules(tree: Any) -> set[str]:

@@ -42,7 +42,8 @@ class Probed:
     answered: int = 0
     """Of those asked for, whose answers are all numbers; of a retrieval model there is at least one."""
     difference: float | None = None
-    """Largest difference of an answer from the trainer's, of a number beyond 1 by its share; none: it recorded none."""
+    """Largest difference of an answer from the trainer's, of a number beyond 1 by its share; of items found, of the
+    score at a place. None: it recorded none."""
     latency_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Rows of a request -> median and 99th percentile of one thread's time."""
 
@@ -59,8 +60,9 @@ def probe(
 
     Args:
         export: its folder.
-        rows: requests of a ranking model; a retrieval model is asked for some of its own users or items.
-        said: what the trainer said of each row.
+        rows: requests of a ranking model; of a retrieval model `whom`, `seen` and `times` each, or none: it is asked
+            for some of its own users or items.
+        said: what the trainer said of each row; of a retrieval model the items that it found, by place.
         modules: of a model of one's own, imported here, which the process imports first.
         deadline_s: how long it may take.
     """
@@ -101,13 +103,22 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
         encoders = Encoders(export)
         load_s = time.perf_counter() - began
         whom, times = encoders.some(max(SIZES))
+        seen = None
+        if rows:
+            whom, seen = [row["whom"] for row in rows], [row["seen"] for row in rows]
+            times = [row["times"] for row in rows] if encoders.timed else None
 
         def ask(count: int) -> None:
             encoders.recommend(whom[:count], FOUND, times=times[:count] if times else None)
 
-        found = encoders.recommend(whom, FOUND, times=times)
+        found = encoders.recommend(whom, FOUND, times=times, seen=seen)
         asked = len(whom)
         answered = sum(bool(items) and all(np.isfinite(score) for _, score in items) for items in found)
+        if rows:
+            difference = max(
+                _apart(encoders, whom[n : n + 1], times[n : n + 1] if times else None, found[n], said[n])
+                for n in range(asked)
+            )
     else:
         predictor = Predictor(export)
         load_s = time.perf_counter() - began
@@ -123,6 +134,20 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
     latency = {str(count): _timed(ask, count) for count in SIZES}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return Probed("", load_s, peak, asked, answered, difference, latency)
+
+
+def _apart(encoders: Any, whom: list[Any], times: Any, found: list[tuple[Any, float]], wanted: list[Any]) -> float:
+    """How far the score of what stands at a place is from that of what the trainer found there: 0 of the same items.
+
+    Two items whose scores are the same but for rounding may have each other's place.
+    """
+    if [item for item, _ in found[: len(wanted)]] == wanted:
+        return 0.0
+    if len(found) < len(wanted):
+        return float("inf")
+    here = encoders.item(wanted) @ encoders.user(whom, times)[0]
+    there = np.array([score for _, score in found[: len(wanted)]])
+    return float(np.max(np.abs(here - there) / np.maximum(1.0, np.abs(there))))
 
 
 def _timed(ask: Callable[[int], None], count: int) -> list[float]:

@@ -40,15 +40,13 @@ class Faithful:
 
     def decide(self, of: Judged) -> Decision:
         """See `Check`."""
-        if not of.candidate.ranks:
-            return Decision("faithful", True, "the trainer records no answers of models that find items", {})
         if problem := _problem(of):
             return Decision("faithful", False, problem, {})
         difference = of.probed.difference
-        assert difference is not None, "a ranking model's answers are recorded"
-        said = (
-            f"{of.probed.answered} answers differ from the trainer's by {difference:.1e} at most; {self.most:g} may be"
-        )
+        if difference is None:
+            return Decision("faithful", True, "the trainer ranked drawn items alone, which says nothing of all", {})
+        what = "answers differ from" if of.candidate.ranks else "lists of items have scores that differ from"
+        said = f"{of.probed.answered} {what} the trainer's by {difference:.1e} at most; {self.most:g} may be"
         return Decision("faithful", difference <= self.most, said, {"difference": difference})
 
 

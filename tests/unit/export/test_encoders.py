@@ -46,8 +46,12 @@ USERS, ITEMS, K = 30, 41, 5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_interactions(tmp_path_factory.mktemp("encoders"))
+
+
+def write_interactions(path: Path) -> Path:
     """Interactions by number and by word, and what is known of users and items."""
-    draw, path = np.random.default_rng(0), tmp_path_factory.mktemp("encoders")
+    draw = np.random.default_rng(0)
     rows = [(u, int(i)) for u in range(USERS) for i in draw.choice(ITEMS, size=draw.integers(6, 14), replace=False)]
     user, item = (np.array(x) for x in zip(*rows, strict=True))
     moments = 1_700_000_000 + draw.integers(0, 10**6, len(rows))

@@ -1,0 +1,63 @@
+"""The gate on models that find items: their lists are the trainer's, and a list that is not is seen."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rtrain.metrics import NDCG
+from rtrain.release.judged import Finished, Judged
+from rtrain.release.servable import Faithful, Servable
+from rtrain.run import Run
+from tests.unit.export.test_encoders import run_of, write_interactions
+from tests.unit.training.jobs import train
+
+
+@pytest.fixture(scope="module")
+def interactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_interactions(tmp_path_factory.mktemp("finders"))
+
+
+def judged(run: Run) -> Judged:
+    return Judged(Finished.read(run.folder), None)
+
+
+@pytest.mark.parametrize("name", ["words", "features", "sasrec", "hstu"])
+def test_its_lists_are_the_trainers(name: str, interactions: Path) -> None:
+    run = run_of(interactions, name)
+    train(run)
+    of = judged(run)
+    rows, said = of.candidate.asked()
+    assert len(rows) == len(said) == len(np.unique(of.candidate.rows[""].scored.groups)) > 20  # type: ignore[arg-type]
+    assert all(len(found) == 5 and not set(found) & set(row["seen"]) for row, found in zip(rows, said, strict=True))
+    decision = Faithful().decide(of)
+    assert decision.passed and decision.numbers["difference"] <= 1e-5, decision
+    assert decision.said.startswith(f"{len(rows)} lists of items have scores that differ from the trainer's by")
+    assert Servable().decide(of).said.endswith(f"answered {len(rows)} of {len(rows)} with numbers")
+
+
+def test_a_list_that_is_not_is_seen(interactions: Path) -> None:
+    run = run_of(interactions, "words")
+    train(run)
+    path = Path(run.folder) / "test_rows.parquet"
+    table = pq.read_table(path)
+    output, row = (table[name].to_numpy().copy() for name in ("output", "row"))
+    best, fifth = ((row == row[0]) & (output == place) for place in (0, -4))
+    output[best], output[fifth] = -4, 0
+    at = table.schema.get_field_index("output")
+    pq.write_table(
+        table.set_column(at, "output", pa.array(output)).replace_schema_metadata(table.schema.metadata), path
+    )
+    decision = Faithful().decide(judged(run))
+    assert not decision.passed and decision.numbers["difference"] > 1e-4, decision
+
+
+def test_drawn_candidates_tell_nothing(interactions: Path) -> None:
+    run, metric = run_of(interactions, "words"), NDCG(k=5, sampled=10)
+    run = replace(run, name="sampled", metrics=(metric,), evaluation=replace(run.evaluation, monitor=metric.name))
+    train(run)
+    decision = Faithful().decide(judged(run))
+    assert decision.passed and "drawn items alone" in decision.said and not decision.numbers
