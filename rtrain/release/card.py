@@ -78,7 +78,10 @@ def _data(config: Mapping[str, Any]) -> list[str]:
 
 
 def _feature(of: Mapping[str, Any]) -> tuple[str, ...]:
-    missing = "a row of its own" if of.get("hashed") or of.get("vocabulary") or of.get("vocabulary_file") else "refused"
+    known = of.get("hashed") or of.get("vocabulary") or of.get("vocabulary_file")
+    missing = "a row of its own" if known else "refused"
+    if _kind(of) in ("IdList", "IdSequence", "Text"):
+        missing = "an empty one"
     return of["name"], _kind(of), of.get("entity", ""), str(of["missing"]) if of.get("missing") is not None else missing
 
 
