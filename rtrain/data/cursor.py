@@ -96,7 +96,7 @@ def check_batches(rows: int, global_batch: int, rank: int, world_size: int, *, l
     smallest = rows // batches
     if smallest < least * world_size:
         raise ConfigError(
-            f"global batch {global_batch}: {rows} rows make {batches} batches of at least {smallest}, too few for "
+            f"global_batch {global_batch}: {rows} rows make {batches} batches of at least {smallest}, too few for "
             f"{world_size} data ranks{', which take two rows each at least' * (least > 1)}. "
             "Raise the global batch, or use fewer workers"
         )

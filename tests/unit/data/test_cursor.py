@@ -79,7 +79,7 @@ def test_what_cannot_be_cut_is_refused_with_the_fix() -> None:
         DataError, match="stands at sample 10 of an epoch that has 10 rows, so it belongs to other data"
     ):
         next_bounds(Cursor(sample=10), 10, 4)
-    with pytest.raises(ConfigError, match=r"global batch 3: 3 rows make 1 .* too few for 4 data ranks\. Raise the"):
+    with pytest.raises(ConfigError, match=r"global_batch 3: 3 rows make 1 .* too few for 4 data ranks\. Raise the"):
         check_batches(3, 3, 0, 4)
     with pytest.raises(ConfigError, match="too few for 2 data ranks, which take two rows each at least"):
         check_batches(3, 3, 0, 2, least=2)

@@ -270,7 +270,7 @@ def test_a_split_of_one_window_is_read_once(write: Write, schema: Schema) -> Non
 def test_what_cannot_be_read_is_refused_before_reading(write: Write, schema: Schema) -> None:
     data = opened(write(1000), schema)
     rows = data.rows("train")
-    with pytest.raises(ConfigError, match=f"global batch 3: {rows} rows make .* of at least 2, too few for 4"):
+    with pytest.raises(ConfigError, match=f"global_batch 3: {rows} rows make .* of at least 2, too few for 4"):
         data.reader(global_batch=3, seed=0, rank=0, world_size=4)
     with pytest.raises(ConfigError, match="too few for 4 data ranks"):
         data.scan("test", global_batch=3, rank=0, world_size=4)
