@@ -78,6 +78,10 @@ class SideFeatures:
                 raise ConfigError(f"data: the feature {feature.name!r} of {self.source} is there twice")
             if isinstance(feature, Id) and feature.table:
                 raise ConfigError(f"data: feature {feature.name!r} has a table of its own here. Leave out its table")
+            if isinstance(feature, Id) and feature.managed:
+                raise ConfigError(
+                    f"data: feature {feature.name!r} is managed, which no retrieval model's tables are. Leave it out"
+                )
             if isinstance(feature, IdSequence) and feature.times:
                 raise ConfigError(
                     f"data: feature {feature.name!r} has times, but {self.source} has no moment that they lie before. "

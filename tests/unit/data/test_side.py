@@ -13,6 +13,7 @@ from rtrain.data.negatives import Negatives
 from rtrain.data.retrieval import Graph, Pairs
 from rtrain.data.side import Bins, SideFeatures, looked_up
 from rtrain.errors import ConfigError, DataError
+from rtrain.managed import Managed
 from rtrain.models.light_gcn import LightGCN
 from rtrain.models.mf import MF
 from rtrain.models.two_tower import TwoTower
@@ -140,3 +141,9 @@ def test_a_tower_has_a_table_and_a_vector_for_each_feature() -> None:
     assert rows == {"user": (4, ()), "item": (9, ("item",)), "user_kind": (3, ()), "item_words": (3, ("item_words",))}
     tower = blueprint.pieces[0].build()
     assert tower.user[0].in_features == tower.item[0].in_features == 16
+
+
+def test_a_managed_feature_is_refused() -> None:
+    feature = Id(name="x", rows=5, hashed="numbers", managed=Managed())
+    with pytest.raises(ConfigError, match="feature 'x' is managed, which no retrieval model's tables are"):
+        SideFeatures(source="x.parquet", key="id", features=(feature,))
