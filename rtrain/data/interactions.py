@@ -190,6 +190,12 @@ class Dataset(Samples[Batch]):
                 self._kept[window.blocks] = self._encode(window.blocks)
             return self._kept[window.blocks]
 
+    def let_go(self, split: Split) -> None:
+        """As `Samples`."""
+        with self._keeping:
+            self._kept.pop(self._blocks(*self._range(split)), None)
+        _give_back()
+
     def _encode(self, blocks: tuple[Block, ...]) -> Columns:
         names = self.schema.arrow(label=True).names
         parts = []

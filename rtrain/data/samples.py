@@ -98,6 +98,9 @@ class Samples(ABC, Generic[B]):
         """The same, of which a thread keeps the next ones ready."""
         return Prefetch(made, self._prefetch) if self._prefetch else made
 
+    def let_go(self, split: Split) -> None:
+        """Give back the memory of what is kept of a split between its epochs; who asks for it reads it again."""
+
     def baselines(self, metrics: Sequence[Any], boosting_rows: int) -> tuple[Baseline, ...]:
         """What a model is held against, what it must beat at least first; none where there is nothing.
 

@@ -22,6 +22,7 @@ from rtrain.checkpoint import fence
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.checkpoint.saver import Saver
+from rtrain.data.reader import Reader
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
 from rtrain.errors import CheckpointError, RtrainError, RunFailed, one_line
@@ -217,7 +218,7 @@ class _Job:
                 batches,
                 together,
                 ledger=self.ledger,
-                evaluate=lambda: self._measure_valid(replica),
+                evaluate=partial(self._evaluate, replica, reader),
                 save=partial(self._save, replica, history, together),
                 watch=watch,
                 notice=self.notice,
@@ -233,7 +234,7 @@ class _Job:
                     end()
             raise
         finally:
-            reader.close()
+            self._have_read(reader)
         together.close()
         return time.perf_counter() - began, state.rows_seen - before
 
@@ -250,6 +251,15 @@ class _Job:
                     "The same command goes on from there"
                 )
             yield batch
+
+    def _evaluate(self, replica: Replica, reader: Reader[Any]) -> dict[str, float]:
+        if self.state.done:
+            self._have_read(reader)  # its window makes room for that of the split that is scored
+        return self._measure_valid(replica)
+
+    def _have_read(self, reader: Reader[Any]) -> None:
+        reader.close()
+        self.data.let_go("train")
 
     def _measure_valid(self, replica: Replica) -> dict[str, float]:
         return measure(replica, self._scan("valid"), self.run.metrics, Columns(self.data, "valid"))

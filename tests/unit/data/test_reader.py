@@ -1,5 +1,7 @@
+import gc
 import itertools
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -253,6 +255,24 @@ def test_more_ranks_than_parts_of_the_rows_are_said(write: Write, schema: Schema
     assert opened(path, schema, window_rows=800).strata == 32
     (said,) = data.remarks(0, 512)
     assert said.endswith("Write more and smaller row groups")
+
+
+def test_a_split_that_was_let_go_takes_no_memory_until_it_is_asked_for(
+    write: Write, schema: Schema, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = opened(write(5000, group=500), schema)
+    first, rows = rows_of(data, 1, 3), data.rows("train")
+
+    def scan() -> None:
+        deque(data.scan("train", global_batch=64, rank=0, world_size=1), 0)
+
+    assert decoded(monkeypatch, scan) == 0
+    gone = weakref.ref(next(iter(data._kept.values())))
+    data.let_go("train")
+    gc.collect()
+    assert gone() is None
+    assert decoded(monkeypatch, scan) >= rows and decoded(monkeypatch, scan) == 0
+    assert rows_of(data, 1, 3) == first
 
 
 def test_a_split_of_one_window_is_read_once(write: Write, schema: Schema) -> None:
