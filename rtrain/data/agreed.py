@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pyarrow as pa
 
+from rtrain.data.nested import is_list
 from rtrain.errors import DataError
 
 
@@ -52,13 +53,8 @@ def _holding(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
         return None if pa.uint64() in both else pa.int64()
     if both == {pa.string(), pa.large_string()}:
         return pa.large_string()
-    if _is_list(one) and _is_list(other):
+    if is_list(one) and is_list(other):
         value = _holding(one.value_type, other.value_type)
         large = is_.is_large_list(one) or is_.is_large_list(other)
         return value and (pa.large_list(value) if large else pa.list_(value))
     return None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    is_ = pa.types
-    return bool(is_.is_list(kind) or is_.is_large_list(kind) or is_.is_fixed_size_list(kind))

@@ -21,6 +21,7 @@ from rtrain.data.baseline import Baseline
 from rtrain.data.hashed import into_rows
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.means import numbered
+from rtrain.data.nested import one_list
 from rtrain.data.place import Place, plain
 from rtrain.data.split import Split
 from rtrain.data.vocabularies import known_of
@@ -141,7 +142,7 @@ def _column(feature: Feature, table: pa.Table, schema: Schema) -> NDArray[np.flo
     if isinstance(feature, Text):
         found = pc.utf8_length(plain(column, pa.string()))
     elif isinstance(feature, IdList):
-        found = pc.list_value_length(column)
+        found = pc.list_value_length(one_list(column))
     elif isinstance(feature, Id) and feature.vocabulary:
         found = pc.index_in(column.cast(pa.string()), value_set=pa.array(feature.vocabulary))
     elif isinstance(feature, Id) and feature.vocabulary_file and not feature.numbered:

@@ -17,6 +17,7 @@ from rtrain.data.hashed import hashes, into_keys, into_rows
 from rtrain.data.id_weights import weights_of
 from rtrain.data.made import ages, moment_ids
 from rtrain.data.moments import ago, moments
+from rtrain.data.nested import innermost, is_list, is_nested, one_list
 from rtrain.data.place import Place, first, plain
 from rtrain.data.texts import text_ids
 from rtrain.data.vocabularies import known_of
@@ -101,6 +102,7 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
     # Asked once for each row group, and of many columns: each of these is made of all.
     names, labels, clocks = columns.names, {one.name for one in schema.labels}, schema.clocks
     count = Counter(names)
+    vectors = {f.name for f in schema.dense if isinstance(f, Embedding)}
     # Of the row's own moment, which sequences are told by, whole seconds alone.
     broken = set(schema.stamps) - ({schema.time} if schema.timed else set())
     for field in schema.arrow(label=label):
@@ -114,6 +116,7 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
         got = columns.field(field.name).type
         is_label = field.name in labels
         fits = _widens(got, field.type, moments=field.name in clocks)
+        fits = fits and not (field.name in vectors and is_nested(got))
         fits = fits or (field.name in broken and pa.types.is_floating(got))
         if not (fits or (is_label and pa.types.is_boolean(got))):
             raise DataError(
@@ -123,7 +126,8 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
 
 
 def _widens(got: pa.DataType, wanted: pa.DataType, *, moments: bool = False) -> bool:
-    """Whether every value of type `got` is one of type `wanted`; a column of nulls only has any type.
+    """Whether every value of type `got` is one of type `wanted`; a column of nulls only has any type, and a list may
+    be one of lists, however deep.
 
     `moments`: whether the wanted whole numbers are seconds since 1970, which timestamps and dates are too.
     """
@@ -133,8 +137,7 @@ def _widens(got: pa.DataType, wanted: pa.DataType, *, moments: bool = False) -> 
     if is_.is_null(got):
         return True
     if is_.is_list(wanted):
-        a_list = is_.is_list(got) or is_.is_large_list(got) or is_.is_fixed_size_list(got)
-        return a_list and _widens(got.value_type, wanted.value_type, moments=moments)
+        return is_list(got) and _widens(innermost(got), wanted.value_type, moments=moments)
     if is_.is_string(wanted):
         return bool(is_.is_string(got) or is_.is_large_string(got))
     if moments and (is_.is_timestamp(got) or is_.is_date(got)):
@@ -266,7 +269,8 @@ def _negative_hash(word: bytes) -> int:
 
 
 def _lists(column: pa.ChunkedArray, feature: IdList, at: Place) -> Lists:
-    """A null list is an empty one; a null inside a list is refused."""
+    """A null list is an empty one; a null inside a list is refused. Of lists of lists, see `one_list`."""
+    column = one_list(column)
     if pa.types.is_null(column.type):
         column = column.cast(feature.arrow_type())
     lengths = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64, copy=False)

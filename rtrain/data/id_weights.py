@@ -6,7 +6,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Lists
-from rtrain.data.place import Place, first, lengths_of, plain
+from rtrain.data.nested import paired
+from rtrain.data.place import Place, first, plain
 from rtrain.encodings import LARGEST
 from rtrain.schema import IdList
 
@@ -21,14 +22,11 @@ def weights_of(ids: pa.ChunkedArray, column: pa.ChunkedArray, feature: IdList, a
         at: what messages call the rows.
 
     Raises:
-        DataError: another number of weights than of ids, or one that is null or that float32 cannot hold.
+        DataError: another number of weights than of ids, or in other inner lists, or one that is null or that float32
+            cannot hold.
     """
     what = f"feature {feature.name!r}"
-    lengths, of_ids = lengths_of(column), lengths_of(ids)
-    if (lengths != of_ids).any():
-        row = first(lengths != of_ids)
-        why = f", but {lengths[row]} weights in {feature.weights!r}. Give each id its own"
-        raise at.refuse(f"{what} has {of_ids[row]} ids", row, why)
+    column, lengths = paired(ids, column, what=what, name=feature.weights, of="weights", at=at)
     what += f": its weights {feature.weights!r}"
     rows = np.repeat(np.arange(len(lengths)), lengths)
     nothing = pa.types.is_null(column.type)

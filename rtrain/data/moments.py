@@ -9,7 +9,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Lists
-from rtrain.data.place import Place, first, lengths_of, plain
+from rtrain.data.nested import paired
+from rtrain.data.place import Place, first, plain
 from rtrain.moment import FIRST_SECOND, LAST_SECOND
 from rtrain.schema import IdSequence
 
@@ -97,14 +98,11 @@ def ago(ids: pa.ChunkedArray, column: pa.ChunkedArray, feature: IdSequence, mome
         at: what messages call the rows.
 
     Raises:
-        DataError: another number of times than of ids, or times that fall or lie behind the row's own moment.
+        DataError: another number of times than of ids, or in other inner lists, or times that fall or lie behind the
+            row's own moment.
     """
     what = f"feature {feature.name!r}"
-    lengths, of_ids = (lengths_of(lists) for lists in (column, ids))
-    if (lengths != of_ids).any():
-        row = first(lengths != of_ids)
-        why = f", but {lengths[row]} times in {feature.times!r}. Give each id its own"
-        raise at.refuse(f"{what} has {of_ids[row]} ids", row, why)
+    column, lengths = paired(ids, column, what=what, name=feature.times, of="times", at=at)
     lists = Lists.of(np.empty(0, np.int64), lengths)
     rows = np.repeat(np.arange(len(lengths)), lengths)
     nothing = pa.types.is_null(column.type)

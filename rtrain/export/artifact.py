@@ -23,6 +23,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, DataError
+from rtrain.export.flat import flat_row
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.ranking import RankingConfig
@@ -157,8 +158,9 @@ class Predictor:
             return []
         wanted = self.asked.arrow(label=False)
         try:
-            table = pa.Table.from_pylist([{n: row.get(n) for n in wanted.names} for row in rows], schema=wanted)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeError) as error:
+            flat = [flat_row(row, self.asked) for row in rows]
+            table = pa.Table.from_pylist([{n: row.get(n) for n in wanted.names} for row in flat], schema=wanted)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         outputs = self._of(table, self.asked, where="request", first_row=0)
         answers: list[Prediction] = self.model.objective.link(outputs).tolist()

@@ -11,8 +11,10 @@ import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 
 from rtrain.data.moments import in_seconds
+from rtrain.data.nested import one_list
 from rtrain.data.vocabularies import known_of
 from rtrain.encodings import LARGEST
+from rtrain.export.flat import flat_row, listed
 from rtrain.moment import FIRST_SECOND, LAST_SECOND, Age, Moment
 from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 from rtrain.text import Text
@@ -57,17 +59,28 @@ def row_model(schema: Schema) -> type[BaseModel]:
             fields[feature.name] = _ids(feature, doc)
     for feature in schema.timed:
         doc = f"when each id of {feature.name} was had, seconds since 1970, as many and rising"
-        fields[feature.times] = (list[Second], Field(default_factory=list, description=doc))
+        fields[feature.times] = _list(Second, doc)
     for name in schema.id_weights:
         doc = f"the weight of each id of {', '.join(f.name for f in schema.weighted if f.weights == name)}, as many"
-        fields[name] = (list[Number], Field(default_factory=list, description=doc))
+        fields[name] = _list(Number, doc)
     fields |= {name: _moment(name, schema) for name in schema.stamps}
     # A name that no feature has: it stands beside theirs.
-    after: dict[str, Any] = {"times in order": model_validator(mode="after")(_in_time(schema))} if schema.clocks else {}
+    checks: dict[str, Any] = {}
+    if listed(schema):
+        checks["lists of lists"] = model_validator(mode="before")(_flattened(schema))
+    if schema.clocks:
+        checks["times in order"] = model_validator(mode="after")(_in_time(schema))
     if schema.weighted:
-        after["as many weights"] = model_validator(mode="after")(_weighed(schema))
+        checks["as many weights"] = model_validator(mode="after")(_weighed(schema))
     config = ConfigDict(extra="forbid", strict=False)
-    return create_model("Row", __config__=config, __validators__=after, **fields)
+    return create_model("Row", __config__=config, __validators__=checks, **fields)
+
+
+def _flattened(schema: Schema) -> Callable[[Any], Any]:
+    def flatten(row: Any) -> Any:
+        return flat_row(row, schema) if isinstance(row, dict) else row
+
+    return flatten
 
 
 def _moment(name: str, schema: Schema) -> tuple[Any, Any]:
@@ -148,7 +161,17 @@ def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
         # A missing word reads the table's row of unknown words; a missing integer has no such row.
         return (one | None, Field(None, description=doc)) if feature.knows_missing else (one, Field(description=doc))
     limit = None if isinstance(feature, IdSequence) else feature.max_length
-    return list[one], Field(default_factory=list, max_length=limit, description=doc)
+    return _list(one, doc, limit)
+
+
+def _list(one: Any, doc: str, limit: int | None = None) -> tuple[Any, Any]:
+    """The field of a list; its JSON Schema tells of lists of lists, which `flat_row` makes one before it is checked."""
+    field: Any = Field(default_factory=list, max_length=limit, description=doc, json_schema_extra=_nested)
+    return list[one], field
+
+
+def _nested(told: dict[str, Any]) -> None:
+    told["items"] = {"anyOf": [told["items"], {"type": "array", "items": told["items"]}]}
 
 
 def json_schema(schema: Schema) -> dict[str, Any]:
@@ -159,12 +182,15 @@ def json_schema(schema: Schema) -> dict[str, Any]:
 def rows_of(table: pa.Table, schema: Schema) -> list[dict[str, Any]]:
     """Stored rows as requests: what a request has alone, moments in seconds.
 
-    What is null is left out: a request knows no null list, and what is left out means the same.
+    What is null is left out: a request knows no null list, and what is left out means the same. Lists of lists are made
+    one, as encoding makes them.
     """
     asked = table.select(schema.arrow(label=False).names)
     for feature in schema.ids:
         if isinstance(feature, Id) and feature.numbered:
             asked = asked.set_column(asked.column_names.index(feature.name), feature.name, _values(asked, feature))
+    for name in listed(schema):
+        asked = asked.set_column(asked.column_names.index(name), name, one_list(asked.column(name)))
     for name in schema.clocks:
         asked = asked.set_column(asked.column_names.index(name), name, in_seconds(asked.column(name)))
     return [{k: v for k, v in row.items() if v is not None} for row in asked.to_pylist()]

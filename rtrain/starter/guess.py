@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rtrain.data.nested import is_list, one_list
 from rtrain.starter.table import Given
 
 LABELS = (
@@ -90,8 +91,8 @@ def columns(data: Given, taken: dict[str, str]) -> Iterator[Column]:
 
 def _feature(name: str, column: pa.ChunkedArray) -> Column:
     kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        flat = pc.list_flatten(column)
+    if is_list(kind):
+        flat = pc.list_flatten(one_list(column))
         if flat.null_count:
             return Column(name, "", f"{flat.null_count} nulls inside its lists: drop them first")
         in_time = bool(IN_TIME & set(parts(name)))

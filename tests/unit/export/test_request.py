@@ -117,6 +117,6 @@ def test_the_json_schema_tells_a_caller_the_limits() -> None:
     assert (user["minimum"], user["exclusiveMaximum"]) == (0, 944)
     assert user["description"] == "id feature of the user"
     assert told["properties"]["gender"]["description"] == "id feature of the user; known: F, M"
-    assert told["properties"]["history"]["items"]["exclusiveMaximum"] == 1683
+    assert told["properties"]["history"]["items"]["anyOf"][0]["exclusiveMaximum"] == 1683
     assert "maxItems" not in told["properties"]["history"]
     assert told["properties"]["age"]["default"] is None

@@ -1,0 +1,66 @@
+"""Lists of lists in a request, such as sessions of items: read as the trainer reads them, as `rtrain.data.nested`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rtrain.schema import IdList, IdSequence, Schema
+
+
+def listed(schema: Schema) -> tuple[str, ...]:
+    """The columns that hold a list a row, but for vectors: ids, their times and their weights."""
+    ids = (f.name for f in schema.ids if isinstance(f, IdList))
+    return (*ids, *dict.fromkeys(f.times for f in schema.timed), *schema.id_weights)
+
+
+def flat_row(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
+    """A request with every list of lists as one list, all inner ones one behind the other; a null inner one is empty.
+
+    What is no such list, or a mixture, stays as it is.
+
+    Raises:
+        ValueError: times or weights that lie in other inner lists than their ids.
+    """
+    for feature in (f for f in schema.ids if isinstance(f, IdList)):
+        times = feature.times if isinstance(feature, IdSequence) else ""
+        for beside in (name for name in (times, feature.weights) if name):
+            if not _alike(row.get(feature.name), row.get(beside)):
+                raise ValueError(f"{beside} nests otherwise than {feature.name}. Let both nest alike")
+    return {**row, **{name: _flat(row[name]) for name in listed(schema) if name in row}}
+
+
+def _flat(value: Any) -> Any:
+    while _is_nested(value):
+        value = _opened(value)
+    return value
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether inner lists are as long; of what has none, or nothing at all, other checks tell."""
+    while _is_nested(one) or _is_nested(other):
+        if not (_is_nested(one) and _is_nested(other)):
+            return not (_is_list(one) and _is_list(other) and len(one) and len(other))
+        if _lengths(one) != _lengths(other):
+            return False
+        one, other = _opened(one), _opened(other)
+    return True
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray)
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether it holds lists, and besides them nulls alone; of nulls alone nobody can say."""
+    if not _is_list(value) or not _is_list(next((inner for inner in value if inner is not None), None)):
+        return False
+    return all(inner is None or _is_list(inner) for inner in value)
+
+
+def _lengths(nested: Any) -> list[int]:
+    return [0 if inner is None else len(inner) for inner in nested]
+
+
+def _opened(nested: Any) -> list[Any]:
+    return [value for inner in nested if inner is not None for value in inner]
