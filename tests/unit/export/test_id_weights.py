@@ -79,3 +79,27 @@ def test_what_weights_alone_tell_is_learned_and_served(source: str) -> None:
     assert ((np.array(predictor.predict(turned)) > 0.5) == expected).mean() > 0.9
     with pytest.raises(DataError, match="feature 'tags' has 2 ids at row 0, but 0 weights in 'much'"):
         predictor.predict([{name: value for name, value in asked[0].items() if name != "much"}])
+
+
+def test_lists_of_lists_are_learned_from_and_answered_as_one_list(source: str, tmp_path: Path) -> None:
+    flat = pq.read_table(source)
+    columns = {"tags": [[[1], [2]]] * ROWS, "much": [[[a], [b]] for a, b in flat["much"].to_pylist()]}
+    nested = flat.drop_columns(list(columns))
+    for name, values in columns.items():
+        nested = nested.append_column(name, pa.array(values))
+    pq.write_table(nested, tmp_path / "rows.parquet")
+    runs = [
+        replace(run_of(where, SCHEMA, name), duration=Duration(epochs=1))
+        for where, name in ((source, "flat"), (str(tmp_path / "rows.parquet"), "nested"))
+    ]
+    flat_done, nested_done = map(train, runs)
+    told = [(Path(run.folder) / "predictions.json").read_text() for run in runs]
+    assert told[0] == told[1] and nested_done["test"] == flat_done["test"]
+    predictor, asked = Predictor(str(nested_done["export"])), json.loads(told[1])
+    raw = runs[1].data.open().raw("test", 0, len(asked["rows"])).select(["item", "tags", "much", "mean"]).to_pylist()
+    assert raw[0]["tags"] == [[1], [2]]
+    checked = [predictor.rows(**row).model_dump() for row in raw]
+    for rows in (raw, checked):
+        assert predictor.predict(rows) == pytest.approx(asked["predictions"], abs=1e-6)
+    with pytest.raises(DataError, match="request: much nests otherwise than tags. Let both nest alike"):
+        predictor.predict([raw[0] | {"tags": [[1, 2], []]}])
