@@ -16,7 +16,8 @@ from rtrain.data.encode import encode
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.words import Words
 from rtrain.errors import ConfigError, DataError
-from rtrain.schema import Id, IdList, IdSequence, Schema
+from rtrain.schema import Id, IdList, IdSequence, Many, Schema
+from rtrain.text import Text
 
 Ids = NDArray[np.int64]
 
@@ -68,15 +69,15 @@ class SideFeatures:
     """A named data set (`ml-100k`), or a Parquet file or folder anywhere; an id's rows, if several, are the same."""
     key: str
     """Column of the ids, those of the interactions."""
-    features: tuple[Id | IdList | Bins | Words, ...]
-    """The columns; each has a table of its own."""
+    features: tuple[Id | IdList | Bins | Words | Text, ...]
+    """The columns; each has a table of its own. `Text` without a tokenizer is what `Words` is."""
 
     def __post_init__(self) -> None:
         names = [feature.name for feature in self.features]
         for feature in self.features:
             if names.count(feature.name) > 1 or feature.name == self.key:
                 raise ConfigError(f"data: the feature {feature.name!r} of {self.source} is there twice")
-            if isinstance(feature, Id) and feature.table:
+            if isinstance(feature, Id | Text) and feature.table:
                 raise ConfigError(f"data: feature {feature.name!r} has a table of its own here. Leave out its table")
             if isinstance(feature, Id) and feature.managed:
                 raise ConfigError(
@@ -97,7 +98,9 @@ class SideFeatures:
     @property
     def in_order(self) -> dict[str, int]:
         """Of the features whose order says something, the most ids of a row."""
-        return {feature.name: feature.longest for feature in self.features if isinstance(feature, InOrder)}
+        words = {feature.name: feature.longest for feature in self.features if isinstance(feature, InOrder)}
+        texts = {feature.name: feature.max_length for feature in self.features if isinstance(feature, Text)}
+        return words | texts
 
     def open(self, ids: Ids, *, rows: int, of: str) -> dict[str, Lists]:
         """Feature -> of each id 0..rows-1 its values [R]; `ids`: those that must be there; `of`: "user" or "item".
@@ -107,7 +110,7 @@ class SideFeatures:
         """
         stored = ParquetRows(str(sources.get(self.source)) if self.source in sources.NAMES else self.source)
         table = stored.read(0, stored.rows, [self.key, *(feature.name for feature in self.features)])
-        plain: list[Id] = []
+        plain: list[Id | Text] = []
         for feature in self.features:
             column, spec = self._plain(table.column(feature.name), feature)
             table = table.set_column(table.column_names.index(feature.name), feature.name, column)
@@ -117,7 +120,7 @@ class SideFeatures:
         key = found.singles[:, 0].astype(np.int64)
         lists, singles = iter(found.lists), iter(found.singles.T[1:])
         columns = {
-            feature.name: next(lists) if isinstance(feature, IdList) else Lists.of(next(singles), np.ones_like(key))
+            feature.name: next(lists) if isinstance(feature, Many) else Lists.of(next(singles), np.ones_like(key))
             for feature in plain
         }
         first = np.full(rows, -1)
@@ -133,8 +136,8 @@ class SideFeatures:
         there = np.flatnonzero(first >= 0)
         return {name: _by_id(values, there, first[there], rows) for name, values in columns.items()}
 
-    def _plain(self, column: pa.ChunkedArray, feature: Id | Bins | InOrder) -> tuple[pa.ChunkedArray, Id]:
-        """The feature as ids, or a list of ids, and the column of them."""
+    def _plain(self, column: pa.ChunkedArray, feature: Id | Text | Bins | InOrder) -> tuple[pa.ChunkedArray, Id | Text]:
+        """The feature as ids, or a list of ids, and the column of them; a text as it is."""
         if isinstance(feature, Bins):
             return pa.chunked_array([self._binned(column, feature)]), Id(name=feature.name, rows=feature.table_rows)
         if isinstance(feature, InOrder):

@@ -19,6 +19,8 @@ WORD = re.compile(r"\w+")
 class Words:
     """A text by its words in lower case, in their order; a missing or an empty one has none.
 
+    `Text(name=..., rows=..., max_length=...)` reads the very same ids; it can also have a tokenizer's tokens.
+
     A word's id is its hash, the same in every process, so that no vocabulary is kept and every new word has an id;
     of two words with one id a model cannot tell which it reads.
     """

@@ -26,7 +26,7 @@ from rtrain.nn.tables import VECTORS, sequence
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower(TwoTower):
-    """As `TwoTower`, but that of each feature of items that is `Words` the order is read, by blocks of attention."""
+    """As `TwoTower`, but of each feature of items that is `Words` or `Text` the order is read, by blocks of attention."""
 
     layers: int = 1
     """Blocks that read a text."""
@@ -60,7 +60,8 @@ class TextTower(TwoTower):
         whole = super().blueprint(facts)
         if not facts.texts:
             raise ConfigError(
-                "data.item_features: TextTower reads a text of items, and there is none. Give Words, or use TwoTower"
+                "data.item_features: TextTower reads a text of items, and there is none. Give Words or Text, or use "
+                "TwoTower"
             )
         if self.ids:
             return whole

@@ -48,6 +48,7 @@ from rtrain.optim import SGD, Adagrad, AdamW, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.stage import Stage
 from rtrain.run import Cluster, Evaluation, Handoff, Run
 from rtrain.schema import Id, IdList
+from rtrain.text import Text
 from rtrain.training.agreement import open_data
 from rtrain.training.replica import Replica
 from rtrain.training.world import join
@@ -139,7 +140,7 @@ def pairs(
     return kind(**common(log), split=split, negatives=negatives or Negatives(count=drawn), **features)
 
 
-def pairs_with_features(log: str, *of_items: Id | Words, drawn: int = 2) -> Pairs:
+def pairs_with_features(log: str, *of_items: Id | Words | Text, drawn: int = 2) -> Pairs:
     user = SideFeatures(source=f"{log}.user.parquet", key="id", features=(KIND,))
     item = SideFeatures(source=f"{log}.item.parquet", key="id", features=of_items or (KIND, WORDS))
     return pairs(log, drawn=drawn, user_features=user, item_features=item)
@@ -150,7 +151,8 @@ def pairs_with_text(log: str) -> Pairs:
 
 
 def pairs_with_text_alone(log: str) -> Pairs:
-    return pairs_with_features(log, TITLE, drawn=0)
+    """As `Text`, which is the same words."""
+    return pairs_with_features(log, Text(name="title", rows=TITLE.rows, max_length=TITLE.longest), drawn=0)
 
 
 DATA: dict[str, Callable[[str], Data]] = {

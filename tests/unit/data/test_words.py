@@ -10,11 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rtrain.config import from_dict, to_dict
 from rtrain.data.negatives import Negatives
 from rtrain.data.retrieval import Pairs
 from rtrain.data.side import SideFeatures
 from rtrain.data.words import Words, words_of
 from rtrain.errors import ConfigError, DataError
+from rtrain.text import Text, TokenizerFile
+from tests.unit.data.test_texts import trained
 
 TITLE = Words(name="title", rows=100_000, longest=4)
 # Of "toy", "story", "öl" and "2": what a checkpoint's table was trained with.
@@ -68,7 +71,7 @@ def test_ids_are_rows_of_the_table() -> None:
     assert {of[0] for of in found} == set(range(7))
 
 
-def side(folder: Path, rows: list[dict[str, Any]], feature: Words = TITLE) -> SideFeatures:
+def side(folder: Path, rows: list[dict[str, Any]], feature: Words | Text = TITLE) -> SideFeatures:
     pq.write_table(pa.Table.from_pylist(rows), folder / "side.parquet")
     return SideFeatures(source=str(folder / "side.parquet"), key="id", features=(feature,))
 
@@ -93,6 +96,32 @@ def test_bad_input_is_one_line(message: str, rows: list[dict[str, Any]], tmp_pat
     with pytest.raises(DataError) as error:
         side(tmp_path, rows).open(np.array([0]), rows=1, of="item")
     assert message in str(error.value) and "side.parquet" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_text_is_read_by_id_in_words_or_tokens(tmp_path: Path) -> None:
+    import tokenizers
+
+    rows = [{"id": 3, "title": "the cat sat on the mat"}, {"id": 0, "title": None}, {"id": 1, "title": "The Cat"}]
+    same = Text(name="title", rows=TITLE.rows, max_length=TITLE.longest)
+    words, texts = (side(tmp_path, rows * 2, f).open(np.array([0, 1, 3]), rows=5, of="item") for f in (TITLE, same))
+    assert words["title"].values.tolist() == texts["title"].values.tolist() and len(texts["title"].values) == 6
+    assert texts["title"].offsets.tolist() == words["title"].offsets.tolist() == [0, 0, 2, 2, 6, 6]
+    file = trained(tmp_path)
+    feature = Text(name="title", tokenizer=TokenizerFile(file=file), max_length=3)
+    given = side(tmp_path, rows, feature)
+    own = tokenizers.Tokenizer.from_file(file)
+    own.no_truncation()
+    own.no_padding()
+    expected = [own.encode(text, add_special_tokens=False).ids[:3] for text in ("The Cat", rows[0]["title"])]
+    found = given.open(np.array([0, 1, 3]), rows=5, of="item")["title"]
+    assert found.values.tolist() == [*expected[0], *expected[1]] and found.lengths.tolist() == [0, 3, 0, 3, 0]
+    facts = Pairs(source="x", users=4, items=9, item_features=given, negatives=Negatives(count=0)).facts
+    assert facts.texts == {"item_title": 3} and facts.item_features == {"item_title": feature.table_rows}
+    assert from_dict(to_dict(given)) == given
+    with pytest.raises(DataError, match=r"side.parquet: column 'title' is int64, but the schema needs string"):
+        side(tmp_path, [{"id": 0, "title": 3}], same).open(np.array([0]), rows=1, of="item")
+    with pytest.raises(ConfigError, match="feature 'title' has a table of its own here"):
+        side(tmp_path, rows, Text(name="title", rows=9, table="words"))
 
 
 @pytest.mark.parametrize("field", ["rows", "longest"])

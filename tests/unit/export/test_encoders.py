@@ -39,6 +39,8 @@ from rtrain.models.text_tower import TextTower
 from rtrain.models.two_tower import TwoTower
 from rtrain.run import Evaluation, Run
 from rtrain.schema import Id, IdList
+from rtrain.text import Text, TokenizerFile
+from tests.unit.data.test_texts import trained
 from tests.unit.training.jobs import train
 
 USERS, ITEMS, K = 30, 41, 5
@@ -59,12 +61,15 @@ def write_interactions(path: Path) -> Path:
     pq.write_table(pa.table(numbers), path / "numbers.parquet")
     words = {"user_id": [f"u{u}" for u in user], "item_id": [f"item {i}" for i in item], "timestamp": moments}
     pq.write_table(pa.table(words), path / "words.parquet")
-    users = {"user_id": np.arange(USERS), "sort": draw.integers(0, 3, USERS)}
+    sort = draw.integers(0, 3, USERS)
+    bio = [f"likes the {('cat', 'mat', 'sat')[n]}" if n else None for n in sort]
+    users = {"user_id": np.arange(USERS), "sort": sort, "bio": bio}
     pq.write_table(pa.table(users), path / "users.parquet")
     kinds = [list(map(int, draw.integers(0, 5, draw.integers(0, 4)))) for _ in range(ITEMS)]
     titles = [" ".join(draw.choice(["red", "green", "old", "new", "cat"], draw.integers(1, 5))) for _ in range(ITEMS)]
     items = {"item_id": np.arange(ITEMS), "kinds": kinds, "title": titles}
     pq.write_table(pa.table(items), path / "items.parquet")
+    trained(path)
     return path
 
 
@@ -80,12 +85,20 @@ def run_of(folder: Path, name: str) -> Run:
             features=(IdList(name="kinds", rows=5), Words(name="title", rows=64)),
         ),
     }  # fmt: skip
+    tokens = {
+        "user_features": replace(known["user_features"], features=(Text(name="bio", rows=32),)),
+        "item_features": replace(
+            known["item_features"],
+            features=(Text(name="title", tokenizer=TokenizerFile(file=f"{folder}/300.json"), max_length=9),),
+        ),
+    }
     none, history = Negatives(count=0), {"users": USERS, "items": ITEMS, "length": 6, "split": LeaveOneOut()}
     cosine = InBatchSoftmax(cosine=True, temperature=0.2)
     made: dict[str, tuple[Model, Data]] = {
         "words": (MF(dim=8), Pairs(source=f"{folder}/words.parquet", raw_ids=True, **several)),  # type: ignore[arg-type]
         "features": (TwoTower(dim=8, objective=cosine, scale=0.3), Pairs(negatives=none, **known, **several)),
         "text": (TextTower(dim=8, objective=cosine, scale=0.3), Pairs(negatives=none, **known, **several)),
+        "tokens": (TextTower(dim=8, objective=cosine, scale=0.3), Pairs(negatives=none, **known | tokens, **several)),
         "graph": (
             LightGCN(dim=8, objective=BPR()),
             Graph(source=f"{folder}/numbers.parquet", **several),  # type: ignore[arg-type]
@@ -106,7 +119,7 @@ def run_of(folder: Path, name: str) -> Run:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["words", "features", "text", "graph", "sasrec", "hstu"])
+@pytest.mark.parametrize("name", ["words", "features", "text", "tokens", "graph", "sasrec", "hstu"])
 def test_what_the_export_finds_is_what_the_trainer_found(folder: Path, name: str) -> None:
     run = run_of(folder, name)
     done = train(run)
@@ -134,6 +147,19 @@ def test_what_the_export_finds_is_what_the_trainer_found(folder: Path, name: str
     assert np.mean(hits) == pytest.approx(done["test"][f"hit_rate@{K}"], abs=1e-6)
     found = encoders.recommend(whom, K, times=times, seen=histories)
     assert [[i for i, _ in those] for those in found] == lists
+
+
+def test_an_export_of_tokens_needs_no_tokenizer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What items' texts said is in the export: a file that is not there any more is not missed."""
+    export = str(train(run_of(folder, "tokens"), fresh=True)["export"])
+    whole = Encoders(export).recommend([1, 2])
+    monkeypatch.setattr("rtrain.text._HELD", {})
+    file = folder / "300.json"
+    hidden = file.rename(folder / "hidden.json")
+    try:
+        assert Encoders(export).recommend([1, 2]) == whole
+    finally:
+        hidden.rename(file)
 
 
 def test_a_script_that_asks_prints_what_it_prints_alone(folder: Path) -> None:

@@ -101,7 +101,7 @@ REFUSED = {
         "bpr",
         {"data.item_features": RUNS["features"].data.item_features},  # type: ignore[attr-defined]
     ),
-    "data.item_features: TextTower reads a text of items, and there is none. Give Words, or use TwoTower": (
+    "data.item_features: TextTower reads a text of items, and there is none. Give Words or Text, or use TwoTower": (
         "text",
         {"data.item_features": RUNS["features"].data.item_features},  # type: ignore[attr-defined]
     ),
