@@ -148,7 +148,11 @@ ANY_LENGTH = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class IdList(Id):
-    """Any number of categorical values a row (jagged), pooled by the model."""
+    """Any number of categorical values a row (jagged), pooled by the model.
+
+    Lists of lists, as sessions of items, are read as one: all inner lists one behind the other, a null one as an empty
+    one. `max_length` is of the whole; what lies beside the ids (weights, times) is in the same inner lists.
+    """
 
     max_length: int = ANY_LENGTH
     """Longest list that is accepted. A model that reads it as a sequence under tensor or pipeline ranks pads to it."""

@@ -45,7 +45,7 @@ def encode(
         table: rows with the columns of `schema.arrow(label=label)`, or of types that widen to them.
         schema: what the model reads.
         label: whether the label is there to be read; without it labels are 0.
-        where: what messages call the table: `train.parquet rows 0..65535`, `request`.
+        where: what messages call the table: `train.parquet rows 0..65535 (row group 0)`, `request`.
         first_row: number of the table's first row in the data set (`Batch.row`).
         shown: each row's number as messages count it; none: from `first_row` on.
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from rtrain.data.encode import encode
 from rtrain.data.parquet import ParquetRows, RowGroup
+from rtrain.data.place import of_group
 from rtrain.encodings import LARGEST
 from rtrain.moment import Age
 from rtrain.schema import Dense, Id, IdList, Schema
@@ -48,7 +49,7 @@ def refuse_by_footers(rows: ParquetRows, groups: Iterable[RowGroup], schema: Sch
                 rows.read(group.first_row, group.stop, schema.arrow(label=True).names),
                 schema,
                 label=True,
-                where=f"{rows.name(group)} rows {shown[0]}..{shown[-1]}",
+                where=of_group(rows.name(group), group.index, shown),
                 first_row=group.first_row,
                 shown=shown,
             )

@@ -30,6 +30,7 @@ from rtrain.data.means import means_of
 from rtrain.data.order import Block, Order, Window, most_strata
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
+from rtrain.data.place import of_group
 from rtrain.data.protocol import Data
 from rtrain.data.reader import Ready, as_it_is, scanned
 from rtrain.data.samples import SPLITS, Samples
@@ -206,7 +207,7 @@ class Dataset(Samples[Batch]):
                     self._rows.read(start, stop, names),
                     self.schema,
                     label=True,
-                    where=f"{self._rows.name(group)} rows {shown[0]}..{shown[-1]}",
+                    where=of_group(self._rows.name(group), group.index, shown),
                     first_row=start,
                     shown=shown,
                 )

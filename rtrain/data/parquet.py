@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 
 from rtrain.data.agreed import agreed
+from rtrain.data.damage import telling_where
 from rtrain.data.partitions import is_partition, partitions_of
 from rtrain.errors import DataError, did_you_mean
 
@@ -149,7 +150,8 @@ class ParquetRows:
                     pre_buffer=not isinstance(self._fs, LocalFileSystem),
                     page_checksum_verification=True,
                 )
-                found = reader.read_row_groups([group.index for group in mine], columns=stored)
+                with telling_where(reader, indexes := [group.index for group in mine], stored):
+                    found = reader.read_row_groups(indexes, columns=stored)
             of_folders = self._partitions.columns(file, wanted, sum(group.rows for group in mine))
             if of_folders:
                 found = pa.table({name: found[name] for name in stored} | of_folders)
@@ -176,9 +178,10 @@ class ParquetRows:
                 page_checksum_verification=True,
             )
             asked = [self.schema.field(column).type for column in columns]
-            for batch in reader.iter_batches(rows, row_groups=[group.index], columns=list(columns)):
-                found = [batch.column(name).cast(kind) for name, kind in zip(columns, asked, strict=True)]
-                yield pa.RecordBatch.from_arrays(found, list(columns))
+            with telling_where(reader, [group.index], ()):
+                for batch in reader.iter_batches(rows, row_groups=[group.index], columns=list(columns)):
+                    found = [batch.column(name).cast(kind) for name, kind in zip(columns, asked, strict=True)]
+                    yield pa.RecordBatch.from_arrays(found, list(columns))
 
     def spans(self, column: str) -> list[tuple[Any, Any]] | None:
         """The lowest and the highest value of each row group by the footers alone; times as the numbers `read` has.

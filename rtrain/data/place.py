@@ -19,6 +19,11 @@ class Place:
         return DataError(f"{self.where}: {what} at row {self.shown[row]}{why}")
 
 
+def of_group(file: str, group: int, shown: NDArray[np.integer]) -> str:
+    """What messages call rows of a file's row group; `shown`: their numbers in the file."""
+    return f"{file} rows {shown[0]}..{shown[-1]} (row group {group})"
+
+
 def first(mask: NDArray[np.bool_]) -> int:
     """Index of the first that is true."""
     return int(mask.argmax())

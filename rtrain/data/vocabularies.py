@@ -136,8 +136,8 @@ def _read(file: str) -> tuple[pa.Array, str]:
     digest = digest_of(pa.chunked_array([values]))
     if said and said != digest:  # Arrow keeps the metadata of a table whose rows are changed
         raise DataError(
-            f"{file}: its values are not those that its own metadata name (sha256 {digest[:12]}, {said[:12]} there). "
-            "Write it without the old rtrain.vocabulary in its metadata, or make it anew by rtrain data prepare"
+            f"{file}: its values were changed since it was written (sha256 {digest[:12]} now, {said[:12]} then). Make "
+            "it anew by rtrain data prepare, or point vocabulary_file at the file of the version that is wanted"
         )
     return values, digest
 

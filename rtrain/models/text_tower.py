@@ -26,7 +26,7 @@ from rtrain.nn.tables import VECTORS, sequence
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower(TwoTower):
-    """As `TwoTower`, but of each feature of items that is `Words` or `Text` the order is read, by blocks of attention."""
+    """As `TwoTower`, but of each text of items (`Words`, `Text`) the order is read, by blocks of attention."""
 
     layers: int = 1
     """Blocks that read a text."""

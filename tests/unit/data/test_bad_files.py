@@ -110,6 +110,34 @@ def test_a_file_of_another_type_that_loses_nothing_is_read(
     data.refuse_rows()
 
 
+@pytest.mark.parametrize(
+    ("column", "checksum", "why"), [("tags", True, "CRC checksum verification failed"), ("price", False, "Corrupt")]
+)
+def test_a_broken_page_is_named_by_its_row_group_and_column(
+    folder: Path, column: str, checksum: bool, why: str
+) -> None:
+    file = folder / "part-6.parquet"
+    packed = "none" if checksum else "snappy"
+    pq.write_table(
+        table(6), file, row_group_size=10, compression=packed, write_page_checksum=checksum, use_dictionary=False
+    )
+    group = pq.read_metadata(file).row_group(2)
+    broken = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema.split(".")[0] == column)
+    content = bytearray(file.read_bytes())
+    last = broken.data_page_offset + broken.total_compressed_size
+    for at in range(last - 12, last - 2):  # the page's end, behind its header
+        content[at] ^= 0xFF
+    file.write_bytes(content)
+    data = Interactions(source=str(folder), schema=SCHEMA, split=ByTime(valid=0.1, test=0.1)).open()
+    said = said_of(data.refuse_rows)
+    assert said.startswith(f"{file}: cannot be read (rows 20..29 (row group 2), column {column!r}: ") and why in said
+    assert said.endswith(". If it is damaged, copy or write it again")
+    stored = ParquetRows(str(folder))
+    number = 6 * 2 + 2  # two groups in each of the others
+    said = said_of(lambda: list(stored.batches(stored.row_groups[number], [column], 3)))
+    assert said.startswith(f"{file}: cannot be read (rows 20..29 (row group 2): ") and why in said
+
+
 @pytest.mark.parametrize("file", [0, 6])
 @pytest.mark.parametrize(
     ("name", "kind"),
@@ -259,7 +287,7 @@ def test_what_the_footers_tell_is_refused_before_training_however_small_the_wind
     data = Interactions(source=str(folder), schema=SCHEMA, window_rows=40, split=split).open()
     read, plain = list[int](), ParquetRows.read
     monkeypatch.setattr(ParquetRows, "read", lambda self, start, *rest: read.append(start) or plain(self, start, *rest))
-    assert f"part-6.parquet rows 20..39: {said}" in said_of(data.refuse_rows)
+    assert f"part-6.parquet rows 20..39 (row group 1): {said}" in said_of(data.refuse_rows)
     assert read == [6 * ROWS + 20], "that row group alone"
 
 
@@ -270,7 +298,7 @@ def test_a_moment_that_the_footers_tell_is_missing(folder: Path) -> None:
     schema = replace(SCHEMA, features=(*SCHEMA.features, Moment(name="hour", column="seen", part="hour")))
     data = Interactions(source=str(folder), schema=schema, window_rows=40).open()
     said = said_of(data.refuse_rows)
-    assert said.startswith("part-6.parquet rows 20..39: ") and "is null at row 35" in said
+    assert said.startswith("part-6.parquet rows 20..39 (row group 1): ") and "is null at row 35" in said
 
 
 def test_a_column_that_some_files_say_is_never_null_may_be_null_in_others(folder: Path) -> None:
@@ -289,7 +317,7 @@ def test_what_the_folders_names_tell_is_refused_before_training(tmp_path: Path, 
         put(tmp_path / f"shop={file if file else last}", 0, table(file))
     schema = replace(SCHEMA, features=(*SCHEMA.features, Id(name="shop", rows=9)))
     data = Interactions(source=str(tmp_path), schema=schema, window_rows=40, split=Random()).open()
-    assert f"shop={last}/part-0.parquet rows 0..19: {said} at row 0" in said_of(data.refuse_rows)
+    assert f"shop={last}/part-0.parquet rows 0..19 (row group 0): {said} at row 0" in said_of(data.refuse_rows)
 
 
 def test_a_row_that_only_the_baseline_reads_is_no_traceback(folder: Path) -> None:

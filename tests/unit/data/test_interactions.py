@@ -157,7 +157,7 @@ def test_a_row_of_any_split_that_cannot_be_used_is_refused_before_training(
     monkeypatch.setattr(ParquetRows, "read", lambda self, start, *rest: read.append(start) or plain(self, start, *rest))
     data = Interactions(source=path, schema=schema, split=split).open()
     before = len(read)
-    with pytest.raises(DataError, match=rf"rows\.parquet rows 950\.\.999: {said}"):
+    with pytest.raises(DataError, match=rf"rows\.parquet rows 950\.\.999 \(row group \d+\): {said}"):
         data.refuse_rows()
     assert read[before:] == [950], "that row group alone"
 

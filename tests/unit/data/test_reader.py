@@ -179,7 +179,7 @@ def test_a_bad_value_is_raised_where_its_batch_would_come(write: Write, schema: 
     path = write(1000, files=2, item=pa.array(items))
     for prefetch in (0, 2):
         reader = opened(path, schema, 100, prefetch).reader(global_batch=50, seed=1, rank=0, world_size=1)
-        with pytest.raises(DataError, match=r"part-1\.parquet rows 100\.\.199: feature 'item' has id 100 at row 112,"):
+        with pytest.raises(DataError, match=r"part-1\.parquet rows 100\.\.199 \(row group \d\): .* id 100 at row 112,"):
             for _ in reader:
                 pass
 
