@@ -133,6 +133,7 @@ def test_a_broken_page_is_named_by_its_row_group_and_column(
     assert said.startswith(f"{file}: cannot be read (rows 20..29 (row group 2), column {column!r}: ") and why in said
     assert said.endswith(". If it is damaged, copy or write it again")
     stored = ParquetRows(str(folder))
+    assert said_of(lambda: stored.read(0, stored.rows)) == said
     number = 6 * 2 + 2  # two groups in each of the others
     said = said_of(lambda: list(stored.batches(stored.row_groups[number], [column], 3)))
     assert said.startswith(f"{file}: cannot be read (rows 20..29 (row group 2): ") and why in said

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rtrain.data.boosted import _column
 from rtrain.data.columns import Columns
 from rtrain.data.encode import encode
 from rtrain.data.interactions import Interactions
@@ -257,3 +258,9 @@ def test_a_starter_guesses_what_inner_lists_hold() -> None:
 
     (found,) = columns(Given(), {})  # type: ignore[arg-type]
     assert (found.kind, found.options) == ("IdList", (("rows", "5"),))
+
+
+def test_trees_read_how_long_the_whole_is() -> None:
+    table = pa.table({"tags": pa.array([[[1], [2, 3]], None, [[], None]])})
+    found = _column(IdList(name="tags", rows=9), table, SCHEMA)
+    assert np.array_equal(found, [3, np.nan, 0], equal_nan=True)
