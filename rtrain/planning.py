@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -10,11 +11,12 @@ import torch
 from rtrain import notices
 from rtrain.config import validate
 from rtrain.data.cursor import largest_share
+from rtrain.data.protocol import NotCounted
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, lay_out
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
-from rtrain.parallel.activations import NotCounted, kept_of_ranks
+from rtrain.parallel.activations import kept_of_ranks
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank, copied_bytes, left_for_tables, total_bytes
 from rtrain.parallel.stage import parameters_of_ranks
 from rtrain.rounding import ceil_div
@@ -141,7 +143,8 @@ def _activations(run: Run, blueprint: Blueprint, mesh: Mesh) -> tuple[list[dict[
     """What each rank keeps during a step, or nothing and why that is not counted."""
     share = largest_share(run.global_batch, mesh.readers(blueprint.dealt))
     try:
-        kept = kept_of_ranks(blueprint, run.parallel, mesh, share=share, blank=run.data.blank)
+        blank = partial(run.data.blank, global_rows=run.global_batch)
+        kept = kept_of_ranks(blueprint, run.parallel, mesh, share=share, blank=blank)
     except NotCounted as error:
         return [{} for _ in range(mesh.world_size)], str(error)
     return [{"activations": of_rank.total} for of_rank in kept], ""

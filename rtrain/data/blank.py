@@ -4,13 +4,16 @@ Shape legend: B rows, T positions of the longest row, K negatives of a position.
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
 from rtrain.batch import Batch, Jagged
 from rtrain.data.negatives import Negatives
+from rtrain.data.protocol import NotCounted
 from rtrain.data.retrieval_batch import RetrievalBatch
+from rtrain.rounding import ceil_div
 from rtrain.schema import ANY_LENGTH, Many, Schema
 
 
@@ -31,7 +34,7 @@ def _length(of: Many) -> int:
     return of.max_length if of.max_length < ANY_LENGTH else math.ceil(of.mean_length or 1)
 
 
-def blank_rows(schema: Schema, rows: int) -> Batch:
+def blank_rows(schema: Schema, rows: int, global_rows: int) -> Batch:
     """As `Interactions` gives them, with every list at its longest."""
     lengths = {f.name: _length(f) if isinstance(f, Many) else 1 for f in schema.ids}
     labels = len(schema.labels)
@@ -41,28 +44,56 @@ def blank_rows(schema: Schema, rows: int) -> Batch:
         label=torch.zeros((rows, labels) if labels > 1 else (rows,)),
         group=torch.zeros(rows, dtype=torch.int64),
         row=torch.arange(rows),
-        global_rows=rows,
+        global_rows=global_rows,
         weight=torch.ones(rows) if schema.weight else None,
         teacher=torch.zeros(rows) if schema.teacher else None,
         times={f.name: torch.zeros(rows, lengths[f.name], dtype=torch.int64) for f in schema.timed},
     )
 
 
-def blank_positives(rows: int, positions: int | None, negatives: Negatives) -> RetrievalBatch:
-    """As `Pairs` (`positions` is none) and `Histories` give them where nothing is known beside ids.
+def blank_positives(
+    rows: int,
+    global_rows: int,
+    *,
+    items: int,
+    positions: int | None,
+    negatives: Negatives,
+    side: Mapping[str, Mapping[str, int]],
+) -> RetrievalBatch:
+    """As `Pairs` (`positions` is none) and `Histories` give them, of a catalogue of at most so many `items`.
 
-    Negatives are drawn, by the items' popularity or not, and batches do not tell what was known: how much that would
-    be, only open data say.
+    `side`: of "user" and "item", feature -> the most ids that one has of it. Of what a user had it is an upper bound:
+    somebody had all the items of the global batch, which are at most its positions and at most the catalogue.
+    Of full batches: where the whole catalogue is dealt to fewer rows, each has a few more of it.
+
+    Raises:
+        NotCounted: histories to whose positions the whole catalogue is dealt.
     """
     count = positions or 1
-    facts = 2 + (negatives.count if negatives.by == "popularity" else 0)
+    drawn = negatives.count
+    if negatives.by == "all":
+        if positions is not None:
+            raise NotCounted(
+                "data.negatives.by: 'all' deals every item to the positions of a batch, and how many histories have, "
+                "only open data tell"
+            )
+        drawn = ceil_div(items, global_rows)
+    facts = 2 + (drawn if negatives.by != "uniform" or negatives.known else 0)
+    if negatives.tells_known:
+        facts += ceil_div(min(global_rows * count, items), count)
+    offered = count * (1 + drawn)
     asked = {"user": 1} if positions is None else {"history": count}
+    of_items = {name: offered * most for name, most in side.get("item", {}).items()}
     return RetrievalBatch(
-        ids=_ids(asked | {"item": count * (1 + negatives.count)}, rows),
+        ids=_ids(asked | {"item": offered} | dict(side.get("user", {})) | of_items, rows),
         target=torch.zeros(rows, count, facts, dtype=torch.int64),
         row=torch.arange(rows),
         last=torch.full((rows,), count - 1),
-        global_rows=rows,
-        units=rows * count,
+        global_rows=global_rows,
+        units=global_rows * count,
         times=None if positions is None else torch.zeros(rows, count, dtype=torch.int64),
+        places={
+            name: torch.arange(offered).repeat_interleave(most).repeat(rows, 1)
+            for name, most in side.get("item", {}).items()
+        },
     )

@@ -265,9 +265,9 @@ class Interactions(Data):
         """What a model may ask of the data before they are opened."""
         return self.schema
 
-    def blank(self, rows: int) -> Batch:
+    def blank(self, rows: int, global_rows: int) -> Batch:
         """See `Data`; of a list without `max_length` it has `mean_length` ids a row, or one."""
-        return blank_rows(self.schema, rows)
+        return blank_rows(self.schema, rows, global_rows)
 
     @property
     def group(self) -> str:

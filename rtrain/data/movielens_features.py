@@ -35,7 +35,7 @@ OF_FILMS = SideFeatures(
     source="ml-100k",
     key="item_id",
     features=(
-        IdList(name="genres", vocabulary=GENRES),
+        IdList(name="genres", vocabulary=GENRES, max_length=len(GENRES)),
         Bins(
             name="release_year",
             edges=(1940.0, 1950.0, 1960.0, 1970.0, 1980.0, 1985.0, 1990.0, 1993.0, 1994.0, 1995.0, 1996.0, 1997.0),

@@ -12,6 +12,10 @@ from rtrain.batch import NONE, Jagged
 from rtrain.data.samples import Samples
 
 
+class NotCounted(Exception):
+    """Why it cannot be known how much a step keeps, in a few words; and the field that would tell, if one would."""
+
+
 class AnyBatch(Protocol):
     """A rank's share of a global batch: all that the replica and the loop ask of one, whatever its kind.
 
@@ -95,9 +99,13 @@ class Data(Protocol):
     def facts(self) -> Any:
         """What a model may ask of the data before they are opened."""
 
-    def blank(self, rows: int) -> AnyBatch | None:
-        """A batch of `rows` rows as large as can be, of no content; none: only open data tell how large that is."""
-        return None
+    def blank(self, rows: int, global_rows: int) -> AnyBatch:
+        """A batch of `rows` rows as large as can be, of a global batch of `global_rows`, of no content.
+
+        Raises:
+            NotCounted: only open data tell how large that is.
+        """
+        raise NotCounted("how large batches are, only open data tell")
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.

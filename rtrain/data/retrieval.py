@@ -19,7 +19,7 @@ from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage
 from rtrain.data.negatives import Negatives
 from rtrain.data.of_users import HISTORY
-from rtrain.data.protocol import Data
+from rtrain.data.protocol import Data, NotCounted
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.retrieval_set import RetrievalDataset
 from rtrain.data.side import SideFeatures
@@ -45,6 +45,8 @@ class RetrievalFacts:
     """Beside the items' ids."""
     texts: Mapping[str, int] = field(default_factory=dict)
     """Those of items that are words in their order: name in a batch -> most words of an item."""
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    """Of those of items that are no list of any length: name in a batch -> most ids of an item."""
     by: str = "uniform"
     """How negatives are drawn, see `Negatives`."""
     power: float = 1.0
@@ -142,19 +144,31 @@ class _Positives(Data):
     def facts(self) -> RetrievalFacts:
         """What a model may ask of the data before they are opened."""
         beside = {of: {f"{of}_{f.name}": f.table_rows for f in side.features} for of, side in self.side.items()}
-        texts = self.side["item"].in_order if "item" in self.side else {}
+        known = self.side.get("item")
+        texts, lengths = (known.in_order, known.longest) if known else (NONE, NONE)
         return RetrievalFacts(
             self.users, self.items, self.longest, self.negatives.count, self.graph, beside.get("user", NONE),
             beside.get("item", NONE), {f"item_{name}": longest for name, longest in texts.items()},
+            lengths={f"item_{name}": most for name, most in lengths.items()},
             by=self.negatives.by, power=self.negatives.power, known=self.negatives.tells_known,
         )  # fmt: skip
 
-    def blank(self, rows: int) -> RetrievalBatch | None:
-        """See `Data`; none where a batch's size depends on what users had, on features beside ids, or on the graph."""
-        negatives = self.negatives
-        if self.side or self.graph or negatives.by == "all" or negatives.tells_known:
-            return None
-        return blank_positives(rows, self.longest, negatives)
+    def blank(self, rows: int, global_rows: int) -> RetrievalBatch:
+        """See `Data` and `blank_positives`.
+
+        Raises:
+            NotCounted: a graph, a list of any length, or a catalogue that is dealt to histories.
+        """
+        if self.graph:
+            raise NotCounted("data: a graph has the interactions that train as edges, whose number only open data tell")
+        side = {}
+        for of, known in self.side.items():
+            for endless in (feature.name for feature in known.features if feature.name not in known.longest):
+                raise NotCounted(f"data.{of}_features: {endless!r} is a list of any length. Give it a max_length")
+            side[of] = {f"{of}_{name}": most for name, most in known.longest.items()}
+        return blank_positives(
+            rows, global_rows, items=self.items, positions=self.longest, negatives=self.negatives, side=side
+        )
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is fetched.

@@ -80,13 +80,15 @@ class RetrievalBatch:
         return beside | {places(name): at for name, at in self.places.items()}
 
     def padded(self, rows: int, longest: Mapping[str, int] = NONE) -> "RetrievalBatch":
-        """With rows without ids or targets at its end, up to `rows`; and with positions up to the `longest` history."""
+        """With rows without ids or targets at its end, up to `rows`; with positions up to the `longest` history, and
+        places up to the `longest` of their feature."""
         extra = rows - self.rows
 
-        def later(of: Tensor) -> int:
-            return longest.get("history", of.shape[1]) - of.shape[1]
+        def later(of: Tensor, feature: str = "history") -> int:
+            return max(0, longest.get(feature, 0) - of.shape[1])
 
-        if extra == later(self.target) == 0 and (self.times is None or not later(self.times)):
+        wider = [later(self.target), *(later(at, name) for name, at in self.places.items())]
+        if not extra and not any(wider) and (self.times is None or not later(self.times)):
             return self
         return replace(
             self,
@@ -94,7 +96,7 @@ class RetrievalBatch:
             target=pad(self.target, (0, 0, 0, later(self.target), 0, extra), value=-1),
             row=pad(self.row, (0, extra), value=-1),
             last=pad(self.last, (0, extra)),
-            places={name: pad(at, (0, 0, 0, extra), value=-1) for name, at in self.places.items()},
+            places={name: pad(at, (0, later(at, name), 0, extra), value=-1) for name, at in self.places.items()},
             times=None if self.times is None else pad(self.times, (0, later(self.times), 0, extra)),
         )
 

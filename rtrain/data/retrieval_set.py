@@ -330,9 +330,17 @@ class RetrievalDataset(Samples[RetrievalBatch]):
         batch = self.assembly.batch(context, candidates, numbers, times)
         target = laid_out(np.concatenate([positives[:, None], *told], axis=1), lengths)
         if self.negatives.tells_known:
-            had = self._lists(TRAIN, alone=True)[0].select(places)
-            target = np.concatenate([target, spread(had, self._positives(whole), target.shape[1])], axis=2)
+            known = spread(self._had.select(places), self._positives(whole), target.shape[1])
+            target = np.concatenate([target, known], axis=2)
         return replace(batch, target=torch.from_numpy(target), global_rows=len(whole), units=int(every.sum()))
+
+    @cached_property
+    def _had(self) -> Lists:
+        """Each user's items of training, in their order, once each: so a batch tells no more than it has items."""
+        lists = self._lists(TRAIN, alone=True)[0]
+        pairs = np.repeat(np.arange(len(lists.lengths)), lists.lengths) * (int(self.catalogue[-1]) + 1) + lists.values
+        first = np.sort(np.unique(pairs, return_index=True)[1])
+        return Lists(lists.values[first], np.searchsorted(first, lists.offsets))
 
     def _positives(self, numbers: Ids) -> Ids:
         """Of samples of training, all positions' positives."""

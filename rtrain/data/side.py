@@ -16,7 +16,7 @@ from rtrain.data.encode import encode
 from rtrain.data.parquet import ParquetRows
 from rtrain.data.words import Words
 from rtrain.errors import ConfigError, DataError
-from rtrain.schema import Id, IdList, IdSequence, Many, Schema
+from rtrain.schema import ANY_LENGTH, Id, IdList, IdSequence, Many, Schema
 from rtrain.text import Text
 
 Ids = NDArray[np.int64]
@@ -101,6 +101,13 @@ class SideFeatures:
         words = {feature.name: feature.longest for feature in self.features if isinstance(feature, InOrder)}
         texts = {feature.name: feature.max_length for feature in self.features if isinstance(feature, Text)}
         return words | texts
+
+    @property
+    def longest(self) -> dict[str, int]:
+        """Of each feature the most ids of a row; without lists of any length."""
+        found = {feature.name: 1 for feature in self.features} | self.in_order
+        found |= {feature.name: feature.max_length for feature in self.features if isinstance(feature, IdList)}
+        return {name: most for name, most in found.items() if most < ANY_LENGTH}
 
     def open(self, ids: Ids, *, rows: int, of: str) -> dict[str, Lists]:
         """Feature -> of each id 0..rows-1 its values [R]; `ids`: those that must be there; `of`: "user" or "item".

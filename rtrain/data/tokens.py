@@ -259,10 +259,10 @@ class Tokens(Data):
         """What a model may ask of the data before they are opened."""
         return TokenFacts(self.context)
 
-    def blank(self, rows: int) -> TokenBatch:
+    def blank(self, rows: int, global_rows: int) -> TokenBatch:
         """See `Data`."""
         tokens, targets = (torch.zeros(rows, self.context, dtype=torch.int64) for _ in range(2))
-        return TokenBatch(tokens=tokens, targets=targets, row=torch.arange(rows), global_rows=rows)
+        return TokenBatch(tokens=tokens, targets=targets, row=torch.arange(rows), global_rows=global_rows)
 
     def check_source(self) -> None:
         """Look whether a local source is there; nothing is made.

@@ -87,7 +87,7 @@ class RetrievalConfig(Model):
             pieces=self.pieces(facts),
             objective=self.objective,
             against=self.reasons_against,
-            longest=longest_of(facts),
+            longest=longest_of(facts) | {name: lengths["item"] * most for name, most in facts.lengths.items()},
         )
 
     def _check_negatives(self, facts: RetrievalFacts) -> None:

@@ -89,8 +89,7 @@ class CatalogueTally:
         """Of each query its candidates: what is to be found, and those that are drawn."""
         if self._every is None:
             own = self.items[0]
-            longest = int(self.ranks.gather(own.new_tensor([len(own)])).max())
-            every = self.ranks.gather(filled(own, longest, NO_ITEM)).cpu().numpy()
+            every = self.ranks.gather(filled(own, self.ranks.most(own), NO_ITEM)).cpu().numpy()
             self._every = np.sort(every[every != NO_ITEM])
         return candidates(self._every, batch.row.cpu().numpy(), batch.seen, batch.positives, self.sampled)
 

@@ -36,7 +36,7 @@ class FullSoftmax(CandidateLoss):
         asked_NE, offered_NKE = self.compared(queries[here]), self.compared(candidates[here])
         positive_N = (asked_NE * offered_NKE[:, 0]).sum(1) / self.temperature
         own_E = offered_NKE[:, 1:][target[..., 2 : 1 + candidates.shape[-2]][here] >= 0]
-        longest = int(ranks.gather(target.new_tensor([len(own_E)])).max())
+        longest = ranks.most(own_E)
         real = ranks.gather(filled(target.new_ones(len(own_E), dtype=torch.bool), longest, False))
         all_IE = ranks.gather_with_gradient(filled(own_E, longest, 0.0))[real]
         block = max(1, BLOCK_SCORES // max(1, len(all_IE)))

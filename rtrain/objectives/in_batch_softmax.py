@@ -35,7 +35,7 @@ class InBatchSoftmax(CandidateLoss):
         here = target[..., 0] >= 0
         asked_NE, offered_NE = self.compared(queries[here]), self.compared(candidates[..., 0, :][here])
         facts_N2 = target[..., :2][here]
-        longest = int(ranks.gather(target.new_tensor([len(facts_N2)])).max())
+        longest = ranks.most(facts_N2)
         all_ME = ranks.gather_with_gradient(filled(offered_NE, longest, 0.0))
         all_M2 = ranks.gather(filled(facts_N2, longest, -1))
         scores_NM = asked_NE @ all_ME.T / self.temperature

@@ -30,6 +30,9 @@ class Ranks(Protocol):
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all data ranks, in their order; each has as many. No gradient goes back."""
 
+    def most(self, rows: Tensor) -> int:
+        """How many rows the data rank has that has most; a collective."""
+
     def gather_with_gradient(self, rows: Tensor) -> Tensor:
         """As `gather`; what every rank's loss says of a row is summed where the row is."""
 
@@ -49,6 +52,10 @@ class Alone:
     def gather(self, rows: Tensor) -> Tensor:
         """They are all."""
         return rows
+
+    def most(self, rows: Tensor) -> int:
+        """Its own."""
+        return len(rows)
 
     def gather_with_gradient(self, rows: Tensor) -> Tensor:
         """They are all."""

@@ -11,7 +11,7 @@ be, so a batch of shorter ones takes less.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,22 +19,19 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from rtrain.data.protocol import AnyBatch
+from rtrain.data.protocol import AnyBatch, IdBatch, NotCounted
 from rtrain.errors import one_line
 from rtrain.mesh import Dealt, Mesh, Parallel, rows_of_stages
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import BESIDE, VECTORS, WEIGHTS, mask, sequence
+from rtrain.parallel.at_most import AtMost
 from rtrain.parallel.groups import Groups
 from rtrain.parallel.in_flight import in_flight
 from rtrain.parallel.ranks import MeshRanks
 from rtrain.parallel.stage import build_stages, cut_into_stages, stages_of_ranks
 from rtrain.parallel.tensor import TensorRank
 from rtrain.rounding import ceil_div
-
-
-class NotCounted(Exception):
-    """Why it cannot be known how much a step keeps, in a few words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +54,18 @@ class Kept:
 
 
 def kept_of_ranks(
-    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, *, share: int, blank: Callable[[int], AnyBatch | None]
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, *, share: int, blank: Callable[[int], AnyBatch]
 ) -> list[Kept]:
     """What each rank keeps; no process group needed. One forward a stage, however many ranks there are.
 
-    `share`: most rows of a global batch that a rank reads. `blank`: as `data.protocol.Data.blank`.
+    `share`: most rows of a global batch that a rank reads. `blank`: `data.protocol.Data.blank` of the global batch's
+    rows. Of a model or objective that chooses by numbers it is an upper bound, see `at_most`.
 
     Raises:
-        NotCounted: of data whose size only open data tell, and a model whose shapes depend on numbers.
+        NotCounted: of data whose size only open data tell, and a model that asks for numbers themselves.
     """
     try:
-        with FakeTensorMode(), torch.enable_grad():
+        with FakeTensorMode(), AtMost(), torch.enable_grad():
             of_stage = _of_pipeline_ranks(blueprint, parallel, mesh, share, blank)
     except NotCounted:
         raise
@@ -77,15 +75,12 @@ def kept_of_ranks(
 
 
 def _of_pipeline_ranks(
-    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, share: int, blank: Callable[[int], AnyBatch | None]
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, share: int, blank: Callable[[int], AnyBatch]
 ) -> list[Kept]:
     count, ranks = parallel.microbatches, mesh.pipeline
     rows = share if blueprint.tables and ranks == 1 else rows_of_stages(share, parallel)
-    batch = blank(rows)
-    if batch is None:
-        raise NotCounted("how large batches are, only open data tell")
-    batch = batch.padded(rows, blueprint.longest)
-    looked_up = _looked_up(blueprint, ceil_div(rows, ranks))
+    batch = blank(rows).padded(rows, blueprint.longest)
+    looked_up = _looked_up(blueprint, batch, ceil_div(rows, ranks))
     named = {name: _as_leaf(x.new_empty(rows, *x.shape[1:])) for name, x in looked_up.items()}
     part = {name: x.chunk(count)[0] for name, x in {**batch.inputs, **named}.items()}
     everywhere = cut_into_stages(blueprint.pieces, parallel, mesh)
@@ -174,14 +169,14 @@ def _nothing(name: str) -> Any:
     raise AssertionError("nothing is filled here")
 
 
-def _looked_up(blueprint: Blueprint, rows: int) -> dict[str, Tensor]:
-    """What the tables give of so many rows."""
+def _looked_up(blueprint: Blueprint, batch: AnyBatch, rows: int) -> dict[str, Tensor]:
+    """What the tables give of so many of the batch's rows."""
     found: dict[str, Tensor] = {}
     for table in blueprint.tables:
         for feature in table.sequences:
             if feature not in blueprint.longest:
                 raise NotCounted(f"{feature!r} is read as a sequence of any length; give it a max_length")
-            longest = blueprint.longest[feature]
+            longest = max(blueprint.longest[feature], cast(IdBatch, batch).ids.longest[feature])
             found[sequence(feature)] = _as_leaf(torch.empty(rows, longest, table.dim))
             found[mask(feature)] = torch.empty(rows, longest, dtype=torch.bool)
     single = sum(t.dim * len([f for f in t.features if f not in t.sequences]) for t in blueprint.tables if not t.beside)
@@ -261,6 +256,10 @@ class _SilentRanks(MeshRanks):
     def gather(self, rows: Tensor) -> Tensor:
         """Nothing comes."""
         return rows if self.data == 1 else rows.new_empty((self.data * rows.shape[0], *rows.shape[1:]))
+
+    def most(self, rows: Tensor) -> int:
+        """No other rank has more."""
+        return len(rows)
 
     def exchange(self, blocks: Tensor) -> Tensor:
         """Nothing comes."""

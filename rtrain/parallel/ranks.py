@@ -36,6 +36,12 @@ class MeshRanks:
         dist.all_gather_into_tensor(found, rows, group=self._group)
         return found
 
+    def most(self, rows: Tensor) -> int:
+        """How many rows the data rank has that has most; of several, waits for the device."""
+        if self.data == 1:
+            return len(rows)
+        return int(self.gather(torch.tensor([len(rows)], device=rows.device)).max())
+
     def gather_with_gradient(self, rows: Tensor) -> Tensor:
         """As `gather`; what every rank's loss says of a row is summed where the row is."""
         out: Tensor = _Gather.apply(rows, self)  # type: ignore[no-untyped-call]

@@ -8,16 +8,21 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from rtrain.data.cursor import largest_share
 from rtrain.data.negatives import Negatives
 from rtrain.data.retrieval import Histories, Pairs
+from rtrain.data.retrieval_batch import RetrievalBatch
+from rtrain.data.side import SideFeatures
 from rtrain.data.tokens import Tokens
+from rtrain.data.words import Words
 from rtrain.mesh import Parallel, lay_out, rows_of_stages
 from rtrain.metrics.language import TokenLoss
 from rtrain.models.decoder import Decoder
@@ -26,12 +31,19 @@ from rtrain.models.dlrm import DLRM
 from rtrain.models.hstu import HSTU
 from rtrain.models.mf import MF
 from rtrain.models.sasrec import SASRec
+from rtrain.models.text_tower import TextTower
+from rtrain.models.two_tower import TwoTower
 from rtrain.objectives.bpr import BPR
+from rtrain.objectives.full_softmax import FullSoftmax
+from rtrain.objectives.in_batch_softmax import InBatchSoftmax
+from rtrain.objectives.sampled_softmax import SampledSoftmax
+from rtrain.objectives.weighted import WeightedSum
 from rtrain.parallel.activations import kept_of_ranks
 from rtrain.parallel.placement import bytes_per_rank
 from rtrain.parallel.stage import parameters_of_ranks
 from rtrain.parallel.zero import SLOTS, ZeroTower
 from rtrain.run import Evaluation, Handoff, Run
+from rtrain.schema import Id, IdList
 from rtrain.training.breakdown import Stopwatch
 from rtrain.training.replica import Replica
 from rtrain.training.world import join
@@ -60,17 +72,27 @@ def rows(model: Any, parallel: Parallel, **schema: Any) -> Run:
     return replace(tiny("nowhere", parallel, SGD, config=model, **schema), global_batch=64)
 
 
-def items(model: Any, parallel: Parallel, kind: Any = Histories, **data: Any) -> Run:
-    given = kind(source="nowhere", users=50, items=71, negatives=Negatives(count=3), **data)
+def items(
+    model: Any, parallel: Parallel, kind: Any = Histories, negatives: Negatives | None = None, **data: Any
+) -> Run:
+    given = kind(source="nowhere", users=50, items=71, negatives=negatives or Negatives(count=3), **data)
     return replace(retrieval.run_on(given, model, parallel, SGD), global_batch=32)
 
 
+WORDS, TITLE = IdList(name="words", rows=9, max_length=3), Words(name="title", rows=99, longest=5)
+USER = SideFeatures(source="nowhere", key="id", features=(Id(name="kind", rows=5), WORDS))
+ITEM = SideFeatures(source="nowhere", key="id", features=(WORDS, TITLE))
+IN_BATCH, NONE_DRAWN = InBatchSoftmax(cosine=True, temperature=0.1), Negatives(count=0)
+BOTH = WeightedSum(of=(SampledSoftmax(), InBatchSoftmax()))
+TOWERS = TwoTower(dim=16, hidden=(8,), objective=IN_BATCH)
 PIPELINE = {"data": 1, "pipeline": 2, "microbatches": 4, "dense": "ddp"}
 WORLDS: dict[int, dict[str, Run]] = {
     1: {
         "decoder": text(Parallel(dense="ddp")),
         "decoder x4": text(Parallel(dense="ddp", microbatches=4)),
         "dlrm": rows(DLRM(dim=16, bottom=(8,), top=(16,)), Parallel(dense="ddp")),
+        "two towers in batch": items(TOWERS, Parallel(dense="ddp"), Pairs, NONE_DRAWN),
+        "mf full": items(MF(dim=16, objective=FullSoftmax()), Parallel(dense="ddp"), Pairs, Negatives(by="all")),
     },
     2: {
         "decoder ddp": text(Parallel(dense="ddp")),
@@ -96,6 +118,26 @@ WORLDS: dict[int, dict[str, Run]] = {
         "sasrec pp2": items(SASREC, Parallel(**PIPELINE), length=20),  # type: ignore[arg-type]
         "hstu pp2": items(HSTU(dim=16, heads=2), Parallel(**PIPELINE), length=20),  # type: ignore[arg-type]
         "mf ddp": items(MF(dim=16, objective=BPR()), Parallel(dense="ddp"), Pairs),
+        "mf full ddp": items(MF(dim=16, objective=FullSoftmax()), Parallel(dense="ddp"), Pairs, Negatives(by="all")),
+        "two towers in batch zero1": items(TOWERS, Parallel(zero_stage=1), Pairs, NONE_DRAWN),
+        "sasrec in batch": items(
+            replace(SASREC, objective=IN_BATCH), Parallel(dense="ddp"), negatives=NONE_DRAWN, length=20
+        ),
+        "both softmaxes": items(
+            replace(TOWERS, objective=BOTH), Parallel(dense="ddp"), Pairs, Negatives(count=3, known=True)
+        ),
+        "features x2": items(
+            replace(TOWERS, objective=SampledSoftmax()), Parallel(dense="ddp", microbatches=2), Pairs,
+            user_features=USER, item_features=ITEM,
+        ),
+        "text in batch": items(
+            TextTower(dim=16, hidden=(8,), objective=IN_BATCH), Parallel(dense="ddp"), Pairs, NONE_DRAWN,
+            user_features=USER, item_features=ITEM,
+        ),
+        "text by popularity": items(
+            TextTower(dim=16, hidden=(8,), ids=False, objective=SampledSoftmax(correction=1.0)), Parallel(zero_stage=2),
+            Pairs, Negatives(count=3, by="popularity"), item_features=ITEM,
+        ),
     },
     4: {
         "decoder tp2 pp2": text(Parallel(tensor=2, pipeline=2, microbatches=4, dense="ddp")),
@@ -168,8 +210,9 @@ def measured(run: Run) -> dict[str, int]:
     mesh = lay_out(run.parallel, world.size)
     replica = Replica(run, mesh, world, stored=None, training=True)
     share = largest_share(run.global_batch, mesh.readers(run.blueprint.dealt))
-    batch: Any = run.data.blank(rows_of_stages(share, run.parallel) if replica.pipeline else share)
-    batch = replace(batch.padded(batch.rows, run.blueprint.longest), global_rows=run.global_batch)
+    rows = rows_of_stages(share, run.parallel) if replica.pipeline else share
+    batch: Any = run.data.blank(rows, run.global_batch)
+    batch = different(batch.padded(batch.rows, run.blueprint.longest))
     watch = Stopwatch(world.device, sample_steps=0)
     replica.train_step(batch, step=0, total_steps=2, watch=watch)
 
@@ -196,6 +239,15 @@ def measured(run: Run) -> dict[str, int]:
     kept = [sum(storages(inside(batch)).values()), sum(vectors.values()), sum(storages(received).values()), meter.most]
     replica.update(step=1, total_steps=2, watch=watch)
     return weights(replica) | {"activations": sum(kept), "gradients": gradients}
+
+
+def different(batch: Any) -> Any:
+    """With as many different items as can be, and that many words: what is read once of equal ones counts so often."""
+    if isinstance(batch, RetrievalBatch):
+        at = batch.ids.keys.index("item")
+        start, stop = (sum(batch.ids.per_key[:n]) for n in (at, at + 1))
+        batch.ids.values[start:stop] = torch.arange(stop - start) % 71
+    return batch
 
 
 def buffers(replica: Replica) -> list[Tensor]:
@@ -239,7 +291,8 @@ def planned(size: int, run: Run) -> list[dict[str, int]]:
     """Of each rank, as `plan` has it."""
     mesh, blueprint = lay_out(run.parallel, size), run.blueprint
     share = largest_share(run.global_batch, mesh.readers(blueprint.dealt))
-    kept = kept_of_ranks(blueprint, run.parallel, mesh, share=share, blank=run.data.blank)
+    blank = partial(run.data.blank, global_rows=run.global_batch)
+    kept = kept_of_ranks(blueprint, run.parallel, mesh, share=share, blank=blank)
     sizes = parameters_of_ranks(blueprint.pieces, run.parallel, mesh)
     dense = bytes_per_rank(run.parallel, run.sparse_optim, (), mesh, dense_parameters=sizes)
     return [row | {"activations": of.total} for row, of in zip(dense, kept, strict=True)]

@@ -1,13 +1,18 @@
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
 import rtrain
 from recipes.dlrm_movielens import run
 from recipes.gpt_stdlib import run as gpt
-from recipes.two_tower_movielens import run as two_towers
+from recipes.lightgcn_movielens import run as light_gcn
+from recipes.text_tower_movielens import run as text_tower
+from rtrain.data.protocol import NotCounted
 from rtrain.data.synthetic import CRITEO
 from rtrain.errors import ConfigError
 from rtrain.mesh import Parallel, TableLayout, lay_out
@@ -16,7 +21,8 @@ from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import BLOCK_ROWS, Kept, Table, initial_rows
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
-from rtrain.parallel.activations import NotCounted, kept_of_ranks
+from rtrain.parallel.activations import kept_of_ranks
+from rtrain.parallel.at_most import AtMost
 from rtrain.parallel.placement import bytes_per_rank
 from rtrain.parallel.stage import Stage
 from rtrain.parallel.table_planning import placements, plan_tables
@@ -241,9 +247,36 @@ def test_a_plan_counts_activations_or_says_why_not() -> None:
     assert kept / 2 <= less < 0.55 * kept
     by_parts = rtrain.plan(rtrain.override(run(), {"parallel.microbatches": 4})).bytes_per_rank[0]["activations"]
     assert kept / 4 < by_parts < 0.6 * kept  # the batch and its vectors are whole
-    unknown = rtrain.plan(two_towers())
+    assert rtrain.plan(text_tower()).not_counted == ""  # in-batch softmax, features of users and items, and words
+    unknown = rtrain.plan(light_gcn())
     assert "activations" not in unknown.bytes_per_rank[0]
-    assert str(unknown).endswith("activations not counted: how large batches are, only open data tell")
+    assert str(unknown).endswith(
+        "activations not counted: data: a graph has the interactions that train as edges, whose number only open data "
+        "tell"
+    )
+
+
+def test_what_chooses_by_numbers_is_as_large_as_can_be() -> None:
+    """Beside what torch gives where a mask is true everywhere, and no value is there twice."""
+    x, mask, flat = torch.rand(3, 4, 5), torch.ones(3, 4, dtype=torch.bool), torch.arange(12)
+    calls: list[Callable[..., Any]] = [
+        lambda x, mask, flat: x[mask],
+        lambda x, mask, flat: x[:, mask[0], 1:],
+        lambda x, mask, flat: x[mask[:, 0], flat[:3] % 4],
+        lambda x, mask, flat: mask.nonzero(),
+        lambda x, mask, flat: x.masked_select(mask.unsqueeze(2)),
+        lambda x, mask, flat: flat.unique(),
+        lambda x, mask, flat: flat.view(3, 4).unique(return_inverse=True),
+        lambda x, mask, flat: flat.unique(return_inverse=True, return_counts=True),
+    ]
+    for call in calls:
+        wanted = call(x, mask, flat)
+        with FakeTensorMode(allow_non_fake_inputs=True) as fake, AtMost():
+            found = call(*(fake.from_tensor(tensor) for tensor in (x, mask, flat)))
+        for real, counted in zip(*((of if isinstance(of, tuple) else (of,)) for of in (wanted, found)), strict=True):
+            assert (real.shape, real.dtype) == (counted.shape, counted.dtype)
+    with FakeTensorMode(), pytest.raises(DynamicOutputShapeException):
+        torch.ones(3, dtype=torch.bool).nonzero()
 
 
 def test_many_ranks_are_counted_with_one_forward_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +297,9 @@ def test_a_model_that_looks_at_numbers_is_planned_without_activations() -> None:
 
     pieces = (Piece(name="looks", build=Looks, cost=0.0, takes=("tokens",)),)
     blueprint = Blueprint(pieces=pieces, objective=gpt().blueprint.objective, dealt="tokens")
+    blank = partial(gpt().data.blank, global_rows=2)
     with pytest.raises(NotCounted, match="a forward pass without numbers fails"):
-        kept_of_ranks(blueprint, Parallel(), lay_out(Parallel(), 1), share=2, blank=gpt().data.blank)
+        kept_of_ranks(blueprint, Parallel(), lay_out(Parallel(), 1), share=2, blank=blank)
 
 
 def test_what_fits_but_for_a_step_is_refused_with_what_would_keep_less() -> None:
