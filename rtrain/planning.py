@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import psutil
@@ -10,13 +9,12 @@ import torch
 
 from rtrain import notices
 from rtrain.config import validate
-from rtrain.data.cursor import largest_share
 from rtrain.data.protocol import NotCounted
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh, lay_out
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
-from rtrain.parallel.activations import kept_of_ranks
+from rtrain.parallel.activations import Kept, kept_of_ranks
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank, copied_bytes, left_for_tables, total_bytes
 from rtrain.parallel.stage import parameters_of_ranks
 from rtrain.rounding import ceil_div
@@ -121,33 +119,32 @@ def plan(run: Run) -> Plan:
     memory, source = _memory(run)
     blueprint = run.blueprint
     sizes = parameters_of_ranks(blueprint.pieces, run.parallel, mesh)
-    left = left_for_tables(memory, run.parallel, run.sparse_optim, mesh, dense_parameters=sizes)
-    activations, why_not = _activations(run, blueprint, mesh)
+    kept, why_not = _kept(run, blueprint, mesh)
+    beside = [of_rank.beside_tables for of_rank in kept] or [0] * mesh.world_size
+    left = left_for_tables(memory, run.parallel, run.sparse_optim, mesh, dense_parameters=sizes, activations=beside)
 
     def counted(placed: tuple[TablePlacement, ...]) -> list[dict[str, int]]:
         rows = bytes_per_rank(run.parallel, run.sparse_optim, placed, mesh, dense_parameters=sizes)
         if run.checkpoint.background and not run.cluster.gpus_per_worker:  # else it is no memory of the device's
             copied = copied_bytes(run.sparse_optim, placed, mesh, dense_parameters=sizes)
             rows = [row | {"checkpoint": count} for row, count in zip(rows, copied, strict=True)]
-        return [row | kept for row, kept in zip(rows, activations, strict=True)]
+        totals = [{"activations": of_rank.total} for of_rank in kept] or [{}] * mesh.world_size
+        return [row | total for row, total in zip(rows, totals, strict=True)]
 
-    if not left:  # the dense part fills a rank: no tables are to blame
+    if not left:  # the dense part and its step fill a rank: no tables are to blame
         _refuse_what_does_not_fit(counted(()), memory, source, why_not)
-    placed = _place_tables(run, blueprint.tables, mesh, left) if blueprint.tables else ()
+    placed = _place_tables(run, blueprint.tables, mesh, left, activations=max(beside)) if blueprint.tables else ()
     per_rank = counted(placed)
     _refuse_what_does_not_fit(per_rank, memory, source, why_not)
     return Plan(run.name, mesh, placed, tuple(per_rank), memory, source, why_not)
 
 
-def _activations(run: Run, blueprint: Blueprint, mesh: Mesh) -> tuple[list[dict[str, int]], str]:
+def _kept(run: Run, blueprint: Blueprint, mesh: Mesh) -> tuple[list[Kept], str]:
     """What each rank keeps during a step, or nothing and why that is not counted."""
-    share = largest_share(run.global_batch, mesh.readers(blueprint.dealt))
     try:
-        blank = partial(run.data.blank, global_rows=run.global_batch)
-        kept = kept_of_ranks(blueprint, run.parallel, mesh, share=share, blank=blank)
+        return kept_of_ranks(blueprint, run.parallel, mesh, global_batch=run.global_batch, blank=run.data.blank), ""
     except NotCounted as error:
-        return [{} for _ in range(mesh.world_size)], str(error)
-    return [{"activations": of_rank.total} for of_rank in kept], ""
+        return [], str(error)
 
 
 def _refuse_what_does_not_fit(per_rank: Sequence[Mapping[str, int]], memory: int, source: str, why_not: str) -> None:
@@ -164,7 +161,9 @@ def _refuse_what_does_not_fit(per_rank: Sequence[Mapping[str, int]], memory: int
     )
 
 
-def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) -> tuple[TablePlacement, ...]:
+def _place_tables(
+    run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int, *, activations: int
+) -> tuple[TablePlacement, ...]:
     # torchrec, seconds to import: whoever starts Ray does this meanwhile.
     from rtrain.parallel.table_planning import placements, plan_tables
 
@@ -178,6 +177,7 @@ def _place_tables(run: Run, tables: tuple[Table, ...], mesh: Mesh, memory: int) 
         device="cuda" if on_gpu else "cpu",
         batch_per_rank=ceil_div(run.global_batch, mesh.world_size),
         memory_bytes_per_rank=memory,
+        activations_bytes=activations,
     )
     return placements(sharding, tables)
 

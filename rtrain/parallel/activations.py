@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
+from rtrain.data.cursor import largest_share
 from rtrain.data.protocol import AnyBatch, IdBatch, NotCounted
 from rtrain.errors import one_line
 from rtrain.mesh import Dealt, Mesh, Parallel, rows_of_stages
@@ -33,15 +34,22 @@ from rtrain.parallel.stage import build_stages, cut_into_stages, stages_of_ranks
 from rtrain.parallel.tensor import TensorRank
 from rtrain.rounding import ceil_div
 
+Blank = Callable[[int, int], AnyBatch]
+"""Rows of a rank and of the global batch -> `data.protocol.Data.blank`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
     """Bytes on one rank, at the moment of a step at which they are most."""
 
     batch: int
-    """What the rank reads."""
-    vectors: int
-    """Looked up, where they are carried to, and their gradients."""
+    """What the rank reads, without its ids."""
+    ids: int
+    """That are looked up."""
+    looked_up: int
+    """Vectors of the tables."""
+    carried: int
+    """Vectors where they are carried to, and their gradients."""
     saved: int
     """By autograd for backward, of all microbatches in flight."""
     buffers: int
@@ -50,23 +58,27 @@ class Kept:
     @property
     def total(self) -> int:
         """All of it."""
-        return self.batch + self.vectors + self.saved + self.buffers
+        return self.ids + self.looked_up + self.beside_tables
+
+    @property
+    def beside_tables(self) -> int:
+        """All but ids and looked-up vectors, which TorchRec's planner counts itself."""
+        return self.batch + self.carried + self.saved + self.buffers
 
 
 def kept_of_ranks(
-    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, *, share: int, blank: Callable[[int], AnyBatch]
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, *, global_batch: int, blank: Blank
 ) -> list[Kept]:
     """What each rank keeps; no process group needed. One forward a stage, however many ranks there are.
 
-    `share`: most rows of a global batch that a rank reads. `blank`: `data.protocol.Data.blank` of the global batch's
-    rows. Of a model or objective that chooses by numbers it is an upper bound, see `at_most`.
+    `blank`: see `data.protocol.Data`. Of a model or objective that chooses by numbers it is an upper bound (`at_most`).
 
     Raises:
         NotCounted: of data whose size only open data tell, and a model that asks for numbers themselves.
     """
     try:
         with FakeTensorMode(), AtMost(), torch.enable_grad():
-            of_stage = _of_pipeline_ranks(blueprint, parallel, mesh, share, blank)
+            of_stage = _of_pipeline_ranks(blueprint, parallel, mesh, global_batch, blank)
     except NotCounted:
         raise
     except Exception as error:  # whatever a user's module does that cannot be done without numbers
@@ -74,17 +86,30 @@ def kept_of_ranks(
     return [of_stage[mesh.coordinates(rank)["pipeline"]] for rank in range(mesh.world_size)]
 
 
+def kept_beside_tables(
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, *, global_batch: int, blank: Blank
+) -> list[int]:
+    """What tables cannot have on each rank, as `plan` places them: nothing where it is not counted."""
+    try:
+        kept = kept_of_ranks(blueprint, parallel, mesh, global_batch=global_batch, blank=blank)
+    except NotCounted:
+        return [0] * mesh.world_size
+    return [of_rank.beside_tables for of_rank in kept]
+
+
 def _of_pipeline_ranks(
-    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, share: int, blank: Callable[[int], AnyBatch]
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, global_batch: int, blank: Blank
 ) -> list[Kept]:
     count, ranks = parallel.microbatches, mesh.pipeline
+    share = largest_share(global_batch, mesh.readers(blueprint.dealt))
     rows = share if blueprint.tables and ranks == 1 else rows_of_stages(share, parallel)
-    batch = blank(rows).padded(rows, blueprint.longest)
+    batch = blank(rows, global_batch).padded(rows, blueprint.longest)
     looked_up = _looked_up(blueprint, batch, ceil_div(rows, ranks))
     named = {name: _as_leaf(x.new_empty(rows, *x.shape[1:])) for name, x in looked_up.items()}
     part = {name: x.chunk(count)[0] for name, x in {**batch.inputs, **named}.items()}
     everywhere = cut_into_stages(blueprint.pieces, parallel, mesh)
     stages = _run(blueprint, everywhere, parallel, mesh, part, batch.target.chunk(count)[0])
+    ids = _bytes(_tensors(cast(IdBatch, batch).ids)) if blueprint.tables else 0
     found = []
     for rank, of_rank in enumerate(everywhere):
         takes = {name for pieces in of_rank for piece in pieces for name in piece.takes}
@@ -95,8 +120,10 @@ def _of_pipeline_ranks(
         buffers = count * sum(s.received + s.sent for s in own) + _most(held, [s.given for s in own])
         found.append(
             Kept(
-                batch=_bytes(_tensors(batch)),
-                vectors=_bytes(looked_up.values()) + carried,
+                batch=_bytes(_tensors(batch)) - ids,
+                ids=ids,
+                looked_up=_bytes(looked_up.values()),
+                carried=carried,
                 saved=_most(held, [s.saved for s in own]),
                 buffers=buffers if ranks > 1 else 0,
             )

@@ -14,6 +14,7 @@ from rtrain.mesh import Mesh, Parallel
 from rtrain.models.protocol import Blueprint
 from rtrain.optim import AdamW, SparseOptim
 from rtrain.parallel import tower as towers
+from rtrain.parallel.activations import Blank, kept_beside_tables
 from rtrain.parallel.carry import Carry
 from rtrain.parallel.chunks import ReadChunk
 from rtrain.parallel.groups import make_groups
@@ -42,8 +43,10 @@ class Layout:
     device: torch.device
     local_size: int
     """Ranks on this node."""
+    blank: Blank
+    """A batch of the data, by which is counted what a step keeps."""
     memory_bytes: int
-    """Of a rank, for weights, gradients and optimizers."""
+    """Of a rank, for weights, gradients, optimizers, and what a step keeps where that is counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,9 @@ def _shard_tables(
     # torchrec and fbgemm, seconds to import: a model without tables does without.
     from rtrain.parallel.embeddings import apply_tables
 
+    kept = kept_beside_tables(
+        blueprint, layout.parallel, layout.mesh, global_batch=layout.global_batch, blank=layout.blank
+    )
     tables, placements = apply_tables(
         blueprint.tables,
         blueprint.features,
@@ -159,7 +165,9 @@ def _shard_tables(
             layout.sparse_optim,
             layout.mesh,
             dense_parameters=parameters_of_ranks(blueprint.pieces, layout.parallel, layout.mesh),
+            activations=kept,
         ),
+        activations_bytes=max(kept),
         seed=layout.seed,
     )
     if read:

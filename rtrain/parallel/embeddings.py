@@ -185,6 +185,7 @@ def apply_tables(
     local_world_size: int,
     batch_per_rank: int,
     memory_bytes_per_rank: int,
+    activations_bytes: int = 0,
     seed: int = 0,
 ) -> tuple[ShardedTables, tuple[TablePlacement, ...]]:
     """The tables over all ranks of the world, not yet filled, and where each lies; a collective.
@@ -207,6 +208,7 @@ def apply_tables(
                 device=device.type,
                 batch_per_rank=batch_per_rank,
                 memory_bytes_per_rank=int(least),
+                activations_bytes=activations_bytes,
             )
         except ConfigError as error:
             agreed[0] = error

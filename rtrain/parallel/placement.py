@@ -130,11 +130,20 @@ def copied_bytes(
 
 
 def left_for_tables(
-    memory: int, parallel: Parallel, optim: SparseOptim, mesh: Mesh, *, dense_parameters: Sequence[int]
+    memory: int,
+    parallel: Parallel,
+    optim: SparseOptim,
+    mesh: Mesh,
+    *,
+    dense_parameters: Sequence[int],
+    activations: Sequence[int],
 ) -> int:
-    """Bytes of a rank's `memory` that its dense part does not take, on the rank that has most of it; at least 0."""
+    """Bytes of a rank's `memory` that dense part and step do not take, on the rank where they are most; at least 0.
+
+    `activations`: what each rank keeps during a step beside ids and looked-up vectors, which the planner counts itself.
+    """
     dense = bytes_per_rank(parallel, optim, (), mesh, dense_parameters=dense_parameters)
-    return max(0, memory - max(total_bytes(row) for row in dense))
+    return max(0, memory - max(total_bytes(row) + kept for row, kept in zip(dense, activations, strict=True)))
 
 
 def total_bytes(row: Mapping[str, int]) -> int:

@@ -74,6 +74,7 @@ class Replica:
             sparse_optim=run.sparse_optim,
             seed=run.seed,
             global_batch=run.global_batch,
+            blank=run.data.blank,
             device=world.device,
             local_size=world.local_size,
             memory_bytes=int(budget * 1024**3) if budget is not None else world.memory_bytes(),

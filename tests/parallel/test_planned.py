@@ -8,7 +8,6 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -50,7 +49,7 @@ from rtrain.training.world import join
 from tests.parallel import test_retrieval as retrieval
 from tests.parallel.proved import ENSEMBLE, RANKER, TIMED_RANKER
 from tests.parallel.users_model import Blocks
-from tests.parallel.worlds import TIMED, in_world, tiny
+from tests.parallel.worlds import TIMED, crowded, in_world, tiny
 
 TOLERANCE = 0.05
 PADDED = 16
@@ -290,9 +289,7 @@ def found() -> Found:
 def planned(size: int, run: Run) -> list[dict[str, int]]:
     """Of each rank, as `plan` has it."""
     mesh, blueprint = lay_out(run.parallel, size), run.blueprint
-    share = largest_share(run.global_batch, mesh.readers(blueprint.dealt))
-    blank = partial(run.data.blank, global_rows=run.global_batch)
-    kept = kept_of_ranks(blueprint, run.parallel, mesh, share=share, blank=blank)
+    kept = kept_of_ranks(blueprint, run.parallel, mesh, global_batch=run.global_batch, blank=run.data.blank)
     sizes = parameters_of_ranks(blueprint.pieces, run.parallel, mesh)
     dense = bytes_per_rank(run.parallel, run.sparse_optim, (), mesh, dense_parameters=sizes)
     return [row | {"activations": of.total} for row, of in zip(dense, kept, strict=True)]
@@ -319,3 +316,14 @@ def test_weights_gradients_and_moments_are_exact(size: int, name: str, found: Fo
         real = found[size][rank][name]
         for part in ("parameters", "optimizer", *(() if divided else ("gradients",))):
             assert 0 <= real[part] - row[part] <= divided * PADDED * real["tensors"], (part, rank, row, real)
+
+
+def ranks_of_tables(run: Run) -> list[int]:
+    world = join(gpu=False, timeout_s=300)
+    replica = Replica(run, lay_out(run.parallel, world.size), world, stored=None, training=True)
+    return [table.shards[0].rank for table in replica.placements]
+
+
+def test_workers_place_tables_in_what_a_step_leaves_as_the_plan_does() -> None:
+    """See the same test of `plan`: without the step three tables lie on one rank."""
+    assert in_world(2, ranks_of_tables, crowded(1024)) == [[0, 1, 1, 0]] * 2

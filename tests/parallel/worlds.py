@@ -19,8 +19,8 @@ from rtrain.duration import Duration
 from rtrain.mesh import Parallel
 from rtrain.models.dlrm import DLRM
 from rtrain.models.ranking import RankingConfig
-from rtrain.optim import AdamW, SparseOptim
-from rtrain.run import Cluster, Run
+from rtrain.optim import SGD, AdamW, SparseOptim
+from rtrain.run import Checkpoint, Cluster, Run
 from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
 from rtrain.training import processes
 from rtrain.training.replica import Replica
@@ -90,6 +90,20 @@ def tiny(
         duration=Duration(steps=STEPS),
         cluster=Cluster(memory_gb_per_worker=1.0),
     )
+
+
+def crowded(batch: int) -> Run:
+    """Four tables of 1 MiB, one of which is read by lists, on two ranks of 4 MiB; nothing is read."""
+    ids = tuple(Id(name=name, rows=2**14) for name in "abc")
+    schema = Schema(features=(Dense(name="x"), IdList(name="long", rows=2**14, mean_length=10.0), *ids))
+    run = tiny(
+        "ml-100k", Parallel(embeddings="table_wise", dense="ddp"), SGD(), schema=schema,
+        config=DLRM(dim=16, bottom=(8,), top=(64, 256, 16)),
+    )  # fmt: skip
+    return replace(
+        run, global_batch=batch, checkpoint=Checkpoint(background=False),
+        cluster=Cluster(workers=2, memory_gb_per_worker=4 / 1024),
+    )  # fmt: skip
 
 
 def train(

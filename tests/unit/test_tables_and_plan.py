@@ -1,6 +1,5 @@
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -23,11 +22,12 @@ from rtrain.nn.tables import BLOCK_ROWS, Kept, Table, initial_rows
 from rtrain.optim import SGD, Adagrad, Adam, RowWiseAdagrad, SparseOptim
 from rtrain.parallel.activations import kept_of_ranks
 from rtrain.parallel.at_most import AtMost
-from rtrain.parallel.placement import bytes_per_rank
+from rtrain.parallel.placement import bytes_per_rank, total_bytes
 from rtrain.parallel.stage import Stage
 from rtrain.parallel.table_planning import placements, plan_tables
 from rtrain.schema import Id, IdList, Schema
 from rtrain.text import Text
+from tests.parallel.worlds import crowded
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 10), (4090, 4100), (BLOCK_ROWS, 9000), (8191, 8193)])
@@ -297,14 +297,29 @@ def test_a_model_that_looks_at_numbers_is_planned_without_activations() -> None:
 
     pieces = (Piece(name="looks", build=Looks, cost=0.0, takes=("tokens",)),)
     blueprint = Blueprint(pieces=pieces, objective=gpt().blueprint.objective, dealt="tokens")
-    blank = partial(gpt().data.blank, global_rows=2)
     with pytest.raises(NotCounted, match="a forward pass without numbers fails"):
-        kept_of_ranks(blueprint, Parallel(), lay_out(Parallel(), 1), share=2, blank=blank)
+        kept_of_ranks(blueprint, Parallel(), lay_out(Parallel(), 1), global_batch=2, blank=gpt().data.blank)
 
 
 def test_what_fits_but_for_a_step_is_refused_with_what_would_keep_less() -> None:
     """Weights, gradients, optimizers and tables take 0.23 MiB of a rank here, and a step 0.82."""
     small = rtrain.override(run(), {"cluster.memory_gb_per_worker": 0.9 / 1024})
-    with pytest.raises(ConfigError, match=r"activations 843.2 KiB\), but has .* lower global_batch or raise"):
+    said = r"do not fit in 0.2 MiB, what the dense part and 0.7 MiB of activations leave on .* raise parallel.micro"
+    with pytest.raises(ConfigError, match=said):
         rtrain.plan(small)
     rtrain.plan(rtrain.override(small, {"global_batch": 128}))
+
+
+def test_tables_are_placed_in_what_a_step_leaves() -> None:
+    """Three of 1 MiB beside each other fit in 4 MiB with the dense part, but not with a large step's activations."""
+
+    def placed(batch: int) -> list[int]:
+        """The rank of each table."""
+        planned = rtrain.plan(crowded(batch))
+        assert all(total_bytes(row) <= 4 * 2**20 for row in planned.bytes_per_rank)
+        return [table.shards[0].rank for table in planned.tables]
+
+    assert placed(512) == [0, 1, 1, 1]  # the list alone is read as often as all others
+    assert placed(1024) == [0, 1, 1, 0]
+    with pytest.raises(ConfigError, match=r"in 1.6 MiB, what the dense part and 2.1 MiB of activations leave on each"):
+        placed(2048)
