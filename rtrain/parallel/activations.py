@@ -6,7 +6,7 @@ are those of the CPU: attention keeps queries, keys, values and its output, as f
 
 Not counted: what backward and the optimizer take for a moment, buffers of collectives, what DeepSpeed and TorchRec keep
 for themselves (reduce buckets, ids that were exchanged), and the batch that is read ahead. Lists count as long as can
-be, so a batch of shorter ones takes less.
+be, and what is chosen by numbers as large (`at_most`), so a batch of shorter or of equal ones takes less.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
