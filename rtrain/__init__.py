@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rtrain.data.words import Words
     from rtrain.duration import Duration
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
+    from rtrain.endpoint.canary import Canary, Limits
+    from rtrain.endpoint.endpoint import Endpoint
     from rtrain.export.column import predict_column
     from rtrain.export.encoders import Encoders
     from rtrain.managed import Managed
@@ -181,6 +183,8 @@ _HOMES = {
     "rtrain.objectives.sampled_softmax": ("SampledSoftmax",),
     "rtrain.objectives.weighted": ("WeightedSum",),
     "rtrain.optim": ("SGD", "Adagrad", "Adam", "AdamW", "RowWiseAdagrad", "Schedule"),
+    "rtrain.endpoint.canary": ("Canary", "Limits"),
+    "rtrain.endpoint.endpoint": ("Endpoint",),
     "rtrain.release.gate": ("Gate",),
     "rtrain.release.judged": ("Decision", "Judged"),
     "rtrain.release.quality": ("Calibrated", "NotWorse", "SlicesNotWorse"),
@@ -230,6 +234,7 @@ __all__ = [
     "Calibrated",
     "Calibration",
     "Callback",
+    "Canary",
     "CandidateLoss",
     "Checkpoint",
     "Cluster",
@@ -245,6 +250,7 @@ __all__ = [
     "Duration",
     "Embedding",
     "Encoders",
+    "Endpoint",
     "Ensemble",
     "Evaluation",
     "FAt",
@@ -266,6 +272,7 @@ __all__ = [
     "Label",
     "LeaveOneOut",
     "LightGCN",
+    "Limits",
     "Log1p",
     "LogLoss",
     "MMoE",

@@ -2,13 +2,10 @@
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
+from rtrain.cli.registry import MODEL, REASON, REGISTRY, registry_of
 from rtrain.cli.verb import Argument, Verb, answer
 from rtrain.errors import UserError
-
-if TYPE_CHECKING:
-    from rtrain.release.registry import Registry
 
 
 def _gate(options: argparse.Namespace) -> int:
@@ -27,21 +24,15 @@ def _gate(options: argparse.Namespace) -> int:
     if options.model:
         if champion:
             raise UserError("gate: --champion and --model both say who answers now. Give one of them")
-        holder = _registry(options).holder(options.model, "champion")
+        holder = registry_of(options).holder(options.model, "champion")
         champion = holder.export if holder else None
     verdict = gate.judge(options.target, champion, say=lambda text: print(f"gate: {text}", file=sys.stderr, flush=True))
     answer(options, verdict.to_json(), verdict)
     return 0 if verdict.passed else 1
 
 
-def _registry(options: argparse.Namespace) -> "Registry":
-    from rtrain.release.registry import Registry
-
-    return Registry(options.registry, options.audit)
-
-
 def _promote(options: argparse.Namespace) -> int:
-    registry = _registry(options)
+    registry = registry_of(options)
     made = registry.register(options.model, options.target, options.reason)
     made = registry.promote(options.model, made.version, options.reason, alias=options.alias)
     answer(options, made.to_json(), made)
@@ -61,13 +52,17 @@ def _card(options: argparse.Namespace) -> int:
 
 
 def _rollback(options: argparse.Namespace) -> int:
-    back = _registry(options).rollback(options.model, options.reason)
+    if options.endpoint:
+        from rtrain.cli.endpoint import roll_back
+
+        return roll_back(options)
+    back = registry_of(options).rollback(options.model, options.reason)
     answer(options, back.to_json(), back)
     return 0
 
 
 def _versions(options: argparse.Namespace) -> int:
-    found = _registry(options).versions(options.model)
+    found = registry_of(options).versions(options.model)
     if not found:
         raise UserError(f"versions: there is no model {options.model!r} in {options.registry}")
     answer(options, {"versions": [version.to_json() for version in found]}, "\n".join(map(str, found)))
@@ -77,29 +72,18 @@ def _versions(options: argparse.Namespace) -> int:
 def _log(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    entries = list(_registry(options).log.entries())
+    entries = list(registry_of(options).log.entries())
     answer(options, {"entries": [asdict(entry) for entry in entries]}, "\n".join(map(str, entries)))
     return 0
 
 
 def _verify(options: argparse.Namespace) -> int:
     """Exit code 1 where something was altered."""
-    problems = _registry(options).verify()
+    problems = registry_of(options).verify()
     answer(options, {"problems": problems}, "\n".join(problems) or "the log is whole, and the registry is as it says")
     return 1 if problems else 0
 
 
-REGISTRY = (
-    Argument(
-        "--registry",
-        default="sqlite:///runs/registry.db",
-        metavar="URI",
-        help="MLflow's: sqlite:///FILE, or a server's http:// (default: sqlite:///runs/registry.db)",
-    ),
-    Argument("--audit", default="runs/audit", metavar="FOLDER", help="the log of changes (default: runs/audit)"),
-)
-MODEL = Argument("model", metavar="NAME", help="what the registry calls the model")
-REASON = Argument("--reason", required=True, help="why, for those who read the log")
 RELEASE = (
     Verb(
         "gate",
@@ -150,7 +134,21 @@ RELEASE = (
         ),
         _promote,
     ),
-    Verb("rollback", "make the champion before this one the champion again", (MODEL, REASON, *REGISTRY), _rollback),
+    Verb(
+        "rollback",
+        "make the champion before this one the champion again",
+        (
+            MODEL,
+            REASON,
+            Argument(
+                "--endpoint",
+                action="store_true",
+                help="and let it answer; where a version is being tried, take that one back instead",
+            ),
+            *REGISTRY,
+        ),
+        _rollback,
+    ),
     Verb("versions", "list a model's versions, and which is the champion", (MODEL, *REGISTRY), _versions),
     Verb(
         "audit",

@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from rtrain.cli.endpoint import ENDPOINT
 from rtrain.cli.recipe import serve
 from rtrain.cli.release import RELEASE
 from rtrain.cli.verb import Argument, Verb, answer
@@ -278,6 +279,7 @@ VERBS = (
         _compare,
     ),
     *RELEASE,
+    *ENDPOINT,
     Verb(
         "ledger",
         "say which samples a run's committed steps consumed, epoch by epoch",

@@ -8,7 +8,7 @@
 A folder without export.json is not an export. Nothing is pickled.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from rtrain import config
 from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
-from rtrain.errors import CheckpointError, DataError
+from rtrain.errors import CheckpointError, ConfigError, DataError
 from rtrain.export.flat import flat_row
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, put, write_weights
@@ -124,6 +124,30 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
         kind = head["model"]["$type"].rpartition(":")[2]
         raise CheckpointError(f"export {uri!r}: {kind} is a model of another kind. Read it with rtrain.{other}")
     return head
+
+
+def modules_of(head: Mapping[str, Any]) -> tuple[str, ...]:
+    """Modules outside rtrain whose classes an export's config names, and that whoever loads it has to have imported.
+
+    Raises:
+        ConfigError: a class of a script, which no other process can import.
+    """
+    named = {str(kind).partition(":")[0]: str(kind) for kind in _kinds(head)}
+    if "__main__" in named:
+        raise ConfigError(
+            f"{named['__main__'].partition(':')[2]} is a class of the script that ran, which no replica can import. "
+            "Put it into a module of its own, and train again"
+        )
+    return tuple(sorted(module for module in named if module.partition(".")[0] != "rtrain"))
+
+
+def _kinds(tree: Any) -> Iterator[str]:
+    if isinstance(tree, Mapping):
+        yield from [tree[config.TYPE_KEY]] if config.TYPE_KEY in tree else []
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        for part in tree:
+            yield from _kinds(part)
 
 
 class Predictor:

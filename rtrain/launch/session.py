@@ -64,6 +64,35 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
         yield
 
 
+@contextmanager
+def join_running(asker: str) -> Iterator[None]:
+    """Join the Ray that RAY_ADDRESS names, or that runs on this machine, and leave it as it is.
+
+    Raises:
+        ClusterError: there is none. `asker`: whose words say so.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.setdefault("RAY_ADDRESS", "auto")
+    try:
+        _join(address)
+    except ClusterError as error:
+        if address != "auto":
+            raise
+        raise ClusterError(
+            f"{asker}: no Ray runs on this machine, and what is served has to outlive this command. Start one with "
+            "'ray start --head', or set RAY_ADDRESS"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        _forget_serve()
+
+
 def _forget_serve() -> None:
     """Serve keeps the controller that this process spoke to last, also when its Ray is gone: the next one asks it."""
     context = sys.modules.get("ray.serve.context")

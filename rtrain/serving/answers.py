@@ -1,7 +1,10 @@
-"""What all served exports share: limits of a request, and every refusal in one line of JSON."""
+"""What all served exports share: limits of a request, every refusal in one line of JSON, and how a router asks them."""
 
-from typing import Any
+import socket
+from collections.abc import MutableMapping
+from typing import Any, NamedTuple
 
+import psutil
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -12,6 +15,48 @@ from rtrain.version import VERSION
 
 MAX_ROWS = 10_000
 """Rows that one request may carry, and that are scored in one forward pass."""
+
+
+class Relayed(NamedTuple):
+    """An HTTP answer on its way through a router."""
+
+    status: int
+    content_type: str
+    body: bytes
+    memory: int
+    """Bytes that the replica holds, of its own and of libraries."""
+    replica: str
+
+
+class Relays:
+    """A deployment behind FastAPI that answers a router's questions as it does a client's."""
+
+    async def relay(self, method: str, path: str, query: bytes, body: bytes) -> Relayed:
+        """What its HTTP would answer; `path` without any prefix."""
+        scope: MutableMapping[str, Any] = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+            "path": path, "raw_path": path.encode(), "root_path": "", "query_string": query,
+            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+            "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "state": {},
+        }  # fmt: skip
+        parts: list[MutableMapping[str, Any]] = []
+
+        async def receive() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            parts.append(message)
+
+        await self(scope, receive, send)  # type: ignore[operator]
+        head = {name.lower(): value for name, value in parts[0]["headers"]}
+        me = psutil.Process()
+        return Relayed(
+            parts[0]["status"],
+            head.get(b"content-type", b"application/json").decode(),
+            b"".join(part.get("body", b"") for part in parts[1:]),
+            me.memory_info().rss,
+            f"{socket.gethostname()}:{me.pid}",
+        )
 
 
 class Refusal(BaseModel):

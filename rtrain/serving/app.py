@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from ray import serve as ray_serve
@@ -15,7 +15,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from rtrain.errors import ClusterError, DataError, RunFailed, one_line
-from rtrain.export.artifact import Prediction, Predictor, is_retrieval
+from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.retriever import Retriever
@@ -73,13 +73,15 @@ class Served:
         self.session.close()
 
 
-def _deployment_of(export: str) -> Any:
-    """What serves an intact export."""
-    if is_retrieval(export):
-        Encoders(export)
-        return Retriever
-    Predictor(export)
-    return Ranker
+def application_of(export: str, **options: Any) -> Any:
+    """What serves an intact export; `options` of its deployment.
+
+    Raises:
+        CheckpointError: there is no intact export.
+        ConfigError: no replica can import a class of its model.
+    """
+    loaded, deployment = (Encoders(export), Retriever) if is_retrieval(export) else (Predictor(export), Ranker)
+    return cast(Any, deployment).options(**options).bind(export, modules_of(loaded.head))
 
 
 def deploy(
@@ -98,16 +100,12 @@ def deploy(
         CheckpointError: there is no intact export.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    deployment = _deployment_of(export)  # here, where the error is one line, before any replica starts
+    # Here, where the error is one line, before any replica starts.
+    options = {"num_replicas": replicas, "ray_actor_options": {"num_cpus": 0.5}, "max_ongoing_requests": 256}
+    app = application_of(export, **options)
     check_port(host, port)
-    app = deployment.options(num_replicas=replicas, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256).bind(
-        export
-    )
     try:
-        ray_serve.start(
-            http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
-            logging_config=LoggingConfig(enable_access_log=False),
-        )
+        listen(host, port)
         ray_serve.run(app, name=name, route_prefix="/")
     except (RayError, RuntimeError, TimeoutError) as error:
         raise RunFailed(
@@ -115,6 +113,14 @@ def deploy(
             "command tries again; of a run the training is done and kept"
         ) from error
     return Served(name=name, url=f"http://{host}:{port}", session=session or ExitStack())
+
+
+def listen(host: str, port: int) -> None:
+    """Start Ray Serve's HTTP there, if it does not run on this cluster yet."""
+    ray_serve.start(
+        http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
+        logging_config=LoggingConfig(enable_access_log=False),
+    )
 
 
 def check_port(host: str, port: int) -> None:

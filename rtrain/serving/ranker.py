@@ -8,6 +8,8 @@
 Rows of concurrent requests are joined into one batch and scored in one forward pass.
 """
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.artifact import Prediction, Predictor
 from rtrain.export.request import json_schema
-from rtrain.serving.answers import MAX_ROWS, REFUSALS, new_api
+from rtrain.serving.answers import MAX_ROWS, REFUSALS, Relays, new_api
 
 
 class Rows(BaseModel):
@@ -46,11 +48,14 @@ def _rows_of(requests: list[list[dict[str, Any]]]) -> int:
 
 @ray_serve.deployment(name="Ranker")
 @ray_serve.ingress(api)
-class Ranker:
+class Ranker(Relays):
     """One replica: an export in memory."""
 
-    def __init__(self, export: str):
+    def __init__(self, export: str, modules: Sequence[str] = ()):
+        """`modules`: outside rtrain, that the export's config names; whoever deploys it has imported them."""
         torch.set_num_threads(1)
+        for module in modules:
+            import_module(module)
         self.predictor = Predictor(export)
         self.rows: TypeAdapter[Any] = TypeAdapter(list[self.predictor.rows])  # type: ignore[name-defined]
 

@@ -10,6 +10,8 @@
 where the model reads them. `seen`: items that each is not to be offered. Concurrent requests are answered in one pass.
 """
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from ray import serve as ray_serve
 
 from rtrain.errors import DataError
 from rtrain.export.encoders import Asked, Encoders
-from rtrain.serving.answers import REFUSALS, new_api
+from rtrain.serving.answers import REFUSALS, Relays, new_api
 
 MAX_WHOM = 1000
 """Who may ask in one request, and is answered in one pass."""
@@ -54,11 +56,14 @@ def _asking(questions: list[tuple[Asked, int]]) -> int:
 
 @ray_serve.deployment(name="Retriever")
 @ray_serve.ingress(api)
-class Retriever:
+class Retriever(Relays):
     """One replica: an export in memory."""
 
-    def __init__(self, export: str):
+    def __init__(self, export: str, modules: Sequence[str] = ()):
+        """`modules`: outside rtrain, that the export's config names; whoever deploys it has imported them."""
         torch.set_num_threads(1)
+        for module in modules:
+            import_module(module)
         self.encoders = Encoders(export)
 
     @api.post("/recommend", response_model=Found, responses=REFUSALS)

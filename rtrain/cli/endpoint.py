@@ -1,0 +1,192 @@
+"""`rtrain release`, `endpoints`, `share` and what `rollback --endpoint` does: what they take, and what they do."""
+
+import argparse
+import sys
+from typing import Any
+
+from rtrain.cli.registry import MODEL, REASON, REGISTRY
+from rtrain.cli.verb import Argument, Verb, answer
+from rtrain.errors import UserError
+
+
+def _said(text: str) -> None:
+    print(f"release: {text}", file=sys.stderr, flush=True)
+
+
+def _release(options: argparse.Namespace) -> int:
+    """Exit code 1 of a version that is refused or taken back."""
+    from rtrain.endpoint.canary import Canary, Limits
+    from rtrain.launch.session import join_running
+
+    limits = Limits(failed=options.failed, slower=options.slower, drift=options.drift, grown_mb=options.grown_mb)
+    canary = Canary(
+        steps=_shares(options.steps), seconds=options.seconds, answers=options.answers,
+        patience_s=max(options.patience, options.seconds), shadow=options.shadow / 100, limits=limits,
+    )  # fmt: skip
+    with join_running("release"):
+        endpoint = _endpoint(options)
+        if not _judged(options):
+            return 1
+        version = endpoint.release(options.target, options.reason, canary, say=_said)
+        if options.go_on:
+            text = f"{version}\n{endpoint.url}/-/ shows how it goes"
+            answer(options, version.to_json() | {"url": endpoint.url}, text)
+            return 0
+        most = (options.patience + options.seconds + 60) * len(canary.shares)
+        settled = endpoint.settled(version.version, timeout_s=most, say=_said)
+    if settled is None:
+        text = f"version {version.version} waits for a person: rtrain share, release or rollback --endpoint"
+        answer(options, version.to_json() | {"url": endpoint.url, "settled": None}, text)
+        return 0
+    who = "answers all requests" if settled.champion else "was taken back"
+    text = f"version {settled.version} {who} ({settled.why})\n{endpoint.url}"
+    answer(options, settled.to_json() | {"url": endpoint.url}, text)
+    return 0 if settled.champion else 1
+
+
+def _judged(options: argparse.Namespace) -> bool:
+    """Whether the gate lets it pass, which is asked where it was not against the champion of now."""
+    from rtrain.release.gate import Gate, verdict_of
+    from rtrain.release.judged import Finished
+    from rtrain.release.registry import Registry
+
+    candidate = Finished.read(options.target)
+    holder = Registry(options.registry, options.audit).holder(options.model, "champion")
+    champion = holder if holder and holder.model != candidate.digest else None
+    verdict, against = verdict_of(candidate), champion.model if champion else None
+    if verdict is None or (against and (verdict.champion or {}).get("model") != against):
+        verdict = Gate().judge(options.target, champion.export if champion else None, say=_said)
+        print(verdict, file=sys.stderr, flush=True)
+    if not verdict.passed:
+        refused = [f"{one.check}: {one.said}" for one in verdict.decisions if not one.passed]
+        text = f"refused: {'; '.join(refused)}"
+        answer(options, {"champion": False, "why": text}, text)
+    return verdict.passed
+
+
+def _endpoints(options: argparse.Namespace) -> int:
+    from rtrain.endpoint.endpoint import endpoints, port_of_serve
+    from rtrain.launch.session import join_running
+
+    with join_running("endpoints"):
+        names = endpoints()
+        if options.name and options.name not in names:
+            there = f"there are {', '.join(names)}" if names else "there is none"
+            raise UserError(f"endpoints: no endpoint {options.name!r}; {there}")
+        options.port = port_of_serve() if names else 0
+        wanted = [options.name] if options.name else names
+        found = [_endpoint(options, name).status() for name in wanted]
+    answer(options, {"endpoints": found}, "\n\n".join(map(_spelled, found)) or "there is no endpoint")
+    return 0
+
+
+def _spelled(status: dict[str, Any]) -> str:
+    lines = [f"{status['endpoint']}  {status['url']}  {status['step']}"]
+    for of in status["versions"]:
+        rate = of["answers"] / max(1e-9, status["seconds"])
+        p50, p99 = (f"{of[key]:.1f}" if of[key] is not None else "-" for key in ("p50_ms", "p99_ms"))
+        lines.append(
+            f"  version {of['version']:<4} {of['role']:<9} {of['share']:>4.0%}  {rate:8.1f} answers/s  "
+            f"{of['failed']} failed  p50 {p50} ms  p99 {p99} ms  run {of['run']}"
+        )
+    for of in status["decisions"][:5]:
+        version = f" version {of['version']}" if of.get("version") else ""
+        lines.append(f"  {of['at'][:19]} {of['what']}{version}: {of['why']} ({of['by']})")
+    return "\n".join(lines)
+
+
+def _share(options: argparse.Namespace) -> int:
+    from rtrain.launch.session import join_running
+
+    with join_running("share"):
+        endpoint = _endpoint(options, options.model)
+        endpoint.hold(options.percent / 100, options.reason)
+        status = endpoint.status()
+    answer(options, status, _spelled(status))
+    return 0
+
+
+def roll_back(options: argparse.Namespace) -> int:
+    """What is served goes back, and the registry with it."""
+    from rtrain.launch.session import join_running
+
+    with join_running("rollback"):
+        done = _endpoint(options, options.model).rollback(options.reason)
+    answer(options, {"done": done}, done)
+    return 0
+
+
+def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
+    from rtrain.endpoint.endpoint import Endpoint
+
+    names = ("port", "host", "replicas", "routers", "registry", "audit", "state")
+    given = {key: getattr(options, key) for key in names if hasattr(options, key)}
+    return Endpoint(name=name or options.model, **given)
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) / 100 for part in text.split(","))
+    except ValueError:
+        raise UserError(f"--steps: percents with commas between them, like 1,10,50,100, got {text!r}") from None
+
+
+ENDPOINT = (
+    Verb(
+        "release",
+        "gate a finished run's export, and let it answer a rising share of an endpoint's requests, until it is the "
+        "champion or is taken back by itself (exit code 1)",
+        (
+            Argument("target", metavar="RUN", help="the run's folder, or its export's"),
+            Argument("--as", dest="model", required=True, metavar="NAME", help="the model, and the endpoint's path"),
+            REASON,
+            Argument(
+                "--steps", default="1,10,50,100",
+                help="percents of the requests; the last below 100: an A/B test (default: 1,10,50,100)",
+            ),
+            Argument("--seconds", type=float, default=60.0, help="least length of a step (default: 60)"),
+            Argument("--answers", type=int, default=200, help="answers that a step needs (default: 200)"),
+            Argument(
+                "--patience", type=float, default=3600.0, help="seconds that a step waits for them (default: 3600)"
+            ),
+            Argument(
+                "--shadow", type=float, default=0.0,
+                help="percent of the requests that it is asked too before, unseen by those who ask (default: 0)",
+            ),
+            Argument(
+                "--failed", type=float, default=0.005, help="share of failures beyond the champion's (default: 0.005)"
+            ),
+            Argument("--slower", type=float, default=1.5, help="times the champion's 90th percentile (default: 1.5)"),
+            Argument(
+                "--drift", type=float, default=0.2, help="distance of the scores' distributions, 0 to 1 (default: 0.2)"
+            ),
+            Argument("--grown-mb", type=float, default=500.0, help="what memory may grow by (default: 500)"),
+            Argument("--go-on", action="store_true", help="return once it has its first share; the endpoint decides"),
+            Argument("--port", type=int, default=8000, help="of Ray Serve (default: 8000)"),
+            Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
+            Argument("--replicas", type=int, default=1, metavar="N", help="of each version (default: 1)"),
+            Argument("--routers", type=int, default=2, metavar="N", help="that pass requests on (default: 2)"),
+            Argument(
+                "--state", default="runs/endpoints", metavar="FOLDER", help="of endpoints (default: runs/endpoints)"
+            ),
+            *REGISTRY,
+        ),
+        _release,
+    ),
+    Verb(
+        "endpoints",
+        "list what is served on the Ray that runs: versions, shares, rates, and what was decided last",
+        (Argument("name", nargs="?", default="", help="one of them (default: all)"),),
+        _endpoints,
+    ),
+    Verb(
+        "share",
+        "give the version that is being tried a share of the requests, and leave it at that",
+        (
+            MODEL,
+            Argument("percent", type=float, help="0 to 100"),
+            REASON,
+        ),
+        _share,
+    ),
+)  # fmt: skip

@@ -1,0 +1,334 @@
+"""Who decides for an endpoint: an actor of its own, which goes on when the command that began a release has ended.
+
+It hears from each router what it counted, judges, and says what each is to do. What it decides is kept on storage, so
+that it goes on after a restart; counts are not, so a step begins again then.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import ray
+
+from rtrain import config
+from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.routing import Routing
+from rtrain.endpoint.tally import Tally
+from rtrain.errors import ClusterError, UserError, one_line
+from rtrain.release.audit import AuditLog
+from rtrain.storage import Folder
+
+NAMESPACE = "rtrain"
+DECISIONS = 200
+"""Newest decisions that are kept with the endpoint; the audit log has all."""
+GONE_S = 30.0
+"""Seconds without an exchange after which a router is gone, and waited for no more."""
+STATE = "endpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """A version of a model that runs as an application of its own."""
+
+    app: str
+    """Name at Ray Serve, `MODEL-NUMBER-` and what no other one has."""
+    number: int
+    """In the registry."""
+    export: str
+    run: str
+
+
+@dataclass(kw_only=True)
+class State:
+    """What an endpoint is, as it is kept on storage."""
+
+    model: str
+    registry: str
+    audit: str
+    champion: Deployed
+    candidate: Deployed | None = None
+    canary: Canary = field(default_factory=Canary)
+    step: int = 0
+    held: float | None = None
+    """Share that a person gave the candidate: no step follows by itself."""
+    number: int = 1
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return asdict(self) | {"canary": config.to_dict(self.canary)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "State":
+        """What `to_json` gave."""
+        deployed = {k: Deployed(**stored[k]) if stored[k] else None for k in ("champion", "candidate")}
+        return cls(**{**stored, **deployed, "canary": config.from_dict(stored["canary"])})
+
+
+class Conductor:
+    """See the file's docstring. Methods are called by several threads; what takes long is done by one of its own."""
+
+    def __init__(self, state: str, first: dict[str, Any] | None):
+        """`state`: the folder that it is kept in; `first`: what it begins with where there is nothing yet."""
+        self._folder = Folder(state)
+        if self._folder.exists(STATE):
+            self._state = State.from_json(self._folder.read_json(STATE))
+        elif first:
+            self._state = State.from_json(first)
+            self._folder.write_json(STATE, first)
+        else:
+            raise UserError(f"endpoint: there is none in {state!r}")
+        self._lock = threading.RLock()
+        self._tallies: dict[str, Tally] = {}
+        self._heard: dict[str, tuple[float, int]] = {}
+        self._began, self._ended = time.monotonic(), False
+        self._later: queue.Queue[Callable[[], object]] = queue.Queue()
+        threading.Thread(target=self._work, name="rtrain-conductor", daemon=True).start()
+
+    def exchange(self, router: str, number: int, told: Mapping[str, Tally]) -> Routing:
+        """What a router counted since, and which routing it has; the one that it should have."""
+        with self._lock:
+            self._heard[router] = time.monotonic(), number
+            for app, tally in told.items():
+                self._tallies.setdefault(app, Tally()).add(tally)
+            self._judge()
+            return self._routing()
+
+    def begin(self, candidate: dict[str, Any], canary: dict[str, Any], reason: str, by: str) -> None:
+        """Try a version that runs.
+
+        Raises:
+            UserError: another one is being tried.
+        """
+        with self._lock:
+            state = self._state
+            if state.candidate:
+                raise UserError(
+                    f"endpoint {state.model!r}: version {state.candidate.number} is being tried. Take it back first, "
+                    "with rtrain rollback --endpoint"
+                )
+            state.candidate, state.canary = Deployed(**candidate), config.from_dict(canary)
+            state.step, state.held = 0, None
+            self._decided("begin", reason, by)
+
+    def hold(self, share: float, reason: str, by: str) -> None:
+        """Give the candidate a share of the requests, and leave it at that; it is judged as before.
+
+        Raises:
+            UserError: no version is being tried, or it is no share.
+        """
+        with self._lock:
+            if not self._state.candidate:
+                raise UserError(f"endpoint {self._state.model!r}: no version is being tried. Release one")
+            if not 0 <= share <= 1:
+                raise UserError(f"endpoint {self._state.model!r}: a share is within 0 and 1, got {share}")
+            self._state.held = share
+            self._decided("hold", reason, by)
+
+    def take_back(self, reason: str, by: str) -> bool:
+        """Take the candidate back; whether there was one."""
+        with self._lock:
+            if there := self._state.candidate is not None:
+                self._drop_candidate(reason, by)
+            return there
+
+    def replace(self, champion: dict[str, Any], reason: str, by: str) -> None:
+        """Let another version that runs answer all requests at once, instead of any that do.
+
+        Raises:
+            UserError: a version is being tried.
+        """
+        with self._lock:
+            state = self._state
+            if state.candidate:
+                raise UserError(f"endpoint {state.model!r}: version {state.candidate.number} is being tried")
+            gone, state.champion = state.champion, Deployed(**champion)
+            self._decided("replace", reason, by, of=state.champion)
+            if gone.app != state.champion.app:
+                self._later.put(lambda: self._remove(gone))
+
+    def status(self) -> dict[str, Any]:
+        """All of it, for people and for machines."""
+        with self._lock:
+            state, now = self._state, time.monotonic()
+            versions = [
+                {"version": of.number, "run": of.run, "export": of.export, "role": role, "share": share, "app": of.app}
+                | self._tally(of).to_json()
+                for role, of, share in (
+                    ("champion", state.champion, 1 - self._share()),
+                    ("candidate", state.candidate, self._share()),
+                )
+                if of
+            ]
+            return {
+                "endpoint": state.model,
+                "versions": versions,
+                "seconds": now - self._began,
+                "step": self._step_name(),
+                "everywhere": self.everywhere(),
+                "to_do": self._later.unfinished_tasks,
+                "routers": sum(now - at < GONE_S for at, _ in self._heard.values()),
+                "canary": config.to_dict(state.canary) if state.candidate else None,
+                "decisions": list(reversed(state.decisions)),
+            }
+
+    def everywhere(self) -> bool:
+        """Whether every router that is there does as it was told last."""
+        with self._lock:
+            now = time.monotonic()
+            mine = [number for at, number in self._heard.values() if now - at < GONE_S]
+            return bool(mine) and all(number >= self._state.number for number in mine)
+
+    def _judge(self) -> None:
+        state = self._state
+        if not state.candidate:
+            return
+        new, champion = self._tally(state.candidate), self._tally(state.champion)
+        seconds, canary = time.monotonic() - self._began, state.canary
+        if why := canary.limits.exceeded(new, champion):
+            return self._drop_candidate(why, "endpoint")
+        if state.held is not None or (state.step == len(canary.shares) - 1 and canary.shares[-1] < 1):
+            return  # a person decides
+        if why := canary.unseen(new, seconds):
+            return self._drop_candidate(why, "endpoint")
+        if canary.over(new, seconds):
+            self._advance(new, seconds)
+
+    def _advance(self, new: Tally, seconds: float) -> None:
+        state = self._state
+        why = f"{new.answers} answers in {seconds:.0f} s, {new.failed} failed, no limit was exceeded"
+        state.step += 1
+        self._decided("advance", why, "endpoint")
+        if state.canary.shares[state.step] >= 1:
+            self._crown(why)
+
+    def _crown(self, why: str) -> None:
+        """The candidate has all requests from here on."""
+        state = self._state
+        crowned, before = state.candidate, state.champion
+        assert crowned is not None
+        state.champion, state.candidate, state.step, state.held = crowned, None, 0, None
+        self._decided("champion", why, "endpoint", of=crowned)
+        self._later.put(lambda: self._promote(crowned, why))
+        self._later.put(lambda: self._remove(before))
+
+    def _drop_candidate(self, why: str, by: str) -> None:
+        state = self._state
+        gone = state.candidate
+        assert gone is not None
+        share = self._share()
+        state.candidate, state.step, state.held = None, 0, None
+        self._decided("take back", why, by, of=gone, share=share)
+        self._later.put(lambda: self._remove(gone))
+
+    def _decided(self, what: str, why: str, by: str, of: Deployed | None = None, share: float | None = None) -> None:
+        """Make it known: to routers at once, to storage and the log behind."""
+        state = self._state
+        state.number += 1
+        of = of or state.candidate
+        memory = {app: Tally(memory=tally.memory) for app, tally in self._tallies.items()}
+        seen = {app: tally.to_json() for app, tally in self._tallies.items()}
+        self._tallies, self._began = memory, time.monotonic()
+        details = {"version": of.number if of else None, "share": self._share() if share is None else share}
+        state.decisions.append({"at": _now(), "what": what, "why": why, "by": by, **details, "seen": seen})
+        del state.decisions[:-DECISIONS]
+        stored = state.to_json()
+        self._later.put(lambda: self._folder.write_json(STATE, stored))
+        logged = {"endpoint": state.model, **details, "told": by}
+        self._later.put(lambda: AuditLog(state.audit).append(what, why, logged))
+
+    def _tally(self, of: Deployed) -> Tally:
+        return self._tallies.get(of.app, Tally())
+
+    def _share(self) -> float:
+        state = self._state
+        if not state.candidate:
+            return 0.0
+        return state.held if state.held is not None else state.canary.shares[state.step]
+
+    def _step_name(self) -> str:
+        state = self._state
+        if not state.candidate:
+            return "no version is being tried"
+        if state.held is not None:
+            return f"held at {state.held:.0%} by a person"
+        shadowed = " (shadow)" if state.canary.shadow and not state.step else ""
+        return f"step {state.step + 1} of {len(state.canary.shares)}: {state.canary.shares[state.step]:.0%}{shadowed}"
+
+    def _routing(self) -> Routing:
+        state = self._state
+        plain = Routing(number=state.number, champion=state.champion.app)
+        if not state.candidate:
+            return plain
+        shadow = state.canary.shadow if state.held is None and not state.step else 0.0
+        return replace(
+            plain,
+            candidate=state.candidate.app,
+            share=self._share(),
+            shadow=shadow,
+            timeout_s=state.canary.timeout_s,
+            salt=f"{state.model}-{state.candidate.number}",
+        )
+
+    def _promote(self, of: Deployed, why: str) -> None:
+        from rtrain.release.registry import Registry
+
+        Registry(self._state.registry, self._state.audit).promote(self._state.model, of.number, why)
+
+    def _remove(self, of: Deployed) -> None:
+        """End an application that no router asks any more."""
+        from ray import serve as ray_serve
+
+        deadline = time.monotonic() + GONE_S
+        while not self.everywhere() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        ray_serve.delete(of.app)
+
+    def _work(self) -> None:
+        """One after the other; what fails is said among the decisions."""
+        while not self._ended:
+            try:
+                job = self._later.get(timeout=1)
+            except queue.Empty:
+                continue
+            try:
+                job()
+            except Exception as error:
+                problem = {"at": _now(), "what": "problem", "why": one_line(error), "by": "endpoint"}
+                with self._lock:
+                    self._state.decisions.append(problem)
+            finally:
+                self._later.task_done()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def actor_name(name: str) -> str:
+    """Of an endpoint's conductor."""
+    return f"endpoint-{name}"
+
+
+def conductor_of(name: str) -> Any:
+    """The one that runs on the Ray that is joined.
+
+    Raises:
+        ClusterError: there is none.
+    """
+    with suppress(ValueError):
+        return ray.get_actor(actor_name(name), namespace=NAMESPACE)
+    raise ClusterError(f"endpoint {name!r}: none of that name runs on this Ray. rtrain endpoints lists those that do")
+
+
+def start_conductor(name: str, state: str, first: dict[str, Any] | None) -> Any:
+    """The one that runs, or a new one, which Ray restarts wherever it dies."""
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, max_concurrency=32)(Conductor)
+    return actor.options(name=actor_name(name), namespace=NAMESPACE, lifetime="detached", get_if_exists=True).remote(
+        state, first
+    )

@@ -1,0 +1,279 @@
+"""An endpoint from outside: release a version to it, ask how it is, give shares, take back, stop."""
+
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import ray
+from ray import serve as ray_serve
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.context import _get_global_client
+
+from rtrain import config
+from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.conductor import (
+    NAMESPACE,
+    STATE,
+    Conductor,
+    Deployed,
+    State,
+    actor_name,
+    conductor_of,
+    start_conductor,
+)  # fmt: skip
+from rtrain.endpoint.router import Router
+from rtrain.errors import ClusterError, RtrainError, RunFailed, UserError, one_line
+from rtrain.release.audit import AuditLog
+from rtrain.release.gate import who
+from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
+from rtrain.serving.app import application_of, check_port, listen
+from rtrain.storage import Folder
+from rtrain.storage.paths import located
+
+NAME = re.compile(r"[A-Za-z0-9_-]+")
+ANSWER_S = 60.0
+"""Seconds that a conductor has for an answer."""
+MOST_SAID = 300
+"""Letters of an error that a message has."""
+LOOK_S = 0.5
+"""Seconds between two looks at a release that goes on."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """How a release ended."""
+
+    version: int
+    champion: bool
+    """Whether the version answers all requests now."""
+    why: str
+    """What was decided of it last, and why."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A model's versions behind one address, on the Ray that is joined: `http://HOST:PORT/NAME/predict`."""
+
+    name: str
+    """The model in the registry, and the path."""
+    port: int = 8000
+    host: str = "127.0.0.1"
+    routers: int = 2
+    """Replicas that pass requests on."""
+    replicas: int = 1
+    """Of each version."""
+    registry: str = "sqlite:///runs/registry.db"
+    audit: str = "runs/audit"
+    state: str = "runs/endpoints"
+    """Folder or URI where endpoints are kept, which their conductors must reach."""
+
+    def __post_init__(self) -> None:
+        kind, _, path = self.registry.partition("sqlite:///")
+        if not kind and path:  # the conductor works in another folder
+            object.__setattr__(self, "registry", f"sqlite:///{located(path)}")
+        for name in ("audit", "state"):
+            object.__setattr__(self, name, located(getattr(self, name)))
+        if not NAME.fullmatch(self.name):
+            raise UserError(f"endpoint {self.name!r}: letters, digits, - and _ alone, for it is a path of the address")
+        for name in ("routers", "replicas"):
+            if getattr(self, name) < 1:
+                raise UserError(f"endpoint {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://{self.host}:{self.port}/{self.name}"
+
+    def release(
+        self, run: str, reason: str, canary: Canary | None = None, *, say: Callable[[str], None] = lambda _: None
+    ) -> Version:
+        """Begin to release a finished run's export, whose gate was passed; the first one answers all requests at once.
+
+        Returns as soon as it has its first share; `settled` waits for the end.
+
+        Raises:
+            UserError: as `Registry.promote`; another version is being tried.
+            RunFailed: it does not load: it was taken back.
+        """
+        registry = Registry(self.registry, self.audit)
+        version = registry.register(self.name, run, reason)
+        champion = registry.holder(self.name, CHAMPION)
+        if self._there() and champion and champion.version == version.version:
+            raise UserError(f"endpoint {self.name!r}: version {version.version} answers all requests already")
+        registry.promote(self.name, version.version, reason, alias=CHALLENGER)
+        if not self._there():
+            first = champion or version
+            say(f"version {first.version} ({first.run}) starts")
+            self._open(self._deploy(first))
+            if first is version:
+                registry.promote(self.name, version.version, reason)
+                return version
+            if champion and champion.version == version.version:
+                return version
+        if tried := [of["version"] for of in self.status()["versions"] if of["role"] == "candidate"]:
+            raise UserError(
+                f"endpoint {self.name!r}: version {tried[0]} is being tried. Wait for its end, or take it back with "
+                f"rtrain rollback {self.name} --endpoint"
+            )
+        say(f"version {version.version} ({version.run}) starts")
+        candidate = self._deploy(version)
+        self._told("begin", asdict(candidate), config.to_dict(canary or Canary()), reason, who())
+        return version
+
+    def settled(self, version: int, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> Settled | None:
+        """How the release of a version ended; none where it goes on after `timeout_s`, or waits for a person."""
+        deadline, said = time.monotonic() + timeout_s, ""
+        while time.monotonic() < deadline:
+            status = self.status()
+            roles = {of["version"]: of["role"] for of in status["versions"]}
+            newest = next((d for d in status["decisions"] if d.get("version") == version), {"what": "", "why": ""})
+            if roles.get(version) != "candidate":
+                why = f"{newest['what']}: {newest['why']}" if newest["what"] else "it is the first"
+                return Settled(version, roles.get(version) == "champion", why)
+            if status["step"] != said:
+                said = status["step"]
+                say(said)
+            time.sleep(LOOK_S)
+        return None
+
+    def status(self) -> dict[str, Any]:
+        """Versions, shares, rates and decisions, newest first."""
+        found: dict[str, Any] = self._told("status")
+        return found | {"url": self.url}
+
+    def hold(self, share: float, reason: str) -> None:
+        """Give the version that is being tried a share of the requests, and leave it at that.
+
+        Raises:
+            UserError: none is being tried, or it is no share.
+        """
+        _reasoned(reason)
+        self._told("hold", share, reason, who())
+
+    def rollback(self, reason: str) -> str:
+        """Take back the version that is being tried; where none is, the champion: the one before it answers again.
+
+        Raises:
+            UserError: there was no champion before.
+        """
+        _reasoned(reason)
+        if self._told("take_back", reason, who()):
+            return "the version that was being tried is taken back"
+        self._at_rest()
+        back = Registry(self.registry, self.audit).rollback(self.name, reason)
+        self._told("replace", asdict(self._deploy(back)), reason, who())
+        return f"version {back.version} ({back.run}) answers again"
+
+    def stop(self) -> None:
+        """Take the endpoint down, with all versions; what was decided stays on storage."""
+        status = self.status()
+        ray_serve.delete(self.name)
+        for of in status["versions"]:
+            ray_serve.delete(of["app"])
+        ray.kill(conductor_of(self.name))
+
+    def _deploy(self, version: Version) -> Deployed:
+        """An application of its own, without an address.
+
+        Raises:
+            RunFailed: it did not load, which is logged.
+        """
+        # Never a name that an application had which is being ended meanwhile.
+        app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
+        try:
+            application = application_of(
+                version.export, num_replicas=self.replicas, ray_actor_options={"num_cpus": 0.5},
+                max_ongoing_requests=256, max_constructor_retry_count=2,
+            )  # fmt: skip
+            ray_serve.run(application, name=app, route_prefix=None)
+        except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
+            why = f"version {version.version} does not load ({_what_failed(app) or one_line(error)[:MOST_SAID]})"
+            ray_serve.delete(app)
+            AuditLog(self.audit).append("refused", why, {"endpoint": self.name, "version": version.version})
+            raise RunFailed(f"endpoint {self.name!r}: {why}. What answered before goes on") from error
+        return Deployed(app=app, number=version.version, export=version.export, run=version.run)
+
+    def _open(self, champion: Deployed) -> None:
+        """The conductor, which goes on from what is on storage if there is anything, and the routers."""
+        state = f"{self.state}/{self.name}"
+        first = State(model=self.name, registry=self.registry, audit=self.audit, champion=champion)
+        folder = Folder(state)
+        if folder.exists(STATE):  # of a Ray that is gone, with all that ran on it
+            first.decisions = State.from_json(folder.read_json(STATE)).decisions
+        folder.write_json(STATE, first.to_json())
+        start_conductor(self.name, folder.uri, None)
+        self._told("status")
+        listen(self.host, self.port)
+        router = cast(Any, Router).options(num_replicas=self.routers, ray_actor_options={"num_cpus": 0.1})
+        ray_serve.run(router.bind(self.name), name=self.name, route_prefix=f"/{self.name}")
+
+    def _at_rest(self) -> None:
+        """Wait until the registry knows what was decided last.
+
+        Raises:
+            ClusterError: it does not, after `ANSWER_S`.
+        """
+        deadline = time.monotonic() + ANSWER_S
+        while self.status()["to_do"]:
+            if time.monotonic() > deadline:
+                raise ClusterError(
+                    f"endpoint {self.name!r}: what was decided last is not in the registry. See its page"
+                )
+            time.sleep(LOOK_S)
+
+    def _there(self) -> bool:
+        """Whether it runs; starts Ray Serve if it does not."""
+        check_port(self.host, self.port)
+        listen(self.host, self.port)
+        return self.name in ray_serve.status().applications
+
+    def _told(self, what: str, *words: Any) -> Any:
+        try:
+            return ray.get(getattr(conductor_of(self.name), what).remote(*words), timeout=ANSWER_S)
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, RtrainError):
+                raise cause from None
+            raise
+        except RayActorError as error:
+            raise ClusterError(f"endpoint {self.name!r}: its conductor died ({one_line(error)})") from error
+
+
+def _what_failed(app: str) -> str:
+    """The last line of what Serve says of an application's replicas: the error itself; empty, if it says nothing."""
+    found = ray_serve.status().applications.get(app)
+    told = [one.message.strip() for one in found.deployments.values()] if found else []
+    lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.partition(":")[0]]
+    return str((errors or lines or [""])[-1])[:MOST_SAID]
+
+
+def endpoints() -> list[str]:
+    """Names of those that run on the Ray that is joined."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    prefix = actor_name("")
+    return sorted(
+        of["name"].removeprefix(prefix)
+        for of in actors
+        if of["namespace"] == NAMESPACE and of["name"].startswith(prefix)
+    )
+
+
+def port_of_serve() -> int:
+    """Where Ray Serve of this Ray listens."""
+    return int(_get_global_client().http_config.port)
+
+
+def _reasoned(reason: str) -> None:
+    if not reason.strip():
+        raise UserError("reason: it is empty. Say why, for those who read the log")
+
+
+__all__ = ["Canary", "Conductor", "Endpoint", "Settled", "endpoints", "port_of_serve"]

@@ -1,0 +1,152 @@
+"""What answers for all versions of an endpoint: it passes a request on to one of them, and counts what comes back.
+
+Whoever asks is known by the header `x-rtrain-key`, else by the query's `user`, and has the same version each time; who
+is not known has any. The answer names the version in `x-rtrain-version`. What a candidate does not answer, or answers
+with 500 and above, the champion answers.
+"""
+
+import asyncio
+import json
+import secrets
+import time
+from collections import defaultdict
+from contextlib import suppress
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from ray import serve as ray_serve
+
+from rtrain.endpoint.conductor import conductor_of
+from rtrain.endpoint.page import page
+from rtrain.endpoint.routing import Routing
+from rtrain.endpoint.tally import Tally
+from rtrain.errors import one_line
+from rtrain.serving.answers import Relayed, new_api
+
+EXCHANGE_S = 0.5
+"""Seconds between two exchanges with the conductor: so long a change takes to be everywhere, and a bad version to be
+seen."""
+READ = 50
+"""Answers of each version whose scores are read between two exchanges; more would cost the router more than passing
+them on."""
+SHADOWS = 16
+"""Questions to a shadow that may be under way at once; further ones are left out."""
+CHAMPION_S = 55.0
+"""Seconds for an answer of the champion: less than after which the proxy gives the request up."""
+KEY = "x-rtrain-key"
+VERSION = "x-rtrain-version"
+
+api = new_api()
+
+
+# Above the class: Serve pickles routes where it meets them, with what the module has by then.
+def _scores(body: bytes) -> list[float]:
+    """What an answer says, as numbers: predictions, or the best item's score for each who asks."""
+    found = json.loads(body)
+    if "predictions" in found:
+        return [p[0] if isinstance(p, list) else p for p in found["predictions"]]
+    return [of[0] for of in found.get("scores", []) if of]
+
+
+@ray_serve.deployment(name="Router", max_ongoing_requests=1000)
+@ray_serve.ingress(api)
+class Router:
+    """One replica of an endpoint's router."""
+
+    async def __init__(self, name: str):  # type: ignore[misc]  # Serve awaits it
+        self._name, self._conductor = name, conductor_of(name)
+        self._handles: dict[str, Any] = {}
+        self._tallies: dict[str, Tally] = defaultdict(Tally)
+        self._read: dict[str, int] = defaultdict(int)
+        self._shadows = 0
+        self._me = secrets.token_hex(4)
+        # Not without it: which versions there are, only the conductor knows.
+        self._routing: Routing = await asyncio.wait_for(self._conductor.exchange.remote(self._me, 0, {}), 60)
+        self._background = {asyncio.create_task(self._exchange())}
+
+    @api.get("/-/endpoint", include_in_schema=False)
+    async def told(self) -> JSONResponse:
+        """Versions, shares, rates and decisions."""
+        return JSONResponse(await self._status())
+
+    @api.get("/-/", include_in_schema=False)
+    async def page(self) -> HTMLResponse:
+        """The same to look at."""
+        return HTMLResponse(page(await self._status()))
+
+    @api.api_route("/{path:path}", methods=["GET", "POST"], include_in_schema=False)
+    async def passed_on(self, path: str, request: Request) -> Response:
+        """The answer of the version that the one who asks has."""
+        routing, body = self._routing, await request.body()
+        key = request.headers.get(KEY) or request.query_params.get("user") or secrets.token_hex(8)
+        question = (request.method, f"/{path}", request.url.query.encode(), body)
+        version = routing.chosen(key)
+        found: Relayed | None = None
+        if version != routing.champion:
+            found = await self._asked(version, question, routing.timeout_s)
+        elif routing.shadow and self._shadows < SHADOWS and secrets.randbelow(1 << 30) < routing.shadow * (1 << 30):
+            self._behind(self._shadowed(routing, question))
+        if found is None or found.status >= 500:
+            version = routing.champion
+            found = await self._asked(version, question, CHAMPION_S)
+        if found is None:
+            return JSONResponse({"detail": "no version answered. Ask again"}, 503, {"Retry-After": "1"})
+        return Response(found.body, found.status, {VERSION: version.split("-")[-2]}, found.content_type)
+
+    async def _asked(self, version: str, question: tuple[str, str, bytes, bytes], most_s: float) -> Relayed | None:
+        """A version's answer, counted; none where there is none in time."""
+        began, found = time.perf_counter(), None
+        with suppress(Exception):  # a replica that died, one that is full, an error of Ray's own: all are no answer
+            asked = self._handle(version).relay.remote(*question)
+            found = await asyncio.wait_for(asked, most_s)
+        tally = self._tallies[version]
+        if question[1] in ("/predict", "/recommend") or found is None:  # schema and health say nothing of the model
+            tally.count(found.status if found else 504, time.perf_counter() - began)
+        if found:
+            tally.holds(found.replica, found.memory)
+            if found.status == 200 and self._read[version] < READ:
+                self._read[version] += 1
+                tally.said(_scores(found.body))
+        return found
+
+    async def _shadowed(self, routing: Routing, question: tuple[str, str, bytes, bytes]) -> None:
+        self._shadows += 1
+        try:
+            await self._asked(routing.candidate, question, routing.timeout_s)
+        finally:
+            self._shadows -= 1
+
+    def _handle(self, version: str) -> Any:
+        if version not in self._handles:
+            self._handles[version] = ray_serve.get_app_handle(version)
+        return self._handles[version]
+
+    def _behind(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _exchange(self) -> None:
+        """Tell what was counted, and hear what is to be done; the same goes on while the conductor is away."""
+        while True:
+            told, self._tallies, self._read = self._tallies, defaultdict(Tally), defaultdict(int)
+            try:
+                heard = self._conductor.exchange.remote(self._me, self._routing.number, dict(told))
+                routing = await asyncio.wait_for(heard, 10)
+                if routing.number != self._routing.number:
+                    self._routing = routing
+                    there = (routing.champion, routing.candidate)
+                    self._handles = {app: handle for app, handle in self._handles.items() if app in there}
+            except Exception:  # it restarts, by Ray; what was counted is told once it is there
+                for version, tally in self._tallies.items():
+                    told[version].add(tally)
+                self._tallies = told
+            await asyncio.sleep(EXCHANGE_S)
+
+    async def _status(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = await asyncio.wait_for(self._conductor.status.remote(), 10)
+        except Exception as error:
+            return {"endpoint": self._name, "problem": f"its conductor does not answer ({one_line(error)})"}
+        return found

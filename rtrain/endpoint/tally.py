@@ -1,0 +1,135 @@
+"""What is known of a version's answers: counts, and samples of how long they took and what they said."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLE = 4096
+"""Newest seconds and scores that are kept of a version: enough to see a shift of a twentieth."""
+Z = 4.0
+"""Standard deviations that count as chance: versions are compared twice a second, so one look in 30,000 may err."""
+FEW = 30
+"""Seconds in a sample from which on its quantiles have bounds."""
+WARM = 20
+"""Answers of a replica after which its memory counts as what it begins with."""
+
+
+@dataclass
+class Tally:
+    """Of some answers of one version; several are added up."""
+
+    answers: int = 0
+    failed: int = 0
+    """Of them those without an answer, or with one of 500 and above."""
+    refused: int = 0
+    """Of them those that the client was told to mend, 400 to 499."""
+    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
+    scores: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
+    memory: dict[str, "Held"] = field(default_factory=dict)
+    """Of each replica."""
+
+    def count(self, status: int, seconds: float) -> None:
+        """One more answer; `status` of HTTP, 504 where none came."""
+        self.answers += 1
+        self.failed += status >= 500
+        self.refused += 400 <= status < 500
+        self.seconds.append(seconds)
+
+    def said(self, scores: Iterable[float]) -> None:
+        """What some of the answers said."""
+        self.scores.extend(scores)
+
+    def holds(self, replica: str, memory: int) -> None:
+        """Bytes that a replica held as it answered."""
+        self.memory.setdefault(replica, Held()).see(memory)
+
+    def add(self, other: "Tally") -> None:
+        """All that another one knows, newer than what is known here."""
+        self.answers += other.answers
+        self.failed += other.failed
+        self.refused += other.refused
+        self.seconds.extend(other.seconds)
+        self.scores.extend(other.scores)
+        for replica, held in other.memory.items():
+            self.memory.setdefault(replica, Held()).add(held)
+
+    @property
+    def grown(self) -> int:
+        """Bytes by which the replica that grew most has, since it was warm."""
+        return max((held.last - held.first for held in self.memory.values()), default=0)
+
+    def quantile(self, q: float) -> float:
+        """Of the seconds; nan without any."""
+        return float(np.quantile(np.array(self.seconds), q)) if self.seconds else float("nan")
+
+    def to_json(self) -> dict[str, Any]:
+        """What a person wants to see."""
+        return {
+            "answers": self.answers,
+            "failed": self.failed,
+            "refused": self.refused,
+            "p50_ms": 1e3 * self.quantile(0.5) if self.seconds else None,
+            "p99_ms": 1e3 * self.quantile(0.99) if self.seconds else None,
+            "mean_score": float(np.mean(self.scores)) if self.scores else None,
+            "grown_mb": self.grown / 1e6,
+        }
+
+
+@dataclass
+class Held:
+    """Bytes of one process: when it was warm, or soon after where parts are added up, and now."""
+
+    seen: int = 0
+    first: int = 0
+    last: int = 0
+
+    def see(self, memory: int) -> None:
+        """It answered once more."""
+        self.seen += 1
+        self.last = memory
+        if self.seen <= WARM:
+            self.first = memory
+
+    def add(self, newer: "Held") -> None:
+        """What was seen since."""
+        self.first = self.first if self.seen >= WARM else newer.first
+        self.seen += newer.seen
+        self.last = newer.last
+
+
+def bounds(sample: Iterable[float], q: float) -> tuple[float, float]:
+    """Between which, but for chance, the `q` quantile of what a sample is drawn from lies, of whatever form it is.
+
+    From the order statistics: how many of n lie below the quantile is binomial. -inf and inf where n is too small.
+    """
+    ordered = np.sort(np.fromiter(sample, float))
+    n = len(ordered)
+    if n < FEW:
+        return -np.inf, np.inf
+    spread = Z * np.sqrt(n * q * (1 - q))
+    low, high = int(np.floor(n * q - spread)), int(np.ceil(n * q + spread))
+    return float(ordered[low]) if low >= 0 else -np.inf, float(ordered[high]) if high < n else np.inf
+
+
+def share_bounds(count: int, of: int) -> tuple[float, float]:
+    """Between which, but for chance, a share lies that was seen as `count` of `of` (Wilson, 1927); 0 and 1 of none."""
+    if not of:
+        return 0.0, 1.0
+    z2, seen = Z**2, count / of
+    middle, half = seen + z2 / (2 * of), Z * np.sqrt(seen * (1 - seen) / of + z2 / (4 * of * of))
+    return float((middle - half) / (1 + z2 / of)), float((middle + half) / (1 + z2 / of))
+
+
+def apart(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Largest distance of two samples' distribution functions (Kolmogorov-Smirnov), and what chance may make of it.
+
+    The second is what samples of these sizes of one and the same distribution exceed once in 100,000 looks.
+    """
+    a, b = np.sort(a), np.sort(b)
+    at = np.concatenate([a, b])
+    distance = np.abs(np.searchsorted(a, at, "right") / len(a) - np.searchsorted(b, at, "right") / len(b)).max()
+    return float(distance), float(2.47 * np.sqrt((len(a) + len(b)) / (len(a) * len(b))))

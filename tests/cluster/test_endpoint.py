@@ -1,0 +1,218 @@
+"""Versions behind one address, under load: releases that go through, bad ones taken back, and what users see."""
+
+import shutil
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from rtrain.endpoint.canary import Canary, Limits
+from rtrain.endpoint.endpoint import Endpoint, Settled, endpoints
+from rtrain.endpoint.routing import place
+from rtrain.errors import ClusterError, RunFailed, UserError
+from rtrain.release.registry import Registry
+from tests.cluster.conftest import wait_for
+from tests.cluster.planted import Planted
+from tests.unit.release.runs import ITEMS, PASSES, USERS, run_of, write_rows
+from tests.unit.training.jobs import train
+
+CLIENTS = 4
+KEYS = [f"user-{n}" for n in range(400)]
+QUICK = Canary(steps=(0.1, 0.5, 1.0), seconds=1.0, answers=40, patience_s=60, timeout_s=5)
+PLANTED = {
+    "slow": Planted(dim=8, bottom=(8,), top=(16,), sleeps_s=0.2),
+    "leaks": Planted(dim=8, bottom=(8,), top=(16,), leaks_mb=8),
+    "crashes": Planted(dim=8, bottom=(8,), top=(16,), crashes=True),
+    "errs": Planted(dim=8, bottom=(8,), top=(16,), errs=True),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Finished runs, whose gates were passed: two good ones, one that learned nothing, and those of `PLANTED`."""
+    folder = tmp_path_factory.mktemp("endpoint")
+    write_rows(folder)
+    for name, lr in (("good", 2e-2), ("again", 3e-2), ("wrong", 1e-9)):
+        train(run_of(folder, name, lr=lr))
+    for name, model in PLANTED.items():
+        train(replace(run_of(folder, name), model=model))
+    for run in (folder / "runs").iterdir():
+        champion = None if run.name == "good" else f"{folder}/runs/good"
+        assert PASSES.judge(str(run), champion).passed
+    return folder / "runs"
+
+
+@pytest.fixture(scope="module")
+def endpoint(serve_port: int, runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    folder = tmp_path_factory.mktemp("registry")
+    found = Endpoint(
+        name="demo", port=serve_port, registry=f"sqlite:///{folder}/registry.db", audit=f"{folder}/audit",
+        state=f"{folder}/endpoints",
+    )  # fmt: skip
+    assert found.release(f"{runs}/good", "the first").version == 1
+    yield found
+    found.stop()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_tried(endpoint: Endpoint) -> Iterator[None]:
+    """What one test leaves half done is not the next one's."""
+    yield
+    if endpoint.status()["canary"]:
+        endpoint.rollback("the test is over")
+
+
+@dataclass
+class Seen:
+    """What the clients of a load were answered."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    versions: dict[str, set[str]] = field(default_factory=dict)
+    """Version -> who had it."""
+
+    @property
+    def failed(self) -> int:
+        return sum(n for status, n in self.statuses.items() if status != 200)
+
+
+@contextmanager
+def load(url: str) -> Iterator[Seen]:
+    """Requests of `CLIENTS` clients, one after the other each, until it is left."""
+    seen, over, lock = Seen(), threading.Event(), threading.Lock()
+
+    def client(number: int) -> None:
+        draw = np.random.default_rng(number)
+        with httpx.Client(timeout=60) as http:
+            while not over.is_set():
+                key = KEYS[draw.integers(len(KEYS))]
+                row = {
+                    "user": int(draw.integers(USERS)), "item": int(draw.integers(ITEMS)), "price": float(draw.normal()),
+                }  # fmt: skip
+                try:
+                    answer = http.post(f"{url}/predict", json={"rows": [row]}, headers={"x-rtrain-key": key})
+                    status, version = answer.status_code, answer.headers.get("x-rtrain-version", "")
+                except httpx.HTTPError:
+                    status, version = 0, ""
+                with lock:
+                    seen.statuses[status] += 1
+                    seen.versions.setdefault(version, set()).add(key)
+
+    threads = [threading.Thread(target=client, args=(n,), daemon=True) for n in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(60)
+
+
+def released(endpoint: Endpoint, run: str, canary: Canary = QUICK) -> tuple[Settled, Seen]:
+    """A release under load, to its end."""
+    with load(endpoint.url) as seen:
+        version = endpoint.release(run, "a test", canary)
+        settled = endpoint.settled(version.version, timeout_s=120)
+    assert settled is not None
+    wait_for(lambda: endpoint.status()["everywhere"], "all routers heard of it")
+    return settled, seen
+
+
+def touched(seen: Seen, version: int, share: float) -> None:
+    """Nobody had the version but the share of users that its first step has."""
+    whom = {key for key in KEYS if place(f"demo-{version}:{key}") < share}
+    assert seen.versions.get(f"{version}", set()) <= whom and set(seen.versions) <= {"1", f"{version}"}
+
+
+def test_releases_weights_and_rollbacks_under_load_fail_no_request(endpoint: Endpoint, runs: Path) -> None:
+    registry = Registry(endpoint.registry, endpoint.audit)
+    settled, seen = released(endpoint, f"{runs}/again", replace(QUICK, shadow=0.5))
+    assert settled.champion and settled.version == 2 and not seen.failed and sum(seen.statuses.values()) > 100
+    assert {"1", "2"} <= set(seen.versions)
+    decisions = [(d["what"], d["version"], d["share"]) for d in reversed(endpoint.status()["decisions"])]
+    steps = [("begin", 2, 0.0), ("advance", 2, 0.1), ("advance", 2, 0.5), ("advance", 2, 1.0)]
+    assert [d for d in decisions if d[1] == 2][:4] == steps, decisions
+    with load(endpoint.url) as seen:
+        assert endpoint.rollback("slower than it seemed") == "version 1 (good) answers again"
+        before = set(seen.versions.get("2", ()))
+        seen.versions.clear()
+        version = endpoint.release(f"{runs}/again", "once more", replace(QUICK, steps=(0.1,))).version
+        endpoint.hold(0.6, "an A/B test")
+        asked = {key for key in KEYS if place(f"demo-2:{key}") < 0.6}
+        wait_for(lambda: len(seen.versions.get("2", ())) > 0.8 * len(asked), "most of its share asked version 2")
+        assert seen.versions["2"] - before <= asked
+        assert endpoint.settled(version, timeout_s=1) is None, "a person decides"
+        with pytest.raises(UserError, match="version 2 is being tried"):
+            endpoint.release(f"{runs}/wrong", "too many")
+        assert endpoint.rollback("enough seen") == "the version that was being tried is taken back"
+        wait_for(lambda: endpoint.status()["everywhere"], "all routers heard of it")
+        time.sleep(1)  # answers that were under way
+        seen.versions.clear()
+        wait_for(lambda: len(seen.versions.get("1", ())) > 50, "version 1 answers")
+        assert set(seen.versions) == {"1"}
+    assert not seen.failed, seen.statuses
+    holder = registry.holder("demo", "champion")
+    assert holder and holder.version == 1 and registry.verify() == []
+    told = [entry.what for entry in registry.log.entries()]
+    assert {"begin", "advance", "champion", "hold", "take back", "replace"} <= set(told)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "limits"),
+    [
+        ("wrong", "its scores drifted", Limits()),
+        ("errs", "answers failed", Limits()),
+        pytest.param("slow", "a tenth of its answers took", Limits(), marks=pytest.mark.slow),
+        pytest.param("leaks", "memory grew by", Limits(grown_mb=150), marks=pytest.mark.slow),
+    ],
+)
+def test_a_bad_version_is_taken_back_by_itself(
+    endpoint: Endpoint, runs: Path, name: str, said: str, limits: Limits
+) -> None:
+    canary = replace(QUICK, steps=(0.2, 1.0), answers=10_000, limits=limits)
+    settled, seen = released(endpoint, f"{runs}/{name}", canary)
+    assert not settled.champion and settled.why.startswith("take back: ") and said in settled.why, settled
+    assert not seen.failed, seen.statuses
+    touched(seen, settled.version, 0.2)
+    newest = endpoint.status()["decisions"][0]
+    assert (newest["what"], newest["share"], newest["by"]) == ("take back", 0.2, "endpoint")
+    registry = Registry(endpoint.registry, endpoint.audit)
+    holder = registry.holder("demo", "champion")
+    assert holder is not None and holder.version == 1
+    assert any(entry.what == "take back" and said in entry.reason for entry in registry.log.entries())
+
+
+def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
+    with load(endpoint.url) as seen:
+        with pytest.raises(RunFailed, match=r"version \d+ does not load .*What answered before goes on"):
+            endpoint.release(f"{runs}/crashes", "a test", QUICK)
+        shutil.copytree(runs / "again", tmp_path / "altered")
+        weights = next((tmp_path / "altered" / "export").glob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+        with pytest.raises(RunFailed, match="does not load"):
+            endpoint.release(f"{tmp_path}/altered", "a test", QUICK)
+    assert not seen.failed and set(seen.versions) == {"1"}
+    log = [entry for entry in Registry(endpoint.registry, endpoint.audit).log.entries() if entry.what == "refused"]
+    assert len(log) == 2 and "RuntimeError: it does not load where it is served" in log[0].reason, log
+
+
+def test_it_says_how_it_is(endpoint: Endpoint) -> None:
+    assert endpoints() == ["demo"]
+    status = httpx.get(f"{endpoint.url}/-/endpoint", timeout=60).json()
+    assert status["versions"][0]["role"] == "champion" and status["versions"][0]["share"] == 1.0
+    page = httpx.get(f"{endpoint.url}/-/", timeout=60)
+    assert "no version is being tried" in page.text and page.headers["content-type"].startswith("text/html")
+    assert httpx.get(f"{endpoint.url}/healthz", timeout=60).json()["run"] == "good"
+    refused = httpx.post(f"{endpoint.url}/predict", json={"rows": [{}]}, timeout=60)
+    assert refused.status_code == 422 and refused.json()["detail"].startswith("rows.0.user")
+    with pytest.raises(ClusterError, match="endpoint 'nobody': none of that name runs"):
+        replace(endpoint, name="nobody").status()
+    with pytest.raises(UserError, match="no version is being tried"):
+        endpoint.hold(0.5, "a test")
