@@ -178,6 +178,7 @@ def _place_tables(
         batch_per_rank=ceil_div(run.global_batch, mesh.world_size),
         memory_bytes_per_rank=memory,
         activations_bytes=activations,
+        memory_from=f"{_spell(_memory(run)[0])}, {_memory(run)[1]}",
     )
     return placements(sharding, tables)
 
@@ -196,4 +197,5 @@ def _memory(run: Run) -> tuple[int, str]:
             return torch.cuda.get_device_properties(0).total_memory, "this machine's GPU"
         return ASSUMED_GPU_BYTES, "assumed GPU; set cluster.memory_gb_per_worker to yours"
     total = int(psutil.virtual_memory().total)
-    return total // run.cluster.workers, f"this machine's memory shared by {run.cluster.workers} workers"
+    shared = f"this machine's memory shared by {run.cluster.workers} workers"
+    return total // run.cluster.workers, f"{shared}; set cluster.memory_gb_per_worker to that of others"

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 
 from rtrain.data.encode import encode
-from rtrain.data.parquet import ParquetRows, RowGroup
+from rtrain.data.footer import RowGroup
+from rtrain.data.parquet import ParquetRows
 from rtrain.data.place import of_group
 from rtrain.encodings import LARGEST
 from rtrain.moment import Age

@@ -191,6 +191,10 @@ class Dataset(Samples[Batch]):
                 self._kept[window.blocks] = self._encode(window.blocks)
             return self._kept[window.blocks]
 
+    def written_since(self, seconds: float) -> list[str]:
+        """As `Samples`."""
+        return self._rows.stored.written_since(seconds)
+
     def let_go(self, split: Split) -> None:
         """As `Samples`."""
         with self._keeping:

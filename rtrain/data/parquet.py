@@ -7,7 +7,6 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from typing import IO, Any
@@ -21,57 +20,18 @@ from numpy.typing import NDArray
 
 from rtrain.data.agreed import agreed
 from rtrain.data.damage import telling_where
+from rtrain.data.footer import MAGIC, Footer, RowGroup, metadata_of
 from rtrain.data.partitions import is_partition, partitions_of
 from rtrain.errors import DataError, did_you_mean
 
-MAGIC = b"PAR1"
 UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 """Parquet's names of a timestamp's unit -> Arrow's."""
-
-
-@dataclass(frozen=True)
-class RowGroup:
-    """What Parquet reads at once."""
-
-    first_row: int
-    """Number of its first row in the data set."""
-    rows: int
-    """Rows in the group."""
-    file: int
-    """Index in `ParquetRows.files`."""
-    index: int
-    """Index of the group in its file."""
-    file_row: int
-    """Number of its first row in its file."""
-
-    @property
-    def stop(self) -> int:
-        """Number of the row behind its last."""
-        return self.first_row + self.rows
 
 
 BUFFER_BYTES = 2**20
 """Of a column that is read bit by bit, what is read at once."""
 HELD = 4096
 """Row groups whose footers are kept parsed, some 1 kB a column each; of the others a 30th of that is kept, packed."""
-
-
-@dataclass(frozen=True)
-class _Footer:
-    packed: bytes
-    packed_from: int
-    """Bytes of the footer as it is in the file."""
-    schema: pa.Schema
-    group_rows: tuple[int, ...]
-    """Rows of each row group."""
-    size_bytes: int
-    changed_ns: int
-    """When the file was last written to; 0 where the storage is not asked."""
-    digest: bytes
-
-    def parsed(self) -> pq.FileMetaData:
-        """All that the footer says."""
-        return _parsed(pa.decompress(self.packed, self.packed_from, codec="zstd"))
 
 
 class ParquetRows:
@@ -112,6 +72,11 @@ class ParquetRows:
     def name(self, group: RowGroup) -> str:
         """The path of the file that holds a row group, within the data's folder."""
         return self._shown[group.file]
+
+    def written_since(self, seconds: float) -> list[str]:
+        """Paths within the data's folder of the files that were written to after a moment, as far as it is known."""
+        written = zip(self._shown, self._footers, strict=True)
+        return [name for name, footer in written if footer.changed_ns > seconds * 1e9]
 
     def groups(self, start: int, stop: int) -> tuple[RowGroup, ...]:
         """The row groups that hold rows [start, stop)."""
@@ -261,21 +226,21 @@ class ParquetRows:
         # Arrow's own files need no Python lock to read.
         return pa.OSFile(path) if isinstance(self._fs, LocalFileSystem) else self._fs.open(path, "rb")
 
-    def _footer(self, path: str) -> _Footer:
+    def _footer(self, path: str) -> Footer:
         with self._naming(path):
             size, changed_ns = int(self._fs.size(path)), self._changed_ns(path)
             with self._open(path) as opened:
                 footer = _footer_bytes(opened, size, path)
-            metadata = _parsed(footer)
+            metadata = metadata_of(footer)
             schema = metadata.schema.to_arrow_schema()
             rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
             packed = pa.compress(footer, codec="zstd", asbytes=True)
-            return _Footer(packed, len(footer), schema, rows, size, changed_ns, hashlib.sha256(footer).digest())
+            return Footer(packed, len(footer), schema, rows, size, changed_ns, hashlib.sha256(footer).digest())
 
     def _changed_ns(self, path: str) -> int:
         return os.stat(path).st_mtime_ns if isinstance(self._fs, LocalFileSystem) else 0
 
-    def _refuse_change(self, path: str, footer: _Footer, opened: Any) -> None:
+    def _refuse_change(self, path: str, footer: Footer, opened: Any) -> None:
         """Refuse a file that is not what its footer was read of: its rows would be others, or none."""
         opened.seek(0, os.SEEK_END)
         size = int(opened.tell())
@@ -323,11 +288,6 @@ class ParquetRows:
         except (pa.ArrowException, OSError) as error:
             why = " ".join(str(error).split())
             raise DataError(f"{path}: cannot be read ({why[:200]}). If it is damaged, copy or write it again") from None
-
-
-def _parsed(footer: bytes) -> pq.FileMetaData:
-    """The footer alone behind the magic reads as a file whose pages are never asked for."""
-    return pq.read_metadata(pa.BufferReader(MAGIC + footer))
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rtrain.data.parquet import ParquetRows, RowGroup
+from rtrain.data.footer import RowGroup
+from rtrain.data.parquet import ParquetRows
 from rtrain.errors import DataError
 from rtrain.keyed import drawn, uniform
 

@@ -98,6 +98,10 @@ class Samples(ABC, Generic[B]):
         """The same, of which a thread keeps the next ones ready."""
         return Prefetch(made, self._prefetch) if self._prefetch else made
 
+    def written_since(self, seconds: float) -> list[str]:
+        """Names of its files that were written to after a moment, since 1970, as far as that is known."""
+        return []
+
     def let_go(self, split: Split) -> None:
         """Give back the memory of what is kept of a split between its epochs; who asks for it reads it again."""
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rtrain.data.feedback import Feedback
-from rtrain.data.parquet import ParquetRows, RowGroup
+from rtrain.data.footer import RowGroup
+from rtrain.data.parquet import ParquetRows
 from rtrain.data.parted import Parted
 from rtrain.errors import ConfigError, DataError
 

@@ -58,6 +58,8 @@ def _prepare(config: Prepare, say: Callable[[str], None], progress: bool) -> Pre
     source = [[path, size] for path, size in zip(files.paths, files.sizes, strict=True)]
     reading.refuse_unnamed(config, files)
     _begin(config, under_way, source, say)
+    size = sum(size or 0 for size in files.sizes) / 1e6
+    say(f"{len(files.paths):,} files of {size:,.1f} MB; Ray starts, which takes some seconds")
     with ray_session(Cluster(workers=1)):
         stages = _Stages(config, under_way, progress)
         types, chunks, rows = _typed(config, files, stages)

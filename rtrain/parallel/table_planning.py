@@ -109,11 +109,13 @@ def plan_tables(
     batch_per_rank: int,
     memory_bytes_per_rank: int,
     activations_bytes: int = 0,
+    memory_from: str = "",
 ) -> ShardingPlan:
     """TorchRec's plan for `tables`; pure arithmetic on the meta device, no process group needed.
 
     `memory_bytes_per_rank`: what tables, their optimizer, and a step's ids and looked-up vectors may take.
-    `activations_bytes`: what else a step keeps, which is taken off already; a message says so.
+    `activations_bytes`: what else a step keeps, which is taken off already, and `memory_from`: how much a rank has, and
+    how that is known; a message says both.
 
     Raises:
         ConfigError: the tables do not fit, with the three ways out.
@@ -152,7 +154,7 @@ def plan_tables(
         codecs = WireCodecs(parallel.wire, rows=batch_per_rank * world_size)
         return planner.plan(module, sharders(qcomm_codecs_registry=codecs.registry()))
     except PlannerError as error:
-        asked = (tables, parallel, world_size, batch_per_rank, memory_bytes_per_rank, activations_bytes)
+        asked = (tables, parallel, world_size, batch_per_rank, memory_bytes_per_rank, activations_bytes, memory_from)
         raise ConfigError(_does_not_fit(*asked)) from error
 
 
@@ -163,21 +165,22 @@ def _does_not_fit(
     batch_per_rank: int,
     memory_bytes_per_rank: int,
     activations_bytes: int,
+    memory_from: str,
 ) -> str:
     """What the planner could not place, and the ways out that are open."""
     biggest, total = max(tables, key=lambda t: t.bytes), sum(t.bytes for t in tables)
     split = parallel.embeddings_of(biggest.name) in ("sharded", "row_wise", "table_row_wise")
     even = f", {total / world_size / MIB:,.1f} MiB a rank if even" if world_size > 1 else ""
     rows = "" if split else ", or split the rows with parallel.embeddings='row_wise'"
-    taken, parts = "the dense part leaves", ""
+    taken, parts, of = "the dense part leaves", "", f" ({memory_from})" if memory_from else ""
     if activations_bytes:
         taken = f"the dense part and {activations_bytes / MIB:,.1f} MiB of activations leave"
         parts = ", raise parallel.microbatches"
     return (
         f"tables: {total / MIB:,.1f} MiB of weights{even} (largest: {biggest.name!r}, {biggest.bytes / MIB:,.1f} MiB), "
         f"their optimizer state, and the ids and vectors of a step of {batch_per_rank:,} rows a rank do not fit in "
-        f"{memory_bytes_per_rank / MIB:,.1f} MiB, what {taken} on each of {world_size} ranks; 5 % of it stays free. "
-        f"Add workers{parts}, lower global_batch or model.dim ({biggest.dim}){rows}"
+        f"{memory_bytes_per_rank / MIB:,.1f} MiB, what {taken} on each of {world_size} ranks{of}; 5 % of it stays "
+        f"free. Add workers{parts}, lower global_batch or model.dim ({biggest.dim}){rows}"
     )
 
 

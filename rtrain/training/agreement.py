@@ -1,5 +1,6 @@
 """Whether the parts of a run go together: model, data and layout, checked before anything starts."""
 
+import math
 from typing import Any
 
 from rtrain.checkpoint.format import Stored
@@ -12,6 +13,9 @@ from rtrain.models.protocol import Model
 from rtrain.nn.tables import names_given
 from rtrain.parallel import legal
 from rtrain.run import Run
+
+NAMED = 3
+"""Files that an error names."""
 
 
 def refuse(run: Run, mesh: Mesh) -> None:
@@ -99,7 +103,11 @@ def refuse_other_data(run: Run, stored: Stored, data: Samples[Any]) -> None:
     """
     before = stored.meta["data_fingerprint"]
     if before != data.fingerprint:
+        since = data.written_since(float(stored.meta.get("saved_at", math.inf)))
+        more = f" and {len(since) - NAMED} more" if len(since) > NAMED else ""
+        written = f"; written to since: {', '.join(since[:NAMED])}{more}" if since else ""
         raise ConfigError(
             f"run {run.name!r}: the data changed since step {stored.step} (fingerprint {before} -> "
-            f"{data.fingerprint}). Train under another name, or start anew with --fresh"
+            f"{data.fingerprint}{written}). Bring them back as they were, train under another name, or start anew with "
+            "--fresh"
         )

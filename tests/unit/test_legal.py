@@ -96,7 +96,7 @@ def test_tables_that_do_not_fit_name_the_three_ways_out(embeddings: str) -> None
     small = rtrain.override(
         run(),
         {
-            "cluster.memory_gb_per_worker": 1.2e-4,
+            "cluster.memory_gb_per_worker": 1e-3,
             "parallel.embeddings": embeddings,
             "sparse_optim": Adagrad(),
         },
@@ -105,7 +105,7 @@ def test_tables_that_do_not_fit_name_the_three_ways_out(embeddings: str) -> None
         rtrain.plan(small)
     message = str(caught.value)
     assert "largest: 'item_id'" in message
-    assert "on each of 2 ranks" in message
+    assert "on each of 2 ranks (1.0 MiB, cluster.memory_gb_per_worker)" in message
     assert "Add workers, lower global_batch or model.dim (16)" in message and "a step of 256 rows a rank" in message
     is_split = embeddings in ("sharded", "row_wise", "table_row_wise")
     assert ("or split the rows with parallel.embeddings='row_wise'" in message) is not is_split

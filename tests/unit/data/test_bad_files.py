@@ -390,6 +390,7 @@ def test_a_finished_run_is_left_as_it_is_where_its_data_changed(folder: Path, tm
     longer = replace(run, duration=rtrain.Duration(steps=4))
     said = said_of(lambda: rtrain.train(longer, launcher="inline", quiet=True))
     assert said.startswith("run 'small': the data changed since step 2 (fingerprint ")
+    assert f"; written to since: part-{FILES}.parquet). Bring them back as they were" in said
     after = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()}
     assert {path: after.get(path) for path in before if "notices" not in path.parts} == {
         path: content for path, content in before.items() if "notices" not in path.parts
