@@ -106,7 +106,10 @@ def test_tables_that_do_not_fit_name_the_three_ways_out(embeddings: str) -> None
     message = str(caught.value)
     assert "largest: 'item_id'" in message
     assert "on each of 2 ranks (1.0 MiB, cluster.memory_gb_per_worker)" in message
-    assert "Add workers, lower global_batch or model.dim (16)" in message and "a step of 256 rows a rank" in message
+    assert (
+        "Add workers, raise parallel.microbatches, lower global_batch or model.dim (16)" in message
+        and "a step of 256 rows a rank" in message
+    )
     is_split = embeddings in ("sharded", "row_wise", "table_row_wise")
     assert ("or split the rows with parallel.embeddings='row_wise'" in message) is not is_split
 
