@@ -117,6 +117,9 @@ def train(
         if not known:
             data.refuse_rows()
             check_vectors(run.blueprint.tables)
+        from rtrain.export.formats import refuse_export
+
+        refuse_export(run, data)
         for line in data.remarks(run.evaluation.boosting_rows, mesh.readers(run.blueprint.dealt)):
             say(line)
     with ExitStack() as stack:

@@ -164,6 +164,8 @@ class Handoff:
     """Test rows whose predictions the trainer records for that comparison, and for the gate's."""
     port: int = 8000
     """HTTP port of Ray Serve, on localhost."""
+    index_from: int | None = 100_000
+    """Items from which on a retrieval model's export has an index to find them by; none: all are always compared."""
 
     def __post_init__(self) -> None:
         if self.serve_check and not self.export:
@@ -172,6 +174,8 @@ class Handoff:
             raise ConfigError(f"handoff.rows: must be at least 1, got {self.rows}")
         if not 0 < self.port < 65536:
             raise ConfigError(f"handoff.port: must be 1..65535, got {self.port}")
+        if self.index_from is not None and self.index_from < 1:
+            raise ConfigError(f"handoff.index_from: must be at least 1, or none, got {self.index_from}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,17 +21,23 @@ from torch import Tensor
 from rtrain import config, notices
 from rtrain.data.columns import Lists
 from rtrain.data.retrieval_batch import Ids
-from rtrain.errors import DataError, one_line
-from rtrain.export.artifact import read_head
-from rtrain.export.retrieval import ITEMS, KNOWN, USERS, assembly_of, vectors_of
+from rtrain.errors import CheckpointError, DataError, one_line
+from rtrain.export.artifact import HEAD, read_head
+from rtrain.export.index import INDEX, Index, Stated, Vectors, find, seen_of
+from rtrain.export.retrieval import (
+    ITEMS,
+    KNOWN,
+    USERS,
+    assembly_of,
+    joined,
+    places_of,
+    queries_of,
+    vectors_in,
+    vectors_of,
+)
 from rtrain.export.weights import fetched, load
-from rtrain.metrics.catalogue import NO_ITEM, Seen, rank_catalogue
+from rtrain.metrics.catalogue import NO_ITEM, rank_catalogue
 from rtrain.models.unsharded import Unsharded
-
-BATCH = 1024
-"""Users that go through the model at once."""
-
-Vectors = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,16 @@ class Encoders:
         self._model = Unsharded(model.blueprint(self._data.facts), seed=0, table_device="meta")
         tables, known = dict[str, pa.Table](), dict[str, Tensor]()
 
+        stated = self.head.get("index")
+        if (stated is None) != (INDEX not in self.head["files"]):
+            raise CheckpointError(f"export {uri!r}: {HEAD} does not say of {INDEX} what it is. Export the run again")
+        index = list[Index]()
+
         def other(name: str, local: Path) -> None:
             if name == KNOWN:
                 known.update(load_file(local))
+            elif name == INDEX:
+                index.append(Index(local))
             else:
                 tables[name] = pq.read_table(local)
 
@@ -93,9 +106,13 @@ class Encoders:
         """Items of the catalogue, as the data call them, [I]."""
         self._rows = items["row"].to_numpy()
         self._raw = self._users is not None
-        flat = items["vector"].combine_chunks().flatten().to_numpy()
-        self.vectors: Tensor = torch.from_numpy(flat.reshape(len(self.items), -1).copy())
+        self.vectors: Tensor = torch.from_numpy(vectors_in(items).copy())
         """Of each of them, float32 [I, E]."""
+        self.index: Stated | None = Stated.from_json(stated) if stated else None
+        """What the export says of its index; none: it has none, and all items are compared."""
+        self._index = index[0] if index else None
+        if self._index and self.index:
+            self._index.refuse_other(tuple(self.vectors.shape), self.index.cells)
 
     @property
     def of_histories(self) -> bool:
@@ -126,16 +143,10 @@ class Encoders:
         return self._vectors(*self._asked(whom, times))
 
     @notices.aside()
-    @torch.inference_mode()
     def _vectors(self, context: Lists, when: Lists | None) -> Vectors:
-        found, count = [], len(context.lengths)
-        for start in range(0, count, BATCH):
-            some = np.arange(start, min(start + BATCH, count))
-            batch = self._assembly.of_whom(context.select(some), some, when.select(some) if when else None)
-            queries, *_ = self._model(batch)
-            asked = queries[torch.arange(len(some)), batch.last]
-            found.append(self._model.objective.compared(asked.float()))
-        vectors: Vectors = torch.cat(found).numpy() if found else np.empty((0, self.vectors.shape[1]), np.float32)
+        if not len(context.lengths):
+            return np.empty((0, self.vectors.shape[1]), np.float32)
+        vectors: Vectors = queries_of(self._model, self._assembly, context, when).numpy()
         return vectors
 
     @notices.aside()
@@ -156,6 +167,7 @@ class Encoders:
         *,
         times: Sequence[Sequence[int]] | None = None,
         seen: Sequence[Sequence[Any]] | None = None,
+        exact: bool = False,
     ) -> list[list[tuple[Any, float]]]:
         """The best k items of the catalogue for each of those who ask, with their scores, best first.
 
@@ -164,11 +176,12 @@ class Encoders:
             k: how many; fewer come back where the catalogue has no more.
             seen: items that each one is not to be offered, as the data call them; none: all are candidates, but that of
                 a model of histories those of the history are left out where the data say `hide_seen`.
+            exact: compare all items also where the export has an index, which misses some: `index` says how many.
 
         Raises:
             DataError: as `user`, or another number of `seen` lists.
         """
-        return self.find(self.ask(whom, times, seen), k)
+        return self.find(self.ask(whom, times, seen), k, exact=exact)
 
     def some(self, count: int) -> tuple[list[Any], list[list[int]] | None]:
         """Up to so many who may ask, and the times of their histories where those are wanted: to try the model with."""
@@ -195,17 +208,18 @@ class Encoders:
         if seen is None and self._data.longest is not None and self._data.hide_seen:
             seen = whom
         lists = [
-            np.searchsorted(self._rows, np.intersect1d(self._item_rows(those, f"seen[{n}]"), self._rows))
+            places_of(self._item_rows(those, f"seen[{n}]"), self._rows)
             for n, those in enumerate(seen or [[]] * len(whom))
         ]
-        hidden = Lists.of(np.concatenate([self._rows[:0], *lists]), np.array([len(x) for x in lists], np.int64))
-        return Asked(context, when, hidden)
+        return Asked(context, when, joined(lists))
 
-    def find(self, asked: "Asked", k: int) -> list[list[tuple[Any, float]]]:
+    def find(self, asked: "Asked", k: int, *, exact: bool = False) -> list[list[tuple[Any, float]]]:
         """As `recommend`, for who was asked for by `ask`."""
-        hidden = Seen(items=torch.from_numpy(asked.hidden.values), offsets=torch.from_numpy(asked.hidden.offsets))
         queries = torch.from_numpy(self._vectors(asked.context, asked.when))
-        found = rank_catalogue(queries, self.vectors, k=k, seen=hidden)
+        if self._index and self.index and not exact:
+            found = find(self._index, self.index.depths, queries, self.vectors, asked.hidden, k)
+        else:
+            found = rank_catalogue(queries, self.vectors, k=k, seen=seen_of(asked.hidden))
         pairs = zip(found.items_UK.tolist(), found.scores_UK.tolist(), strict=True)
         return [
             [(self.items[at].as_py(), score) for at, score in zip(*both, strict=True) if at != NO_ITEM]

@@ -6,7 +6,7 @@ from typing import Any
 from rtrain.checkpoint.format import Stored
 from rtrain.export.artifact import export
 from rtrain.export.huggingface import export_decoder
-from rtrain.export.retrieval import export_retrieval
+from rtrain.export.retrieval import export_retrieval, wants_index
 from rtrain.run import Run
 
 Export = Callable[[Run, Stored, str, Mapping[str, float], Callable[[], None], Any], str]
@@ -27,3 +27,13 @@ def _tokens(
 
 
 FORMATS: Mapping[str, Export] = {"rtrain": _rows, "encoders": export_retrieval, "hugging face": _tokens}
+
+
+def refuse_export(run: Run, dataset: Any) -> None:
+    """Refuse now, and not when the training is over, what the export of a run would miss here.
+
+    Raises:
+        ConfigError: a package that is not installed.
+    """
+    if run.handoff.export and run.model.exported == "encoders":
+        wants_index(run, dataset)

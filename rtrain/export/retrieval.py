@@ -5,13 +5,17 @@
                                          it is compared: its product with a user's is the score
            users.parquet                 of data with raw ids alone: `user` as the data call it, and its `row`
            known.safetensors             of data with features or a graph alone: what is known of each id, and the edges
+           items.faiss                   of many items alone: see `rtrain.export.index`
            export.json                   config of model and data, step, metrics, sha256 of each file; written last
 
 Histories and what users have had are not in it: who asks says them. `rtrain.export.encoders` reads it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +33,25 @@ from rtrain.data.columns import Lists
 from rtrain.data.graph import Graph
 from rtrain.data.retrieval_batch import Ids
 from rtrain.data.retrieval_set import RetrievalDataset
+from rtrain.errors import RtrainWarning
 from rtrain.export.artifact import FORMAT, HEAD
+from rtrain.export.index import ASKED, INDEX, LEAST, Index, Stated, Vectors, library, measured, write_index
 from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.unsharded import Unsharded
 from rtrain.run import Run
+from rtrain.scratch import Scratch
 from rtrain.storage import Folder
 from rtrain.version import VERSION
 
 ITEMS, USERS, KNOWN = "items.parquet", "users.parquet", "known.safetensors"
 BATCH = 8192
 """Items that go through the model at once."""
+ASKING = 1024
+"""Users that go through the model at once."""
+NO_INDEX = (
+    f"export: no index of its items would find {LEAST:g} of the best 10 in less time than comparing all of them takes, "
+    "so the export has none. Their vectors are not alike in groups: train longer, or set handoff.index_from to none"
+)
 
 
 def export_retrieval(
@@ -67,6 +80,10 @@ def export_retrieval(
         files |= put(folder, USERS, partial(pq.write_table, who), check)
     catalogue, of = dataset.catalogue, names.get("item")
     files |= put(folder, ITEMS, partial(_write_items, model, dataset.assembly, catalogue, of), check)
+    stated = None
+    if wants_index(run, dataset):
+        index, stated = _indexed(run, folder, model, dataset, check)
+        files |= index
     check()
     folder.write_json(
         HEAD,
@@ -80,9 +97,23 @@ def export_retrieval(
             "metrics": dict(metrics),
             "rtrain": VERSION,
             "files": files,
-        },
+        }
+        | ({"index": stated.to_json()} if stated else {}),
     )
     return folder.uri
+
+
+def wants_index(run: Run, dataset: RetrievalDataset) -> bool:
+    """Whether an export of the run gets an index.
+
+    Raises:
+        ConfigError: it does, and faiss is not installed.
+    """
+    least = run.handoff.index_from
+    if least is None or len(dataset.catalogue) < least:
+        return False
+    library()
+    return True
 
 
 def known_of(assembly: Assembly) -> dict[str, Tensor]:
@@ -119,6 +150,54 @@ def vectors_of(model: Unsharded, assembly: Assembly, items: Ids) -> Iterator[tup
         rows = items[start : start + BATCH]
         _, candidates, *_ = model(assembly.of_items(rows))
         yield rows, model.objective.compared(candidates[:, 0, 0].float())
+
+
+@torch.inference_mode()
+def queries_of(model: Unsharded, assembly: Assembly, context: Lists, when: Lists | None) -> Tensor:
+    """Vectors of those who ask, as they are compared, float32 [U, E]; `when`: of histories, their items' times."""
+    found, count = [], len(context.lengths)
+    for start in range(0, count, ASKING):
+        some = np.arange(start, min(start + ASKING, count))
+        batch = assembly.of_whom(context.select(some), some, when.select(some) if when else None)
+        queries, *_ = model(batch)
+        found.append(model.objective.compared(queries[torch.arange(len(some)), batch.last].float()))
+    return torch.cat(found)
+
+
+def vectors_in(items: pa.Table) -> Vectors:
+    """Those of `items.parquet`, float32 [I, E]."""
+    vectors: Vectors = items["vector"].combine_chunks().flatten().to_numpy().reshape(len(items), -1)
+    return vectors
+
+
+def places_of(rows: Ids, catalogue: Ids) -> Ids:
+    """Places in the catalogue, each once, rising, of those rows of the items' table that it has."""
+    return np.searchsorted(catalogue, np.intersect1d(rows, catalogue))
+
+
+def _indexed(
+    run: Run, folder: Folder, model: Unsharded, dataset: RetrievalDataset, check: Callable[[], None]
+) -> tuple[dict[str, str], Stated | None]:
+    """The index's file and what it finds for users of the test split; neither where it does not pay."""
+    start, stop = dataset.ranges["test"]
+    drawn = np.random.default_rng(run.seed).permutation(stop - start)[: 2 * ASKED] + start
+    context, when, seen = dataset.whom(drawn)
+    queries = queries_of(model, dataset.assembly, context, when)
+    hidden = [places_of(seen.values[first:last], dataset.catalogue) for first, last in pairwise(seen.offsets.tolist())]
+    with Scratch("index") as scratch:
+        vectors = vectors_in(pq.read_table(folder.fetch(ITEMS, scratch), columns=["vector"])).copy()
+        write_index(vectors, scratch / INDEX)
+        stated = measured(Index(scratch / INDEX), queries, torch.from_numpy(vectors), joined(hidden))
+        if stated is None:
+            warnings.warn(NO_INDEX, RtrainWarning, stacklevel=2)
+            return {}, None
+        return put(folder, INDEX, lambda path: shutil.move(scratch / INDEX, path), check), stated
+
+
+def joined(lists: Sequence[Ids]) -> Lists:
+    """One list behind the other."""
+    nothing = np.zeros(0, np.int64)
+    return Lists.of(np.concatenate([nothing, *lists]), np.array([len(x) for x in lists], np.int64))
 
 
 def _write_items(model: Unsharded, assembly: Assembly, catalogue: Ids, names: pa.Array | None, path: Path) -> None:

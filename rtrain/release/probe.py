@@ -43,7 +43,11 @@ class Probed:
     """Of those asked for, whose answers are all numbers; of a retrieval model there is at least one."""
     difference: float | None = None
     """Largest difference of an answer from the trainer's, of a number beyond 1 by its share; of items found, of the
-    score at a place. None: it recorded none."""
+    score at a place, all compared, and of an index's scores from the products. None: there is none to compare."""
+    recall: float | None = None
+    """Of an export with an index the share of the best items, of all compared, that it finds. None: it has none."""
+    recall_error: float = 0.0
+    """Its standard error, over those who asked."""
     latency_ms: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Rows of a request -> median and 99th percentile of one thread's time."""
 
@@ -98,7 +102,7 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
     from rtrain.export.encoders import Encoders
 
     torch.set_num_threads(1)
-    began, difference = time.perf_counter(), None
+    began, difference, recall, error = time.perf_counter(), None, None, 0.0
     if is_retrieval(export):
         encoders = Encoders(export)
         load_s = time.perf_counter() - began
@@ -112,13 +116,17 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
             encoders.recommend(whom[:count], FOUND, times=times[:count] if times else None)
 
         found = encoders.recommend(whom, FOUND, times=times, seen=seen)
-        asked = len(whom)
+        asked, whole = len(whom), found
+        if encoders.index is not None:
+            whole = encoders.recommend(whom, FOUND, times=times, seen=seen, exact=True)
+            recall, error, difference = _indexed(encoders, whom, times, found, whole)
         answered = sum(bool(items) and all(np.isfinite(score) for _, score in items) for items in found)
         if rows:
-            difference = max(
-                _apart(encoders, whom[n : n + 1], times[n : n + 1] if times else None, found[n], said[n])
+            apart = (
+                _apart(encoders, whom[n : n + 1], times[n : n + 1] if times else None, whole[n], said[n])
                 for n in range(asked)
             )
+            difference = max(difference or 0.0, *apart)
     else:
         predictor = Predictor(export)
         load_s = time.perf_counter() - began
@@ -133,7 +141,7 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
 
     latency = {str(count): _timed(ask, count) for count in SIZES}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Probed("", load_s, peak, asked, answered, difference, latency)
+    return Probed("", load_s, peak, asked, answered, difference, recall, error, latency)
 
 
 def _apart(encoders: Any, whom: list[Any], times: Any, found: list[tuple[Any, float]], wanted: list[Any]) -> float:
@@ -148,6 +156,25 @@ def _apart(encoders: Any, whom: list[Any], times: Any, found: list[tuple[Any, fl
     here = encoders.item(wanted) @ encoders.user(whom, times)[0]
     there = np.array([score for _, score in found[: len(wanted)]])
     return float(np.max(np.abs(here - there) / np.maximum(1.0, np.abs(there))))
+
+
+def _indexed(
+    encoders: Any, whom: list[Any], times: Any, found: list[list[tuple[Any, float]]], whole: list[list[Any]]
+) -> tuple[float, float, float]:
+    """What an index finds of the best items, its standard error, and how far its scores are from the products.
+
+    An item whose score is the last one's but for rounding is as good as that.
+    """
+    shares, apart = [], 0.0
+    for query, mine, best in zip(encoders.user(whom, times), found, whole, strict=True):
+        scores = np.array([score for _, score in mine])
+        if mine:
+            products = encoders.item([item for item, _ in mine]) @ query
+            apart = max(apart, float(np.max(np.abs(scores - products) / np.maximum(1.0, np.abs(products)))))
+        if best:
+            last = best[-1][1]
+            shares.append(min(1.0, float((scores >= last - 1e-6 * max(1.0, abs(last))).sum()) / len(best)))
+    return float(np.mean(shares)), float(np.std(shares) / len(shares) ** 0.5), apart
 
 
 def _timed(ask: Callable[[int], None], count: int) -> list[float]:

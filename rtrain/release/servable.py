@@ -4,11 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtrain.errors import ConfigError, RtrainError, one_line
+from rtrain.export.index import Stated
 from rtrain.handoff.served import SAME
 from rtrain.release.judged import Decision, Judged
 from rtrain.release.probe import SIZES
 
 SCHEMA = "input.schema.json"
+DOUBT = 3.0
+"""Standard errors by which two measurements of one recall may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,11 @@ class Servable:
 
 @dataclass(frozen=True, kw_only=True)
 class Faithful:
-    """Its answers are those of the trainer, of the same test rows: no skew between training and serving."""
+    """Its answers are those of the trainer, of the same test rows: no skew between training and serving.
+
+    Lists that an index finds are those of all items compared, which are held against the trainer's, but for the share
+    that its export states.
+    """
 
     most: float = SAME
     """Largest difference of an answer, of a number beyond 1 by its share."""
@@ -47,7 +54,13 @@ class Faithful:
             return Decision("faithful", True, "the trainer ranked drawn items alone, which says nothing of all", {})
         what = "answers differ from" if of.candidate.ranks else "lists of items have scores that differ from"
         said = f"{of.probed.answered} {what} the trainer's by {difference:.1e} at most; {self.most:g} may be"
-        return Decision("faithful", difference <= self.most, said, {"difference": difference})
+        numbers, passed = {"difference": difference}, difference <= self.most
+        if (recall := of.probed.recall) is not None:
+            stated = Stated.from_json(of.candidate.head["index"])
+            doubt = DOUBT * (stated.error**2 + of.probed.recall_error**2) ** 0.5
+            said += f"; the index finds {recall:.2%} of the best, {stated.recall:.2%} +- {doubt:.2%} is stated"
+            numbers, passed = numbers | {"recall": recall}, passed and recall >= stated.recall - doubt
+        return Decision("faithful", passed, said, numbers)
 
 
 @dataclass(frozen=True, kw_only=True)

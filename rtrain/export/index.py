@@ -1,0 +1,270 @@
+"""An index of a catalogue: the best items by inner product among those of the nearest cells, not among all.
+
+    items.faiss     IVF-Flat by faiss: cells around means of the items' directions, and in each its items' vectors
+
+An item's place in the catalogue is its number in the index. The same vectors give the same file: seeded, one thread.
+How many cells a search looks into is measured when the index is made, by those who ask, and stated with what it finds.
+Jegou et al., "Product quantization for nearest neighbor search", TPAMI 2011 (inverted lists); Douze et al., "The Faiss
+library", 2024.
+
+Shape legend: U users, I items, E dim, K places.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import log2
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rtrain.data.columns import Lists
+from rtrain.errors import CheckpointError, ConfigError, DataError, one_line
+from rtrain.metrics.catalogue import NO_ITEM, Ranked, Seen, rank_catalogue
+
+INDEX = "items.faiss"
+DEPTHS = (10, 100, 1000)
+"""Lengths of lists, each with cells of its own; longer ones are searched for among all items."""
+LEAST = 0.99
+"""Share of the best items that lists of 10 have at least, of users that the cells were not chosen by."""
+WANTED = 0.995
+"""The same of those that they were chosen by: the margin."""
+ASKED = 512
+"""Users of each of the two."""
+SHARE = 4
+"""Of the cells at most one in so many is looked into: with more, all items compared in one product are as fast."""
+POINTS_PER_CELL = 128
+"""Items that the means are taken of, drawn, where there are more."""
+SEED = 20_26
+
+Vectors = NDArray[np.float32]
+
+
+def library() -> Any:
+    """The package `faiss`.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise ConfigError(
+            "handoff.index_from: an index of so many items needs faiss: pip install 'rtrain[index]'. Or set it to "
+            "none, which compares all items"
+        ) from None
+    return faiss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth:
+    """How lists of a length are searched for."""
+
+    k: int
+    """Items of a list, those that are not offered counted."""
+    probes: int
+    """Cells that are looked into."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stated:
+    """What an export's head says of its index."""
+
+    cells: int
+    depths: tuple[Depth, ...]
+    """By rising `k`."""
+    recall: float
+    """Share of the 10 best items that are found, of those who asked to have it measured."""
+    error: float
+    """Its standard error."""
+    users: int
+    """Who asked."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Stated":
+        """What `to_json` gave."""
+        return cls(**{**stored, "depths": tuple(Depth(**one) for one in stored["depths"])})
+
+
+def write_index(vectors_IE: Vectors, path: Path) -> int:
+    """Write the index of a catalogue's vectors; returns how many cells it has.
+
+    Raises:
+        ConfigError: faiss is not installed.
+        DataError: vectors that are not numbers.
+    """
+    faiss = library()
+    if not np.isfinite(vectors_IE).all():
+        raise DataError("index: items have vectors that are not numbers. Look why the run diverged")
+    items, dim = vectors_IE.shape
+    cells = 1 << max(0, round(log2(items) / 2))
+    with _threads(1):
+        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
+        index.cp.seed, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = SEED, POINTS_PER_CELL, 1
+        index.train(vectors_IE)
+        index.add(vectors_IE)
+        faiss.write_index(index, str(path))
+    return cells
+
+
+class Index:
+    """The index of an export, mapped: of the file the cells that are looked into come into memory, and go."""
+
+    def __init__(self, path: Path):
+        """Open a file whose sha256 was compared: faiss reads what is altered without a check of its own.
+
+        Raises:
+            ConfigError: faiss is not installed.
+            CheckpointError: it is no such index.
+        """
+        faiss = library()
+        try:
+            self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        except RuntimeError as error:
+            raise CheckpointError(f"{INDEX}: faiss cannot read it ({one_line(error)[:200]})") from None
+        found, metric = type(self._index).__name__, self._index.metric_type
+        if found != "IndexIVFFlat" or metric != faiss.METRIC_INNER_PRODUCT:
+            raise CheckpointError(f"{INDEX}: it is {found} of metric {metric}, not IndexIVFFlat of inner products")
+        # By default a search starts 32 threads that read ahead.
+        faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0
+        self.cells: int = self._index.nlist
+
+    def refuse_other(self, shape: tuple[int, ...], cells: int) -> None:
+        """Refuse an index of another catalogue than the export's vectors, of this shape.
+
+        Raises:
+            CheckpointError: other counts of items, dimensions or cells.
+        """
+        got, wanted = (self._index.ntotal, self._index.d, self.cells), (*shape, cells)
+        if got != wanted:
+            raise CheckpointError(
+                f"{INDEX}: it has {got[0]} items of {got[1]} dimensions in {got[2]} cells, and the export {wanted[0]} "
+                f"of {wanted[1]} in {wanted[2]}. Export the run again"
+            )
+
+    def search(self, queries_UE: Vectors, k: int, probes: int) -> tuple[Vectors, NDArray[np.int64]]:
+        """Scores and places of the best k of so many cells, best first; -1 where these have no more, [U, K]."""
+        faiss = library()
+        with _threads(torch.get_num_threads()):
+            found: tuple[Vectors, NDArray[np.int64]] = self._index.search(
+                np.ascontiguousarray(queries_UE), k, params=faiss.SearchParametersIVF(nprobe=probes)
+            )
+        return found
+
+
+def find(
+    index: Index, depths: Sequence[Depth], queries_UE: Tensor, vectors_IE: Tensor, hidden: Lists, k: int
+) -> Ranked:
+    """As `rank_catalogue`, by an index: more is asked for where items are hidden.
+
+    All items are compared for those whose lists are longer than any depth, or who have less than k left.
+
+    Args:
+        index: of `vectors_IE`.
+        depths: how its lists are searched for.
+        queries_UE: float32, who asks.
+        vectors_IE: float32, of all items.
+        hidden: places that each is not offered, each once.
+        k: how many.
+
+    Raises:
+        ConfigError: k is below 1; a score that is not a number.
+    """
+    if k < 1:
+        raise ConfigError(f"index: k must be at least 1, got {k}")
+    users, items = len(queries_UE), len(vectors_IE)
+    found = Ranked(torch.full((users, min(k, items)), NO_ITEM), torch.full((users, min(k, items)), -torch.inf))
+    need = np.minimum(k + hidden.lengths, items)
+    wanted = np.minimum(k, items - hidden.lengths)
+    todo = np.ones(users, bool)
+    for depth in depths:
+        some = np.flatnonzero(todo & (need <= depth.k))
+        if not len(some):
+            continue
+        scores, places = index.search(queries_UE[some].numpy(), int(need[some].max()), depth.probes)
+        scores, places = _offered(scores, places, hidden.select(some), items)
+        enough = (places >= 0).sum(1) >= wanted[some]
+        done, width = some[enough], min(found.items_UK.shape[1], places.shape[1])
+        found.items_UK[done, :width] = torch.from_numpy(places[enough, :width])
+        found.scores_UK[done, :width] = torch.from_numpy(scores[enough, :width])
+        todo[done] = False
+    rest = np.flatnonzero(todo)
+    if len(rest):
+        whole = rank_catalogue(queries_UE[rest], vectors_IE, k=k, seen=seen_of(hidden.select(rest)))
+        found.items_UK[rest], found.scores_UK[rest] = whole.items_UK, whole.scores_UK
+    return found
+
+
+def seen_of(hidden: Lists) -> Seen:
+    """The same places, as `rank_catalogue` takes them."""
+    return Seen(items=torch.from_numpy(hidden.values), offsets=torch.from_numpy(hidden.offsets))
+
+
+def _offered(
+    scores_UK: Vectors, places_UK: NDArray[np.int64], hidden: Lists, items: int
+) -> tuple[Vectors, NDArray[np.int64]]:
+    """What is hidden goes to the end, as no item; of equal scores the earlier item is first, as `rank_catalogue`'s."""
+    users = np.arange(len(places_UK))
+    out = np.isin(places_UK + users[:, None] * items, hidden.values + np.repeat(users, hidden.lengths) * items)
+    out |= places_UK < 0
+    scores_UK, places_UK = np.where(out, -np.inf, scores_UK), np.where(out, NO_ITEM, places_UK)
+    order = np.lexsort((places_UK, -scores_UK), axis=1)
+    return np.take_along_axis(scores_UK, order, 1), np.take_along_axis(places_UK, order, 1)
+
+
+def recalls(found: Ranked, best: Ranked) -> NDArray[np.float64]:
+    """Of each user the share of the best items that were found, [U]; one whose score is the last's counts as it."""
+    last = best.scores_UK.where(best.items_UK != NO_ITEM, torch.inf).amin(1, keepdim=True)
+    right = (found.scores_UK >= last - 1e-6 * last.abs().clamp(min=1)).sum(1)
+    count = (best.items_UK != NO_ITEM).sum(1)
+    shares: NDArray[np.float64] = (right.clamp(max=count) / count.clamp(min=1)).where(count > 0, 1.0).double().numpy()
+    return shares
+
+
+def measured(index: Index, queries_UE: Tensor, vectors_IE: Tensor, hidden: Lists) -> Stated | None:
+    """How many cells have to be looked into, and what is found then; none: so many that the index does not pay.
+
+    Each depth's cells double until they hold `WANTED` of the best of the first half of those who ask. Then the others
+    ask for 10, with what is hidden from them, and all cells double until they find `LEAST`. Longer lists than those
+    of the last depth that it pays for are found among all items.
+    """
+    users = np.arange(len(queries_UE))
+    chosen, rest = users[: (len(users) + 1) // 2], users[len(users) // 2 :]
+    depths = list[Depth]()
+    for k in (k for k in DEPTHS if k < len(vectors_IE) or k == DEPTHS[0]):
+        best, probes = rank_catalogue(queries_UE[chosen], vectors_IE, k=k), depths[-1].probes if depths else 1
+        while probes * SHARE <= index.cells:
+            scores, places = index.search(queries_UE[chosen].numpy(), best.items_UK.shape[1], probes)
+            if recalls(Ranked(torch.from_numpy(places), torch.from_numpy(scores)), best).mean() >= WANTED:
+                depths.append(Depth(k=k, probes=probes))
+                break
+            probes *= 2
+    mine = hidden.select(rest)
+    best = rank_catalogue(queries_UE[rest], vectors_IE, k=DEPTHS[0], seen=seen_of(mine))
+    while depths and depths[-1].probes * SHARE <= index.cells:
+        shares = recalls(find(index, depths, queries_UE[rest], vectors_IE, mine, DEPTHS[0]), best)
+        if (recall := float(shares.mean())) >= LEAST:
+            error = float(shares.std() / len(shares) ** 0.5)
+            return Stated(cells=index.cells, depths=tuple(depths), recall=recall, error=error, users=len(shares))
+        depths = [Depth(k=depth.k, probes=depth.probes * 2) for depth in depths]
+    return None
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """faiss has so many within; its own number is the process's."""
+    faiss = library()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
