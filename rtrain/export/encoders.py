@@ -85,7 +85,7 @@ class Encoders:
         self._model = Unsharded(model.blueprint(self._data.facts), seed=0, table_device="meta")
         tables, known = dict[str, pa.Table](), dict[str, Tensor]()
 
-        stated = self.head.get("index")
+        stated = Stated.from_json(self.head["index"]) if "index" in self.head else None
         if (stated is None) != (INDEX not in self.head["files"]):
             raise CheckpointError(f"export {uri!r}: {HEAD} does not say of {INDEX} what it is. Export the run again")
         index = list[Index]()
@@ -93,8 +93,8 @@ class Encoders:
         def other(name: str, local: Path) -> None:
             if name == KNOWN:
                 known.update(load_file(local))
-            elif name == INDEX:
-                index.append(Index(local))
+            elif stated and name == INDEX:
+                index.append(Index(local, stated.length))
             else:
                 tables[name] = pq.read_table(local)
 
@@ -108,7 +108,7 @@ class Encoders:
         self._raw = self._users is not None
         self.vectors: Tensor = torch.from_numpy(vectors_in(items).copy())
         """Of each of them, float32 [I, E]."""
-        self.index: Stated | None = Stated.from_json(stated) if stated else None
+        self.index = stated
         """What the export says of its index; none: it has none, and all items are compared."""
         self._index = index[0] if index else None
         if self._index and self.index:

@@ -1,11 +1,14 @@
 """An index of a catalogue: the best items by inner product among those of the nearest cells, not among all.
 
-    items.faiss     IVF-Flat by faiss: cells around means of the items' directions, and in each its items' vectors
+    items.faiss     IVF-Flat by faiss: cells around means of the items' vectors, and in each the vectors of its items
 
-An item's place in the catalogue is its number in the index. The same vectors give the same file: seeded, one thread.
+An item's place in the catalogue is its number in the index. Each vector has one number more, which makes all of them as
+long as the longest, and who asks a 0 there: products stay as they are, and the nearest is the one with the largest.
+The same vectors give the same file: seeded, one thread.
 How many cells a search looks into is measured when the index is made, by those who ask, and stated with what it finds.
 Jegou et al., "Product quantization for nearest neighbor search", TPAMI 2011 (inverted lists); Douze et al., "The Faiss
-library", 2024.
+library", 2024; Bachrach et al., "Speeding up the Xbox recommender system using a Euclidean transformation for
+inner-product spaces", RecSys 2014 (the number more).
 
 Shape legend: U users, I items, E dim, K places.
 """
@@ -37,8 +40,12 @@ ASKED = 512
 """Users of each of the two."""
 SHARE = 4
 """Of the cells at most one in so many is looked into: with more, all items compared in one product are as fast."""
+BLOCK = 65_536
+"""Items that are added at once."""
 POINTS_PER_CELL = 128
 """Items that the means are taken of, drawn, where there are more."""
+SHORTEST = 1e-20
+"""A vector of nothing asks too, and all its scores are 0."""
 SEED = 20_26
 
 Vectors = NDArray[np.float32]
@@ -75,6 +82,8 @@ class Stated:
     """What an export's head says of its index."""
 
     cells: int
+    length: float
+    """Of every vector in it."""
     depths: tuple[Depth, ...]
     """By rising `k`."""
     recall: float
@@ -94,8 +103,8 @@ class Stated:
         return cls(**{**stored, "depths": tuple(Depth(**one) for one in stored["depths"])})
 
 
-def write_index(vectors_IE: Vectors, path: Path) -> int:
-    """Write the index of a catalogue's vectors; returns how many cells it has.
+def write_index(vectors_IE: Vectors, path: Path) -> float:
+    """Write the index of a catalogue's vectors; returns the length that it gives each of them.
 
     Raises:
         ConfigError: faiss is not installed.
@@ -105,21 +114,33 @@ def write_index(vectors_IE: Vectors, path: Path) -> int:
     if not np.isfinite(vectors_IE).all():
         raise DataError("index: items have vectors that are not numbers. Look why the run diverged")
     items, dim = vectors_IE.shape
+    length = float(np.linalg.norm(vectors_IE, axis=1).max())
     cells = 1 << max(0, round(log2(items) / 2))
+    drawn = np.sort(np.random.default_rng(SEED).permutation(items)[: cells * POINTS_PER_CELL])
     with _threads(1):
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed, index.cp.max_points_per_centroid, index.cp.min_points_per_centroid = SEED, POINTS_PER_CELL, 1
-        index.train(vectors_IE)
-        index.add(vectors_IE)
+        near = faiss.IndexFlatL2(dim + 1)
+        index = faiss.IndexIVFFlat(near, dim + 1, cells, faiss.METRIC_INNER_PRODUCT)
+        index.cp.seed, index.cp.min_points_per_centroid, index.cp.spherical = SEED, 1, False
+        index.train(_lengthened(vectors_IE[drawn], length))
+        for start in range(0, items, BLOCK):
+            index.add(_lengthened(vectors_IE[start : start + BLOCK], length))
         faiss.write_index(index, str(path))
-    return cells
+    return length
+
+
+def _lengthened(vectors: Vectors, length: float) -> Vectors:
+    """With one number more, which makes each so long: [n, E + 1]."""
+    more = np.sqrt(np.maximum(0.0, length**2 - np.square(vectors, dtype=np.float64).sum(1)))
+    return np.hstack([vectors, more[:, None].astype(np.float32)])
 
 
 class Index:
     """The index of an export, mapped: of the file the cells that are looked into come into memory, and go."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, length: float):
         """Open a file whose sha256 was compared: faiss reads what is altered without a check of its own.
+
+        `length`: of every vector in it.
 
         Raises:
             ConfigError: faiss is not installed.
@@ -136,6 +157,7 @@ class Index:
         # By default a search starts 32 threads that read ahead.
         faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0
         self.cells: int = self._index.nlist
+        self.length = length
 
     def refuse_other(self, shape: tuple[int, ...], cells: int) -> None:
         """Refuse an index of another catalogue than the export's vectors, of this shape.
@@ -143,7 +165,7 @@ class Index:
         Raises:
             CheckpointError: other counts of items, dimensions or cells.
         """
-        got, wanted = (self._index.ntotal, self._index.d, self.cells), (*shape, cells)
+        got, wanted = (self._index.ntotal, self._index.d - 1, self.cells), (*shape, cells)
         if got != wanted:
             raise CheckpointError(
                 f"{INDEX}: it has {got[0]} items of {got[1]} dimensions in {got[2]} cells, and the export {wanted[0]} "
@@ -153,11 +175,11 @@ class Index:
     def search(self, queries_UE: Vectors, k: int, probes: int) -> tuple[Vectors, NDArray[np.int64]]:
         """Scores and places of the best k of so many cells, best first; -1 where these have no more, [U, K]."""
         faiss = library()
+        longer = self.length / np.maximum(np.linalg.norm(queries_UE, axis=1, keepdims=True), SHORTEST)
+        asked = np.pad(queries_UE * longer, ((0, 0), (0, 1))).astype(np.float32)
         with _threads(torch.get_num_threads()):
-            found: tuple[Vectors, NDArray[np.int64]] = self._index.search(
-                np.ascontiguousarray(queries_UE), k, params=faiss.SearchParametersIVF(nprobe=probes)
-            )
-        return found
+            scores, places = self._index.search(asked, k, params=faiss.SearchParametersIVF(nprobe=probes))
+        return (scores / longer).astype(np.float32), places
 
 
 def find(
@@ -253,7 +275,10 @@ def measured(index: Index, queries_UE: Tensor, vectors_IE: Tensor, hidden: Lists
         shares = recalls(find(index, depths, queries_UE[rest], vectors_IE, mine, DEPTHS[0]), best)
         if (recall := float(shares.mean())) >= LEAST:
             error = float(shares.std() / len(shares) ** 0.5)
-            return Stated(cells=index.cells, depths=tuple(depths), recall=recall, error=error, users=len(shares))
+            return Stated(
+                cells=index.cells, length=index.length, depths=tuple(depths), recall=recall, error=error,
+                users=len(shares),
+            )  # fmt: skip
         depths = [Depth(k=depth.k, probes=depth.probes * 2) for depth in depths]
     return None
 

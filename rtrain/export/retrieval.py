@@ -186,8 +186,8 @@ def _indexed(
     hidden = [places_of(seen.values[first:last], dataset.catalogue) for first, last in pairwise(seen.offsets.tolist())]
     with Scratch("index") as scratch:
         vectors = vectors_in(pq.read_table(folder.fetch(ITEMS, scratch), columns=["vector"])).copy()
-        write_index(vectors, scratch / INDEX)
-        stated = measured(Index(scratch / INDEX), queries, torch.from_numpy(vectors), joined(hidden))
+        length = write_index(vectors, scratch / INDEX)
+        stated = measured(Index(scratch / INDEX, length), queries, torch.from_numpy(vectors), joined(hidden))
         if stated is None:
             warnings.warn(NO_INDEX, RtrainWarning, stacklevel=2)
             return {}, None
