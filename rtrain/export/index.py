@@ -30,7 +30,7 @@ from rtrain.errors import CheckpointError, ConfigError, DataError, one_line
 from rtrain.metrics.catalogue import NO_ITEM, Ranked, Seen, rank_catalogue
 
 INDEX = "items.faiss"
-DEPTHS = (10, 100, 1000)
+DEPTHS = (10, 30, 100, 300, 1000)
 """Lengths of lists, each with cells of its own; longer ones are searched for among all items."""
 LEAST = 0.99
 """Share of the best items that lists of 10 have at least, of users that the cells were not chosen by."""
@@ -87,7 +87,7 @@ class Stated:
     depths: tuple[Depth, ...]
     """By rising `k`."""
     recall: float
-    """Share of the 10 best items that are found, of those who asked to have it measured."""
+    """Share of the 10 best items that are found, nothing hidden, of those who asked to have it measured."""
     error: float
     """Its standard error."""
     users: int
@@ -95,7 +95,7 @@ class Stated:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts."""
-        return asdict(self)
+        return asdict(self) | {"depths": [asdict(depth) for depth in self.depths]}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Stated":
@@ -255,29 +255,33 @@ def measured(index: Index, queries_UE: Tensor, vectors_IE: Tensor, hidden: Lists
     """How many cells have to be looked into, and what is found then; none: so many that the index does not pay.
 
     Each depth's cells double until they hold `WANTED` of the best of the first half of those who ask. Then the others
-    ask for 10, with what is hidden from them, and all cells double until they find `LEAST`. Longer lists than those
-    of the last depth that it pays for are found among all items.
+    ask for 10, with nothing and with what is hidden from them, and all cells double until they find `LEAST`. Longer
+    lists than those of the last depth that it pays for are found among all items.
     """
     users = np.arange(len(queries_UE))
     chosen, rest = users[: (len(users) + 1) // 2], users[len(users) // 2 :]
-    depths = list[Depth]()
+    depths, whole = list[Depth](), rank_catalogue(queries_UE[chosen], vectors_IE, k=DEPTHS[-1])
     for k in (k for k in DEPTHS if k < len(vectors_IE) or k == DEPTHS[0]):
-        best, probes = rank_catalogue(queries_UE[chosen], vectors_IE, k=k), depths[-1].probes if depths else 1
+        best, probes = Ranked(whole.items_UK[:, :k], whole.scores_UK[:, :k]), depths[-1].probes if depths else 1
         while probes * SHARE <= index.cells:
             scores, places = index.search(queries_UE[chosen].numpy(), best.items_UK.shape[1], probes)
             if recalls(Ranked(torch.from_numpy(places), torch.from_numpy(scores)), best).mean() >= WANTED:
                 depths.append(Depth(k=k, probes=probes))
                 break
             probes *= 2
-    mine = hidden.select(rest)
-    best = rank_catalogue(queries_UE[rest], vectors_IE, k=DEPTHS[0], seen=seen_of(mine))
+    none = Lists.of(np.zeros(0, np.int64), np.zeros(len(rest), np.int64))
+    offers = [
+        (hides, rank_catalogue(queries_UE[rest], vectors_IE, k=DEPTHS[0], seen=seen_of(hides)))
+        for hides in (none, hidden.select(rest))
+    ]
     while depths and depths[-1].probes * SHARE <= index.cells:
-        shares = recalls(find(index, depths, queries_UE[rest], vectors_IE, mine, DEPTHS[0]), best)
-        if (recall := float(shares.mean())) >= LEAST:
-            error = float(shares.std() / len(shares) ** 0.5)
+        shares, asked = (
+            recalls(find(index, depths, queries_UE[rest], vectors_IE, hides, DEPTHS[0]), best) for hides, best in offers
+        )
+        if min(shares.mean(), asked.mean()) >= LEAST:
             return Stated(
-                cells=index.cells, length=index.length, depths=tuple(depths), recall=recall, error=error,
-                users=len(shares),
+                cells=index.cells, length=index.length, depths=tuple(depths), recall=float(shares.mean()),
+                error=float(shares.std() / len(shares) ** 0.5), users=len(shares),
             )  # fmt: skip
         depths = [Depth(k=depth.k, probes=depth.probes * 2) for depth in depths]
     return None

@@ -119,7 +119,7 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
         asked, whole = len(whom), found
         if encoders.index is not None:
             whole = encoders.recommend(whom, FOUND, times=times, seen=seen, exact=True)
-            recall, error, difference = _indexed(encoders, whom, times, found, whole)
+            recall, error, difference = _indexed(encoders, whom, times)
         answered = sum(bool(items) and all(np.isfinite(score) for _, score in items) for items in found)
         if rows:
             apart = (
@@ -158,13 +158,14 @@ def _apart(encoders: Any, whom: list[Any], times: Any, found: list[tuple[Any, fl
     return float(np.max(np.abs(here - there) / np.maximum(1.0, np.abs(there))))
 
 
-def _indexed(
-    encoders: Any, whom: list[Any], times: Any, found: list[list[tuple[Any, float]]], whole: list[list[Any]]
-) -> tuple[float, float, float]:
+def _indexed(encoders: Any, whom: list[Any], times: Any) -> tuple[float, float, float]:
     """What an index finds of the best items, its standard error, and how far its scores are from the products.
 
-    An item whose score is the last one's but for rounding is as good as that.
+    Nothing is hidden, as where its recall was measured: who has had much is answered from all items. An item whose
+    score is the last one's but for rounding is as good as that.
     """
+    none: list[list[Any]] = [[] for _ in whom]
+    found, whole = (encoders.recommend(whom, FOUND, times=times, seen=none, exact=exact) for exact in (False, True))
     shares, apart = [], 0.0
     for query, mine, best in zip(encoders.user(whom, times), found, whole, strict=True):
         scores = np.array([score for _, score in mine])
