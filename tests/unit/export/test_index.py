@@ -81,6 +81,15 @@ def test_all_cells_are_all_items_compared(made: Any) -> None:
         assert (found.items_UK == wanted.items_UK).float().mean() > 0.999  # two that differ by a rounding may change
 
 
+def test_more_is_asked_for_where_items_are_hidden(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    index, users, items, _ = made
+    hidden = hiding(rank_catalogue(users, items, k=20).items_UK.tolist())
+    wanted = rank_catalogue(users, items, k=10, seen=seen_of(hidden))
+    monkeypatch.setattr("rtrain.export.index.rank_catalogue", None)  # so that all items are not compared
+    depths = [Depth(k=10, probes=1), Depth(k=30, probes=index.cells)]
+    assert torch.allclose(find(index, depths, users, items, hidden, 10).scores_UK, wanted.scores_UK, atol=1e-5)
+
+
 def test_a_cell_with_less_than_k_left_is_not_all_there_is(made: Any) -> None:
     """A cell has some 80 items: a list of 300 from it would end early, and all items are compared then."""
     index, users, items, _ = made
