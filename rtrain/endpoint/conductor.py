@@ -148,7 +148,7 @@ class Conductor:
             if state.candidate:
                 raise UserError(f"endpoint {state.model!r}: version {state.candidate.number} is being tried")
             gone, state.champion = state.champion, Deployed(**champion)
-            self._decided("replace", reason, by, of=state.champion)
+            self._decided("replace", reason, by, of=state.champion, share=1.0)
             if gone.app != state.champion.app:
                 self._later.put(lambda: self._remove(gone))
 
@@ -213,7 +213,7 @@ class Conductor:
         crowned, before = state.candidate, state.champion
         assert crowned is not None
         state.champion, state.candidate, state.step, state.held = crowned, None, 0, None
-        self._decided("champion", why, "endpoint", of=crowned)
+        self._decided("champion", why, "endpoint", of=crowned, share=1.0)
         self._later.put(lambda: self._promote(crowned, why))
         self._later.put(lambda: self._remove(before))
 

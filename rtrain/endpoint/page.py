@@ -9,6 +9,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; padding: .35rem .8rem .35rem 0; }
 th { font-weight: 600; color: #5a6b7b; border-bottom: 1px solid #ccd5dd; } td { border-bottom: 1px solid #eef2f5; }
+td.w { white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { display: flex; height: 1.6rem; border-radius: 4px; overflow: hidden; background: #eef2f5; margin: 1rem 0; }
 .champion { background: #2f6f9f; } .candidate { background: #e08a3c; }
@@ -65,10 +66,10 @@ def _version(of: Mapping[str, Any], seconds: float) -> str:
 
 
 def _decision(of: Mapping[str, Any]) -> str:
-    bad = ' class="bad"' if of["what"] in BAD else ""
+    when, bad = escape(of["at"][:19].replace("T", " ")), " bad" if of["what"] in BAD else ""
     share = "" if of.get("share") is None else f"{of['share']:.0%}"
     version = "" if of.get("version") is None else of["version"]
     return (
-        f"<tr><td>{escape(of['at'][:19].replace('T', ' '))}</td><td{bad}>{escape(of['what'])}</td><td>{version}</td>"
+        f'<tr><td class=w>{when}</td><td class="w{bad}">{escape(of["what"])}</td><td>{version}</td>'
         f"<td class=n>{share}</td><td>{escape(of['why'])}</td><td>{escape(of['by'])}</td></tr>"
     )

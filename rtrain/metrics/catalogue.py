@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from rtrain.errors import ConfigError
+from rtrain.rounding import ceil_div
 
 NO_ITEM = -1
 """Stands in the places that a user has no candidate for."""
@@ -59,11 +59,11 @@ def rank_catalogue(
     items_UK = torch.empty(len(users_UD), places, dtype=torch.int64, device=users_UD.device)
     scores_UK = users_UD.new_empty(len(users_UD), places)
     # Rows of scores that begin at odd places, and memory that is new to the process, each cost as much as the product.
-    offered_DI = pad(items_ID, (0, 0, 0, -len(items_ID) % ALIGNED)).T
-    held_UI = users_UD.new_empty(min(block, len(users_UD)), offered_DI.shape[1])
+    held_UI = users_UD.new_empty(min(block, len(users_UD)), ALIGNED * ceil_div(len(items_ID), ALIGNED))
     for start in range(0, len(users_UD), block):
         rows = slice(start, min(start + block, len(users_UD)))
-        scores_UI = torch.mm(users_UD[rows], offered_DI, out=held_UI[: rows.stop - start])[:, : len(items_ID)]
+        scores_UI = held_UI[: rows.stop - start, : len(items_ID)]
+        torch.mm(users_UD[rows], items_ID.T, out=scores_UI)
         if seen is not None:
             _mask(scores_UI, seen, rows)
         scores_UK[rows], items_UK[rows] = _best(scores_UI, places)
