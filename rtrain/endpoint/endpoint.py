@@ -36,6 +36,8 @@ from rtrain.storage.paths import located
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 ANSWER_S = 60.0
 """Seconds that a conductor has for an answer."""
+SAY_S = 10.0
+"""Seconds after which it is said again how far a step is."""
 MOST_SAID = 300
 """Letters of an error that a message has."""
 LOOK_S = 0.5
@@ -129,7 +131,7 @@ class Endpoint:
 
     def settled(self, version: int, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> Settled | None:
         """How the release of a version ended; none where it goes on after `timeout_s`, or waits for a person."""
-        deadline, said = time.monotonic() + timeout_s, ""
+        deadline, said, again = time.monotonic() + timeout_s, "", 0.0
         while time.monotonic() < deadline:
             status = self.status()
             roles = {of["version"]: of["role"] for of in status["versions"]}
@@ -137,9 +139,10 @@ class Endpoint:
             if roles.get(version) != "candidate":
                 why = f"{newest['what']}: {newest['why']}" if newest["what"] else "it is the first"
                 return Settled(version, roles.get(version) == "champion", why)
-            if status["step"] != said:
-                said = status["step"]
-                say(said)
+            if status["step"] != said or time.monotonic() > again:
+                said, again = status["step"], time.monotonic() + SAY_S
+                answers = sum(of["answers"] for of in status["versions"] if of["version"] == version)
+                say(f"{said}, {answers} of {status['canary']['answers']} answers")
             time.sleep(LOOK_S)
         return None
 

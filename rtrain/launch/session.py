@@ -77,8 +77,10 @@ def join_running(asker: str) -> Iterator[None]:
         yield
         return
     address = os.environ.setdefault("RAY_ADDRESS", "auto")
+    before = signal.getsignal(signal.SIGTERM)
     try:
         _join(address)
+        _restore(before)
     except ClusterError as error:
         if address != "auto":
             raise

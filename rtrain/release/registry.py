@@ -12,6 +12,7 @@ from rtrain.metrics.names import is_of_slice
 from rtrain.release.audit import AuditLog
 from rtrain.release.gate import verdict_of
 from rtrain.release.judged import Finished
+from rtrain.storage.paths import located
 from rtrain.tracking import mask_text
 
 # Nothing is sent to MLflow's makers on the user's behalf; it is read at import.
@@ -77,7 +78,7 @@ class Registry:
             UserError: no finished run there, or one without an export; no reason; a name that cannot be one.
         """
         _check(name, reason)
-        finished = Finished.read(run)
+        finished = Finished.read(located(run))  # whoever serves it works in another folder
         for version in self.versions(name):
             if version.model == finished.digest and version.export == finished.export.uri:
                 return version

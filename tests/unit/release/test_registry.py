@@ -41,6 +41,11 @@ def registry(tmp_path: Path) -> Registry:
     return Registry(f"sqlite:///{tmp_path}/registry.db", f"{tmp_path}/audit")
 
 
+def test_an_export_is_found_from_any_folder(runs: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+    assert registry.register("demo", "bad", "the first").export == f"{runs}/bad/export"
+
+
 def test_a_champion_was_judged_against_the_one_before(runs: Path, registry: Registry) -> None:
     first = registry.register("demo", f"{runs}/bad", "the first")
     assert (first.version, first.run, first.aliases) == (1, "bad", ()) and json.loads(first.told["test"])["auc"] > 0.5
