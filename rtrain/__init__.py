@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rtrain.encodings import Log1p, PiecewiseLinear, Quantiles
     from rtrain.endpoint.canary import Canary, Limits
     from rtrain.endpoint.endpoint import Endpoint
+    from rtrain.endpoint.online import Online
     from rtrain.export.column import predict_column
     from rtrain.export.encoders import Encoders
     from rtrain.managed import Managed
@@ -185,6 +186,7 @@ _HOMES = {
     "rtrain.optim": ("SGD", "Adagrad", "Adam", "AdamW", "RowWiseAdagrad", "Schedule"),
     "rtrain.endpoint.canary": ("Canary", "Limits"),
     "rtrain.endpoint.endpoint": ("Endpoint",),
+    "rtrain.endpoint.online": ("Online",),
     "rtrain.release.gate": ("Gate",),
     "rtrain.release.judged": ("Decision", "Judged"),
     "rtrain.release.quality": ("Calibrated", "NotWorse", "SlicesNotWorse"),
@@ -285,6 +287,7 @@ __all__ = [
     "NotWorse",
     "Novelty",
     "Objective",
+    "Online",
     "Pairs",
     "Parallel",
     "Perplexity",

@@ -16,9 +16,13 @@ def _said(text: str) -> None:
 def _release(options: argparse.Namespace) -> int:
     """Exit code 1 of a version that is refused or taken back."""
     from rtrain.endpoint.canary import Canary, Limits
+    from rtrain.endpoint.online import Online
     from rtrain.launch.session import join_running
 
-    limits = Limits(failed=options.failed, slower=options.slower, drift=options.drift, grown_mb=options.grown_mb)
+    online = Online(log=options.online, rate=options.rate, worse=options.worse / 100) if options.online else None
+    limits = Limits(
+        failed=options.failed, slower=options.slower, drift=options.drift, grown_mb=options.grown_mb, online=online
+    )
     canary = Canary(
         steps=_shares(options.steps), seconds=options.seconds, answers=options.answers,
         patience_s=max(options.patience, options.seconds), shadow=options.shadow / 100, limits=limits,
@@ -161,6 +165,9 @@ ENDPOINT = (
                 "--drift", type=float, default=0.2, help="distance of the scores' distributions, 0 to 1 (default: 0.2)"
             ),
             Argument("--grown-mb", type=float, default=500.0, help="what memory may grow by (default: 500)"),
+            Argument("--online", metavar="LOG", default="", help="event log whose --rate it may not lower"),
+            Argument("--rate", default="ctr", help="of rtrain metrics online (default: ctr)"),
+            Argument("--worse", type=float, default=0.0, help="percent that the rate may be worse by (default: 0)"),
             Argument("--go-on", action="store_true", help="return once it has its first share; the endpoint decides"),
             Argument("--port", type=int, default=8000, help="of Ray Serve (default: 8000)"),
             Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),

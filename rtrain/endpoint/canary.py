@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rtrain.endpoint.online import Online
 from rtrain.endpoint.tally import Tally, apart, bounds, share_bounds
 from rtrain.errors import ConfigError
 
@@ -30,6 +31,8 @@ class Limits:
     """Largest distance of the distribution functions of both versions' scores (Kolmogorov-Smirnov), 0 to 1."""
     grown_mb: float | None = 500.0
     """What a replica's memory may grow by since its first answers, 10^6 bytes."""
+    online: Online | None = None
+    """A rate of an event log that it may not lower."""
 
     def __post_init__(self) -> None:
         for name, least in (("failed", 0), ("slower", 1), ("drift", 0), ("grown_mb", 0)):

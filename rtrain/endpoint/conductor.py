@@ -17,6 +17,7 @@ import ray
 
 from rtrain import config
 from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import Routing
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import ClusterError, UserError, one_line
@@ -86,7 +87,8 @@ class Conductor:
         self._lock = threading.RLock()
         self._tallies: dict[str, Tally] = {}
         self._heard: dict[str, tuple[float, int]] = {}
-        self._began, self._ended = time.monotonic(), False
+        self._began = time.monotonic()
+        self._asking, self._next_asked = False, 0.0
         self._later: queue.Queue[Callable[[], object]] = queue.Queue()
         threading.Thread(target=self._work, name="rtrain-conductor", daemon=True).start()
 
@@ -192,12 +194,26 @@ class Conductor:
         seconds, canary = time.monotonic() - self._began, state.canary
         if why := canary.limits.exceeded(new, champion):
             return self._drop_candidate(why, "endpoint")
+        online = canary.limits.online
+        if online and not self._asking and time.monotonic() >= self._next_asked:
+            self._asking, candidate, before = True, state.candidate, state.champion
+            self._later.put(lambda: self._ask_online(online, candidate, before))
         if state.held is not None or (state.step == len(canary.shares) - 1 and canary.shares[-1] < 1):
             return  # a person decides
         if why := canary.unseen(new, seconds):
             return self._drop_candidate(why, "endpoint")
         if canary.over(new, seconds):
             self._advance(new, seconds)
+
+    def _ask_online(self, online: Online, candidate: Deployed, champion: Deployed) -> None:
+        """Read the event log, which takes long."""
+        try:
+            why = online.exceeded(candidate.number, champion.number)
+        finally:
+            self._asking, self._next_asked = False, time.monotonic() + online.every_s
+        with self._lock:
+            if why and self._state.candidate == candidate:
+                self._drop_candidate(why, "endpoint")
 
     def _advance(self, new: Tally, seconds: float) -> None:
         state = self._state
@@ -231,7 +247,8 @@ class Conductor:
         state = self._state
         state.number += 1
         of = of or state.candidate
-        memory = {app: Tally(memory=tally.memory) for app, tally in self._tallies.items()}
+        there = [one.app for one in (state.champion, state.candidate) if one]
+        memory = {app: Tally(memory=tally.memory) for app, tally in self._tallies.items() if app in there}
         seen = {app: tally.to_json() for app, tally in self._tallies.items()}
         self._tallies, self._began = memory, time.monotonic()
         details = {"version": of.number if of else None, "share": self._share() if share is None else share}
@@ -291,7 +308,7 @@ class Conductor:
 
     def _work(self) -> None:
         """One after the other; what fails is said among the decisions."""
-        while not self._ended:
+        while True:
             try:
                 job = self._later.get(timeout=1)
             except queue.Empty:
@@ -301,7 +318,9 @@ class Conductor:
             except Exception as error:
                 problem = {"at": _now(), "what": "problem", "why": one_line(error), "by": "endpoint"}
                 with self._lock:
-                    self._state.decisions.append(problem)
+                    told = self._state.decisions[-1:]
+                    if not told or (told[0]["what"], told[0]["why"]) != (problem["what"], problem["why"]):
+                        self._state.decisions.append(problem)
             finally:
                 self._later.task_done()
 

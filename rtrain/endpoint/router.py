@@ -34,6 +34,8 @@ SHADOWS = 16
 """Questions to a shadow that may be under way at once; further ones are left out."""
 CHAMPION_S = 55.0
 """Seconds for an answer of the champion: less than after which the proxy gives the request up."""
+AGAIN_S = 5.0
+"""Seconds within which a champion that gave no answer is asked once more."""
 KEY = "x-rtrain-key"
 VERSION = "x-rtrain-version"
 
@@ -88,8 +90,10 @@ class Router:
         elif routing.shadow and self._shadows < SHADOWS and secrets.randbelow(1 << 30) < routing.shadow * (1 << 30):
             self._behind(self._shadowed(routing, question))
         if found is None or found.status >= 500:
-            version = routing.champion
+            version, began = routing.champion, time.perf_counter()
             found = await self._asked(version, question, CHAMPION_S)
+            if found is None and time.perf_counter() - began < AGAIN_S:  # of a replica that died; another one may live
+                found = await self._asked(version, question, CHAMPION_S)
         if found is None:
             return JSONResponse({"detail": "no version answered. Ask again"}, 503, {"Retry-After": "1"})
         return Response(found.body, found.status, {VERSION: version.split("-")[-2]}, found.content_type)

@@ -76,6 +76,7 @@ class Tally:
             "p99_ms": 1e3 * self.quantile(0.99) if self.seconds else None,
             "mean_score": float(np.mean(self.scores)) if self.scores else None,
             "grown_mb": self.grown / 1e6,
+            "replicas": sorted(self.memory),
         }
 
 

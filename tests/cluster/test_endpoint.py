@@ -1,6 +1,8 @@
 """Versions behind one address, under load: releases that go through, bad ones taken back, and what users see."""
 
+import os
 import shutil
+import signal
 import threading
 import time
 from collections import Counter
@@ -12,14 +14,18 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import ray
 
 from rtrain.endpoint.canary import Canary, Limits
+from rtrain.endpoint.conductor import conductor_of
 from rtrain.endpoint.endpoint import Endpoint, Settled, endpoints
+from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
 from rtrain.errors import ClusterError, RunFailed, UserError
 from rtrain.release.registry import Registry
 from tests.cluster.conftest import wait_for
 from tests.cluster.planted import Planted
+from tests.unit.endpoint.test_online import log
 from tests.unit.release.runs import ITEMS, PASSES, USERS, run_of, write_rows
 from tests.unit.training.jobs import train
 
@@ -168,7 +174,7 @@ def test_releases_weights_and_rollbacks_under_load_fail_no_request(endpoint: End
     ("name", "said", "limits"),
     [
         ("wrong", "its scores drifted", Limits()),
-        ("errs", "answers failed", Limits()),
+        pytest.param("errs", "answers failed", Limits(), marks=pytest.mark.slow),
         pytest.param("slow", "a tenth of its answers took", Limits(), marks=pytest.mark.slow),
         pytest.param("leaks", "memory grew by", Limits(grown_mb=150), marks=pytest.mark.slow),
     ],
@@ -187,6 +193,34 @@ def test_a_bad_version_is_taken_back_by_itself(
     holder = registry.holder("demo", "champion")
     assert holder is not None and holder.version == 1
     assert any(entry.what == "take back" and said in entry.reason for entry in registry.log.entries())
+
+
+@pytest.mark.slow
+def test_a_version_that_people_click_on_less_is_taken_back(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
+    online = Online(log=f"{tmp_path}/log.parquet", every_s=0.5)
+    canary = replace(QUICK, steps=(0.2, 1.0), answers=10_000, limits=Limits(online=online))
+    with load(endpoint.url) as seen:
+        version = endpoint.release(f"{runs}/again", "a test", canary).version
+        wait_for(lambda: endpoint.status()["decisions"][0]["what"] == "problem", "that there is no log was said")
+        log(tmp_path, {1: 0.05, version: 0.01})
+        settled = endpoint.settled(version, timeout_s=120)
+    assert settled and not settled.champion and settled.why.startswith("take back: its ctr is 0.0098"), settled
+    assert not seen.failed
+
+
+@pytest.mark.slow
+def test_a_replica_and_the_conductor_die_and_nobody_notices(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
+    two = replace(endpoint, name="two", replicas=2, routers=1, state=f"{tmp_path}/endpoints")
+    two.release(f"{runs}/good", "the first")
+    with load(two.url) as seen:
+        wait_for(lambda: len(two.status()["versions"][0]["replicas"]) == 2, "both replicas answered")
+        os.kill(int(two.status()["versions"][0]["replicas"][0].partition(":")[2]), signal.SIGKILL)
+        ray.kill(conductor_of("two"), no_restart=False)
+        before = sum(seen.statuses.values())
+        wait_for(lambda: sum(seen.statuses.values()) > before + 300, "requests went on")
+        assert two.status()["versions"][0]["run"] == "good", "it restarts from what is on storage"
+    two.stop()
+    assert not seen.failed, seen.statuses
 
 
 def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
