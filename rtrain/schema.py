@@ -5,6 +5,7 @@ the served endpoint, so that training and serving cannot drift apart.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -284,22 +285,22 @@ class Schema:
                     "Name another, or leave it out"
                 )
 
-    @property
+    @cached_property
     def dense(self) -> tuple[Dense | Embedding | Age, ...]:
         """The numbers, in the order of `Batch.dense`'s columns; an encoded one and a vector have several."""
         return tuple(f for f in self.features if isinstance(f, Dense | Embedding | Age))
 
-    @property
+    @cached_property
     def dense_widths(self) -> tuple[int, ...]:
         """Columns of `Batch.dense` of each number; their sum is what a model is built for."""
         return tuple(f.width for f in self.dense)
 
-    @property
+    @cached_property
     def kept_widths(self) -> tuple[int, ...]:
         """The same of each number that a row keeps: of a vector all, and of one that is encoded itself alone."""
         return tuple(width for f in self.dense for width in f.kept)
 
-    @property
+    @cached_property
     def ids(self) -> tuple[Id | Text | Moment, ...]:
         """The categorical features (single, list, sequence, of texts and of moments), in the order of `Batch.ids`."""
         return tuple(f for f in self.features if isinstance(f, Id | Text | Moment))
@@ -309,39 +310,39 @@ class Schema:
         """Of each text that has one, by its name."""
         return {f.name: f.tokenizer for f in self.features if isinstance(f, Text) and f.tokenizer}
 
-    @property
+    @cached_property
     def timed(self) -> tuple[IdSequence, ...]:
         """The sequences that have times, in the order of `ids`."""
         return tuple(f for f in self.features if isinstance(f, IdSequence) and f.times)
 
-    @property
+    @cached_property
     def made(self) -> tuple[Moment | Age, ...]:
         """What is made of a column of moments; no column is called as these are."""
         return tuple(f for f in self.features if isinstance(f, Moment | Age))
 
-    @property
+    @cached_property
     def stamps(self) -> tuple[str, ...]:
         """Columns of a moment each that features are made of or told by; the row's own comes last."""
         stamps = dict.fromkeys(f.column or self.time for f in self.made)
         own = [self.time] if self.timed or any(isinstance(f, Age) for f in self.made) else []
         return (*(name for name in stamps if name not in own), *own)
 
-    @property
+    @cached_property
     def clocks(self) -> tuple[str, ...]:
         """Columns that tell what is `timed` or `made`: lists of moments, which sequences may share, and `stamps`."""
         return (*dict.fromkeys(f.times for f in self.timed), *self.stamps)
 
-    @property
+    @cached_property
     def weighted(self) -> tuple[IdList, ...]:
         """The lists whose ids have weights, in the order of `ids`."""
         return tuple(f for f in self.features if isinstance(f, IdList) and f.weights)
 
-    @property
+    @cached_property
     def id_weights(self) -> tuple[str, ...]:
         """Columns of those weights, which lists may share."""
         return tuple(dict.fromkeys(f.weights for f in self.weighted))
 
-    @property
+    @cached_property
     def labels(self) -> tuple[Label, ...]:
         """All that is predicted, in the order of the model's outputs."""
         return (self.label, *self.more_labels)

@@ -38,6 +38,7 @@ def encode(
     where: str,
     first_row: int,
     shown: NDArray[np.integer] | None = None,
+    fits: pa.Schema | None = None,
 ) -> Columns:
     """Check and encode all rows of `table`; columns that the schema does not name are left out.
 
@@ -48,11 +49,13 @@ def encode(
         where: what messages call the table: `train.parquet rows 0..65535 (row group 0)`, `request`.
         first_row: number of the table's first row in the data set (`Batch.row`).
         shown: each row's number as messages count it; none: from `first_row` on.
+        fits: columns that were checked before; a table of the same is not asked again.
 
     Raises:
         DataError: a column missing or of the wrong type, or a value that cannot be used, with its row.
     """
-    check_columns(table.schema, schema, label=label, where=where)
+    if fits is None or not table.schema.equals(fits):
+        check_columns(table.schema, schema, label=label, where=where)
     rows = table.num_rows
     at = Place(where, np.arange(first_row, first_row + rows) if shown is None else shown)
     dense, number = np.empty((rows, len(schema.kept_widths)), np.float32), 0
@@ -99,7 +102,7 @@ def check_columns(columns: pa.Schema, schema: Schema, *, label: bool, where: str
     Raises:
         DataError: the first such column, with the closest name or with both types.
     """
-    # Asked once for each row group, and of many columns: each of these is made of all.
+    # Of many columns: each of these is made of all.
     names, labels, clocks = columns.names, {one.name for one in schema.labels}, schema.clocks
     count = Counter(names)
     vectors = {f.name for f in schema.dense if isinstance(f, Embedding)}

@@ -45,6 +45,8 @@ from rtrain.vector import Embedding
 
 MOST_ROWS = 1_000_000
 """Training rows that edges are taken from."""
+GIVE_BACK_ROWS = 1 << 20
+"""Least rows that are decoded between two times that freed memory goes back to the system."""
 
 
 class Dataset(Samples[Batch]):
@@ -78,6 +80,8 @@ class Dataset(Samples[Batch]):
         self._whole = {self._blocks(*self._range(split)) for split in SPLITS}
         self._decoded = 0
         """Rows since memory was last given back."""
+        self._fits: pa.Schema | None = None
+        """Columns of the row group that was read last: the next one's are the same."""
         self._kept: dict[tuple[Block, ...], Columns] = {}
         self._keeping = threading.Lock()
         self._coded: dict[tuple[Split, tuple[str, ...]], Coded] = {}
@@ -206,22 +210,26 @@ class Dataset(Samples[Batch]):
         parts = []
         for start, stop in blocks:
             group, shown = self._rows.groups(start, stop)[0], self._rows.file_rows(start, stop)
+            table = self._rows.read(start, stop, names)
             parts.append(
                 encode(
-                    self._rows.read(start, stop, names),
+                    table,
                     self.schema,
                     label=True,
                     where=of_group(self._rows.name(group), group.index, shown),
                     first_row=start,
                     shown=shown,
+                    fits=self._fits,
                 )
             )
+            self._fits = table.schema
+            del table  # before the next one is read
         encoded = concat(parts)
         del parts
         self._decoded += encoded.rows
         # What Arrow freed serves the next row group; pages that are given back have to be faulted in again, which costs
         # as much as the decoding, so not after each group.
-        if self._decoded >= self._window_rows or blocks in self._whole:
+        if self._decoded >= max(self._window_rows, GIVE_BACK_ROWS) or blocks in self._whole:
             self._decoded = 0
             _give_back()
         return encoded

@@ -94,11 +94,12 @@ class ParquetRows:
         Raises:
             DataError: rows or columns that are not there, or a damaged file, with its name.
         """
-        wanted = self.schema.names if columns is None else list(columns)
+        names = self.schema.names
+        wanted = names if columns is None else list(columns)
         for column in wanted:
-            if column not in self.schema.names:
-                near = did_you_mean(column, self.schema.names)
-                known = ". The columns are " + ", ".join(self.schema.names)
+            if column not in names:
+                near = did_you_mean(column, names)
+                known = ". The columns are " + ", ".join(names)
                 raise DataError(f"{self.uri}: column {column!r} is missing{near or known}")
         asked = pa.schema([self.schema.field(c) for c in wanted])
         stored = [column for column in wanted if column not in self._partitions.names]
