@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from bench.data import BATCH
+from rtrain.parallel.extension import compiled
 
 ROOT = Path(__file__).parents[1]
 LOG_EVERY = 10
@@ -111,7 +112,9 @@ def decoder(place: Place, *, name: str, workers: int) -> Measured:
 
 def decoder_by_hand(place: Place, *, workers: int) -> Measured:
     """The same decoder in a plain torch loop, or under torchrun with bare DeepSpeed."""
-    env = place.environment(DENSE_STEPS) | {"BENCH_WARM": str(DENSE_WARM)}
+    # rtrain's compiled extension, which its own side has built before: in torch's own folder, which all environments
+    # share, the lock of a build that was killed is waited on for ever.
+    env = place.environment(DENSE_STEPS) | {"BENCH_WARM": str(DENSE_WARM), "TORCH_EXTENSIONS_DIR": str(compiled())}
     peer = (
         [*_torchrun(workers), "-m", "bench.peers.deepspeed_decoder"] if workers > 1 else ["-m", "bench.peers.decoder"]
     )

@@ -98,6 +98,10 @@ if TYPE_CHECKING:
     from rtrain.release.servable import Faithful, SameRequests, Servable, Within
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
+    from rtrain.serving.scale import Scale
+    from rtrain.stages.config import TwoStages
+    from rtrain.stages.features import InMemory, NoFeatures, Redis, SQLite
+    from rtrain.stages.filters import AtMost, Only, Without
     from rtrain.text import Text, TokenizerFile
     from rtrain.tracking import Tracking
     from rtrain.training.events import Callback
@@ -194,6 +198,10 @@ _HOMES = {
     "rtrain.release.servable": ("Faithful", "SameRequests", "Servable", "Within"),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "IdSequence"),
+    "rtrain.serving.scale": ("Scale",),
+    "rtrain.stages.config": ("TwoStages",),
+    "rtrain.stages.features": ("InMemory", "NoFeatures", "Redis", "SQLite"),
+    "rtrain.stages.filters": ("AtMost", "Only", "Without"),
     "rtrain.text": ("Text", "TokenizerFile"),
     "rtrain.tracking": ("Tracking",),
     "rtrain.training.events": ("Callback",),
@@ -230,6 +238,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Age",
+    "AtMost",
     "Bins",
     "Blueprint",
     "ByTime",
@@ -269,6 +278,7 @@ __all__ = [
     "IdList",
     "IdSequence",
     "InBatchSoftmax",
+    "InMemory",
     "Interactions",
     "Judged",
     "Label",
@@ -283,11 +293,13 @@ __all__ = [
     "Model",
     "Moment",
     "Negatives",
+    "NoFeatures",
     "NormalizedEntropy",
     "NotWorse",
     "Novelty",
     "Objective",
     "Online",
+    "Only",
     "Pairs",
     "Parallel",
     "Perplexity",
@@ -304,15 +316,18 @@ __all__ = [
     "RankingConfig",
     "Recall",
     "RecallAt",
+    "Redis",
     "Registry",
     "Result",
     "RetrievalConfig",
     "RowWiseAdagrad",
     "Run",
     "SASRec",
+    "SQLite",
     "SameRequests",
     "SampledBinary",
     "SampledSoftmax",
+    "Scale",
     "Schedule",
     "Schema",
     "Serendipity",
@@ -330,10 +345,12 @@ __all__ = [
     "Tokens",
     "Tracking",
     "Tuned",
+    "TwoStages",
     "TwoTower",
     "Vocabulary",
     "WeightedSum",
     "Within",
+    "Without",
     "Words",
     "__version__",
     "choice",

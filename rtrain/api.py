@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rtrain import config, notices
-from rtrain.errors import UserError
+from rtrain.export.artifact import export_in
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
 from rtrain.launch.taking import finished, refuse_another, refuse_changed_data, warn_of_changed_data
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from rtrain.serving.app import Served
+    from rtrain.serving.scale import Scale
+    from rtrain.stages.config import TwoStages
 
 
 @dataclass(frozen=True)
@@ -143,8 +145,10 @@ def absolute(run: Run) -> Run:
 
 
 @notices.aside()
-def serve(target: "Result | str", *, replicas: int = 1, port: int = 8000) -> "Served":
-    """Serve an export (or a finished run, or its folder) on Ray Serve, on localhost.
+def serve(target: "Result | str | TwoStages", *, replicas: "int | Scale" = 1, port: int = 8000) -> "Served":
+    """Serve an export (or a finished run, or its folder), or two stages of such, on Ray Serve, on localhost.
+
+    `replicas`: so many, or as many as a `Scale` says by the load.
 
     The Ray that is joined is used, else one is found by RAY_ADDRESS or started; one that is started
     here ends with `Served.stop()`, or with the process.
@@ -154,24 +158,23 @@ def serve(target: "Result | str", *, replicas: int = 1, port: int = 8000) -> "Se
     from rtrain.launch.session import ray_session
     from rtrain.run import Cluster
     from rtrain.serving.app import deploy
+    from rtrain.serving.scale import Scale
 
-    uri = target.export if isinstance(target, Result) else _export_of(target)
+    served = _served(target)
     session = ExitStack()
     if not ray.is_initialized():
         session.enter_context(ray_session(Cluster(workers=1)))
     try:
-        return deploy(uri, name="rtrain", port=port, replicas=replicas, session=session)
+        return deploy(served, name="rtrain", port=port, scale=Scale.by(replicas), session=session)
     except BaseException:
         session.close()
         raise
 
 
-def _export_of(target: str) -> str:
-    folder = Folder(target)
-    for uri in (target, f"{target.rstrip('/')}/export"):
-        if Folder(uri).exists("export.json"):
-            return os.path.abspath(uri) if folder.is_local else uri
-    raise UserError(f"serve: there is no export in {target!r}. Give a finished run's folder, or its export/ folder")
+def _served(target: "Result | str | TwoStages") -> "str | TwoStages":
+    if isinstance(target, Result):
+        return target.export
+    return export_in(target) if isinstance(target, str) else target
 
 
 __all__ = ["Launcher", "Name", "Plan", "Result", "absolute", "plan", "serve", "train"]

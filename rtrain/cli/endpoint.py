@@ -27,6 +27,9 @@ def _release(options: argparse.Namespace) -> int:
         steps=_shares(options.steps), seconds=options.seconds, answers=options.answers,
         patience_s=max(options.patience, options.seconds), shadow=options.shadow / 100, limits=limits,
     )  # fmt: skip
+    most = (options.patience + options.seconds + 60) * len(canary.shares)
+    if options.regions:
+        return _over_regions(options, canary, most)
     with join_running("release"):
         endpoint = _endpoint(options)
         if not _judged(options):
@@ -36,16 +39,32 @@ def _release(options: argparse.Namespace) -> int:
             text = f"{version}\n{endpoint.url}/-/ shows how it goes"
             answer(options, version.to_json() | {"url": endpoint.url}, text)
             return 0
-        most = (options.patience + options.seconds + 60) * len(canary.shares)
         settled = endpoint.settled(version.version, timeout_s=most, say=_said)
     if settled is None:
-        text = f"version {version.version} waits for a person: rtrain share, release or rollback --endpoint"
+        text = (
+            f"version {version.version} waits for a person: rtrain share {options.model} 100 makes it the champion, "
+            f"rtrain rollback {options.model} --endpoint takes it back"
+        )
         answer(options, version.to_json() | {"url": endpoint.url, "settled": None}, text)
         return 0
     who = "answers all requests" if settled.champion else "was taken back"
     text = f"version {settled.version} {who} ({settled.why})\n{endpoint.url}"
     answer(options, settled.to_json() | {"url": endpoint.url}, text)
     return 0 if settled.champion else 1
+
+
+def _over_regions(options: argparse.Namespace, canary: Any, most: float) -> int:
+    """Exit code 1 where a region does not take it."""
+    from rtrain.endpoint.regions import Region, release_in
+
+    if options.go_on:
+        raise UserError("release: --regions wait for each other, and --go-on for nobody. Leave one of them out")
+    regions, endpoint = Region.of(options.regions), _endpoint(options)
+    if not _judged(options):
+        return 1
+    reached = release_in(endpoint, regions, options.target, options.reason, canary, timeout_s=most, say=_said)
+    answer(options, reached.to_json(), reached)
+    return 1 if reached.stopped_at else 0
 
 
 def _judged(options: argparse.Namespace) -> bool:
@@ -122,9 +141,12 @@ def roll_back(options: argparse.Namespace) -> int:
 
 def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     from rtrain.endpoint.endpoint import Endpoint
+    from rtrain.serving.scale import Scale
 
-    names = ("port", "host", "replicas", "routers", "registry", "audit", "state")
+    names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page")
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
+    if "replicas" in given:
+        given["replicas"] = Scale.of(given["replicas"])
     return Endpoint(name=name or options.model, **given)
 
 
@@ -146,7 +168,8 @@ ENDPOINT = (
             REASON,
             Argument(
                 "--steps", default="1,10,50,100",
-                help="percents of the requests; the last below 100: an A/B test (default: 1,10,50,100)",
+                help="percents of the requests; the last below 100: an A/B test; 100 alone: blue-green "
+                "(default: 1,10,50,100)",
             ),
             Argument("--seconds", type=float, default=60.0, help="least length of a step (default: 60)"),
             Argument("--answers", type=int, default=200, help="answers that a step needs (default: 200)"),
@@ -168,10 +191,18 @@ ENDPOINT = (
             Argument("--online", metavar="LOG", default="", help="event log whose --rate it may not lower"),
             Argument("--rate", default="ctr", help="of rtrain metrics online (default: ctr)"),
             Argument("--worse", type=float, default=0.0, help="percent that the rate may be worse by (default: 0)"),
+            Argument(
+                "--regions", default="", metavar="NAME=HOST:PORT,...",
+                help="one after the other, each with a Ray of its own; @PORT behind is that of its Ray Serve",
+            ),
             Argument("--go-on", action="store_true", help="return once it has its first share; the endpoint decides"),
             Argument("--port", type=int, default=8000, help="of Ray Serve (default: 8000)"),
             Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
-            Argument("--replicas", type=int, default=1, metavar="N", help="of each version (default: 1)"),
+            Argument(
+                "--page", action="store_const", const=True, default=None,
+                help="show /NAME/-/ also to others than this machine, where --host lets them ask",
+            ),
+            Argument("--replicas", default="1", metavar="N", help="of each version, or by load 1-8 (default: 1)"),
             Argument("--routers", type=int, default=2, metavar="N", help="that pass requests on (default: 2)"),
             Argument(
                 "--state", default="runs/endpoints", metavar="FOLDER", help="of endpoints (default: runs/endpoints)"
@@ -188,7 +219,7 @@ ENDPOINT = (
     ),
     Verb(
         "share",
-        "give the version that is being tried a share of the requests, and leave it at that",
+        "give the version that is being tried a share of the requests, and leave it at that; 100 makes it the champion",
         (
             MODEL,
             Argument("percent", type=float, help="0 to 100"),

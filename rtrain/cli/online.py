@@ -18,14 +18,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     if "by" in columns:
         columns["by"] = _names("by", columns["by"])
     events = {f.name: _names(f.name, value) for f in fields(Events) if (value := getattr(options, f.name)) is not None}
-    return measure_online(options.log, Columns(**columns), Events(**events), memory_gb=options.memory_gb)
+    return measure_online(
+        options.log, Columns(**columns), Events(**events), memory_gb=options.memory_gb, against=options.against
+    )
 
 
 def spell(found: dict[str, Any]) -> str:
     """A line for each rate of each group, groups beneath one another; then what is left out, and notes."""
     by = list(found["groups"][0]["by"])
     header = ["rate", *by, "value", "95 % interval", "of", "which is"]
-    rows = [header, *_rates(found["groups"]), *_sizes(found["groups"])]
+    rows = [header, *_rates(found["groups"]), *_sizes(found["groups"]), *_differences(found["groups"])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{word:{width}}" for word, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines += [f"left out: {name}: {why}" for name, why in found["left_out"].items()]
@@ -42,6 +44,16 @@ def _rates(groups: list[dict[str, Any]]) -> Iterator[list[str]]:
                 value = "-" if told["value"] is None else f"{told['value']:.4g}"
                 of = f"{told['numerator']} / {told['denominator']}"
                 yield [rate.name, *_values(group), value, interval, of, "" if index else rate.means]
+
+
+def _differences(groups: list[dict[str, Any]]) -> Iterator[list[str]]:
+    for rate in RATES:
+        for group in groups:
+            if told := group.get("differences", {}).get(rate.name):
+                share = "" if told["share"] is None else f"{told['share']:+.1%}"
+                sure = "surely another" if told["excludes_0"] else "not told apart"
+                interval = f"{told['low']:+.4g} to {told['high']:+.4g}"
+                yield [f"{rate.name}, difference", *_values(group), f"{told['value']:+.4g}", interval, share, sure]
 
 
 def _sizes(groups: list[dict[str, Any]]) -> Iterator[list[str]]:

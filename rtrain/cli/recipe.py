@@ -14,6 +14,7 @@ from rtrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rtrain.run import Run
+    from rtrain.stages.config import TwoStages
     from rtrain.tuning import Domain
 
 VERBS = {
@@ -29,7 +30,7 @@ RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 """Those that `rtrain VERB RECIPE` has too; its `serve` takes a run's folder."""
 LAUNCHERS = ("ray", "inline", "torchrun")
 DEFAULTS = {
-    "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "trials": 8, "replicas": 1, "layouts": "own",
+    "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "trials": 8, "replicas": "1", "layouts": "own",
     "ranks": 4,
 }  # fmt: skip
 TAKEN_BY = {
@@ -215,7 +216,7 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     add("--failures", metavar="KIND,KIND", help="chaos: which, separated by commas (default: all)")
     add("--draw", type=int, metavar="SEED", help="chaos: draws the steps and ranks (default: 0)")
     add("--trials", type=int, metavar="N", help="tune: how many (default: 8)")
-    add("--replicas", type=int, metavar="N", help="serve: how many (default: 1)")
+    add("--replicas", metavar="N", help="serve: how many, or by load 1-8 (default: 1)")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
     parser.error = refuse  # type: ignore[method-assign]
@@ -235,14 +236,16 @@ def _summary(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def serve(target: str, replicas: int, port: int, as_json: bool) -> None:
-    """Serve an export, or a finished run's, until it is interrupted."""
+def serve(target: "str | TwoStages", replicas: str, port: int, as_json: bool) -> None:
+    """Serve an export, a finished run's, or two stages of such, until it is interrupted."""
     import threading
 
     from rtrain.api import serve
+    from rtrain.serving.scale import Scale
 
-    served = serve(target, replicas=replicas, port=port)
-    print(json.dumps({"url": served.url}) if as_json else f"{served.url}/predict answers; Ctrl-C ends it", flush=True)
+    served = serve(target, replicas=Scale.of(replicas), port=port)
+    path = f"{served.url}/{'recommend' if served.finds_items else 'predict'}"
+    print(json.dumps({"url": served.url}) if as_json else f"{path} answers; Ctrl-C ends it", flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -2,10 +2,12 @@
 
 import argparse
 import sys
+from typing import Any
 
 from rtrain.cli.endpoint import ENDPOINT
 from rtrain.cli.recipe import serve
 from rtrain.cli.release import RELEASE
+from rtrain.cli.runs import RUNS
 from rtrain.cli.verb import Argument, Verb, answer
 
 
@@ -80,8 +82,19 @@ def _online(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    serve(options.target, options.replicas, options.port, options.json)
+    serve(_stages(options) if options.ranker else options.target, options.replicas, options.port, options.json)
     return 0
+
+
+def _stages(options: argparse.Namespace) -> Any:
+    from rtrain.stages.config import TwoStages
+    from rtrain.stages.features import features_at
+
+    return TwoStages(
+        retriever=options.target, ranker=options.ranker, candidates=options.candidates, user=options.user,
+        item=options.item, history=options.history, features=features_at(options.features),
+        timeout_ms=options.timeout_ms,
+    )  # fmt: skip
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -119,6 +132,7 @@ RUN = Argument("target", help="the run's folder")
 ONLINE = (
     Argument("log", help="one row an event: Parquet, CSV or JSON lines, or a folder of them; a path or any URI"),
     Argument("--by", metavar="COLUMNS", help="one row of rates for each of their values: variant, or variant,country"),
+    Argument("--against", metavar="VALUE", default="", help="of the one column of --by: the others differ by how much"),
     Argument("--session", metavar="COLUMN", help="which visit the event is of (default: session_id)"),
     Argument("--event", metavar="COLUMN", help="what happened (default: event)"),
     Argument("--time", metavar="COLUMN", help="when: numbers, times or ISO 8601 text (default: timestamp)"),
@@ -263,8 +277,21 @@ VERBS = (
         "serve a finished run, or its export, until Ctrl-C",
         (
             Argument("target", help="the run's folder or its export/ folder"),
-            Argument("--replicas", type=int, default=1, metavar="N", help="how many answer (default: 1)"),
+            Argument("--replicas", default="1", metavar="N", help="how many answer, or by load 1-8 (default: 1)"),
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
+            Argument("--ranker", default="", metavar="RUN", help="a ranking model's, which orders what the run finds"),
+            Argument("--candidates", type=int, default=200, help="items that it orders for each (default: 200)"),
+            Argument("--user", default="user", help="its feature that is who asks (default: user)"),
+            Argument("--item", default="item", help="its feature that is what is offered (default: item)"),
+            Argument("--history", default="", help="its feature that is the items that were had (default: none)"),
+            Argument(
+                "--features",
+                default="",
+                metavar="WHERE",
+                help="what is known of users and items: a file of rtrain.SQLite, redis://HOST:PORT/N, or a folder with "
+                "users.parquet and items.parquet (default: nothing)",
+            ),
+            Argument("--timeout-ms", type=float, default=50.0, help="that features may take (default: 50)"),
         ),
         _serve,
     ),
@@ -278,6 +305,7 @@ VERBS = (
         ),
         _compare,
     ),
+    *RUNS,
     *RELEASE,
     *ENDPOINT,
     Verb(

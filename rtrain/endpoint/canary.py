@@ -93,12 +93,12 @@ class Canary:
     """The way of a new version. A step is over when its seconds and its answers are there and no limit is exceeded."""
 
     steps: tuple[float, ...] = (0.01, 0.1, 0.5, 1.0)
-    """Shares of the requests, rising; (1.0,) is blue-green. One that ends below 1 stays there, until a person decides:
-    an A/B test."""
+    """Shares of the requests, rising. One that ends below 1 stays there, until a person decides: an A/B test. (1.0,) is
+    blue-green: all at once, and the champion, which no one asks meanwhile, is kept until the step is over."""
     seconds: float = 60.0
-    """Least length of each step below 1."""
+    """Least length of each step, but for one of all requests that follows another."""
     answers: int = 200
-    """Answers of the new version that a step below 1 needs at least."""
+    """Answers of the new version that such a step needs at least."""
     patience_s: float = 3600.0
     """Seconds after which a step without so many ends with the version taken back: nobody has seen it work."""
     shadow: float = 0.0

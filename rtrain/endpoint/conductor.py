@@ -7,18 +7,17 @@ that it goes on after a restart; counts are not, so a step begins again then.
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Any
 
 import ray
 
 from rtrain import config
-from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import Routing
+from rtrain.endpoint.state import STATE, Deployed, State, stamp
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import ClusterError, UserError, one_line
 from rtrain.release.audit import AuditLog
@@ -29,67 +28,25 @@ DECISIONS = 200
 """Newest decisions that are kept with the endpoint; the audit log has all."""
 GONE_S = 30.0
 """Seconds without an exchange after which a router is gone, and waited for no more."""
-STATE = "endpoint.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deployed:
-    """A version of a model that runs as an application of its own."""
-
-    app: str
-    """Name at Ray Serve, `MODEL-NUMBER-` and what no other one has."""
-    number: int
-    """In the registry."""
-    export: str
-    run: str
-
-
-@dataclass(kw_only=True)
-class State:
-    """What an endpoint is, as it is kept on storage."""
-
-    model: str
-    registry: str
-    audit: str
-    champion: Deployed
-    candidate: Deployed | None = None
-    canary: Canary = field(default_factory=Canary)
-    step: int = 0
-    held: float | None = None
-    """Share that a person gave the candidate: no step follows by itself."""
-    number: int = 1
-    decisions: list[dict[str, Any]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain lists and dicts."""
-        return asdict(self) | {"canary": config.to_dict(self.canary)}
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "State":
-        """What `to_json` gave."""
-        deployed = {k: Deployed(**stored[k]) if stored[k] else None for k in ("champion", "candidate")}
-        return cls(**{**stored, **deployed, "canary": config.from_dict(stored["canary"])})
 
 
 class Conductor:
     """See the file's docstring. Methods are called by several threads; what takes long is done by one of its own."""
 
-    def __init__(self, state: str, first: dict[str, Any] | None):
-        """`state`: the folder that it is kept in; `first`: what it begins with where there is nothing yet."""
+    def __init__(self, state: str):
+        """`state`: the folder that it is kept in."""
         self._folder = Folder(state)
-        if self._folder.exists(STATE):
-            self._state = State.from_json(self._folder.read_json(STATE))
-        elif first:
-            self._state = State.from_json(first)
-            self._folder.write_json(STATE, first)
-        else:
+        if not self._folder.exists(STATE):
             raise UserError(f"endpoint: there is none in {state!r}")
+        self._state = State.from_json(self._folder.read_json(STATE))
         self._lock = threading.RLock()
         self._tallies: dict[str, Tally] = {}
         self._heard: dict[str, tuple[float, int]] = {}
         self._began = time.monotonic()
         self._asking, self._next_asked = False, 0.0
         self._later: queue.Queue[Callable[[], object]] = queue.Queue()
+        if self._state.to_do:
+            self._later.put(self._settle)
         threading.Thread(target=self._work, name="rtrain-conductor", daemon=True).start()
 
     def exchange(self, router: str, number: int, told: Mapping[str, Tally]) -> Routing:
@@ -119,7 +76,8 @@ class Conductor:
             self._decided("begin", reason, by)
 
     def hold(self, share: float, reason: str, by: str) -> None:
-        """Give the candidate a share of the requests, and leave it at that; it is judged as before.
+        """Give the candidate a share of the requests, and leave it at that; it is judged as before. With all of them it
+        is the champion.
 
         Raises:
             UserError: no version is being tried, or it is no share.
@@ -129,6 +87,8 @@ class Conductor:
                 raise UserError(f"endpoint {self._state.model!r}: no version is being tried. Release one")
             if not 0 <= share <= 1:
                 raise UserError(f"endpoint {self._state.model!r}: a share is within 0 and 1, got {share}")
+            if share == 1:
+                return self._crown(reason, by)
             self._state.held = share
             self._decided("hold", reason, by)
 
@@ -150,9 +110,8 @@ class Conductor:
             if state.candidate:
                 raise UserError(f"endpoint {state.model!r}: version {state.candidate.number} is being tried")
             gone, state.champion = state.champion, Deployed(**champion)
-            self._decided("replace", reason, by, of=state.champion, share=1.0)
-            if gone.app != state.champion.app:
-                self._later.put(lambda: self._remove(gone))
+            then = [{"do": "remove", "app": gone.app}] if gone.app != state.champion.app else []
+            self._decided("replace", reason, by, of=state.champion, share=1.0, then=then)
 
     def status(self) -> dict[str, Any]:
         """All of it, for people and for machines."""
@@ -218,20 +177,21 @@ class Conductor:
     def _advance(self, new: Tally, seconds: float) -> None:
         state = self._state
         why = f"{new.answers} answers in {seconds:.0f} s, {new.failed} failed, no limit was exceeded"
-        state.step += 1
-        self._decided("advance", why, "endpoint")
+        if state.step + 1 < len(state.canary.shares):  # the only step of a blue-green release is its last
+            state.step += 1
+            self._decided("advance", why, "endpoint")
         if state.canary.shares[state.step] >= 1:
-            self._crown(why)
+            self._crown(why, "endpoint")
 
-    def _crown(self, why: str) -> None:
+    def _crown(self, why: str, by: str) -> None:
         """The candidate has all requests from here on."""
         state = self._state
         crowned, before = state.candidate, state.champion
         assert crowned is not None
         state.champion, state.candidate, state.step, state.held = crowned, None, 0, None
-        self._decided("champion", why, "endpoint", of=crowned, share=1.0)
-        self._later.put(lambda: self._promote(crowned, why))
-        self._later.put(lambda: self._remove(before))
+        then: list[dict[str, Any]] = [{"do": "promote", "number": crowned.number, "why": why}]
+        then.append({"do": "remove", "app": before.app})
+        self._decided("champion", why, by, of=crowned, share=1.0, then=then)
 
     def _drop_candidate(self, why: str, by: str) -> None:
         state = self._state
@@ -239,11 +199,18 @@ class Conductor:
         assert gone is not None
         share = self._share()
         state.candidate, state.step, state.held = None, 0, None
-        self._decided("take back", why, by, of=gone, share=share)
-        self._later.put(lambda: self._remove(gone))
+        self._decided("take back", why, by, of=gone, share=share, then=[{"do": "remove", "app": gone.app}])
 
-    def _decided(self, what: str, why: str, by: str, of: Deployed | None = None, share: float | None = None) -> None:
-        """Make it known: to routers at once, to storage and the log behind."""
+    def _decided(
+        self,
+        what: str,
+        why: str,
+        by: str,
+        of: Deployed | None = None,
+        share: float | None = None,
+        then: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        """Make it known: to routers at once, to storage, the log and what is to be done `then` behind."""
         state = self._state
         state.number += 1
         of = of or state.candidate
@@ -252,12 +219,37 @@ class Conductor:
         seen = {app: tally.to_json() for app, tally in self._tallies.items()}
         self._tallies, self._began = memory, time.monotonic()
         details = {"version": of.number if of else None, "share": self._share() if share is None else share}
-        state.decisions.append({"at": _now(), "what": what, "why": why, "by": by, **details, "seen": seen})
+        state.decisions.append({"at": stamp(), "what": what, "why": why, "by": by, **details, "seen": seen})
         del state.decisions[:-DECISIONS]
-        stored = state.to_json()
-        self._later.put(lambda: self._folder.write_json(STATE, stored))
         logged = {"endpoint": state.model, **details, "told": by}
-        self._later.put(lambda: AuditLog(state.audit).append(what, why, logged))
+        state.to_do += [{"do": "log", "what": what, "why": why, "details": logged}, *then]
+        self._later.put(self._settle)
+
+    def _settle(self) -> None:
+        """Keep what was decided, and do what follows from it; each is kept until it is done."""
+        while True:
+            with self._lock:
+                stored = self._state.to_json()
+            try:
+                self._folder.write_json(STATE, stored)
+            except Exception as error:  # what is served goes on without storage
+                self._problem(error)
+            if not stored["to_do"]:
+                return
+            try:
+                self._do(stored["to_do"][0])
+            except Exception as error:
+                self._problem(error)
+            with self._lock:
+                del self._state.to_do[0]
+
+    def _do(self, task: Mapping[str, Any]) -> None:
+        if task["do"] == "log":
+            AuditLog(self._state.audit).append(task["what"], task["why"], task["details"])
+        elif task["do"] == "promote":
+            self._promote(task["number"], task["why"])
+        else:
+            self._remove(task["app"])
 
     def _tally(self, of: Deployed) -> Tally:
         return self._tallies.get(of.app, Tally())
@@ -292,22 +284,22 @@ class Conductor:
             salt=f"{state.model}-{state.candidate.number}",
         )
 
-    def _promote(self, of: Deployed, why: str) -> None:
+    def _promote(self, number: int, why: str) -> None:
         from rtrain.release.registry import Registry
 
-        Registry(self._state.registry, self._state.audit).promote(self._state.model, of.number, why)
+        Registry(self._state.registry, self._state.audit).promote(self._state.model, number, why)
 
-    def _remove(self, of: Deployed) -> None:
+    def _remove(self, app: str) -> None:
         """End an application that no router asks any more."""
         from ray import serve as ray_serve
 
         deadline = time.monotonic() + GONE_S
         while not self.everywhere() and time.monotonic() < deadline:
             time.sleep(0.1)
-        ray_serve.delete(of.app)
+        ray_serve.delete(app)
 
     def _work(self) -> None:
-        """One after the other; what fails is said among the decisions."""
+        """One after the other."""
         while True:
             try:
                 job = self._later.get(timeout=1)
@@ -316,17 +308,17 @@ class Conductor:
             try:
                 job()
             except Exception as error:
-                problem = {"at": _now(), "what": "problem", "why": one_line(error), "by": "endpoint"}
-                with self._lock:
-                    told = self._state.decisions[-1:]
-                    if not told or (told[0]["what"], told[0]["why"]) != (problem["what"], problem["why"]):
-                        self._state.decisions.append(problem)
+                self._problem(error)
             finally:
                 self._later.task_done()
 
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    def _problem(self, error: Exception) -> None:
+        """Say it among the decisions, once."""
+        problem = {"at": stamp(), "what": "problem", "why": one_line(error), "by": "endpoint"}
+        with self._lock:
+            told = self._state.decisions[-1:]
+            if not told or (told[0]["what"], told[0]["why"]) != (problem["what"], problem["why"]):
+                self._state.decisions.append(problem)
 
 
 def actor_name(name: str) -> str:
@@ -345,9 +337,9 @@ def conductor_of(name: str) -> Any:
     raise ClusterError(f"endpoint {name!r}: none of that name runs on this Ray. rtrain endpoints lists those that do")
 
 
-def start_conductor(name: str, state: str, first: dict[str, Any] | None) -> Any:
+def start_conductor(name: str, state: str) -> Any:
     """The one that runs, or a new one, which Ray restarts wherever it dies."""
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, max_concurrency=32)(Conductor)
     return actor.options(name=actor_name(name), namespace=NAMESPACE, lifetime="detached", get_if_exists=True).remote(
-        state, first
+        state
     )

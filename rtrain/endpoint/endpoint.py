@@ -14,22 +14,16 @@ from ray.serve.context import _get_global_client
 
 from rtrain import config
 from rtrain.endpoint.canary import Canary
-from rtrain.endpoint.conductor import (
-    NAMESPACE,
-    STATE,
-    Conductor,
-    Deployed,
-    State,
-    actor_name,
-    conductor_of,
-    start_conductor,
-)  # fmt: skip
+from rtrain.endpoint.conductor import NAMESPACE, actor_name, conductor_of, start_conductor
 from rtrain.endpoint.router import Router
+from rtrain.endpoint.state import STATE, Deployed, State
 from rtrain.errors import ClusterError, RtrainError, RunFailed, UserError, one_line
 from rtrain.release.audit import AuditLog
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
 from rtrain.serving.app import application_of, check_port, listen
+from rtrain.serving.scale import Scale
+from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder
 from rtrain.storage.paths import located
 
@@ -40,6 +34,7 @@ SAY_S = 10.0
 """Seconds after which it is said again how far a step is."""
 MOST_SAID = 300
 """Letters of an error that a message has."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
 LOOK_S = 0.5
 """Seconds between two looks at a release that goes on."""
 
@@ -69,12 +64,17 @@ class Endpoint:
     host: str = "127.0.0.1"
     routers: int = 2
     """Replicas that pass requests on."""
-    replicas: int = 1
-    """Of each version."""
+    replicas: int | Scale = 1
+    """Of each version: so many, or by its load."""
     registry: str = "sqlite:///runs/registry.db"
     audit: str = "runs/audit"
     state: str = "runs/endpoints"
     """Folder or URI where endpoints are kept, which their conductors must reach."""
+    stages: TwoStages | None = None
+    """Where versions are one of two stages: what is released takes the place of its kind, the other is this one's."""
+    page: bool | None = None
+    """Whether `/NAME/-/` shows all who reach it versions, runs, decisions and who made them; none: where Ray Serve
+    listens to this machine alone. Behind a proxy, which asks from this machine, shut that path there."""
 
     def __post_init__(self) -> None:
         kind, _, path = self.registry.partition("sqlite:///")
@@ -84,9 +84,9 @@ class Endpoint:
             object.__setattr__(self, name, located(getattr(self, name)))
         if not NAME.fullmatch(self.name):
             raise UserError(f"endpoint {self.name!r}: letters, digits, - and _ alone, for it is a path of the address")
-        for name in ("routers", "replicas"):
-            if getattr(self, name) < 1:
-                raise UserError(f"endpoint {self.name!r}: {name} must be at least 1, got {getattr(self, name)}")
+        if self.routers < 1:
+            raise UserError(f"endpoint {self.name!r}: routers must be at least 1, got {self.routers}")
+        Scale.by(self.replicas)
 
     @property
     def url(self) -> str:
@@ -106,11 +106,14 @@ class Endpoint:
         """
         registry = Registry(self.registry, self.audit)
         version = registry.register(self.name, run, reason)
-        champion = registry.holder(self.name, CHAMPION)
-        if self._there() and champion and champion.version == version.version:
+        champion, there = registry.holder(self.name, CHAMPION), self._there()
+        # Of an endpoint that runs it counts what it serves: the registry may be ahead, by another region or a person.
+        roles = {of["role"]: of["version"] for of in self.status()["versions"]} if there else {}
+        if roles.get("champion") == version.version:
             raise UserError(f"endpoint {self.name!r}: version {version.version} answers all requests already")
-        registry.promote(self.name, version.version, reason, alias=CHALLENGER)
-        if not self._there():
+        if not (champion and champion.version == version.version):
+            registry.promote(self.name, version.version, reason, alias=CHALLENGER)
+        if not there:
             first = champion or version
             say(f"version {first.version} ({first.run}) starts")
             self._open(self._deploy(first))
@@ -119,9 +122,9 @@ class Endpoint:
                 return version
             if champion and champion.version == version.version:
                 return version
-        if tried := [of["version"] for of in self.status()["versions"] if of["role"] == "candidate"]:
+        if tried := roles.get("candidate"):
             raise UserError(
-                f"endpoint {self.name!r}: version {tried[0]} is being tried. Wait for its end, or take it back with "
+                f"endpoint {self.name!r}: version {tried} is being tried. Wait for its end, or take it back with "
                 f"rtrain rollback {self.name} --endpoint"
             )
         say(f"version {version.version} ({version.run}) starts")
@@ -152,7 +155,7 @@ class Endpoint:
         return found | {"url": self.url}
 
     def hold(self, share: float, reason: str) -> None:
-        """Give the version that is being tried a share of the requests, and leave it at that.
+        """Give the version that is being tried a share of the requests, and leave it at that; at 1 it is the champion.
 
         Raises:
             UserError: none is being tried, or it is no share.
@@ -164,13 +167,21 @@ class Endpoint:
         """Take back the version that is being tried; where none is, the champion: the one before it answers again.
 
         Raises:
-            UserError: there was no champion before.
+            UserError: there was no champion before, or the registry has one that this endpoint never served.
         """
         _reasoned(reason)
         if self._told("take_back", reason, who()):
             return "the version that was being tried is taken back"
         self._at_rest()
-        back = Registry(self.registry, self.audit).rollback(self.name, reason)
+        registry = Registry(self.registry, self.audit)
+        serves, holder = self.status()["versions"][0]["version"], registry.holder(self.name, CHAMPION)
+        if holder and holder.version > serves:
+            raise UserError(
+                f"endpoint {self.name!r}: it serves version {serves}, and the registry's champion is {holder.version}. "
+                "Release that, or roll the registry back without --endpoint first"
+            )
+        # The registry is one for all regions, and was taken back by the first of them.
+        back = holder if holder and holder.version < serves else registry.rollback(self.name, reason)
         self._told("replace", asdict(self._deploy(back)), reason, who())
         return f"version {back.version} ({back.run}) answers again"
 
@@ -191,10 +202,9 @@ class Endpoint:
         # Never a name that an application had which is being ended meanwhile.
         app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
         try:
-            application = application_of(
-                version.export, num_replicas=self.replicas, ray_actor_options={"num_cpus": 0.5},
-                max_ongoing_requests=256, max_constructor_retry_count=2,
-            )  # fmt: skip
+            served = self.stages.having(version.export) if self.stages else version.export
+            options = Scale.by(self.replicas).options() | {"max_constructor_retry_count": 2}
+            application = application_of(served, **options)
             ray_serve.run(application, name=app, route_prefix=None)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
             why = f"version {version.version} does not load ({_what_failed(app) or one_line(error)[:MOST_SAID]})"
@@ -208,14 +218,15 @@ class Endpoint:
         state = f"{self.state}/{self.name}"
         first = State(model=self.name, registry=self.registry, audit=self.audit, champion=champion)
         folder = Folder(state)
-        if folder.exists(STATE):  # of a Ray that is gone, with all that ran on it
-            first.decisions = State.from_json(folder.read_json(STATE)).decisions
+        if folder.exists(STATE):
+            first.after(State.from_json(folder.read_json(STATE)))
         folder.write_json(STATE, first.to_json())
-        start_conductor(self.name, folder.uri, None)
+        start_conductor(self.name, folder.uri)
         self._told("status")
         listen(self.host, self.port)
         router = cast(Any, Router).options(num_replicas=self.routers, ray_actor_options={"num_cpus": 0.1})
-        ray_serve.run(router.bind(self.name), name=self.name, route_prefix=f"/{self.name}")
+        shown = self.page if self.page is not None else _host_of_serve() in LOCAL
+        ray_serve.run(router.bind(self.name, shown), name=self.name, route_prefix=f"/{self.name}")
 
     def _at_rest(self) -> None:
         """Wait until the registry knows what was decided last.
@@ -269,6 +280,10 @@ def endpoints() -> list[str]:
     )
 
 
+def _host_of_serve() -> str:
+    return str(_get_global_client().http_config.host)
+
+
 def port_of_serve() -> int:
     """Where Ray Serve of this Ray listens."""
     return int(_get_global_client().http_config.port)
@@ -277,6 +292,3 @@ def port_of_serve() -> int:
 def _reasoned(reason: str) -> None:
     if not reason.strip():
         raise UserError("reason: it is empty. Say why, for those who read the log")
-
-
-__all__ = ["Canary", "Conductor", "Endpoint", "Settled", "endpoints", "port_of_serve"]

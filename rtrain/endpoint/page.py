@@ -16,7 +16,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .dot { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .5rem; }
 .bad { color: #b3261e; font-weight: 600; }
 """
-BAD = ("take back", "problem", "refused")
+BAD = ("take back", "problem")
 
 
 def page(told: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from ray import serve as ray_serve
+from ray.serve.exceptions import BackPressureError
 
 from rtrain.endpoint.conductor import conductor_of
 from rtrain.endpoint.page import page
@@ -38,6 +39,9 @@ AGAIN_S = 5.0
 """Seconds within which a champion that gave no answer is asked once more."""
 KEY = "x-rtrain-key"
 VERSION = "x-rtrain-version"
+BUSY = 429
+FULL = Relayed(BUSY, "application/json", b'{"detail": "as many wait as may. Ask again"}', 0, "")
+HIDDEN = {"detail": "this endpoint does not show how it is to those who ask it. See rtrain endpoints"}
 
 api = new_api()
 
@@ -56,8 +60,9 @@ def _scores(body: bytes) -> list[float]:
 class Router:
     """One replica of an endpoint's router."""
 
-    async def __init__(self, name: str):  # type: ignore[misc]  # Serve awaits it
-        self._name, self._conductor = name, conductor_of(name)
+    async def __init__(self, name: str, shown: bool):  # type: ignore[misc]  # Serve awaits it
+        """`shown`: whether `/-/` tells how the endpoint is."""
+        self._name, self._shown, self._conductor = name, shown, conductor_of(name)
         self._handles: dict[str, Any] = {}
         self._tallies: dict[str, Tally] = defaultdict(Tally)
         self._read: dict[str, int] = defaultdict(int)
@@ -68,14 +73,14 @@ class Router:
         self._background = {asyncio.create_task(self._exchange())}
 
     @api.get("/-/endpoint", include_in_schema=False)
-    async def told(self) -> JSONResponse:
+    async def told(self) -> Response:
         """Versions, shares, rates and decisions."""
-        return JSONResponse(await self._status())
+        return JSONResponse(await self._status()) if self._shown else JSONResponse(HIDDEN, 404)
 
     @api.get("/-/", include_in_schema=False)
-    async def page(self) -> HTMLResponse:
+    async def page(self) -> Response:
         """The same to look at."""
-        return HTMLResponse(page(await self._status()))
+        return HTMLResponse(page(await self._status())) if self._shown else JSONResponse(HIDDEN, 404)
 
     @api.api_route("/{path:path}", methods=["GET", "POST"], include_in_schema=False)
     async def passed_on(self, path: str, request: Request) -> Response:
@@ -89,25 +94,29 @@ class Router:
             found = await self._asked(version, question, routing.timeout_s)
         elif routing.shadow and self._shadows < SHADOWS and secrets.randbelow(1 << 30) < routing.shadow * (1 << 30):
             self._behind(self._shadowed(routing, question))
-        if found is None or found.status >= 500:
+        if found is None or found.status >= 500 or (found.status == BUSY and version != routing.champion):
             version, began = routing.champion, time.perf_counter()
             found = await self._asked(version, question, CHAMPION_S)
             if found is None and time.perf_counter() - began < AGAIN_S:  # of a replica that died; another one may live
                 found = await self._asked(version, question, CHAMPION_S)
         if found is None:
             return JSONResponse({"detail": "no version answered. Ask again"}, 503, {"Retry-After": "1"})
-        return Response(found.body, found.status, {VERSION: version.split("-")[-2]}, found.content_type)
+        headers = {VERSION: version.split("-")[-2]} | ({"Retry-After": "1"} if found.status == BUSY else {})
+        return Response(found.body, found.status, headers, found.content_type)
 
     async def _asked(self, version: str, question: tuple[str, str, bytes, bytes], most_s: float) -> Relayed | None:
         """A version's answer, counted; none where there is none in time."""
         began, found = time.perf_counter(), None
         with suppress(Exception):  # a replica that died, one that is full, an error of Ray's own: all are no answer
             asked = self._handle(version).relay.remote(*question)
-            found = await asyncio.wait_for(asked, most_s)
+            try:
+                found = await asyncio.wait_for(asked, most_s)
+            except BackPressureError:
+                found = FULL
         tally = self._tallies[version]
         if question[1] in ("/predict", "/recommend") or found is None:  # schema and health say nothing of the model
             tally.count(found.status if found else 504, time.perf_counter() - began)
-        if found:
+        if found and found.replica:
             tally.holds(found.replica, found.memory)
             if found.status == 200 and self._read[version] < READ:
                 self._read[version] += 1

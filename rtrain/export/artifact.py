@@ -22,13 +22,14 @@ from rtrain import config
 from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
-from rtrain.errors import CheckpointError, ConfigError, DataError
+from rtrain.errors import CheckpointError, ConfigError, DataError, UserError
 from rtrain.export.flat import flat_row
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.ranking import RankingConfig
 from rtrain.schema import Id, Schema
 from rtrain.storage import Folder
+from rtrain.storage.paths import located
 from rtrain.text import TokenizerFile
 from rtrain.version import VERSION
 from rtrain.vocabulary import Vocabulary
@@ -100,6 +101,18 @@ def _file_of(vocabulary: Vocabulary) -> str:
 def _copy(vocabulary: Vocabulary, to: Path) -> None:
     values = pa.table({"value": known_of(vocabulary).values})
     pq.write_table(values.replace_schema_metadata({DIGEST: vocabulary.sha256}), to, write_page_checksum=True)
+
+
+def export_in(target: str) -> str:
+    """The export of a finished run's folder, or the folder itself that is one; a local path with all that is before it.
+
+    Raises:
+        UserError: there is none.
+    """
+    for uri in (target, f"{target.rstrip('/')}/export"):
+        if target and Folder(uri).exists(HEAD):
+            return located(uri)
+    raise UserError(f"serve: there is no export in {target!r}. Give a finished run's folder, or its export/ folder")
 
 
 def is_retrieval(uri: str) -> bool:

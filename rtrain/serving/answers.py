@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import MutableMapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import psutil
@@ -49,7 +50,7 @@ class Relays:
 
         await self(scope, receive, send)  # type: ignore[operator]
         head = {name.lower(): value for name, value in parts[0]["headers"]}
-        me = psutil.Process()
+        me = _this_process()
         return Relayed(
             parts[0]["status"],
             head.get(b"content-type", b"application/json").decode(),
@@ -57,6 +58,12 @@ class Relays:
             me.memory_info().rss,
             f"{socket.gethostname()}:{me.pid}",
         )
+
+
+@lru_cache(maxsize=1)
+def _this_process() -> psutil.Process:
+    """Looked up once: finding it costs more than asking it."""
+    return psutil.Process()
 
 
 class Refusal(BaseModel):

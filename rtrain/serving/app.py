@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import httpx
 from ray import serve as ray_serve
@@ -18,8 +18,13 @@ from rtrain.errors import ClusterError, DataError, RunFailed, one_line
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.serving.ranker import Ranker
+from rtrain.serving.recommender import Recommends
 from rtrain.serving.retriever import Retriever
+from rtrain.serving.scale import Scale
+from rtrain.stages.config import TwoStages
+from rtrain.stages.recommender import Recommender
 
+ONE = Scale()
 REQUEST_S = 60.0
 """Seconds after which the proxy gives a request up."""
 
@@ -30,6 +35,8 @@ class Served:
 
     name: str
     url: str
+    finds_items: bool
+    """Whether it answers `recommend`; else `predict`."""
     session: ExitStack
     """Left when the application is stopped: the Ray that was started for it, or nothing."""
 
@@ -73,27 +80,35 @@ class Served:
         self.session.close()
 
 
-def application_of(export: str, **options: Any) -> Any:
-    """What serves an intact export; `options` of its deployment.
+def application_of(served: "str | TwoStages", **options: Any) -> Any:
+    """What serves an intact export, or two; `options` of its deployment.
 
     Raises:
         CheckpointError: there is no intact export.
-        ConfigError: no replica can import a class of its model.
+        ConfigError: no replica can import a class of its model, or two stages do not fit each other.
     """
-    loaded, deployment = (Encoders(export), Retriever) if is_retrieval(export) else (Predictor(export), Ranker)
-    return cast(Any, deployment).options(**options).bind(export, modules_of(loaded.head))
+    deployment: Any
+    if isinstance(served, TwoStages):
+        both = Recommender(served)
+        heads, deployment = [both.encoders.head, both.ranker.head], Recommends
+    elif is_retrieval(served):
+        heads, deployment = [Encoders(served).head], Retriever
+    else:
+        heads, deployment = [Predictor(served).head], Ranker
+    modules = sorted({module for head in heads for module in modules_of(head)})
+    return deployment.options(**options).bind(served, modules)
 
 
 def deploy(
-    export: str,
+    served: "str | TwoStages",
     *,
     name: str,
     port: int,
-    replicas: int = 1,
+    scale: Scale = ONE,
     host: str = "127.0.0.1",
     session: ExitStack | None = None,
 ) -> Served:
-    """Serve an export on the Ray that is joined, and wait until it answers.
+    """Serve an export, or two, on the Ray that is joined, and wait until it answers.
 
     Raises:
         ClusterError: the port is taken.
@@ -101,8 +116,7 @@ def deploy(
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Here, where the error is one line, before any replica starts.
-    options = {"num_replicas": replicas, "ray_actor_options": {"num_cpus": 0.5}, "max_ongoing_requests": 256}
-    app = application_of(export, **options)
+    app = application_of(served, **scale.options())
     check_port(host, port)
     try:
         listen(host, port)
@@ -112,7 +126,8 @@ def deploy(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
         ) from error
-    return Served(name=name, url=f"http://{host}:{port}", session=session or ExitStack())
+    finds = isinstance(served, TwoStages) or is_retrieval(served)
+    return Served(name=name, url=f"http://{host}:{port}", finds_items=finds, session=session or ExitStack())
 
 
 def listen(host: str, port: int) -> None:

@@ -54,6 +54,31 @@ def _asking(questions: list[tuple[Asked, int]]) -> int:
     return sum(len(asked.context.lengths) for asked, _ in questions)
 
 
+def one_user(encoders: Encoders, user: str) -> Name:
+    """Who a query names, as the data do.
+
+    Raises:
+        HTTPException: 422.
+    """
+    if encoders.of_histories:
+        raise HTTPException(422, "user: this model knows who asks by the items of a history. POST them as whom")
+    whole = not encoders.of_words
+    if whole and not (user.removeprefix("-").isdecimal() and user.isascii()):
+        raise HTTPException(422, f"user: the data call each user by whole numbers, got {user[:60]!r}")
+    return int(user) if whole else user
+
+
+def schema_of(body: type[Question], encoders: Encoders, most: int) -> dict[str, Any]:
+    """The body's, with what an export wants of it; `most` may ask."""
+    found = body.model_json_schema()
+    name = {"type": "string" if encoders.of_words else "integer"}
+    history = {"type": "array", "items": name, "minItems": 1}
+    whom = {"type": "array", "items": history if encoders.of_histories else name, "maxItems": most}
+    found["properties"]["whom"] = whom | {"description": found["properties"]["whom"]["description"]}
+    found["required"] = ["whom", *(["times"] if encoders.timed else [])]
+    return found
+
+
 @ray_serve.deployment(name="Retriever")
 @ray_serve.ingress(api)
 class Retriever(Relays):
@@ -81,12 +106,7 @@ class Retriever(Relays):
     @api.get("/recommend", response_model=Found, responses=REFUSALS)
     async def recommend_one(self, user: str, k: int = Query(10, ge=1, le=MAX_K)) -> dict[str, Any]:
         """The best items for one user, by name."""
-        if self.encoders.of_histories:
-            raise HTTPException(422, "user: this model knows who asks by the items of a history. POST them as whom")
-        whole = not self.encoders.of_words
-        if whole and not (user.removeprefix("-").isdecimal() and user.isascii()):
-            raise HTTPException(422, f"user: the data call each user by whole numbers, got {user[:60]!r}")
-        return await self.recommend(Question(whom=[int(user) if whole else user], k=k, times=None, seen=None))
+        return await self.recommend(Question(whom=[one_user(self.encoders, user)], k=k, times=None, seen=None))
 
     @ray_serve.batch(max_batch_size=MAX_WHOM, batch_wait_timeout_s=0.005, batch_size_fn=_asking)
     async def find(self, questions: list[tuple[Asked, int]]) -> list[list[list[tuple[Any, float]]]]:
@@ -96,13 +116,7 @@ class Retriever(Relays):
 
     def _schema(self) -> dict[str, Any]:
         """The body's, with what this export wants of it."""
-        found = Question.model_json_schema()
-        name = {"type": "string" if self.encoders.of_words else "integer"}
-        history = {"type": "array", "items": name, "minItems": 1}
-        whom = {"type": "array", "items": history if self.encoders.of_histories else name, "maxItems": MAX_WHOM}
-        found["properties"]["whom"] = whom | {"description": found["properties"]["whom"]["description"]}
-        found["required"] = ["whom", *(["times"] if self.encoders.timed else [])]
-        return found
+        return schema_of(Question, self.encoders, MAX_WHOM)
 
     @api.get("/schema")
     async def schema(self) -> dict[str, Any]:

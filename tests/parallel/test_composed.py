@@ -26,7 +26,7 @@ from tests.parallel.plain import Control, apart, far
 from tests.parallel.proved import PARITY, PROVED, SPARSE, write_data
 from tests.parallel.worlds import SAVED, STEPS, Tables, in_world, train, whole_tables
 
-DRAWN = 4
+DRAWN = 2
 """Combinations of each model."""
 AXES: tuple[dict[str, Any], ...] = (
     {"data": 2},

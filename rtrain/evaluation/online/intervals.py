@@ -50,3 +50,13 @@ def delta(of: Moments) -> Interval | None:
     half = Z * math.sqrt(of.units / (of.units - 1) * (squares / of.x**4))
     value = of.y / of.x
     return max(value - half, 0.0), value + half
+
+
+def difference(mine: tuple[float, Interval], theirs: tuple[float, Interval]) -> Interval:
+    """Of the difference of two rates of independent units, from each one's value and interval.
+
+    Each end has the distance that both rates' own ends say together (Newcombe, 1998; Zou and Donner, 2008): it keeps
+    what is lopsided in them, as of rates near 0.
+    """
+    (a, (a_low, a_high)), (b, (b_low, b_high)) = mine, theirs
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)

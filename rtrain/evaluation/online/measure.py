@@ -7,6 +7,7 @@ from rtrain.data.duck import opened, quoted
 from rtrain.data.files import Files, find_files
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.evaluation.online import tally
+from rtrain.evaluation.online.experiment import hold
 from rtrain.evaluation.online.intervals import Moments
 from rtrain.evaluation.online.log import (
     KINDS,
@@ -43,9 +44,18 @@ class Found:
 
 
 def measure_online(
-    uri: str, columns: Columns | None = None, events: Events | None = None, *, memory_gb: float = 1.0
+    uri: str,
+    columns: Columns | None = None,
+    events: Events | None = None,
+    *,
+    memory_gb: float = 1.0,
+    against: str = "",
 ) -> dict[str, Any]:
     """The log's `events` and `sessions`, its `groups` with each rate of theirs, what was `left_out` and why, `notes`.
+
+    `against`: of one column of `by` the value of the group that the others are held against: each of these has
+    `differences`, of each rate the `value`, the 95 % interval's ends, the `share` of the other's rate that it is, and
+    whether it `excludes_0`.
 
     The log is a file of Parquet, CSV or JSON lines, or a folder of them, anywhere that fsspec reaches. A rate is a
     dict of `value`, the 95 % interval's `low` and `high`, and the `numerator` and `denominator` that it is made of;
@@ -57,6 +67,8 @@ def measure_online(
             an event that no name matches.
     """
     columns, events = columns or Columns(), events or Events()
+    if against and len(columns.by) != 1:
+        raise ConfigError(f"--against: {against!r} is a value of one column; give that one, and no other, as --by")
     if not memory_gb > 0:
         raise ConfigError(f"--memory-gb: must be positive, got {memory_gb:g}")
     files = find_files(uri, table="event log", row="event")
@@ -67,6 +79,9 @@ def measure_online(
         left_out = _left_out(columns, events, found, kinds)
         rows = connection.execute(tally.sums(columns)).fetchall()
         sessions, spread = _one(connection, tally.SPREAD)
+    groups = [_group(row, columns, left_out) for row in rows]
+    if against:
+        hold(groups, columns.by[0], against, files.uri)
     notes = []
     if spread:
         parts = " or ".join(["groups"] * bool(columns.by) + ["units"] * bool(columns.unit))
@@ -78,7 +93,7 @@ def measure_online(
         "log": uri,
         "events": found.events,
         "sessions": sessions,
-        "groups": [_group(row, columns, left_out) for row in rows],
+        "groups": groups,
         "left_out": left_out,
         "notes": notes,
     }

@@ -1,0 +1,58 @@
+"""`rtrain runs` and `rtrain repeat`: which runs there are, and one of them once more."""
+
+import argparse
+import sys
+
+from rtrain.cli.verb import Argument, Verb, answer
+
+
+def _runs(options: argparse.Namespace) -> int:
+    from rtrain.report.listing import runs_in, spell_runs
+
+    found = runs_in(options.storage, options.where or (), options.by)
+    text = spell_runs(found, options.by) if found else "no run is as --where says"
+    answer(options, {"runs": [run.to_json() for run in found]}, text)
+    return 0
+
+
+def _repeat(options: argparse.Namespace) -> int:
+    """Exit code 1 where something is not the same."""
+    from rtrain.rehearsal.repeat import repeat
+
+    def say(text: str) -> None:
+        print(f"repeat: {text}", file=sys.stderr, flush=True)
+
+    found = repeat(options.target, options.name, launcher=options.launcher, say=say)
+    answer(options, found.to_json(), found)
+    return 0 if found.same else 1
+
+
+RUNS = (
+    Verb(
+        "runs",
+        "list the runs of a folder: how far each came and how good it is; rtrain compare shows some beside each other",
+        (
+            Argument("storage", nargs="?", default="runs", help="the folder they lie in, any storage (default: runs)"),
+            Argument(
+                "--where", action="append", metavar="CONDITION",
+                help="those of which it holds, as auc>=0.7, state=finished or optim.lr<0.01; may be given again",
+            ),
+            Argument(
+                "--by", default="", metavar="KEY", help="a metric, best first, or another key (default: newest first)"
+            ),
+        ),
+        _runs,
+    ),
+    Verb(
+        "repeat",
+        "train a finished run's stored config anew, and say whether losses and metrics are the same (exit code 1: not)",
+        (
+            Argument("target", metavar="RUN", help="the run's folder"),
+            Argument("--name", required=True, help="of the new run, beside the other"),
+            Argument(
+                "--launcher", choices=("ray", "inline"), default="ray", help="inline: no Ray (default: ray)"
+            ),
+        ),
+        _repeat,
+    ),
+)  # fmt: skip

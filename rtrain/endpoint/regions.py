@@ -1,0 +1,131 @@
+"""The same model in several regions, each a Ray with an endpoint of its own: released one after the other."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.endpoint import Endpoint, Settled
+from rtrain.errors import RtrainError, UserError
+from rtrain.launch.session import join_running
+
+ADDRESS = "RAY_ADDRESS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """One of them."""
+
+    name: str
+    address: str
+    """Of its Ray, `HOST:PORT`, as `RAY_ADDRESS` has it."""
+    port: int = 8000
+    """That its Ray Serve answers on."""
+
+    @classmethod
+    def of(cls, text: str) -> tuple["Region", ...]:
+        """What a command line says: `eu=10.0.0.1:6379,us=10.1.0.1:6379@9000`; @PORT is that of Ray Serve.
+
+        Raises:
+            UserError: it says something else.
+        """
+        found = []
+        for part in text.split(","):
+            name, equals, rest = part.partition("=")
+            address, at, port = rest.partition("@")
+            if not (name.strip() and equals and ":" in address) or (at and not port.isdecimal()):
+                raise UserError(f"--regions: NAME=HOST:PORT of each Ray with commas between, got {part!r}")
+            found.append(cls(name=name.strip(), address=address, **({"port": int(port)} if at else {})))
+        if len({one.name for one in found}) < len(found):
+            raise UserError(f"--regions: a name is there twice, in {text!r}")
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How a release over regions ended."""
+
+    done: tuple[str, ...]
+    """Regions in which the version answers all requests."""
+    stopped_at: str = ""
+    """The region that it did not get through; empty: all have it."""
+    why: str = ""
+    left: tuple[str, ...] = ()
+    """Regions that were not asked any more."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return asdict(self) | {"done": list(self.done), "left": list(self.left)}
+
+    def __str__(self) -> str:
+        done = f"answers all requests in {', '.join(self.done)}" if self.done else "answers all requests nowhere"
+        if not self.stopped_at:
+            return f"the version {done}"
+        left = f"; {', '.join(self.left)} was not asked any more" if self.left else ""
+        return f"stopped at {self.stopped_at} ({self.why}); the version {done}{left}"
+
+
+@contextmanager
+def joined(region: Region) -> Iterator[None]:
+    """On a region's Ray, which stays as it is."""
+    before = os.environ.get(ADDRESS)
+    os.environ[ADDRESS] = region.address
+    try:
+        with join_running(f"region {region.name!r}"):
+            yield
+    finally:
+        if before is None:
+            del os.environ[ADDRESS]
+        else:
+            os.environ[ADDRESS] = before
+
+
+def in_region(endpoint: Endpoint, region: Region) -> Endpoint:
+    """The endpoint there: what it decides is kept apart, the registry and the log are the same for all."""
+    return replace(endpoint, port=region.port, state=f"{endpoint.state}/{region.name}")
+
+
+def release_in(
+    endpoint: Endpoint,
+    regions: Sequence[Region],
+    run: str,
+    reason: str,
+    canary: Canary,
+    *,
+    timeout_s: float,
+    say: Callable[[str], None] = lambda _: None,
+) -> Reached:
+    """Release a version region by region, each by its own canary; the first that takes it back ends it.
+
+    Regions that have it keep it: what is wrong in one may be right in another, and a person decides. Registry and log
+    have to be reachable from all.
+
+    Raises:
+        UserError: it cannot begin, in the first region.
+    """
+    done: list[str] = []
+    for number, region in enumerate(regions):
+        left = tuple(one.name for one in regions[number + 1 :])
+        try:
+            with joined(region):
+                there = in_region(endpoint, region)
+                version = there.release(run, reason, canary, say=_of(region, say))
+                settled = there.settled(version.version, timeout_s=timeout_s, say=_of(region, say))
+        except RtrainError as error:
+            if not done:
+                raise
+            return Reached(tuple(done), region.name, str(error), left)
+        if settled is None or not settled.champion:
+            return Reached(tuple(done), region.name, _why(settled), left)
+        done.append(region.name)
+    return Reached(tuple(done))
+
+
+def _of(region: Region, say: Callable[[str], None]) -> Callable[[str], None]:
+    return lambda text: say(f"{region.name}: {text}")
+
+
+def _why(settled: Settled | None) -> str:
+    return settled.why if settled else "it waits for a person there"

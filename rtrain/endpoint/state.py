@@ -1,0 +1,76 @@
+"""What an endpoint is, as it is kept on storage."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rtrain import config
+from rtrain.endpoint.canary import Canary
+
+STATE = "endpoint.json"
+
+
+def stamp() -> str:
+    """Of a decision."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """A version of a model that runs as an application of its own."""
+
+    app: str
+    """Name at Ray Serve, `MODEL-NUMBER-` and what no other one has."""
+    number: int
+    """In the registry."""
+    export: str
+    run: str
+
+
+@dataclass(kw_only=True)
+class State:
+    """One endpoint."""
+
+    model: str
+    registry: str
+    audit: str
+    champion: Deployed
+    candidate: Deployed | None = None
+    canary: Canary = field(default_factory=Canary)
+    step: int = 0
+    held: float | None = None
+    """Share that a person gave the candidate: no step follows by itself."""
+    number: int = 1
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    to_do: list[dict[str, Any]] = field(default_factory=list)
+    """What follows from decisions and is not done yet, in order: a conductor that starts again goes on with it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return asdict(self) | {"canary": config.to_dict(self.canary)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "State":
+        """What `to_json` gave."""
+        deployed = {k: Deployed(**stored[k]) if stored[k] else None for k in ("champion", "candidate")}
+        return cls(**{**stored, **deployed, "canary": config.from_dict(stored["canary"])})
+
+    def after(self, before: "State") -> None:
+        """Go on from the state of a Ray that is gone, with all that ran on it: what it left undone is said, or done."""
+        self.decisions = before.decisions
+        logged = [task for task in before.to_do if task["do"] == "log"]
+        if lost := before.candidate:
+            why = f"the Ray that it ran on ended while it was being tried; version {self.champion.number} answers"
+            details = {"version": lost.number, "share": 0.0}
+            self.decisions.append({"at": stamp(), "what": "take back", "why": why, "by": "endpoint", **details})
+            told = {"endpoint": self.model, **details, "told": "endpoint"}
+            logged.append({"do": "log", "what": "take back", "why": why, "details": told})
+        for task in before.to_do:
+            if task["do"] == "promote" and task["number"] != self.champion.number:
+                why = (
+                    f"version {task['number']} was to be the champion, but its Ray ended before the registry was told. "
+                    "Release it again"
+                )
+                self.decisions.append({"at": stamp(), "what": "problem", "why": why, "by": "endpoint"})
+        self.to_do = logged

@@ -1,0 +1,79 @@
+"""A finished run once more, from its stored config: the same losses and metrics, or what differs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rtrain import config
+from rtrain.api import train
+from rtrain.errors import UserError
+from rtrain.launch.launchers import Name
+from rtrain.report.words import number
+from rtrain.run import Run
+from rtrain.storage import Folder
+from rtrain.training import history
+from rtrain.training.surroundings import commit_of
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """What came of it."""
+
+    run: str
+    again: str
+    steps: int
+    """Whose losses were compared."""
+    metrics: int
+    """Of the test split, that were compared."""
+    different: tuple[str, ...]
+    """What is not the same, each with both values."""
+
+    @property
+    def same(self) -> bool:
+        """Whether all of it is, to the last bit."""
+        return not self.different
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+        return {**vars(self), "different": list(self.different), "same": self.same}
+
+    def __str__(self) -> str:
+        counted = f"losses of {self.steps} steps and {self.metrics} metrics of the test split"
+        if self.same:
+            return f"{self.again} is {self.run} again: {counted} are the same to the last bit"
+        return "\n".join([f"{self.again} is not {self.run} again; of {counted} differ:", *self.different[:20]])
+
+
+def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str], None] = lambda _: None) -> Repeated:
+    """Train a finished run's config anew, under another name beside it, and compare.
+
+    Raises:
+        UserError: there is no finished run, or the name is taken.
+    """
+    folder = Folder(target)
+    names = folder.names()
+    if "run.json" not in names or "result.json" not in names:
+        raise UserError(f"repeat: there is no finished run in {target!r}. Give the folder of one, such as runs/NAME")
+    result = folder.read_json("result.json")
+    stored: Run = config.from_dict(folder.read_json("run.json"))
+    run: Run = config.override(stored, {"name": name})
+    if Folder(run.folder).exists("run.json"):
+        raise UserError(f"repeat: there is a run {name!r} already. Give another --name")
+    now, then = commit_of(), str(result.get("commit") or "")
+    if now and then and now != then:
+        say(f"the code was at {then}, and is at {now} now")
+    done = train(run, launcher=launcher)
+    assert done is not None
+    before, after = (_losses(history.read(where)) for where in (folder, Folder(run.folder)))
+    pairs = [(f"loss of step {step}", value, after.get(step)) for step, value in before.items()]
+    metrics = [
+        (key, value, number(done.values["test"].get(key)))
+        for key, value in ((key, number(value)) for key, value in result["test"].items())
+        if value is not None
+    ]
+    different = tuple(f"{what}: {a!r} then, {b!r} now" for what, a, b in [*metrics, *pairs] if a != b)
+    return Repeated(stored.name, name, len(pairs), len(metrics), different)
+
+
+def _losses(lines: list[dict[str, Any]]) -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}

@@ -1,0 +1,120 @@
+"""Two stages behind HTTP, asked as a retrieval export is.
+
+    POST /recommend  {"whom": [...], "k": 10}     ->  {"items": [[...], ...], "scores": [[...], ...], "without": []}
+    GET  /recommend?user=196&k=10                 ->  the same of one user, of a model that knows users by name
+    GET  /schema                                  ->  JSON Schema of the body
+    GET  /openapi.json                            ->  OpenAPI of these very models
+    GET  /healthz                                 ->  {"status": "ok", ...}
+
+`whom`, `times` and `seen`: as `rtrain.serving.retriever`. `context`: of each who asks, columns of the ranking model
+that the request says. `users`: whose histories they are, for what is known of users. Scores are the ranking model's.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from fastapi import HTTPException, Query
+from fastapi.openapi.utils import get_openapi
+from pydantic import Field
+from ray import serve as ray_serve
+
+from rtrain.errors import DataError
+from rtrain.serving.answers import REFUSALS, Relays, new_api
+from rtrain.serving.retriever import MAX_K, Found, Name, Question, one_user, schema_of
+from rtrain.stages.config import TwoStages
+from rtrain.stages.recommender import Answer, Recommender, Wanted
+
+MAX_ASKING = 64
+"""Who may ask in one request, and is answered in one pass: each is as many rows as there are candidates."""
+
+api = new_api()
+
+
+class Asking(Question):
+    """The body of a request."""
+
+    context: list[dict[str, Any]] | None = Field(None, description="of each, columns of the ranking model")
+    users: list[Name] | None = Field(None, description="whose histories they are")
+
+
+class Ordered(Found):
+    """The answer, in the order of those who ask; fewer than k where the filters leave no more."""
+
+    without: list[str] = Field(description="user, item: of whom no features came in time, so that defaults were used")
+
+
+def _asking(questions: list[Wanted]) -> int:
+    return sum(len(one.whom) for one in questions)
+
+
+@ray_serve.deployment(name="Recommender")
+@ray_serve.ingress(api)
+class Recommends(Relays):
+    """One replica: both models in memory."""
+
+    async def __init__(self, stages: TwoStages, modules: Sequence[str] = ()):  # type: ignore[misc]  # Serve awaits it
+        """`modules`: outside rtrain, that the exports' configs name; whoever deploys it has imported them."""
+        torch.set_num_threads(1)
+        for module in modules:
+            import_module(module)
+        self.recommender = await asyncio.to_thread(Recommender, stages)
+        await self.recommender.start()
+
+    @api.post("/recommend", response_model=Ordered, responses=REFUSALS)
+    async def recommend(self, body: Asking) -> dict[str, Any]:
+        """The best items for each who asks; 422 names what does not fit."""
+        if len(body.whom) > MAX_ASKING:
+            raise HTTPException(413, f"{len(body.whom)} ask in one request; at most {MAX_ASKING}")
+        try:
+            wanted = self.recommender.want(
+                body.whom, body.k, users=body.users, times=body.times, seen=body.seen, context=body.context
+            )
+        except DataError as error:
+            raise HTTPException(422, str(error)) from None
+        found: Answer = await self.find(wanted) if body.whom else Answer()
+        if found.problem:
+            raise HTTPException(422, found.problem)
+        return {
+            "items": [[item for item, _ in of] for of in found.lists],
+            "scores": [[score for _, score in of] for of in found.lists],
+            "without": found.without,
+        }
+
+    @api.get("/recommend", response_model=Ordered, responses=REFUSALS)
+    async def recommend_one(self, user: str, k: int = Query(10, ge=1, le=MAX_K)) -> dict[str, Any]:
+        """The best items for one user, by name."""
+        name = one_user(self.recommender.encoders, user)
+        return await self.recommend(Asking(whom=[name], k=k, times=None, seen=None, context=None, users=None))
+
+    @ray_serve.batch(max_batch_size=MAX_ASKING, batch_wait_timeout_s=0.005, batch_size_fn=_asking)
+    async def find(self, questions: list[Wanted]) -> list[Answer]:
+        """Answer several requests at once."""
+        return await self.recommender.answer(questions)
+
+    def _schema(self) -> dict[str, Any]:
+        """The body's, with what these models want of it."""
+        found = schema_of(Asking, self.recommender.encoders, MAX_ASKING)
+        found["properties"]["k"]["maximum"] = self.recommender.stages.candidates
+        return found
+
+    @api.get("/schema")
+    async def schema(self) -> dict[str, Any]:
+        """JSON Schema of the body."""
+        return self._schema()
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi(self) -> dict[str, Any]:
+        """FastAPI's, with the body that these models want."""
+        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+        found["components"]["schemas"]["Asking"] = self._schema()
+        return found
+
+    @api.get("/healthz")
+    async def healthz(self) -> dict[str, Any]:
+        """Which models answer, for how many items."""
+        first, second = self.recommender.encoders, self.recommender.ranker.head
+        told = {"run": second["run"], "step": second["step"], "retriever": first.head["run"]}
+        return {"status": "ok", "items": len(first.items), "candidates": self.recommender.stages.candidates} | told

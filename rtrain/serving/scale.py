@@ -1,0 +1,93 @@
+"""How many replicas answer, and how many requests may wait for them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from rtrain.errors import ConfigError, UserError
+
+LOOK_BACK_S = 10.5
+"""Serve takes the mean of at least so many seconds: it hears from replicas every ten."""
+RETRY_S = 1
+"""Seconds after which who was refused may ask again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Replicas by load: as many as the requests under way need, now or soon.
+
+    Soon is told by the load's trend and by what followed a season ago (`rtrain.serving.forecast`).
+    """
+
+    least: int = 1
+    most: int | None = None
+    """None: as many as `least`, always."""
+    ongoing: float = 8.0
+    """Requests that are to be under way in each."""
+    ahead_s: float = 0.0
+    """How far ahead a replica has to be asked for, to be there in time: what one takes to start; 0: by now's load."""
+    season_s: float = 0.0
+    """Seconds after which the load begins anew: 86400 of a day; 0: it has no season."""
+    every_s: float = 10.0
+    """Seconds between two looks at the load."""
+    up_s: float = 5.0
+    """Seconds for which more replicas have to be wanted before they start."""
+    down_s: float = 300.0
+    """Seconds for which fewer replicas have to be wanted before some end."""
+    at_once: int = 256
+    """Requests that a replica takes at once: it answers them in one pass."""
+    waiting: int = 1000
+    """Requests that may wait for a replica, at each proxy and router; further ones are answered 429, Retry-After."""
+
+    def __post_init__(self) -> None:
+        for name in ("least", "at_once", "waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"Scale.{name}: must be at least 1, got {getattr(self, name)}")
+        if self.most is not None and self.most < self.least:
+            raise ConfigError(f"Scale.most: {self.most}, less than the {self.least} of Scale.least")
+        for name in ("ongoing", "every_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"Scale.{name}: must be above 0, got {getattr(self, name)}")
+        for name in ("ahead_s", "season_s", "up_s", "down_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"Scale.{name}: must be at least 0, got {getattr(self, name)}")
+        if 0 < self.season_s < 10 * self.every_s:
+            raise ConfigError(f"Scale.season_s: {self.season_s:g}, fewer than ten looks of {self.every_s:g} s each")
+
+    @classmethod
+    def by(cls, replicas: "int | Scale") -> "Scale":
+        """A number of them, always, or as it is said."""
+        return cls(least=replicas) if isinstance(replicas, int) else replicas
+
+    @classmethod
+    def of(cls, text: str) -> "Scale":
+        """What a command line says: `3`, or from `1-8` as the load is.
+
+        Raises:
+            UserError: it says something else.
+        """
+        least, dash, most = text.partition("-")
+        if not least.isdecimal() or not (most.isdecimal() if dash else True):
+            raise UserError(f"--replicas: a number, or two as 1-8, got {text!r}")
+        return cls(least=int(least), most=int(most) if dash else None)
+
+    def options(self) -> dict[str, Any]:
+        """Of a deployment."""
+        found: dict[str, Any] = {
+            "max_ongoing_requests": self.at_once,
+            "max_queued_requests": self.waiting,
+            "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_S},
+            "ray_actor_options": {"num_cpus": 0.5},
+        }
+        if self.most is None or self.most == self.least:
+            return found | {"num_replicas": self.least}
+        scaling: dict[str, Any] = {
+            "min_replicas": self.least, "max_replicas": self.most, "target_ongoing_requests": self.ongoing,
+            "upscale_delay_s": self.up_s, "downscale_delay_s": self.down_s,
+            "look_back_period_s": max(self.every_s, LOOK_BACK_S),
+        }  # fmt: skip
+        if self.ahead_s or self.season_s:
+            scaling["policy"] = {
+                "policy_function": "rtrain.serving.forecast:Foreseeing",
+                "policy_kwargs": {"ahead_s": self.ahead_s, "season_s": self.season_s, "every_s": self.every_s},
+            }
+        return found | {"autoscaling_config": scaling}

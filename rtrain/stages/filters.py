@@ -1,0 +1,71 @@
+"""What an operator's rules leave of a ranking: each filter gets the ranked items, best first, and gives back some."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rtrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """An item with its score for who asks."""
+
+    item: int | str
+    score: float
+    known: Mapping[str, Any]
+    """What the store of features knows of it."""
+
+
+class Filter(Protocol):
+    """A rule: a frozen config. A class of your own may be one."""
+
+    def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
+        """Those that may be shown, in their order; `context`: what came with the request."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Only:
+    """Items whose feature has one of the values; one of which it is not known is left out."""
+
+    feature: str
+    values: tuple[Any, ...]
+
+    def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
+        """See `Filter`."""
+        return [one for one in ranked if one.known.get(self.feature) in self.values]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Without:
+    """No item whose feature has one of the values; one of which it is not known may be shown."""
+
+    feature: str
+    values: tuple[Any, ...]
+
+    def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
+        """See `Filter`."""
+        return [one for one in ranked if one.known.get(self.feature) not in self.values]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtMost:
+    """The best so many items of each value of a feature, as of one seller; those of which it is not known are one."""
+
+    feature: str
+    items: int
+
+    def __post_init__(self) -> None:
+        if self.items < 1:
+            raise ConfigError(f"AtMost.items: must be at least 1, got {self.items}")
+
+    def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
+        """See `Filter`."""
+        count, kept = Counter[str](), list[Ranked]()
+        for one in ranked:
+            value = repr(one.known.get(self.feature))  # of lists too
+            count[value] += 1
+            if count[value] <= self.items:
+                kept.append(one)
+        return kept

@@ -1,0 +1,270 @@
+"""Both stages in one process: who asks, found candidates, their features, their order, what may be shown."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow.compute as pc
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from rtrain.errors import ConfigError, DataError, did_you_mean, one_line
+from rtrain.export.artifact import Predictor, export_in
+from rtrain.export.encoders import Asked, Encoders
+from rtrain.schema import Id
+from rtrain.stages.config import TwoStages
+from rtrain.stages.features import Known, Name, Of
+from rtrain.stages.filters import Ranked
+
+TRIED = 8
+"""Items whose features are looked at when a process starts."""
+LOG = logging.getLogger("rtrain.stages")
+QUIET_S = 60.0
+"""Seconds between two lines of the log about a store that says nothing."""
+START_S = 10.0
+"""Seconds that the store has for them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """One request: several who ask."""
+
+    asked: Asked
+    whom: Sequence[Any]
+    """As `Encoders.recommend`."""
+    k: int
+    users: Sequence[Name] | None = None
+    """Whose histories they are; none: of a model of histories nobody's, else `whom`."""
+    times: Sequence[Sequence[int]] | None = None
+    context: Sequence[Known] | None = None
+    """Of each who asks, columns that go before all that is known."""
+
+
+@dataclass
+class Answer:
+    """To one request."""
+
+    lists: list[list[tuple[Any, float]]] = field(default_factory=list)
+    """Of each who asks, items with scores, best first."""
+    without: list[Of] = field(default_factory=list)
+    """Of whom nothing was known in time."""
+    problem: str = ""
+    """Why there is no answer."""
+
+
+class Recommender:
+    """The two exports, loaded on one process, and the store of features."""
+
+    def __init__(self, stages: TwoStages):
+        """Load and check both.
+
+        Raises:
+            UserError: there is no export.
+            CheckpointError: as `Encoders` and `Predictor`.
+            ConfigError: a feature or label that the ranking model does not have.
+        """
+        self.stages = stages
+        self.encoders, self.ranker = Encoders(export_in(stages.retriever)), Predictor(export_in(stages.ranker))
+        schema = self.ranker.asked
+        self._columns = schema.arrow(label=False).names
+        labels = [label.name for label in schema.labels]
+        self._label = labels.index(_among(stages.label, labels, "label")) if stages.label else 0
+        self._refuse_other_names("item")
+        if not self.encoders.of_histories:
+            self._refuse_other_names("user")
+        self._times = ""
+        if stages.history:
+            _among(stages.history, self._columns, "history")
+            if not self.encoders.of_histories:
+                raise ConfigError("TwoStages.history: the retrieval model knows users by name. Leave it out")
+            self._times = next((f.times for f in schema.timed if f.name == stages.history), "")
+        self._clock = schema.time if schema.time in self._columns else ""
+        """Filled with now, where the request does not say when it is."""
+        self._values = {name: _checked(of) for name, of in self.ranker.rows.model_fields.items()}
+        self._store = stages.features.open()
+        self._quiet_until = 0.0
+
+    def _refuse_other_names(self, of: Of) -> None:
+        """Both models have to call users and items alike, and the second to know what the first one finds."""
+        named = getattr(self.stages, of)
+        _among(named, self._columns, of)
+        feature = next((f for f in self.ranker.asked.ids if f.name == named and isinstance(f, Id)), None)
+        if feature is None:
+            raise ConfigError(f"TwoStages.{of}: {named!r} of the ranking model is no Id. Name the one that {of}s have")
+        if feature.of_words != self.encoders.of_words:
+            kinds = ("whole numbers", "strings")
+            raise ConfigError(
+                f"TwoStages.{of}: the retrieval model calls each {of} by {kinds[self.encoders.of_words]}, {named!r} of "
+                f"the ranking model by {kinds[feature.of_words]}. Train both on the same names"
+            )
+        bounded = not (feature.of_words or feature.hashed or feature.vocabulary_file)
+        if of == "item" and bounded and (largest := pc.max(self.encoders.items).as_py()) >= feature.table_rows:
+            raise ConfigError(
+                f"TwoStages.item: the retrieval model finds item {largest}, the ranking model knows "
+                f"{feature.table_rows} (rows of {named!r}). Train it on the same catalogue"
+            )
+
+    async def start(self) -> None:
+        """Ask the store of some items, and a user, as a request would.
+
+        Raises:
+            ConfigError: what the ranking model needs of them is neither known nor has a default.
+        """
+        items = self.encoders.items[:TRIED].to_pylist()
+        users = [] if self.encoders.of_histories else self.encoders.some(1)[0]
+        for of, names in (("item", items), ("user", users)):
+            try:
+                found = await asyncio.wait_for(self._store.get(of, names), START_S)  # type: ignore[arg-type]
+            except Exception:  # it may be back when somebody asks
+                continue
+            needed = [name for name in self._needed(of) if not any(name in known for known in found)]
+            if names and needed:
+                raise ConfigError(
+                    f"TwoStages.features: the ranking model needs {', '.join(map(repr, needed))} of each {of}, which "
+                    f"the features of {names[0]!r} do not have. Fill them in, or give TwoStages.defaults"
+                )
+
+    def _needed(self, of: str) -> list[str]:
+        given = {self.stages.user, self.stages.item, self.stages.history, *self.stages.defaults}
+        fields = self.ranker.rows.model_fields
+        return [
+            f.name
+            for f in self.ranker.asked.features
+            if f.entity == of and f.name in fields and fields[f.name].is_required() and f.name not in given
+        ]
+
+    def want(
+        self,
+        whom: Sequence[Any],
+        k: int,
+        *,
+        users: Sequence[Name] | None = None,
+        times: Sequence[Sequence[int]] | None = None,
+        seen: Sequence[Sequence[Any]] | None = None,
+        context: Sequence[Known] | None = None,
+    ) -> Wanted:
+        """A request, checked.
+
+        Raises:
+            DataError: as `Encoders.recommend`; more items than there are candidates; a column that is not the model's.
+        """
+        if not 1 <= k <= self.stages.candidates:
+            raise DataError(f"k: {self.stages.candidates} candidates are ranked, got {k}")
+        for name, given in (("users", users), ("context", context)):
+            if given is not None and len(given) != len(whom):
+                raise DataError(f"{name}: {len(given)} for {len(whom)} who ask. Give one for each")
+        if users is not None and not self.encoders.of_histories:
+            raise DataError("users: this model knows who asks by name. Leave them out")
+        for number, columns in enumerate(context or ()):
+            for name in columns:
+                if name not in self._columns or name in (self.stages.user, self.stages.item):
+                    near = did_you_mean(name, self._columns) or f". Those are {', '.join(self._columns)}"
+                    raise DataError(f"context[{number}]: the ranking model has no column {name!r} to be said{near}")
+                try:
+                    self._values[name].validate_python(columns[name])
+                except ValidationError as error:
+                    raise DataError(f"context[{number}].{name}: {error.errors()[0]['msg']}") from None
+        asked = self.encoders.ask(whom, times, seen)
+        return Wanted(asked=asked, whom=whom, k=k, users=users, times=times, context=context)
+
+    async def answer(self, wanted: Sequence[Wanted]) -> list[Answer]:
+        """Several requests at once; one that cannot be ranked does not take the others along."""
+        found = iter(self.encoders.find(Asked.joined([one.asked for one in wanted]), self.stages.candidates))
+        lists = [[next(found) for _ in one.whom] for one in wanted]
+        users = [name for one in wanted for name in self._users(one)]
+        items = [item for those in lists for of in those for item, _ in of]
+        (of_users, no_users), (of_items, no_items) = await asyncio.gather(
+            self._known("user", list(dict.fromkeys(users))), self._known("item", list(dict.fromkeys(items)))
+        )
+        without: list[Of] = [*(["user"] if no_users else []), *(["item"] if no_items else [])]  # type: ignore[list-item]
+        rows = [self._rows(one, those, of_users, of_items) for one, those in zip(wanted, lists, strict=True)]
+        try:
+            scored = iter(self._scores([row for some in rows for row in some]))
+            scores = [[next(scored) for _ in some] for some in rows]
+        except DataError as error:
+            if len(wanted) == 1:
+                return [Answer(problem=str(error))]
+            return [(await self.answer([one]))[0] for one in wanted]  # whose it is, is found by asking each alone
+        return [
+            Answer(self._shown(one, those, its, of_items), without)
+            for one, those, its in zip(wanted, lists, scores, strict=True)
+        ]
+
+    def _users(self, one: Wanted) -> Sequence[Name]:
+        """Names of those who ask, as far as they are said."""
+        return (one.users or ()) if self.encoders.of_histories else one.whom
+
+    async def _known(self, of: Of, names: list[Name]) -> tuple[dict[Name, Known], bool]:
+        """What the store knows of each, and whether it said nothing in time."""
+        try:
+            found = await asyncio.wait_for(self._store.get(of, names), self.stages.timeout_ms / 1e3) if names else []
+        except Exception as error:  # away, or too slow: an answer with defaults is better than none
+            if time.monotonic() > self._quiet_until:
+                self._quiet_until = time.monotonic() + QUIET_S
+                LOG.warning("features of each %s did not come, defaults are used: %s", of, one_line(error))
+            return {}, True
+        there = [{column: value for column, value in known.items() if value is not None} for known in found]
+        return dict(zip(names, there, strict=True)), False
+
+    def _rows(
+        self,
+        one: Wanted,
+        lists: Sequence[Sequence[tuple[Any, float]]],
+        of_users: Mapping[Name, Known],
+        of_items: Mapping[Name, Known],
+    ) -> list[dict[str, Any]]:
+        """What the ranking model is asked: of each who asks a row for each candidate."""
+        stages, rows, users = self.stages, list[dict[str, Any]](), self._users(one)
+        for number, found in enumerate(lists):
+            base = dict(stages.defaults) | ({self._clock: int(time.time())} if self._clock else {})
+            if users:
+                base |= {**of_users.get(users[number], {}), stages.user: users[number]}
+            if stages.history:
+                base[stages.history] = one.whom[number]
+                if self._times and one.times:
+                    base[self._times] = one.times[number]
+            context = one.context[number] if one.context else {}
+            rows += [{**base, **of_items.get(item, {}), **context, stages.item: item} for item, _ in found]
+        return rows
+
+    def _scores(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        scores = np.array(self.ranker.predict(rows), np.float64).reshape(len(rows), -1)[:, self._label]
+        if not np.isfinite(scores).all():
+            row = rows[int(np.argmin(np.isfinite(scores)))]
+            raise DataError(f"the ranking model gives no number for item {row[self.stages.item]!r} and such values")
+        found: list[float] = scores.tolist()
+        return found
+
+    def _shown(
+        self,
+        one: Wanted,
+        lists: Sequence[Sequence[tuple[Any, float]]],
+        scores: Sequence[float],
+        of_items: Mapping[Name, Known],
+    ) -> list[list[tuple[Any, float]]]:
+        """The items of each who asks, in their order, as far as the filters let them through."""
+        given, answer = iter(scores), []
+        for number, found in enumerate(lists):
+            ranked: Sequence[Ranked] = [Ranked(item, next(given), of_items.get(item, {})) for item, _ in found]
+            ranked = sorted(ranked, key=lambda of: -of.score)
+            for rule in self.stages.filters:
+                ranked = rule.keep(ranked, one.context[number] if one.context else {})
+            answer.append([(of.item, of.score) for of in ranked[: one.k]])
+        return answer
+
+
+def _checked(field: FieldInfo) -> TypeAdapter[Any]:
+    """Checks a value alone as the whole row is checked."""
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return TypeAdapter(kind)
+
+
+def _among(name: str, names: Sequence[str], field: str) -> str:
+    if name not in names:
+        near = did_you_mean(name, names) or f". It has {', '.join(names)}"
+        raise ConfigError(f"TwoStages.{field}: the ranking model has no {name!r}{near}")
+    return name

@@ -1,0 +1,126 @@
+"""Two stages behind HTTP: what both models say one after the other, refusals, its OpenAPI, and a release of one."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+
+import rtrain
+from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.endpoint import Endpoint
+from rtrain.errors import ConfigError, DataError
+from rtrain.serving.recommender import MAX_ASKING
+from rtrain.stages.config import TwoStages
+from rtrain.stages.features import SQLite
+from rtrain.stages.recommender import Recommender
+from tests.unit.release.runs import PASSES
+from tests.unit.stages.shop import AGES, ITEMS, PRICES, USERS, ranker, retriever
+from tests.unit.stages.test_recommender import alike, answer
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> TwoStages:
+    folder = tmp_path_factory.mktemp("shop")
+    store = SQLite(path=f"{folder}/features.db")
+    store.fill("item", {i: {"price": PRICES[i]} for i in range(ITEMS)})
+    store.fill("user", {u: {"age": AGES[u]} for u in range(USERS)})
+    return TwoStages(
+        retriever=retriever(folder), ranker=ranker(folder), candidates=20, features=store, timeout_ms=30_000
+    )
+
+
+@pytest.fixture(scope="module")
+def served(serve_port: int, shop: TwoStages) -> Iterator[Any]:
+    found = rtrain.serve(shop, port=serve_port)
+    yield found
+    found.stop()
+
+
+def test_answers_are_those_of_both_models_also_of_many_at_once(served: Any, shop: TwoStages) -> None:
+    here = Recommender(shop)
+    asked = [([n % USERS, (7 * n) % USERS][: 1 + n % 2], 1 + n % 20) for n in range(30)]
+    with ThreadPoolExecutor(30) as pool:
+        answers = list(pool.map(lambda one: served.recommend(*one), asked))
+    for (whom, k), found in zip(asked, answers, strict=True):
+        wanted = answer(here, here.want(whom, k))[0].lists
+        assert all(alike(mine, its) for mine, its in zip(found, wanted, strict=True)), whom
+    late = served.recommend([3], 5, context=[{"hour": 23.0}])
+    assert alike(late[0], answer(here, here.want([3], 5, context=[{"hour": 23.0}]))[0].lists[0])
+    one = httpx.get(f"{served.url}/recommend", params={"user": 3, "k": 2}, timeout=60).json()
+    assert one["items"] == [[i for i, _ in served.recommend([3], 2)[0]]] and one["without"] == []
+    assert served.recommend([]) == []
+    health = httpx.get(f"{served.url}/healthz", timeout=60).json()
+    assert (health["run"], health["retriever"], health["candidates"]) == ("dlrm", "mf", 20)
+
+
+def test_what_does_not_fit_is_one_line(served: Any) -> None:
+    for body, said in (
+        ({"whom": [USERS]}, "users: there is no user 40"),
+        ({"whom": [1], "k": 21}, "k: 20 candidates are ranked, got 21"),
+        ({"whom": [1], "context": [{"hour": "late"}]}, "context[0].hour: Input should be a valid number"),
+        ({"whom": [1], "context": [{"huor": 1}]}, "context[0]: the ranking model has no column 'huor'"),
+        ({"whom": [1], "context": "x"}, "context: Input should be a valid list"),
+        ({"whom": [1], "more": 1}, "more: Extra inputs are not permitted"),
+    ):
+        refused = httpx.post(f"{served.url}/recommend", json=body, timeout=60)
+        assert refused.status_code == 422 and refused.json()["detail"].startswith(said), refused.text
+    many = httpx.post(f"{served.url}/recommend", json={"whom": [1] * (MAX_ASKING + 1)}, timeout=60)
+    assert (many.status_code, f"at most {MAX_ASKING}" in many.json()["detail"]) == (413, True)
+    with pytest.raises(DataError, match="there is no user 99"):
+        served.recommend([99])
+
+
+def test_it_answers_as_its_openapi_says(served: Any) -> None:
+    tried = set()
+    for found in schemathesis.openapi.from_url(f"{served.url}/openapi.json").get_all_operations():
+        operation = found.ok()
+
+        @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def answers(case: Any) -> None:
+            # Names that the data do not know are refused: no schema says which there are.
+            from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+            case.call_and_validate(timeout=60, excluded_checks=[positive_data_acceptance])
+
+        answers()
+        tried.add(operation.label)
+    assert tried == {"POST /recommend", "GET /recommend", "GET /schema", "GET /healthz"}
+
+
+def test_two_stages_that_do_not_fit_do_not_start(shop: TwoStages, serve_port: int) -> None:
+    with pytest.raises(ConfigError, match="TwoStages.item: the ranking model has no 'itm'"):
+        rtrain.serve(replace(shop, item="itm"), port=serve_port)
+
+
+@pytest.mark.slow
+def test_a_stage_is_released_as_any_version(served: Any, shop: TwoStages, serve_port: int, tmp_path: Path) -> None:
+    """The other stage stays; blue-green, then back."""
+    endpoint = Endpoint(
+        name="home", port=serve_port, registry=f"sqlite:///{tmp_path}/registry.db", audit=f"{tmp_path}/audit",
+        state=f"{tmp_path}/endpoints", stages=replace(shop, ranker=""),
+    )  # fmt: skip
+    first, second = shop.ranker.removesuffix("/export"), ranker(tmp_path, name="second").removesuffix("/export")
+    for run in (first, second):
+        assert PASSES.judge(run, None if run == first else first).passed
+    endpoint.release(first, "the first")
+    try:
+        assert httpx.get(f"{endpoint.url}/recommend", params={"user": 3}, timeout=60).headers["x-rtrain-version"] == "1"
+        quick = Canary(steps=(1.0,), seconds=0.5, answers=3, patience_s=60)
+        version = endpoint.release(second, "a new order", quick).version
+        for _ in range(20):
+            httpx.get(f"{endpoint.url}/recommend", params={"user": 3}, timeout=60)
+        settled = endpoint.settled(version, timeout_s=60)
+        assert settled is not None and settled.champion, settled
+        here = Recommender(replace(shop, ranker=second))
+        found = httpx.get(f"{endpoint.url}/recommend", params={"user": 3, "k": 4}, timeout=60)
+        assert found.json()["items"][0] == [i for i, _ in answer(here, here.want([3], 4))[0].lists[0]]
+        assert endpoint.rollback("as it was").startswith("version 1 (dlrm)")
+    finally:
+        endpoint.stop()

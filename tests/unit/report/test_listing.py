@@ -1,0 +1,141 @@
+"""The runs of a folder as a table: what each is, which are wanted, which comes first; and one of them once more."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtrain.cli.console import _console
+from rtrain.errors import UserError
+from rtrain.rehearsal.repeat import repeat
+from rtrain.report.listing import runs_in, spell_runs
+from tests.unit.release.runs import run_of, write_rows
+from tests.unit.training.jobs import train
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("listing")
+    write_rows(folder)
+    for name, lr in (("good", 2e-2), ("wrong", 1e-9)):
+        train(run_of(folder, name, lr=lr))
+    runs = folder / "runs"
+    half = runs / "half"  # stopped before its end: no result
+    half.mkdir()
+    (half / "run.json").write_text((runs / "good" / "run.json").read_text().replace('"good"', '"half"'))
+    lines = [
+        line for line in (runs / "good" / "history.jsonl").read_text().splitlines() if json.loads(line)["step"] < 20
+    ]
+    (half / "history.jsonl").write_text("\n".join(lines))
+    (runs / "no-run").mkdir()
+    (runs / "a-file").write_text("x")
+    return runs
+
+
+def names(storage: Path, *where: str, by: str = "") -> list[str]:
+    return [run.name for run in runs_in(f"{storage}", where, by)]
+
+
+def test_all_runs_are_there_the_newest_first(storage: Path) -> None:
+    found = {run.name: run for run in runs_in(f"{storage}")}
+    assert next(iter(found)) == "half" and set(found) == {"good", "wrong", "half"}
+    good, half = found["good"], found["half"]
+    result = json.loads((storage / "good" / "result.json").read_text())
+    assert (good.state, good.model, good.steps, good.metrics["auc"]) == (
+        "finished",
+        "DLRM",
+        result["steps"],
+        result["test"]["auc"],
+    )
+    assert half.state == "unfinished" and 0 < half.steps < 20 and 0.5 < half.metrics["auc"] < 1 and half.seconds is None
+
+
+@pytest.mark.parametrize(
+    ("where", "wanted"),
+    [
+        (["state=finished"], {"good", "wrong"}),
+        (["optim.lr<=1e-9"], {"wrong"}),
+        (["model.dim=8", "name!=half"], {"good", "wrong"}),
+        (["seconds>0"], {"good", "wrong"}),
+        (["steps>100000"], set()),
+    ],
+)
+def test_those_that_are_wanted(storage: Path, where: list[str], wanted: set[str]) -> None:
+    assert set(names(storage, *where)) == wanted
+
+
+def test_those_with_a_metric_of_so_much(storage: Path) -> None:
+    found = {run.name: run.metrics["auc"] for run in runs_in(f"{storage}")}
+    limit = (found["good"] + found["wrong"]) / 2
+    assert found["good"] > limit > found["wrong"]
+    assert set(names(storage, f"auc>={limit}")) == {name for name, auc in found.items() if auc >= limit}
+    assert names(storage, f"auc >= {limit}", "state=finished") == ["good"]
+    assert set(names(storage, f"auc<{limit}", "state=finished")) == {"wrong"}
+
+
+def test_the_best_comes_first(storage: Path) -> None:
+    assert names(storage, "state=finished", by="auc") == ["good", "wrong"]
+    assert names(storage, by="optim.lr")[0] == "wrong" and names(storage, by="seconds")[-1] == "half"
+
+
+@pytest.mark.parametrize(
+    ("where", "by", "said"),
+    [
+        ("acu>0.7", "", "--where: no run has 'acu'; did you mean 'auc'"),
+        ("auc", "", "--where: a key, one of"),
+        ("auc>much", "", "--where: auc is a number, got 'much'"),
+        ("model>DLRM", "", "only = and != compare it"),
+        ("auc>0", "lr", "--by: no run has 'lr'"),
+    ],
+)
+def test_what_is_no_condition(storage: Path, where: str, by: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        names(storage, where, by=by)
+    assert said in str(refused.value)
+
+
+def test_a_folder_without_runs(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no run in"):
+        runs_in(f"{tmp_path}")
+
+
+def test_the_command_line(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _console(["runs", f"{storage}", "--by", "auc", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["runs"]
+    aucs = [run["metrics"]["auc"] for run in found]
+    assert aucs == sorted(aucs, reverse=True) and len(aucs) == 3 and "config" not in found[0]
+    assert _console(["runs", f"{storage}", "--where", "state=finished"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[0].split() == [
+        "run",
+        "model",
+        "state",
+        "steps",
+        "metric",
+        "took",
+        "written",
+        "commit",
+    ]
+    assert spell_runs(runs_in(f"{storage}")).count("DLRM") == 3
+
+
+def test_a_run_once_more_is_the_same(storage: Path) -> None:
+    found = repeat(f"{storage}/good", "good-again", launcher="inline")
+    assert found.same and found.steps >= 4 and found.metrics >= 2, found
+    with pytest.raises(UserError, match="there is a run 'good-again' already"):
+        repeat(f"{storage}/good", "good-again", launcher="inline")
+    with pytest.raises(UserError, match="there is no finished run in"):
+        repeat(f"{storage}/half", "other", launcher="inline")
+
+
+def test_a_difference_is_told(storage: Path) -> None:
+    stored: dict[str, Any] = json.loads((storage / "good" / "result.json").read_text())
+    stored["test"]["auc"] += 1e-12
+    changed = storage / "changed"
+    changed.mkdir()
+    for name in ("run.json", "history.jsonl"):
+        (changed / name).write_text((storage / "good" / name).read_text())
+    (changed / "result.json").write_text(json.dumps(stored))
+    found = repeat(f"{changed}", "changed-again", launcher="inline")
+    assert not found.same and len(found.different) == 1 and found.different[0].startswith("auc: "), found

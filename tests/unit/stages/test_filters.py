@@ -1,0 +1,36 @@
+"""Filters keep the order, and leave out what their rule says."""
+
+from typing import Any
+
+import pytest
+
+from rtrain.errors import ConfigError
+from rtrain.stages.filters import AtMost, Filter, Only, Ranked, Without
+
+RANKED = [
+    Ranked(item, 1 - item / 10, known)
+    for item, known in enumerate(
+        [{"seller": "a"}, {"seller": "b"}, {}, {"seller": "a"}, {"seller": ["a", "b"]}, {}, {"seller": "a"}]
+    )
+]
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        (Only(feature="seller", values=("a",)), [0, 3, 6]),
+        (Only(feature="seller", values=()), []),
+        (Without(feature="seller", values=("a",)), [1, 2, 4, 5]),
+        (AtMost(feature="seller", items=1), [0, 1, 2, 4]),
+        (AtMost(feature="seller", items=2), [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_what_is_kept(rule: Filter, kept: list[int]) -> None:
+    context: dict[str, Any] = {}
+    assert [one.item for one in rule.keep(RANKED, context)] == kept
+    assert list(rule.keep([], context)) == []
+
+
+def test_none_of_each_is_refused() -> None:
+    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+        AtMost(feature="seller", items=0)

@@ -1,0 +1,223 @@
+"""Two stages answer as the two models do, one after the other, put together by hand."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rtrain.errors import ConfigError, DataError
+from rtrain.export.artifact import Predictor
+from rtrain.export.encoders import Encoders
+from rtrain.schema import Id, IdSequence
+from rtrain.stages.config import TwoStages
+from rtrain.stages.features import Known, NoFeatures, Of, SQLite, Store
+from rtrain.stages.filters import AtMost, Only
+from rtrain.stages.recommender import Answer, Recommender
+from tests.unit.stages.shop import AGES, ITEMS, PRICES, SCHEMA, USERS, ranker, retriever
+
+
+@dataclass(frozen=True)
+class Late:
+    """A store that is too late, or breaks, for one of the two."""
+
+    of: str
+    error: bool = False
+
+    def open(self) -> Store:
+        return _Late(self)
+
+
+class _Late:
+    def __init__(self, late: Late):
+        self.late = late
+
+    async def get(self, of: Of, names: Sequence[Any]) -> list[Known]:
+        if of == self.late.of:
+            if self.late.error:
+                raise ConnectionError("away")
+            await asyncio.sleep(5)
+        return [{"price": PRICES[n]} if of == "item" else {"age": AGES[n]} for n in names]
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory: pytest.TempPathFactory) -> TwoStages:
+    folder = tmp_path_factory.mktemp("shop")
+    store = SQLite(path=f"{folder}/features.db")
+    store.fill("item", {i: {"price": PRICES[i], "shelf": i % 3} for i in range(ITEMS)})
+    store.fill("user", {u: {"age": AGES[u]} for u in range(USERS - 1)})  # of the last one nothing is known
+    return TwoStages(
+        retriever=retriever(folder), ranker=ranker(folder), candidates=25, features=store, timeout_ms=30_000
+    )
+
+
+@pytest.fixture(scope="module")
+def recommender(stages: TwoStages) -> Recommender:
+    return Recommender(stages)
+
+
+def by_hand(stages: TwoStages, user: int, k: int, seen: list[int], hour: float | None) -> list[tuple[int, float]]:
+    found = Encoders(stages.retriever).recommend([user], stages.candidates, seen=[seen])[0]
+    rows: list[Mapping[str, Any]] = [
+        {"user": user, "item": item, "price": PRICES[item]}
+        | ({"age": AGES[user]} if user < USERS - 1 else {})
+        | ({"hour": hour} if hour is not None else {})
+        for item, _ in found
+    ]
+    scores = np.array(Predictor(stages.ranker).predict(rows))
+    order = np.argsort(-scores, kind="stable")[:k]
+    return [(rows[at]["item"], float(scores[at])) for at in order]
+
+
+def alike(found: list[tuple[Any, float]], wanted: list[tuple[Any, float]]) -> bool:
+    """Batches of another size round otherwise, by float32's last bits."""
+    return [i for i, _ in found] == [i for i, _ in wanted] and np.allclose(
+        [s for _, s in found], [s for _, s in wanted], atol=1e-6
+    )
+
+
+def answer(recommender: Recommender, *wanted: Any) -> list[Answer]:
+    return asyncio.run(recommender.answer(wanted))
+
+
+def test_answers_are_those_of_both_models_one_after_the_other(stages: TwoStages, recommender: Recommender) -> None:
+    seen = [[0, 1, 2]] * USERS
+    context: list[Known] = [{"hour": float(u % 24)} if u % 2 else {} for u in range(USERS)]
+    everyone = recommender.want(list(range(USERS)), 6, seen=seen, context=context)
+    several = [recommender.want([u], 1 + u % 25) for u in range(5)]
+    first, *others = answer(recommender, everyone, *several)
+    for user, found in enumerate(first.lists):
+        hour = float(user % 24) if user % 2 else None
+        assert alike(found, by_hand(stages, user, 6, [0, 1, 2], hour)), user
+    for user, one in enumerate(others):
+        assert alike(one.lists[0], by_hand(stages, user, 1 + user % 25, [], None))
+        assert not one.without and not one.problem
+
+
+def test_the_order_is_the_ranking_models(recommender: Recommender) -> None:
+    found = answer(recommender, recommender.want([3], 25))[0].lists[0]
+    assert [s for _, s in found] == sorted((s for _, s in found), reverse=True)
+    first_stage = [i for i, _ in recommender.encoders.recommend([3], 25)[0]]
+    assert [i for i, _ in found] != first_stage and {i for i, _ in found} == set(first_stage)
+
+
+def test_filters_come_after_the_ranking(stages: TwoStages) -> None:
+    rules = (Only(feature="shelf", values=(0, 1)), AtMost(feature="shelf", items=2))
+    found = answer(some := Recommender(replace(stages, filters=rules)), some.want([3], 25))[0].lists[0]
+    whole = by_hand(stages, 3, 25, [], None)
+    wanted = [pair for shelf in (0, 1) for pair in [p for p in whole if p[0] % 3 == shelf][:2]]
+    assert alike(found, sorted(wanted, key=lambda pair: -pair[1]))
+
+
+@pytest.mark.parametrize("error", [True, False])
+@pytest.mark.parametrize("of", ["item", "user"])
+def test_a_store_that_is_late_or_away_costs_no_answer(stages: TwoStages, of: str, error: bool) -> None:
+    late = replace(stages, features=Late(of, error), timeout_ms=200, defaults={"price": 0.25})
+    some = Recommender(late)
+    began = time.monotonic()
+    found = answer(some, some.want([3], 4))[0]
+    assert found.without == [of] and len(found.lists[0]) == 4 and time.monotonic() - began < 4.5, "not the store's 5 s"
+    rows = [
+        {"user": 3, "item": i, "price": 0.25 if of == "item" else PRICES[i]}
+        | ({"age": AGES[3]} if of == "item" else {})
+        for i, _ in found.lists[0]
+    ]
+    assert np.allclose(some.ranker.predict(rows), [s for _, s in found.lists[0]], atol=1e-6)
+
+
+def test_one_that_cannot_be_ranked_takes_no_other_along(recommender: Recommender) -> None:
+    bad = replace(recommender.want([1], 3), context=[{"hour": "late"}])  # as of a store that holds such a thing
+    good = recommender.want([2], 3)
+    first, second = answer(recommender, bad, good)
+    assert "Could not convert 'late'" in first.problem and not first.lists
+    assert not second.problem and len(second.lists[0]) == 3
+
+
+def test_it_does_not_start_where_a_feature_is_missing(stages: TwoStages) -> None:
+    with pytest.raises(ConfigError, match="needs 'price' of each item, which the features of 0 do not have"):
+        asyncio.run(Recommender(replace(stages, features=NoFeatures())).start())
+    asyncio.run(Recommender(replace(stages, features=NoFeatures(), defaults={"price": 0.0})).start())
+    asyncio.run(Recommender(stages).start())
+    asyncio.run(Recommender(replace(stages, features=Late("item", error=True))).start())
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"item": "itm"}, "TwoStages.item: the ranking model has no 'itm'; did you mean 'item'"),
+        ({"user": "who"}, "TwoStages.user: the ranking model has no 'who'"),
+        ({"item": "price"}, "TwoStages.item: 'price' of the ranking model is no Id"),
+        ({"label": "like"}, "TwoStages.label: the ranking model has no 'like'. It has label"),
+        ({"history": "item"}, "TwoStages.history: the retrieval model knows users by name"),
+        ({"candidates": 0}, "must be at least 1, got 0"),
+        ({"timeout_ms": 0}, "must be above 0, got 0"),
+    ],
+)
+def test_stages_that_do_not_fit(stages: TwoStages, changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Recommender(replace(stages, **changed))
+    assert said in str(refused.value)
+
+
+def test_models_that_call_items_otherwise(stages: TwoStages, tmp_path: Path) -> None:
+    few = replace(
+        SCHEMA, features=(SCHEMA.features[0], Id(name="item", rows=2 * ITEMS, entity="item"), *SCHEMA.features[2:])
+    )
+    more = ranker(tmp_path, few, "more")
+    assert Recommender(replace(stages, ranker=more)).ranker.asked.ids[1].table_rows == 2 * ITEMS
+    words = replace(few, features=(few.features[0], Id(name="item", rows=99, hashed="words"), *few.features[2:]))
+    with pytest.raises(ConfigError, match="calls each item by whole numbers, 'item' of the ranking model by strings"):
+        Recommender(replace(stages, ranker=ranker(tmp_path, words, "words")))
+    half = replace(few, features=(few.features[0], Id(name="item", rows=ITEMS // 2), *few.features[2:]))
+    with pytest.raises(ConfigError, match=rf"finds item {ITEMS - 1}, the ranking model knows {ITEMS // 2}"):
+        Recommender(replace(stages, ranker=ranker(tmp_path, half, "half")))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"whom": [USERS]}, "there is no user 40"),
+        ({"k": 26}, "k: 25 candidates are ranked, got 26"),
+        ({"context": []}, "context: 0 for 1 who ask"),
+        ({"users": [1]}, "users: this model knows who asks by name"),
+        (
+            {"context": [{"huor": 1}]},
+            "context[0]: the ranking model has no column 'huor' to be said; did you mean 'hour'",
+        ),
+        ({"context": [{"hour": "late"}]}, "context[0].hour: Input should be a valid number"),
+        ({"context": [{"hour": float("nan")}]}, "context[0].hour: Input should be a finite number"),
+        ({"context": [{"item": 1}]}, "context[0]: the ranking model has no column 'item' to be said"),
+    ],
+)
+def test_questions_that_do_not_fit(recommender: Recommender, asked: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError) as refused:
+        recommender.want(**{"whom": [1], "k": 3} | asked)
+    assert said in str(refused.value)
+
+
+def test_a_model_of_histories_gives_its_items_to_the_ranking_model(tmp_path: Path) -> None:
+    last = IdSequence(name="last", rows=ITEMS, table="item", max_length=3)
+    schema = replace(
+        SCHEMA, features=(Id(name="item", rows=ITEMS, entity="item"), *SCHEMA.features[2:], last), group=""
+    )
+    stages = TwoStages(
+        retriever=retriever(tmp_path, histories=True), ranker=ranker(tmp_path, schema), candidates=10, history="last",
+        features=Late(of="nobody"), timeout_ms=30_000,
+    )  # fmt: skip
+    some = Recommender(stages)
+    found = answer(some, some.want([[1, 2, 3, 4], [5]], 4, users=[3, 9]), some.want([[7]], 2))
+    assert [[len(of) for of in one.lists] for one in found] == [[4, 4], [2]]
+    assert not {1, 2, 3, 4} & {item for item, _ in found[0].lists[0]}, "what was had is not offered again"
+    for (one, at), had, age in (((0, 0), [1, 2, 3, 4], AGES[3]), ((0, 1), [5], AGES[9]), ((1, 0), [7], None)):
+        of = found[one].lists[at]
+        rows = [{"item": i, "price": PRICES[i], "last": had} | ({"age": age} if age else {}) for i, _ in of]
+        assert np.allclose(some.ranker.predict(rows), [s for _, s in of], atol=1e-6)
+    with pytest.raises(ConfigError, match="TwoStages.history: the ranking model has no 'lst'; did you mean 'last'"):
+        Recommender(replace(stages, history="lst"))
