@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ Regions = dict[str, tuple[str, int]]
 """Name -> address of its Ray, and port of its Ray Serve."""
 ENV = {
     **os.environ, "RAY_worker_niceness": "0", "RAY_memory_monitor_refresh_ms": "0", "PYTHONPATH": str(ROOT),
-    "OMP_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }  # fmt: skip
 
 
