@@ -166,6 +166,9 @@ class Handoff:
     """HTTP port of Ray Serve, on localhost."""
     index_from: int | None = 100_000
     """Items from which on a retrieval model's export has an index to find them by; none: all are always compared."""
+    program: Literal["eager", "measured", "onnx"] = "eager"
+    """What answers of a ranking model's export: torch's modules; measured: its dense part as ONNX where that is
+    measured to be faster and to answer the same, which an export takes some seconds for; onnx: always that."""
 
     def __post_init__(self) -> None:
         if self.serve_check and not self.export:
@@ -176,6 +179,8 @@ class Handoff:
             raise ConfigError(f"handoff.port: must be 1..65535, got {self.port}")
         if self.index_from is not None and self.index_from < 1:
             raise ConfigError(f"handoff.index_from: must be at least 1, or none, got {self.index_from}")
+        if self.program not in ("measured", "eager", "onnx"):
+            raise ConfigError(f"handoff.program: must be measured, eager or onnx, got {self.program!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,16 +2,18 @@
 
     export/model-00000.safetensors ...   weights under the unsharded module's own names
            tokenizer-*.json              of each text that has one, as it was trained with
+           program.onnx                  its dense part for ONNX Runtime, where that is what answers; `export.chosen`
            input.schema.json             JSON Schema of one request row
            export.json                   model config, schema, step, metrics, sha256 of each file; written last
 
 A folder without export.json is not an export. Nothing is pickled.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +21,13 @@ import torch
 from torch import Tensor
 
 from rtrain import config
+from rtrain.batch import Batch
 from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
-from rtrain.errors import CheckpointError, ConfigError, DataError, UserError
+from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainWarning, UserError
 from rtrain.export.flat import flat_row
+from rtrain.export.program import PROGRAM, RUNS, Program, missing
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.ranking import RankingConfig
@@ -35,6 +39,8 @@ from rtrain.version import VERSION
 from rtrain.vocabulary import Vocabulary
 
 FORMAT = 1
+WITH_PROGRAM = 2
+"""The format of an export that has a program, which rtrain before it cannot read."""
 
 Prediction = float | list[float]
 """A row's probability, or number; of a schema of several labels one for each, in their order."""
@@ -60,6 +66,7 @@ def export(
     folder = Folder(uri)
     check()
     folder.discard(HEAD)
+    folder.discard(PROGRAM)
     files = write_weights(folder, stored, check)
     for vocabulary in vocabularies_of(schema):
         files |= put(folder, _file_of(vocabulary), partial(_copy, vocabulary), check)
@@ -131,8 +138,8 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     if not folder.exists(HEAD):
         raise CheckpointError(f"export {uri!r}: there is no {HEAD}. Give the export folder of a finished run")
     head: dict[str, Any] = folder.read_json(HEAD)
-    if head["format"] > FORMAT:
-        raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {FORMAT}. Update rtrain")
+    if head["format"] > WITH_PROGRAM:
+        raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {WITH_PROGRAM}. Update rtrain")
     if part not in head:
         kind = head["model"]["$type"].rpartition(":")[2]
         raise CheckpointError(f"export {uri!r}: {kind} is a model of another kind. Read it with rtrain.{other}")
@@ -163,14 +170,33 @@ def _kinds(tree: Any) -> Iterator[str]:
             yield from _kinds(part)
 
 
+def _stated(uri: str, head: Mapping[str, Any]) -> str:
+    """The kind of program that a head states, and that runs here; of exports of before there was a choice, eager.
+
+    Raises:
+        CheckpointError: one that is not known, or whose file is not among the export's.
+    """
+    kind = str(head.get("program", {}).get("kind", "eager"))
+    if kind not in ("eager", "onnx") or (kind == "onnx" and PROGRAM not in head["files"]):
+        raise CheckpointError(f"export {uri!r}: it states a program {kind!r}, which is not there. Export the run again")
+    lacking = missing(RUNS)
+    if kind == "onnx" and lacking:
+        text = f"export {uri!r}: {lacking} is not installed, torch's modules answer. pip install 'rtrain[onnx]'"
+        warnings.warn(text, RtrainWarning, stacklevel=3)
+        return "eager"
+    return kind
+
+
 class Predictor:
     """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
-    def __init__(self, uri: str):
+    def __init__(self, uri: str, *, program: Literal["stated", "eager"] = "stated"):
         """Load and check an export.
 
+        `program`: answer by what its head states, or by torch's modules whatever it states.
+
         Raises:
-            CheckpointError: no export there, a newer format, or files that were altered.
+            CheckpointError: no export there, a newer format, files that were altered, or a program that is not known.
         """
         self.head = read_head(uri, "schema", "Encoders")
         self.schema: Schema = config.from_dict(self.head["schema"])
@@ -181,8 +207,15 @@ class Predictor:
         adopting: dict[str, Callable[[Path], None]]
         adopting = {_file_of(one): partial(adopt, one) for one in vocabularies_of(self.schema)}
         adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
+        self.program: Program | None = None
+        """What answers instead of the model's dense part."""
+        stated = _stated(uri, self.head) if program == "stated" else "eager"
+        adopting[PROGRAM] = self._run_by if stated == "onnx" else lambda local: None
         load(self.model, fetched(uri, self.head["files"]), lambda name, local: adopting[name](local))
         self.rows = row_model(self.schema)
+
+    def _run_by(self, local: Path) -> None:
+        self.program = Program(local)
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:
@@ -214,7 +247,15 @@ class Predictor:
         """
         return self._of(table, self.schema, where=where, first_row=first_row)
 
-    def _of(self, table: pa.Table, schema: Schema, *, where: str, first_row: int) -> Tensor:
+    def batch(self, table: pa.Table, *, where: str, first_row: int) -> Batch:
+        """What the model is given of rows as the data hold them; else as `outputs`."""
+        return self._batch(table, self.schema, where, first_row)
+
+    def _batch(self, table: pa.Table, schema: Schema, where: str, first_row: int) -> Batch:
         columns = encode(table, schema, label=False, where=where, first_row=first_row)
-        outputs: Tensor = self.model(columns.batch(global_rows=columns.rows))
+        return columns.batch(global_rows=columns.rows)
+
+    def _of(self, table: pa.Table, schema: Schema, *, where: str, first_row: int) -> Tensor:
+        batch = self._batch(table, schema, where, first_row)
+        outputs: Tensor = self.model(batch) if self.program is None else self.program(self.model.given(batch))
         return outputs

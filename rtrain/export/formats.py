@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rtrain.checkpoint.format import Stored
+from rtrain.errors import ConfigError
 from rtrain.export.artifact import export
+from rtrain.export.chosen import ROWS, choose, refuse_program
 from rtrain.export.huggingface import export_decoder
 from rtrain.export.retrieval import export_retrieval, wants_index
 from rtrain.run import Run
@@ -17,7 +19,12 @@ URI."""
 def _rows(
     run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None], dataset: Any
 ) -> str:
-    return export(run.model, run.data.schema, stored, uri, run=run.name, metrics=metrics, check=check)  # type: ignore
+    done = export(run.model, run.data.schema, stored, uri, run=run.name, metrics=metrics, check=check)  # type: ignore
+    wanted = run.handoff.program
+    if wanted != "eager":
+        rows = dataset.raw("test", 0, min(ROWS, dataset.rows("test")))
+        choose(done, wanted, rows, tables=run.blueprint.tables, check=check)
+    return done
 
 
 def _tokens(
@@ -33,7 +40,15 @@ def refuse_export(run: Run, dataset: Any) -> None:
     """Refuse now, and not when the training is over, what the export of a run would miss here.
 
     Raises:
-        ConfigError: a package that is not installed.
+        ConfigError: a package that is not installed, or a program for a model whose export has none.
     """
+    program = run.handoff.program
+    if program != "eager" and run.model.exported != "rtrain":
+        raise ConfigError(
+            f"handoff.program: {program} is of models that score rows, and {type(run.model).__name__} is another. "
+            "Leave it out"
+        )
+    if run.handoff.export and program == "onnx":
+        refuse_program()
     if run.handoff.export and run.model.exported == "encoders":
         wants_index(run, dataset)

@@ -1,9 +1,10 @@
 """A model whole in one process, under the names that its tensors have in a checkpoint, without `model.`."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rtrain.models.plan import chain, drawn, nest
 from rtrain.models.protocol import Blueprint
@@ -30,4 +31,27 @@ class Unsharded(nn.Module):
 
     def forward(self, batch: Any) -> Any:
         """`batch`: of the kind that the model reads; `objective.link` gives what logits mean."""
-        return chain(self._pieces, self._takes, (), {**batch.inputs, **self.tables(batch.ids)})
+        return chain(self._pieces, self._takes, (), self.given(batch))
+
+    def given(self, batch: Any) -> dict[str, Tensor]:
+        """What the dense part may take of a batch, by name: its own inputs, and what its ids are looked up as."""
+        return {**batch.inputs, **self.tables(batch.ids)}
+
+    def dense(self) -> "DensePart":
+        """All but the tables; of the same weights."""
+        return DensePart(self._pieces, self._takes)
+
+
+class DensePart(nn.Module):
+    """The pieces one after the other, of what they take of batches and tables."""
+
+    def __init__(self, pieces: Sequence[nn.Module], takes: Sequence[tuple[str, ...]]):
+        super().__init__()
+        self.pieces, self._takes = nn.ModuleList(pieces), list(takes)
+        self.takes = tuple(dict.fromkeys(name for names in takes for name in names))
+        """Names, each once."""
+
+    def forward(self, *given: Tensor) -> Any:
+        """`given`: in the order of `takes`; the same as `Unsharded`'s."""
+        named: Mapping[str, Tensor] = dict(zip(self.takes, given, strict=True))
+        return chain(self.pieces, self._takes, (), named)
