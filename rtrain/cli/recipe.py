@@ -244,8 +244,8 @@ def serve(target: "str | TwoStages", replicas: str, port: int, as_json: bool) ->
     from rtrain.serving.scale import Scale
 
     served = serve(target, replicas=Scale.of(replicas), port=port)
-    path = f"{served.url}/{'recommend' if served.finds_items else 'predict'}"
-    print(json.dumps({"url": served.url}) if as_json else f"{path} answers; Ctrl-C ends it", flush=True)
+    text = json.dumps({"url": served.url}) if as_json else f"{served.url}/{served.asked} answers; Ctrl-C ends it"
+    print(text, flush=True)
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

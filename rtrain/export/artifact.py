@@ -27,6 +27,7 @@ from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainWarning, UserError
 from rtrain.export.flat import flat_row
+from rtrain.export.huggingface import is_language
 from rtrain.export.program import PROGRAM, RUNS, Program, missing
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, put, write_weights
@@ -117,7 +118,7 @@ def export_in(target: str) -> str:
         UserError: there is none.
     """
     for uri in (target, f"{target.rstrip('/')}/export"):
-        if target and Folder(uri).exists(HEAD):
+        if target and (Folder(uri).exists(HEAD) or is_language(uri)):
             return located(uri)
     raise UserError(f"serve: there is no export in {target!r}. Give a finished run's folder, or its export/ folder")
 

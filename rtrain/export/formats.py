@@ -9,6 +9,7 @@ from rtrain.export.artifact import export
 from rtrain.export.chosen import ROWS, choose, refuse_program
 from rtrain.export.huggingface import export_decoder
 from rtrain.export.retrieval import export_retrieval, wants_index
+from rtrain.export.tokenizer import write_tokenizer
 from rtrain.run import Run
 
 Export = Callable[[Run, Stored, str, Mapping[str, float], Callable[[], None], Any], str]
@@ -30,6 +31,7 @@ def _rows(
 def _tokens(
     run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None], dataset: Any
 ) -> str:
+    write_tokenizer(dataset.shards, uri, check)
     return export_decoder(run.model, stored, uri, context=run.data.context, check=check)  # type: ignore
 
 

@@ -112,6 +112,12 @@ def our_config(theirs: dict[str, Any], where: str) -> Decoder:
     )
 
 
+def is_language(uri: str) -> bool:
+    """Whether a folder is a whole export of a language model."""
+    names = Folder(uri).names()
+    return INDEX in names and CONFIG in names
+
+
 def export_decoder(
     config: Decoder, stored: Stored, uri: str, *, context: int, check: Callable[[], None] = lambda: None
 ) -> str:

@@ -1,4 +1,4 @@
-"""Exports on Ray Serve: a ranking model's answers for rows, a retrieval model's items for users."""
+"""Exports on Ray Serve: a ranking model's answers for rows, a retrieval model's items for users, texts."""
 
 import logging
 import socket
@@ -17,6 +17,8 @@ from ray.serve.schema import LoggingConfig
 from rtrain.errors import ClusterError, DataError, RunFailed, one_line
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
+from rtrain.export.huggingface import is_language
+from rtrain.serving.language import language_application
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
 from rtrain.serving.retriever import Retriever
@@ -35,8 +37,8 @@ class Served:
 
     name: str
     url: str
-    finds_items: bool
-    """Whether it answers `recommend`; else `predict`."""
+    asked: str
+    """The path that answers."""
     session: ExitStack
     """Left when the application is stopped: the Ray that was started for it, or nothing."""
 
@@ -87,6 +89,8 @@ def application_of(served: "str | TwoStages", **options: Any) -> Any:
         CheckpointError: there is no intact export.
         ConfigError: no replica can import a class of its model, or two stages do not fit each other.
     """
+    if isinstance(served, str) and is_language(served):
+        return language_application(served, **options)
     deployment: Any
     if isinstance(served, TwoStages):
         both = Recommender(served)
@@ -126,8 +130,14 @@ def deploy(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
         ) from error
-    finds = isinstance(served, TwoStages) or is_retrieval(served)
-    return Served(name=name, url=f"http://{host}:{port}", finds_items=finds, session=session or ExitStack())
+    return Served(name=name, url=f"http://{host}:{port}", asked=_asked(served), session=session or ExitStack())
+
+
+def _asked(served: "str | TwoStages") -> str:
+    """The path that answers."""
+    if isinstance(served, str) and is_language(served):
+        return "v1/completions"
+    return "recommend" if isinstance(served, TwoStages) or is_retrieval(served) else "predict"
 
 
 def listen(host: str, port: int) -> None:

@@ -1,0 +1,94 @@
+"""A language export in memory: a Hugging Face folder with its tokenizer, read by transformers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rtrain.data.tokenize import TOKENIZER
+from rtrain.errors import CheckpointError, ConfigError, DataError, one_line
+from rtrain.export.huggingface import CONFIG, INDEX, is_language
+from rtrain.storage import Folder
+
+
+@dataclass(frozen=True)
+class Language:
+    """A causal model and its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+    context: int
+    """Tokens of a prompt and its answer together, at most."""
+    ends: frozenset[int]
+    """Tokens that end an answer."""
+
+    @property
+    def vocab(self) -> int:
+        """Different tokens."""
+        return int(self.model.config.vocab_size)
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether its tokenizer says how a conversation is written."""
+        return bool(self.tokenizer.chat_template)
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a prompt."""
+        found: list[int] = self.tokenizer(text)["input_ids"]
+        return found
+
+    def text(self, ids: list[int]) -> str:
+        """The text of an answer."""
+        found: str = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return found
+
+    def chat(self, messages: list[dict[str, str]]) -> str:
+        """A conversation as the prompt of its next turn.
+
+        Raises:
+            DataError: the tokenizer has no chat template, or its template refuses the conversation.
+        """
+        if not self.has_chat:
+            raise DataError(
+                "messages: this model's tokenizer has no chat template. Ask /v1/completions, or put a "
+                "chat_template.jinja beside its tokenizer.json"
+            )
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except Exception as error:  # a template may raise anything
+            raise DataError(f"messages: the chat template refuses them ({one_line(error)})") from None
+
+
+def load(uri: str, *, device: str = "") -> Language:
+    """Read a local export, onto a device; by default a GPU where there is one.
+
+    Raises:
+        CheckpointError: no whole export, or one without a tokenizer.
+        ConfigError: transformers is not installed, or the export is not on a local disk.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError(
+            "serve: the package `transformers` is not installed. Run pip install rtrain[language]"
+        ) from None
+    folder = Folder(uri)
+    if not folder.is_local:
+        raise ConfigError(f"serve: {uri}: a language model is served from a local or mounted folder. Copy it to one")
+    if not is_language(uri):
+        raise CheckpointError(f"{uri}: there is no whole language export: {CONFIG} and {INDEX}")
+    if not folder.exists(TOKENIZER):
+        raise CheckpointError(
+            f"{uri}: there is no {TOKENIZER}, so it takes no text. Export the run again, or copy its tokenizer there"
+        )
+    path = str(Path(uri).absolute())
+    try:
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # of transformers, safetensors and tokenizers: each its own
+        raise CheckpointError(f"{uri}: transformers cannot read it ({one_line(error)[:300]})") from None
+    model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    end = model.generation_config.eos_token_id
+    ends = frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)
+    return Language(model, tokenizer, int(model.config.max_position_embeddings), ends)

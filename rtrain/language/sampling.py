@@ -1,0 +1,69 @@
+"""How a next token is chosen of the logits: the likeliest, or drawn.
+
+Shape legend: V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rtrain.errors import DataError
+
+MOST_LOGPROBS = 20
+MOST_STOPS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What a request asks of its tokens; the messages begin with the field that does not fit."""
+
+    max_tokens: int = 16
+    """Tokens at most."""
+    temperature: float = 1.0
+    """What logits are divided by; 0: the likeliest token, always."""
+    top_p: float = 1.0
+    """Drawn of the likeliest tokens that together have this probability (Holtzman et al., arXiv:1904.09751)."""
+    seed: int | None = None
+    """Same seed, same tokens, whatever runs beside it; none: another each time."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer, and that are no part of it."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens to name at each place; none: no log probabilities at all."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise DataError(f"max_tokens: must be at least 1, got {self.max_tokens}")
+        if not 0 <= self.temperature <= 2:
+            raise DataError(f"temperature: must be from 0 to 2, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise DataError(f"top_p: must be above 0 and at most 1, got {self.top_p}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise DataError(f"seed: must be from 0 to 2**63 - 1, got {self.seed}")
+        if len(self.stop) > MOST_STOPS or not all(self.stop):
+            raise DataError(f"stop: at most {MOST_STOPS} texts, none of them empty, got {list(self.stop)}")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
+            raise DataError(f"logprobs: must be from 0 to {MOST_LOGPROBS}, got {self.logprobs}")
+
+    def generator(self) -> torch.Generator:
+        """What one answer draws with; its own, so that nothing beside it moves it on."""
+        generator = torch.Generator()
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+    def choose(self, logits_V: Tensor, generator: torch.Generator) -> int:
+        """A token of float32 logits on CPU."""
+        if self.temperature == 0:
+            return int(logits_V.argmax())
+        # The maximum first: a small temperature makes infinities of what is not below 0.
+        probabilities_V = ((logits_V - logits_V.max()).double() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+            before_V = sorted_V.cumsum(-1) - sorted_V
+            probabilities_V = torch.zeros_like(sorted_V).index_put(
+                (order_V,), sorted_V.where(before_V < self.top_p, torch.zeros_like(sorted_V))
+            )
+        return int(torch.multinomial(probabilities_V, 1, generator=generator))

@@ -1,0 +1,203 @@
+"""A language export behind OpenAI's HTTP API.
+
+POST /v1/completions        {"model", "prompt", ...}    -> a completion, or its pieces as server-sent events
+POST /v1/chat/completions   {"model", "messages", ...}  -> the same, where the tokenizer has a chat template
+GET  /v1/models             -> the one model
+GET  /healthz               -> {"status": "ok", ...}
+"""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from ray import serve as ray_serve
+
+from rtrain.errors import DataError
+from rtrain.language.engine import Busy, Engine, Piece, TooLong
+from rtrain.language.guard import Guard
+from rtrain.language.model import load
+from rtrain.language.sampling import Sampling
+from rtrain.serving.answers import new_api
+from rtrain.serving.openai import Ask, Chat, Completion, Refused, Shape, event, refused, unread
+
+
+def _api() -> FastAPI:
+    api = new_api()
+    api.add_exception_handler(RequestValidationError, unread)  # type: ignore[arg-type]
+    api.add_exception_handler(Refused, refused)  # type: ignore[arg-type]
+    return api
+
+
+api = _api()
+
+
+# What the class calls stands above it: Serve pickles the class, with the names that are known, where it is declared.
+
+
+def _hand(loop: asyncio.AbstractEventLoop, queue: "asyncio.Queue[Piece]", piece: Piece) -> None:
+    loop.call_soon_threadsafe(queue.put_nowait, piece)
+
+
+async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], shape: Shape) -> AsyncIterator[bytes]:
+    async with aclosing(pieces):
+        for chunk in shape.begin():
+            yield event(chunk)
+        piece = first
+        while True:
+            if piece.error:
+                yield event({"error": Refused(500, piece.error, kind="server_error").body})
+            else:
+                yield event(shape.chunk(piece))
+            if piece.finish:
+                break
+            piece = await anext(pieces)
+        if shape.asked.wants_usage and not piece.error:
+            yield event(shape.usage_chunk(piece))
+    yield b"data: [DONE]\n\n"
+
+
+def name_of(export: str) -> str:
+    """What a model is called: its run, whose folder holds the export; of another folder its own name."""
+    parts = export.rstrip("/").split("/")
+    return parts[-2] if parts[-1] == "export" and len(parts) > 1 else parts[-1]
+
+
+@ray_serve.deployment(name="Language", max_ongoing_requests=256)
+@ray_serve.ingress(api)
+class LanguageServer:
+    """One replica: a model in memory, and the thread that computes with it."""
+
+    def __init__(self, export: str, *, guard: Guard | None = None, lanes: int = 8, waiting: int = 64, device: str = ""):
+        torch.set_num_threads(1)
+        self.name = name_of(export)
+        self.guard = guard
+        self.engine = Engine(load(export, device=device), lanes=lanes, waiting=waiting)
+        self.started = int(time.time())
+
+    def __del__(self) -> None:
+        """Serve calls it when the replica stops."""
+        if hasattr(self, "engine"):
+            self.engine.close()
+
+    @api.post("/v1/completions", response_model=None)
+    async def completions(self, body: Completion) -> JSONResponse | StreamingResponse:
+        """The text that goes on from a prompt."""
+        self._check(body)
+        text = body.prompt if isinstance(body.prompt, str) else self.engine.language.text(body.prompt)
+        return await self._answer(body, body.prompt, text)
+
+    @api.post("/v1/chat/completions", response_model=None)
+    async def chat(self, body: Chat) -> JSONResponse | StreamingResponse:
+        """The next turn of a conversation."""
+        self._check(body)
+        messages = [message.model_dump() for message in body.messages]
+        try:
+            prompt = self.engine.language.chat(messages)
+        except DataError as error:
+            raise Refused(400, str(error), code="no_chat_template") from None
+        return await self._answer(body, prompt, "\n".join(message["content"] for message in messages))
+
+    @api.get("/v1/models")
+    async def models(self) -> dict[str, Any]:
+        """The one that answers."""
+        return {"object": "list", "data": [self._model()]}
+
+    @api.get("/v1/models/{name}")
+    async def model(self, name: str) -> dict[str, Any]:
+        """The one that answers, by its name."""
+        self._check_name(name)
+        return self._model()
+
+    @api.get("/healthz")
+    async def healthz(self) -> dict[str, Any]:
+        """Which model answers, and how much is under way."""
+        computed, waiting = self.engine.load
+        return {"status": "ok", "model": self.name, "computed": computed, "waiting": waiting}
+
+    def _model(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "rtrain"}
+
+    def _check_name(self, name: str) -> None:
+        if name != self.name:
+            raise Refused(404, f"model: there is no {name!r} here, but {self.name!r}", code="model_not_found")
+
+    def _check(self, body: Ask) -> None:
+        self._check_name(body.model)
+        if body.stream_options is not None and not body.stream:
+            raise Refused(400, "stream_options: only where stream is true")
+        if self.guard and body.wants_logprobs is not None:
+            raise Refused(400, "logprobs: not here, since a guard may change the text")
+
+    async def _answer(self, body: Ask, prompt: str | list[int], said: str) -> JSONResponse | StreamingResponse:
+        if self.guard and (why := await asyncio.to_thread(self.guard.ask, said)):
+            raise Refused(400, f"prompt: {why}", code="content_filter")
+        language = self.engine.language
+        ids = prompt if isinstance(prompt, list) else language.ids(prompt)
+        try:
+            sampling = body.sampling(language.context - len(ids))
+        except DataError as error:
+            raise Refused(422, str(error)) from None
+        shape = Shape(body, self.name, language, len(ids), uuid.uuid4().hex, int(time.time()))
+        pieces = self._guarded(self._pieces(ids, sampling)) if self.guard else self._pieces(ids, sampling)
+        first = await anext(pieces)  # here, where a refusal is still a status of its own
+        if body.stream:
+            return StreamingResponse(_events(first, pieces, shape), media_type="text/event-stream")
+        async with aclosing(pieces):
+            found = [first] + [piece async for piece in pieces]
+        if found[-1].error:
+            raise Refused(500, found[-1].error, kind="server_error")
+        return JSONResponse(shape.whole(found))
+
+    async def _pieces(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Piece, None]:
+        """Of one answer, as the model's thread gives them; whoever leaves this ends the sequence."""
+        loop, queue = asyncio.get_running_loop(), asyncio.Queue[Piece]()
+        try:
+            ticket = self.engine.submit(ids, sampling, lambda piece: _hand(loop, queue, piece))
+        except Busy as error:
+            raise Refused(429, str(error), kind="rate_limit_error", code="busy") from None
+        except TooLong as error:
+            raise Refused(400, str(error), code="context_length_exceeded") from None
+        except DataError as error:
+            raise Refused(400, str(error)) from None
+        try:
+            while True:
+                piece = await queue.get()
+                yield piece
+                if piece.finish:
+                    return
+        finally:
+            ticket.cancel()
+
+    async def _guarded(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+        """The whole answer in one piece: what a guard has not seen whole does not go out."""
+        assert self.guard is not None
+        async with aclosing(pieces):
+            found = [piece async for piece in pieces]
+        text = "".join(piece.text for piece in found)
+        given = text if found[-1].error else await asyncio.to_thread(self.guard.answer, text)
+        finish = found[-1].finish if given == text else "content_filter"
+        yield Piece(given, finish=finish, computed=found[-1].computed, error=found[-1].error)
+
+
+def language_application(
+    export: str, *, guard: Guard | None = None, lanes: int = 8, waiting: int = 64, device: str = "", **options: Any
+) -> Any:
+    """What serves an intact language export; `options` of its deployment, as `num_replicas`.
+
+    `lanes`: answers that a replica computes at once. `waiting`: requests that wait for one, beyond which it says 429.
+
+    Raises:
+        CheckpointError: there is no intact export.
+        ConfigError: transformers is not installed, or the export lies in no local folder.
+    """
+    load(export, device="cpu")  # here, where the error is one line
+    server: Any = LanguageServer
+    given = {"guard": guard, "lanes": lanes, "waiting": waiting, "device": device}
+    return server.options(**options).bind(export, **given)

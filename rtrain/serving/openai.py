@@ -1,0 +1,234 @@
+"""The shapes of OpenAI's HTTP API: what may be asked, how answers and refusals look."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from rtrain.language.engine import Piece, Token
+from rtrain.language.model import Language
+from rtrain.language.sampling import Sampling
+
+
+class Refused(Exception):
+    """A request that is not answered; the message begins with the field that is at fault, where one is."""
+
+    def __init__(self, status: int, message: str, *, kind: str = "invalid_request_error", code: str | None = None):
+        super().__init__(message)
+        param, colon, _ = message.partition(":")
+        self.status = status
+        known = kind == "invalid_request_error" and colon
+        self.body = {"message": message, "type": kind, "param": param if known else None, "code": code}
+
+
+async def refused(request: Request, error: Refused) -> JSONResponse:
+    """A refusal as OpenAI's clients read it."""
+    headers = {"retry-after": "1"} if error.status == 429 else None
+    return JSONResponse({"error": error.body}, error.status, headers=headers)
+
+
+async def unread(request: Request, error: RequestValidationError) -> JSONResponse:
+    """A body that is no JSON, or whose keys or values do not fit."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return await refused(request, Refused(400, f"the body is not JSON ({first['ctx']['error']})"))
+    # Of a union each member complains; its name is no part of the field's.
+    where = ".".join(str(part) for part in first["loc"][1:] if part not in ("str", "list[int]", "list[str]"))
+    return await refused(request, Refused(422, f"{where or 'the body'}: {first['msg']}"))
+
+
+class StreamOptions(BaseModel):
+    """Of a stream."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    include_usage: bool = False
+
+
+class Ask(BaseModel):
+    """What both kinds of requests have; a key that is not taken is refused, not ignored."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    model: str
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    n: Literal[1] = 1
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with the counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def wants_logprobs(self) -> int | None:
+        """How many of the likeliest tokens to name; none: no log probabilities."""
+        raise NotImplementedError
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether the answer is a message."""
+        raise NotImplementedError
+
+    def most_tokens(self, room: int) -> int:
+        """Tokens of the answer, where `room` are left in the context."""
+        raise NotImplementedError
+
+    def sampling(self, room: int) -> Sampling:
+        """What the engine is asked.
+
+        Raises:
+            DataError: a value that does not fit.
+        """
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            max_tokens=self.most_tokens(room),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=stop,
+            logprobs=self.wants_logprobs,
+        )
+
+
+class Completion(Ask):
+    """The body of /v1/completions."""
+
+    prompt: str | list[int] = Field(description="a text, or its tokens")
+    logprobs: int | None = None
+
+    @property
+    def wants_logprobs(self) -> int | None:
+        """See `Ask`."""
+        return self.logprobs
+
+    @property
+    def is_chat(self) -> bool:
+        """See `Ask`."""
+        return False
+
+    def most_tokens(self, room: int) -> int:
+        """See `Ask`."""
+        return 16 if self.max_tokens is None else self.max_tokens
+
+
+class Message(BaseModel):
+    """One turn."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Chat(Ask):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    logprobs: bool = False
+    top_logprobs: int = 0
+    max_completion_tokens: int | None = None
+
+    @property
+    def wants_logprobs(self) -> int | None:
+        """See `Ask`."""
+        return self.top_logprobs if self.logprobs else None
+
+    @property
+    def is_chat(self) -> bool:
+        """See `Ask`."""
+        return True
+
+    def most_tokens(self, room: int) -> int:
+        """See `Ask`; by default all that there is room for."""
+        asked = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return max(1, room) if asked is None else asked
+
+
+@dataclass
+class Shape:
+    """How the answer to one request is written."""
+
+    asked: Ask
+    model: str
+    language: Language
+    prompt_tokens: int
+    id: str
+    created: int
+    characters: int = 0
+    """Of the text that is written already: where the next token's begins."""
+
+    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
+        """All of it at once."""
+        text = "".join(piece.text for piece in pieces)
+        logprobs = self._logprobs([token for piece in pieces for token in piece.tokens])
+        choice: dict[str, Any] = {"index": 0, "logprobs": logprobs, "finish_reason": pieces[-1].finish}
+        choice |= {"message": {"role": "assistant", "content": text}} if self.asked.is_chat else {"text": text}
+        return self._head("") | {"choices": [choice], "usage": self._usage(pieces[-1])}
+
+    def begin(self) -> list[dict[str, Any]]:
+        """Chunks before the first piece."""
+        if not self.asked.is_chat:
+            return []
+        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return [self._head(".chunk") | {"choices": [choice]}]
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """One piece of a stream."""
+        choice: dict[str, Any] = {"index": 0, "finish_reason": piece.finish or None}
+        choice["logprobs"] = self._logprobs(list(piece.tokens))
+        choice |= {"delta": {"content": piece.text}} if self.asked.is_chat else {"text": piece.text}
+        return self._head(".chunk") | {"choices": [choice]}
+
+    def usage_chunk(self, last: Piece) -> dict[str, Any]:
+        """The end of a stream that was asked for its counts."""
+        return self._head(".chunk") | {"choices": [], "usage": self._usage(last)}
+
+    def _head(self, suffix: str) -> dict[str, Any]:
+        chat = self.asked.is_chat
+        kind = f"chat.completion{suffix}" if chat else "text_completion"
+        name = f"{'chatcmpl' if chat else 'cmpl'}-{self.id}"
+        return {"id": name, "object": kind, "created": self.created, "model": self.model}
+
+    def _usage(self, last: Piece) -> dict[str, int]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": last.computed,
+            "total_tokens": self.prompt_tokens + last.computed,
+        }
+
+    def _text(self, token: int) -> str:
+        return self.language.text([token])
+
+    def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
+        if self.asked.wants_logprobs is None:
+            return None
+        if self.asked.is_chat:
+            return {"content": [self._of_chat(token) for token in tokens], "refusal": None}
+        offsets = []
+        for token in tokens:
+            offsets.append(self.characters)
+            self.characters += len(self._text(token.id))
+        likeliest = [{self._text(i): p for i, p in reversed(token.likeliest)} for token in tokens]
+        return {
+            "tokens": [self._text(token.id) for token in tokens],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": likeliest if self.asked.wants_logprobs else None,
+            "text_offset": offsets,
+        }
+
+    def _of_chat(self, token: Token) -> dict[str, Any]:
+        best = [{"token": self._text(i), "logprob": p, "bytes": None} for i, p in token.likeliest]
+        return {"token": self._text(token.id), "logprob": token.logprob, "bytes": None, "top_logprobs": best}
+
+
+def event(content: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(content, ensure_ascii=False).encode() + b"\n\n"

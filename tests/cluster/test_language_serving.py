@@ -1,0 +1,214 @@
+"""A language export on Ray Serve, asked as OpenAI's clients ask: streams, refusals, a client that leaves."""
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from ray import serve
+
+import rtrain
+from recipes.gpt_stdlib import debug
+from rtrain.language.guard import Guard
+from rtrain.serving.language import language_application
+from tests.cluster.conftest import wait_for
+
+PROMPTS = ["def f(", "import os\n", "class A:\n    ", "self", "return", "#", "    if x", "'''Words"]
+JSON = {"content-type": "application/json"}
+MODEL = "gpt-stdlib-debug"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("transformers")
+    changes = {"storage": str(tmp_path_factory.mktemp("language")), "tracking.to": (), "cluster.workers": 1}
+    changes |= {"data.context": 512, "global_batch": 2, "optim.schedule.warmup_steps": 2}
+    result = rtrain.train(rtrain.override(debug(), changes), launcher="inline", quiet=True)
+    assert result is not None
+    return str(result.export)
+
+
+@pytest.fixture(scope="module")
+def served(serve_port: int, exported: str) -> Iterator[Any]:
+    serving = rtrain.serve(exported.removesuffix("/export"), port=serve_port)  # a run's folder, as on a command line
+    yield serving
+    serving.stop()
+
+
+def offline(exported: str, prompt: str, tokens: int) -> str:
+    import torch
+
+    from rtrain.language.model import load
+
+    language = load(exported, device="cpu")
+    ids = torch.tensor([language.ids(prompt)])
+    made = language.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, pad_token_id=0
+    )[0, ids.shape[1] :].tolist()
+    return language.text([token for token in made if token not in language.ends])
+
+
+def events(url: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events of a stream, whose last one must be [DONE]."""
+    with httpx.stream("POST", f"{url}/v1/completions", json=body | {"stream": True}, timeout=120) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line for line in answer.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines) and lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def test_eight_streams_at_once_give_what_generate_gives(served: Any, exported: str) -> None:
+    wanted = [offline(exported, prompt, 60) for prompt in PROMPTS]
+    body = {"model": MODEL, "max_tokens": 60, "temperature": 0, "stream_options": {"include_usage": True}}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda prompt: events(served.url, body | {"prompt": prompt}), PROMPTS, timeout=120))
+    for prompt, text, chunks in zip(PROMPTS, wanted, found, strict=True):
+        *pieces, last = chunks
+        assert "".join(piece["choices"][0]["text"] for piece in pieces) == text
+        assert [piece["choices"][0]["finish_reason"] for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
+        assert pieces[-1]["choices"][0]["finish_reason"] in ("length", "stop")
+        assert {piece["object"] for piece in chunks} == {"text_completion"} and len({c["id"] for c in chunks}) == 1
+        counts = last["usage"]
+        assert (last["choices"], counts["prompt_tokens"]) == ([], len(prompt))
+        assert counts["total_tokens"] == counts["prompt_tokens"] + counts["completion_tokens"]
+
+
+def test_one_answer_in_whole(served: Any, exported: str) -> None:
+    body = {"model": MODEL, "prompt": "def f(", "max_tokens": 12, "temperature": 0, "logprobs": 2}
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
+    (choice,) = answer["choices"]
+    assert choice["text"] == offline(exported, "def f(", 12)
+    assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18}
+    assert len(choice["logprobs"]["tokens"]) == len(choice["logprobs"]["token_logprobs"]) == 12
+    # Greedy: each token is the likeliest of its place.
+    assert [max(row.values()) for row in choice["logprobs"]["top_logprobs"]] == choice["logprobs"]["token_logprobs"]
+    ids = body | {"prompt": list(b"def f(")}
+    assert httpx.post(f"{served.url}/v1/completions", json=ids, timeout=60).json()["choices"] == [choice]
+    assert httpx.get(f"{served.url}/v1/models").json()["data"][0]["id"] == MODEL
+    assert httpx.get(f"{served.url}/v1/models/{MODEL}").json()["object"] == "model"
+    assert httpx.get(f"{served.url}/healthz").json()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "status", "param", "code"),
+    [
+        ("completions", {"model": "gpt-5"}, 404, "model", "model_not_found"),
+        ("completions", {"max_tokens": 0}, 422, "max_tokens", None),
+        ("completions", {"max_tokens": "4"}, 422, "max_tokens", None),
+        ("completions", {"temperature": 9}, 422, "temperature", None),
+        ("completions", {"best_of": 2}, 422, "best_of", None),
+        ("completions", {"prompt": {"a": 1}}, 422, "prompt", None),
+        ("completions", {"prompt": ""}, 400, "prompt", None),
+        ("completions", {"prompt": [300]}, 400, "prompt", None),
+        ("completions", {"max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
+        ("completions", {"stream": True, "max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
+        ("completions", {"stream_options": {"include_usage": True}}, 400, "stream_options", None),
+        ("chat/completions", {"prompt": None, "messages": [{"role": "user", "content": "x"}]}, 400, "messages",
+         "no_chat_template"),
+        ("chat/completions", {"prompt": None, "messages": [{"role": "me", "content": "x"}]}, 422, "messages.0.role",
+         None),
+    ],
+)  # fmt: skip
+def test_refusals_are_openais(
+    served: Any, path: str, change: dict[str, Any], status: int, param: str, code: str | None
+) -> None:
+    body = {"model": MODEL, "prompt": "def f("} | change
+    body = {key: value for key, value in body.items() if value is not None}
+    answer = httpx.post(f"{served.url}/v1/{path}", json=body, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (status, param, code), error
+    assert error["type"] == "invalid_request_error" and error["message"].startswith(param)
+
+
+def test_what_is_no_json(served: Any) -> None:
+    answer = httpx.post(f"{served.url}/v1/completions", content=b"{", headers=JSON, timeout=60)
+    assert answer.status_code == 400 and "not JSON" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_sequence(
+    serve_port: int, served: Any, exported: str, tmp_path: Path, stream: bool
+) -> None:
+    folder = tmp_path / "endless"  # no token ends it, and its context takes a minute to fill
+    shutil.copytree(exported, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 100_000}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"bos_token_id": null, "eos_token_id": null}')
+    serve.run(language_application(str(folder)), name="endless", route_prefix="/endless")
+    url = f"http://127.0.0.1:{serve_port}/endless"
+
+    def computed() -> int:
+        return int(httpx.get(f"{url}/healthz", timeout=60).json()["computed"])
+
+    body = {"model": "endless", "prompt": "def f(", "max_tokens": 90_000, "stream": stream}
+
+    def ask_and_leave() -> int:
+        read, until = 0, time.monotonic() + 3
+        with suppress(httpx.ReadTimeout), httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=3) as answer:
+            for _ in answer.iter_lines():
+                read += 1
+                if time.monotonic() > until:
+                    break
+        return read
+
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            read = pool.submit(ask_and_leave)
+            wait_for(lambda: computed() == 1, "the sequence", timeout_s=3)
+            assert (read.result(timeout=60) > 10) == stream
+        wait_for(lambda: computed() == 0, "the end of a sequence that nobody reads", timeout_s=10)
+    finally:
+        serve.delete("endless")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoSecrets(Guard):
+    word: str
+
+    def ask(self, text: str) -> str:
+        return f"{self.word!r} is not talked about" if self.word in text else ""
+
+    def answer(self, text: str) -> str:
+        return "[withheld]"
+
+
+def test_guard_chat_and_a_full_queue(serve_port: int, served: Any, exported: str, tmp_path: Path) -> None:
+    folder = tmp_path / "talker"
+    shutil.copytree(exported, folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}a:")
+    app = language_application(str(folder), guard=NoSecrets(word="password"), lanes=1, waiting=1)
+    serve.run(app, name="guarded", route_prefix="/guarded")
+    try:
+        url = f"http://127.0.0.1:{serve_port}/guarded/v1/chat/completions"
+        body = {"model": "talker", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+        answer = httpx.post(url, json=body, timeout=60).json()
+        assert answer["choices"][0]["message"] == {"role": "assistant", "content": "[withheld]"}
+        assert answer["choices"][0]["finish_reason"] == "content_filter"
+        assert answer["usage"]["prompt_tokens"] == len("user: hello\na:")
+        with httpx.stream("POST", url, json=body | {"stream": True}, timeout=60) as stream:
+            lines = [line for line in stream.iter_lines() if line]
+        chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+        assert [chunk["choices"][0]["delta"] for chunk in chunks] == [
+            {"role": "assistant", "content": ""}, {"content": "[withheld]"},
+        ]  # fmt: skip
+        body["messages"][0]["content"] = "the password"  # type: ignore[index]
+        refused = httpx.post(url, json=body, timeout=60)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
+
+        body["messages"][0]["content"] = "long"  # type: ignore[index]
+        longer = body | {"max_tokens": 480, "temperature": 0}
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(lambda _: httpx.post(url, json=longer, timeout=120), range(12), timeout=200))
+        assert {answer.status_code for answer in answers} == {200, 429}
+        busy = next(answer for answer in answers if answer.status_code == 429)
+        assert busy.json()["error"]["type"] == "rate_limit_error" and busy.headers["retry-after"] == "1"
+    finally:
+        serve.delete("guarded")

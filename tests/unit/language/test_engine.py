@@ -1,0 +1,185 @@
+"""The engine against plain transformers: same tokens, same log probabilities, whatever runs beside."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rtrain.errors import CheckpointError, DataError
+from rtrain.language.engine import Answer, Busy, Engine, Piece, TooLong
+from rtrain.language.model import is_language, load
+from rtrain.language.sampling import Sampling
+
+PROMPTS = ["def f(", "import os\n", "class A:\n    ", "é", "return", "#", "    if x", "'''Words of a docstring"]
+GREEDY = Sampling(max_tokens=40, temperature=0)
+
+
+def generated(engine: Engine, prompt: str, tokens: int) -> tuple[int, ...]:
+    """What transformers itself makes of it."""
+    ids = torch.tensor([engine.language.ids(prompt)])
+    mask = torch.ones_like(ids)
+    out = engine.language.model.generate(
+        ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens, pad_token_id=0
+    )
+    return tuple(out[0, ids.shape[1] :].tolist())
+
+
+def together(engine: Engine, asked: list[tuple[str, Sampling]]) -> list[Answer]:
+    """All at once, each from a thread of its own."""
+    start = threading.Barrier(len(asked))
+
+    def one(prompt: str, sampling: Sampling) -> Answer:
+        start.wait(timeout=30)
+        return engine.answer(prompt, sampling, timeout_s=60)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return [f.result(timeout=60) for f in [pool.submit(one, *each) for each in asked]]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3], ids=["trained", "of close and changing logits"])
+def test_eight_at_once_are_greedy_as_generate_is(exported: str, noise: float) -> None:
+    engine = Engine(load(exported, device="cpu"), lanes=8)
+    if noise:
+        torch.manual_seed(0)
+        for weight in engine.language.model.parameters():
+            torch.nn.init.normal_(weight, std=noise)
+    wanted = [generated(engine, prompt, 40) for prompt in PROMPTS]
+    assert len(set(wanted)) > 4
+    answers = together(engine, [(prompt, GREEDY) for prompt in PROMPTS])
+    assert [answer.ids for answer in answers] == wanted
+    for answer in answers:
+        kept = [i for i in answer.ids if i not in engine.language.ends]
+        assert answer.text == engine.language.text(kept)
+        assert answer.finish == ("length" if len(kept) == 40 else "stop")
+    engine.close()
+
+
+def test_the_token_that_ends_a_document_ends_the_answer(engine: Engine) -> None:
+    ids = generated(engine, "def f(", 40)
+    ends = frozenset({ids[10]})
+    object.__setattr__(engine.language, "ends", ends)
+    answer = engine.answer("def f(", GREEDY)
+    first = ids.index(ids[10])
+    assert (answer.finish, answer.ids, answer.text) == (
+        "stop",
+        ids[: first + 1],
+        engine.language.text(list(ids[:first])),
+    )
+
+
+def test_a_seed_draws_the_same_tokens_beside_others_and_alone(engine: Engine) -> None:
+    drawn = Sampling(max_tokens=40, temperature=0.9, top_p=0.95, seed=7)
+    alone = engine.answer("def f(", drawn)
+    other = Sampling(max_tokens=30, temperature=1.0)
+    beside = together(engine, [("def f(", drawn), *[(prompt, other) for prompt in PROMPTS[:3]]])
+    assert beside[0].ids == alone.ids
+    assert engine.answer("def f(", Sampling(max_tokens=40, temperature=0.9, top_p=0.95, seed=8)).ids != alone.ids
+    free = Sampling(max_tokens=40, temperature=0.9)
+    assert engine.answer("def f(", free).ids != engine.answer("def f(", free).ids
+
+
+def test_top_p_keeps_the_likeliest_that_reach_it() -> None:
+    logits = torch.tensor([0.5, 0.1, 0.3, 0.1]).log()
+    generator = torch.Generator().manual_seed(0)
+    for top_p, kept in ((0.5, {0}), (0.6, {0, 2}), (0.8, {0, 2}), (1.0, {0, 1, 2, 3})):
+        sampling = Sampling(top_p=top_p)
+        assert {sampling.choose(logits, generator) for _ in range(300)} == kept
+    colder = [Sampling(temperature=0.5).choose(logits, generator) for _ in range(4000)]
+    assert colder.count(0) / 4000 == pytest.approx(0.25 / 0.36, abs=0.03)
+
+
+def test_a_stop_text_across_tokens_ends_the_answer_and_is_not_given(engine: Engine) -> None:
+    drawn = {"max_tokens": 40, "temperature": 0.8, "seed": 3}
+    whole = engine.answer("import os\n", Sampling(**drawn)).text
+    assert whole.isascii()  # a token is a byte here
+    at = next(at for at in range(8, 36) if whole.index(whole[at : at + 4]) == at)
+    stop = whole[at : at + 4]
+    pieces: list[Piece] = []
+    done = threading.Event()
+
+    def emit(piece: Piece) -> None:
+        pieces.append(piece)
+        if piece.finish:
+            done.set()
+
+    sampling = Sampling(**drawn, stop=(stop, "never seen"), logprobs=0)
+    ticket = engine.submit("import os\n", sampling, emit)
+    assert done.wait(30)
+    text = "".join(piece.text for piece in pieces)
+    assert text == whole[:at] and pieces[-1].finish == "stop"
+    assert len(ticket.ids) == len(text) + 4
+    assert sum(len(piece.tokens) for piece in pieces) == len(text)
+
+
+def test_log_probabilities_are_those_of_a_plain_forward(engine: Engine) -> None:
+    answer = engine.answer("import os\n", Sampling(max_tokens=24, temperature=0.7, top_p=0.9, seed=3, logprobs=3))
+    prompt = engine.language.ids("import os\n")
+    with torch.no_grad():
+        logits = engine.language.model(torch.tensor([prompt + list(answer.ids)])).logits[0]
+    wanted = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+    assert len(answer.tokens) == 24
+    for token, row in zip(answer.tokens, wanted, strict=True):
+        assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-5)
+        best = row.topk(3)
+        assert [i for i, _ in token.likeliest] == best.indices.tolist()
+        assert [p for _, p in token.likeliest] == pytest.approx(best.values.tolist(), abs=1e-5)
+
+
+def test_beyond_the_queue_a_request_is_refused_and_a_cancelled_one_ends(exported: str) -> None:
+    engine = Engine(load(exported, device="cpu"), lanes=1, waiting=2)
+    held, reached = threading.Event(), threading.Event()
+
+    def wait(piece: Piece) -> None:
+        reached.set()
+        assert held.wait(30)
+
+    first = engine.submit("def f(", Sampling(max_tokens=100, temperature=0), wait)
+    assert reached.wait(30)
+    waiting = [engine.submit("def f(", GREEDY, lambda piece: None) for _ in range(2)]
+    with pytest.raises(Busy, match="2 requests wait already"):
+        engine.submit("def f(", GREEDY, lambda piece: None)
+    for ticket in (first, *waiting):
+        ticket.cancel()
+    held.set()
+    assert engine.answer("def f(", GREEDY).finish == "length"
+    assert len(first.ids) < 100 and not waiting[0].ids
+    engine.close()
+    with pytest.raises(Busy, match="stopping"):
+        engine.answer("def f(", GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "said"),
+    [("", 1, "prompt: it has no token"), ([256], 1, "prompt: token 256 is not"), ("x" * 120, 9, "context has 128")],
+)
+def test_what_cannot_be_asked(engine: Engine, prompt: Any, tokens: int, said: str) -> None:
+    with pytest.raises(TooLong if "context" in said else DataError, match=said):
+        engine.answer(prompt, Sampling(max_tokens=tokens))
+
+
+def test_one_failure_is_not_that_of_others(engine: Engine) -> None:
+    real = engine.language.text
+    object.__setattr__(engine.language, "text", lambda ids: 1 / 0 if ids[0] == 0 else real(ids))
+    assert engine.answer("def f(", GREEDY).finish == "length"
+    object.__setattr__(engine.language, "text", lambda ids: 1 / 0)
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        engine.answer("def f(", GREEDY)
+    object.__setattr__(engine.language, "text", real)
+    assert engine.answer("def f(", GREEDY).finish == "length"
+
+
+def test_a_folder_that_is_no_export(exported: str, tmp_path: Path) -> None:
+    assert is_language(exported) and not is_language(str(tmp_path))
+    with pytest.raises(CheckpointError, match="no whole language export"):
+        load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"max_tokens": 0}, {"temperature": 3}, {"top_p": 0}, {"stop": ("",)}, {"logprobs": 21}]
+)
+def test_a_sampling_that_cannot_be(wrong: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match=next(iter(wrong))):
+        Sampling(**wrong)
