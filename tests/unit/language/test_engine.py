@@ -73,8 +73,8 @@ def test_the_token_that_ends_a_document_ends_the_answer(engine: Engine) -> None:
 def test_a_seed_draws_the_same_tokens_beside_others_and_alone(engine: Engine) -> None:
     drawn = Sampling(max_tokens=40, temperature=0.9, top_p=0.95, seed=7)
     alone = engine.answer("def f(", drawn)
-    other = Sampling(max_tokens=30, temperature=1.0)
-    beside = together(engine, [("def f(", drawn), *[(prompt, other) for prompt in PROMPTS[:3]]])
+    others = [Sampling(max_tokens=30, seed=seed) for seed in (7, 1, None)]
+    beside = together(engine, [("def f(", drawn), *zip(PROMPTS, others, strict=False)])
     assert beside[0].ids == alone.ids
     assert engine.answer("def f(", Sampling(max_tokens=40, temperature=0.9, top_p=0.95, seed=8)).ids != alone.ids
     free = Sampling(max_tokens=40, temperature=0.9)
