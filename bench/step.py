@@ -2,9 +2,10 @@
 
 python -m bench.step                        all of them, on this machine's first GPU; --only NAME, --cpu, --json
 
-dlrm        26 tables of 1,000,000 x 64, batches of 16,384, dense part 512-256 and 1024-1024-512; float32 and 16 bits
+dlrm        26 tables of 1,000,000 x 64, batches of 16,384, dense part 512-256 and 1024-1024-512; tables of float32 and
+            of 16 bits, products as tf32 and bfloat16
 uvm         the same with tables of 100,000 rows: in the GPU's memory, in the host's, and in the host's with a cache
-decoder     12 layers, dim 768, 8 x 1,024 tokens: DDP, ZeRO-1, ZeRO-3
+decoder     12 layers, dim 768, 8 x 1,024 tokens: DDP, ZeRO-1, ZeRO-3; tf32 and bfloat16
 recipes     recipes/*.py as they are, on one rank
 
 `host` is how long the host takes to ask for a step: what is more than that, the GPU takes. `waits` are calls of a step
@@ -88,18 +89,29 @@ def dlrm_of(folder: Path, rows: int, batch: int, **changes: Any) -> Run:
         sparse_optim=RowWiseAdagrad(lr=1e-2),
         global_batch=batch,
         duration=Duration(steps=1000),
-        parallel=Parallel(dense="ddp", embeddings="table_wise", tables=changes.get("layouts", ())),
+        parallel=Parallel(
+            dense="ddp",
+            embeddings="table_wise",
+            tables=changes.get("layouts", ()),
+            precision=changes.get("precision", "float32"),
+        ),
         evaluation=Evaluation(every=Duration(steps=10**9)),
         metrics=(AUC(),),
     )
 
 
+def _of_few_bits(small: bool) -> tuple[str, ...]:
+    return ("bfloat16",) if small else ("tf32", "bfloat16")
+
+
 def dlrm(folder: Path, small: bool) -> Runs:
     """`small`: as a CPU can look up and hold."""
     rows, batch = (1_000, 1_024) if small else (1_000_000, 16_384)
-    for dtype in ("float32", "float16") if small else ("float32", "float16", "bfloat16"):
+    for dtype in ("float32", "float16"):
         tables = tuple(TableOptions(table=f"c{i}", dtype=dtype) for i in range(TABLES))  # type: ignore[arg-type]
-        yield f"dlrm {dtype}", dlrm_of(folder, rows, batch, tables=tables)
+        yield f"dlrm tables {dtype}", dlrm_of(folder, rows, batch, tables=tables)
+    for precision in _of_few_bits(small):
+        yield f"dlrm {precision}", dlrm_of(folder, rows, batch, precision=precision)
 
 
 def uvm(folder: Path, small: bool) -> Runs:
@@ -116,7 +128,15 @@ def decoder(folder: Path, small: bool) -> Runs:
     tokens = np.random.default_rng(0).integers(0, vocab, 400_000).astype(np.uint16)
     write_shards(iter([tokens]), folder / "tokens", vocab=vocab, tokenizer="bytes")
     layers, dim, heads = (2, 64, 2) if small else (12, 768, 12)
-    for name, layout in {"ddp": {}, "zero1": {"zero_stage": 1}, "zero3": {"zero_stage": 3}}.items():
+    layouts: dict[str, dict[str, Any]] = {
+        "ddp": {},
+        **{f"ddp {precision}": {"precision": precision} for precision in _of_few_bits(small)},
+        "zero1": {"dense": "zero", "zero_stage": 1},
+        "zero1 bfloat16": {"dense": "zero", "zero_stage": 1, "precision": "bfloat16"},
+        "zero3": {"dense": "zero", "zero_stage": 3},
+        "zero3 bfloat16": {"dense": "zero", "zero_stage": 3, "precision": "bfloat16"},
+    }
+    for name, layout in layouts.items():
         yield (
             f"decoder {name}",
             Run(
@@ -126,7 +146,7 @@ def decoder(folder: Path, small: bool) -> Runs:
                 optim=AdamW(lr=1e-4, clip_norm=1.0),
                 global_batch=8,
                 duration=Duration(steps=1000),
-                parallel=Parallel(dense="zero" if layout else "ddp", **layout),  # type: ignore[arg-type]
+                parallel=Parallel(**{"dense": "ddp"} | layout),
                 evaluation=Evaluation(every=Duration(steps=10**9), monitor="loss"),
                 metrics=(TokenLoss(),),
             ),

@@ -25,6 +25,7 @@ AXES: tuple[Axis, ...] = ("pipeline", "data", "tensor")
 Embeddings = Literal["sharded", "table_wise", "row_wise", "column_wise", "table_row_wise", "data_parallel"]
 Kernel = Literal["fused", "fused_uvm", "fused_uvm_caching"]
 Wire = Literal["float32", "float16", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,10 @@ class Parallel:
     wire: Wire = "float32"
     """What looked-up vectors and their gradients travel between the tables' ranks as while training, each rounded;
     bfloat16 on GPU only. Evaluation is in float32."""
+    precision: Precision = "float32"
+    """What the dense part's matrix products take while training. tf32: float32 of 10 bits behind the point, on NVIDIA's
+    GPUs alone. bfloat16: torch's autocast. Weights, gradients, optimizers, tables, losses and what travels between
+    stages stay float32, and so does all evaluation: what is scored is what is exported."""
     overlap: bool = True
     """Send the next batch's ids to the ranks of their tables while a step computes; losses are the same."""
 

@@ -119,12 +119,13 @@ def _spelled(status: dict[str, Any]) -> str:
 
 
 def _share(options: argparse.Namespace) -> int:
+    from rtrain.endpoint.endpoint import port_of_serve
     from rtrain.launch.session import join_running
 
     with join_running("share"):
-        endpoint = _endpoint(options, options.model)
-        endpoint.hold(options.percent / 100, options.reason)
-        status = endpoint.status()
+        _endpoint(options, options.model).hold(options.percent / 100, options.reason)
+        options.port = port_of_serve()
+        status = _endpoint(options, options.model).status()
     answer(options, status, _spelled(status))
     return 0
 

@@ -127,7 +127,8 @@ class _Along(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graph_NN: Tensor, x_NE: Tensor) -> Tensor:
         ctx.graph = graph_NN
-        found: Tensor = torch.sparse.mm(graph_NN, x_NE)
+        with torch.autocast(x_NE.device.type, enabled=False):  # torch multiplies no sparse matrix of 16 bits
+            found: Tensor = torch.sparse.mm(graph_NN, x_NE.to(graph_NN.dtype))
         return found
 
     @staticmethod

@@ -28,7 +28,7 @@ from rtrain.batch import NONE, Jagged
 from rtrain.nn.managed import ManagedIds
 from rtrain.nn.tables import VECTORS, WEIGHTS, Table, mask, sequence
 
-KEPT = {"float32": DataType.FP32, "bfloat16": DataType.BF16, "float16": DataType.FP16}
+KEPT = {"float32": DataType.FP32, "float16": DataType.FP16}
 
 
 class Tables(nn.Module):

@@ -44,7 +44,7 @@ def names_given(tables: "Sequence[Table]") -> tuple[str, ...]:
 
 Pooling = Literal["mean", "sum"]
 Initial = Literal["uniform", "normal", "zeros"]
-Kept = Literal["float32", "bfloat16", "float16"]
+Kept = Literal["float32", "float16"]
 """What a weight of a table is kept as; vectors that are looked up, gradients and optimizer state are float32."""
 
 
@@ -68,7 +68,7 @@ class TableOptions:
     dtype: Kept = "float32"
     """What its weights are kept as while it is trained, in checkpoints and in the export, which is served in float32.
     An update is rounded into it: to the nearest on CPU, where one of less than half of a last bit is lost; at random on
-    GPU, where it counts on average. bfloat16 on GPU only."""
+    GPU, where it counts on average."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vectors", located(self.vectors))

@@ -162,7 +162,7 @@ def _run(
     where = {n: (rank, at) for rank, of in enumerate(numbers) for at, n in enumerate(of)}
     given: tuple[Tensor, ...] = ()
     found = []
-    modules = {rank: _built(blueprint, stages, mesh) for rank, stages in enumerate(everywhere)}
+    modules = {rank: _built(blueprint, stages, parallel, mesh) for rank, stages in enumerate(everywhere)}
     ranks = _SilentRanks(mesh, blueprint.dealt)
     for number in range(len(where)):
         rank, at = where[number]
@@ -179,12 +179,18 @@ def _run(
     return found
 
 
-def _built(blueprint: Blueprint, stages: list[tuple[Piece, ...]], mesh: Mesh) -> nn.ModuleList:
+def _built(blueprint: Blueprint, stages: list[tuple[Piece, ...]], parallel: Parallel, mesh: Mesh) -> nn.ModuleList:
     """The modules of a rank's stages, of its share of the weights; without the draws of first weights."""
     shaped = [[replace(p, fill=p.fill or _nothing) for p in pieces] for pieces in stages]
     cpu = torch.device("cpu")
     modules, _ = build_stages(
-        shaped, _SilentRank(mesh, blueprint.dealt), cpu, seed=0, first=blueprint.pieces[0].name, writes=False
+        shaped,
+        _SilentRank(mesh, blueprint.dealt),
+        cpu,
+        parallel.precision,
+        seed=0,
+        first=blueprint.pieces[0].name,
+        writes=False,
     )
     for module in modules.modules():  # built on meta: parameters have come from there, buffers not yet
         for name, buffer in module.named_buffers(recurse=False):

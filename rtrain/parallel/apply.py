@@ -88,7 +88,13 @@ def apply(blueprint: Blueprint, layout: Layout, *, read: ReadChunk | None, train
     tensor = TensorRank(groups.along["tensor"], groups.index("tensor"), groups.size("tensor"), blueprint.dealt)
     ranks = MeshRanks(tensor, groups, blueprint.dealt)
     modules, places = build_stages(
-        stages, tensor, device, seed=layout.seed, first=blueprint.pieces[0].name, writes=groups.index("data") == 0
+        stages,
+        tensor,
+        device,
+        parallel.precision,
+        seed=layout.seed,
+        first=blueprint.pieces[0].name,
+        writes=groups.index("data") == 0,
     )
     if read:
         towers.load_weights(modules, places, read)

@@ -13,7 +13,7 @@ class BareTower:
 
     def __init__(self, module: nn.Module):
         self.module = self.bare = module
-        self.grad_norm: float | None = None
+        self.grad_norm: Tensor | float | None = None
         self.left_out = self.skipped = False
 
     def backward(self, loss: Tensor) -> None:

@@ -38,7 +38,7 @@ class ReplicatedTower:
             )
         self.optim = optim
         self.optimizer = optim.build(self.bare.parameters())
-        self.grad_norm: float | None = None
+        self.grad_norm: Tensor | float | None = None
         self.left_out = self.skipped = False
 
     def backward(self, loss: Tensor) -> None:
@@ -67,7 +67,7 @@ class ReplicatedTower:
     def step(self, lr: float) -> None:
         """Clip, update, clear the gradients."""
         if self.optim.clip_norm:
-            self.grad_norm = float(clip_global_norm(self.bare, self.places, self.groups, self.optim.clip_norm))
+            self.grad_norm = clip_global_norm(self.bare, self.places, self.groups, self.optim.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
@@ -88,7 +88,8 @@ class ReplicatedTower:
         """Optimizer state from `read`; the weights were loaded before the wrapping."""
         for name, parameter in self.bare.named_parameters():
             slots = {"step": torch.zeros(()), "exp_avg": parameter.detach(), "exp_avg_sq": parameter.detach()}
+            # On a GPU the fused optimizer counts there; on CPU that is the same.
             self.optimizer.state[parameter] = {
-                slot: read(self.places[name].state(slot, like)).clone().to(parameter.device if like.dim() else "cpu")
+                slot: read(self.places[name].state(slot, like)).clone().to(parameter.device)
                 for slot, like in slots.items()
             }

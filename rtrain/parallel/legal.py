@@ -67,6 +67,10 @@ def reasons_against(
         yield f"parallel.embeddings: {parallel.embeddings!r}, but {model} has no sharded tables"
     elif parallel.wire != "float32":
         yield f"parallel.wire: {parallel.wire!r}, but {model} has no sharded tables whose vectors would travel"
+    if parallel.precision != "float32" and not any(map(shapes, blueprint.pieces)):
+        yield f"parallel.precision: {parallel.precision!r}, but {model} has no dense weights. Leave it out"
+    if parallel.precision == "tf32" and not on_gpu:
+        yield "parallel.precision: 'tf32' is of NVIDIA's GPUs (cluster.gpus_per_worker 1). Use 'bfloat16' or 'float32'"
     names = [table.name for table in blueprint.tables]
     for of in parallel.tables:
         if of.table not in names:

@@ -61,10 +61,6 @@ def _against_sixteen_bits(optim: SparseOptim, tables: tuple[Table, ...], *, on_g
         if table.dtype == "float32":
             continue
         here = f"model.tables: table {table.name!r} is {table.dtype}"
-        if table.dtype == "bfloat16" and not on_gpu:
-            yield (
-                f"{here}, which fbgemm's CPU kernels cannot look up. Use 'float16', or GPUs (cluster.gpus_per_worker 1)"
-            )
         if isinstance(optim, Adam):
             yield (
                 f"{here}, but Adam takes gradients from where the weights lie, where they would be rounded to 16 bits. "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel, PipelineSchedule
+from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel, PipelineSchedule, Precision
 from rtrain.models.plan import Piece, balance, chain, drawn, seed_of
 from rtrain.parallel.chunks import Place
 from rtrain.parallel.tensor import TensorRank
@@ -18,15 +18,24 @@ from rtrain.parallel.tensor import TensorRank
 class Stage(nn.Module):
     """Consecutive pieces of the model, one after the other."""
 
-    def __init__(self, pieces: Sequence[nn.Module], takes: Sequence[tuple[str, ...]]):
+    def __init__(
+        self, pieces: Sequence[nn.Module], takes: Sequence[tuple[str, ...]], device: str, precision: Precision
+    ):
+        """`device`: its type; `precision`: as `Parallel.precision`."""
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.takes = tuple(takes)
+        self.device, self.rounds = device, precision == "bfloat16"
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """What the last piece gives of what the stage before has `given`, and of whatever the pieces take by name."""
         first = tuple(_ContiguousGradient.apply(x) for x in given)  # type: ignore[no-untyped-call]
-        return chain(self.pieces, self.takes, first, named)
+        if not (self.rounds and self.training):
+            return chain(self.pieces, self.takes, first, named)
+        # In here rather than around the wrapping: DeepSpeed's engine turns off what it was not itself told of.
+        with torch.autocast(self.device, torch.bfloat16):
+            out = chain(self.pieces, self.takes, first, named)
+        return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
 
 
 class _ContiguousGradient(torch.autograd.Function):
@@ -71,7 +80,14 @@ def cut_into_stages(pieces: Sequence[Piece], parallel: Parallel, mesh: Mesh) -> 
 
 
 def build_stages(
-    stages: Sequence[Sequence[Piece]], tensor: TensorRank, device: torch.device, *, seed: int, first: str, writes: bool
+    stages: Sequence[Sequence[Piece]],
+    tensor: TensorRank,
+    device: torch.device,
+    precision: Precision,
+    *,
+    seed: int,
+    first: str,
+    writes: bool,
 ) -> tuple[nn.ModuleList, dict[str, Place]]:
     """The modules of a rank's stages, and where each parameter lies in the logical model.
 
@@ -102,7 +118,7 @@ def build_stages(
                 places[f"{s}.pieces.{p}.{name}"] = place
             tensor.connect(piece, module)
             built.append(module)
-        modules.append(Stage(built, [piece.takes for piece in pieces]))
+        modules.append(Stage(built, [piece.takes for piece in pieces], device.type, precision))
     return modules, places
 
 

@@ -25,7 +25,7 @@ class Tower(Protocol):
     """What to call for a forward pass that ends in `backward`."""
     bare: nn.Module
     """What to call inside `accumulate`."""
-    grad_norm: float | None
+    grad_norm: Tensor | float | None
     """Global norm of the last step's gradients before clipping; none where nothing computed it."""
     left_out: bool
     """Whether the last step was left out, because its gradients were not finite: the same on all ranks. Who leaves none

@@ -121,7 +121,7 @@ class ZeroTower:
         with redirect_stdout(StringIO()):  # it prints that it has loaded what was built before
             self._initialise(stage, optim, groups, elements, rows_per_microbatch)
         self.module: nn.Module = self.engine
-        self.grad_norm: float | None = None
+        self.grad_norm: Tensor | float | None = None
         self.left_out = self.skipped = False
 
     def _initialise(self, stage: int, optim: AdamW, groups: Groups, elements: int, rows_per_microbatch: int) -> None:
@@ -171,7 +171,7 @@ class ZeroTower:
         """Clip, update this rank's partition, gather the parameters."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        norm = None
+        norm: Tensor | float | None = None
         if self.stage == 0 and self.clip_norm:
             norm = clip_global_norm(self.bare, self.places, self.group_of, self.clip_norm)
         self.engine.step()
@@ -179,7 +179,7 @@ class ZeroTower:
         self.skipped = self.skipped or self.left_out
         if self.stage:
             norm = self.engine.get_global_grad_norm()
-        self.grad_norm = None if norm is None else float(norm)
+        self.grad_norm = norm
 
     def chunks(self) -> Iterator[Chunk]:
         """Weights and Adam's moments, gathered one tensor at a time over the data ranks."""
@@ -210,7 +210,10 @@ class ZeroTower:
                 self._set_slot(parameter, slot, value.to(parameter.device))
             step = read(place.state("step", torch.zeros(())))
         for state in inner.state.values():
-            state["step"] = torch.tensor(float(step)) if isinstance(state["step"], Tensor) else int(step)
+            if isinstance(state["step"], Tensor):
+                state["step"].fill_(float(step))  # on the GPU, of the fused optimizer
+            else:
+                state["step"] = int(step)
 
     def _inner(self) -> torch.optim.Optimizer:
         """The torch optimizer inside DeepSpeed's wrapping."""

@@ -22,6 +22,7 @@ from rtrain.models.protocol import Blueprint
 from rtrain.parallel.apply import Layout, apply
 from rtrain.parallel.chunks import Chunk, weight_name
 from rtrain.parallel.placement import bytes_per_rank
+from rtrain.parallel.precision import multiplied_as
 from rtrain.parallel.stage import parameters_of_ranks, shapes
 from rtrain.rounding import ceil_div, round_up
 from rtrain.run import Run
@@ -91,8 +92,12 @@ class Replica:
 
     @property
     def grad_norm(self) -> float | None:
-        """Global norm of the last step's dense gradients before clipping; none where nothing computed it."""
-        return self.tower.grad_norm if self.tower else None
+        """Global norm of the last step's dense gradients before clipping; none where nothing computed it.
+
+        Of a GPU this waits until it is known.
+        """
+        norm = self.tower.grad_norm if self.tower else None
+        return None if norm is None else float(norm)
 
     @property
     def skipped(self) -> bool:
@@ -146,11 +151,12 @@ class Replica:
             # Gradients are held here until all microbatches are through: tables want one update a step.
             self._leaves = self.carry.there(self._looked_up)
         named = self._named(batch, self._leaves)
-        if self.pipeline:
-            with watch.phase("pipeline"), self.tower.accumulate():
-                total = self.pipeline.train(named, batch.target, scale)
-        else:
-            total = self._accumulate(named, batch.target, scale, watch)
+        with multiplied_as(self.run.parallel.precision):
+            if self.pipeline:
+                with watch.phase("pipeline"), self.tower.accumulate():
+                    total = self.pipeline.train(named, batch.target, scale)
+            else:
+                total = self._accumulate(named, batch.target, scale, watch)
         if self._ahead:
             self._ahead.begun.go_on()
         return total if self.counts else torch.zeros_like(total)
@@ -162,7 +168,7 @@ class Replica:
         with watch.phase("optimizer"):
             self.tower.step(run.optim.lr * run.optim.schedule.factor(step, total_steps))
         if self.tables is not None and not self.tower.left_out:
-            norm = self.tower.grad_norm if run.sparse_optim.clip_with_dense else None
+            norm = self.grad_norm if run.sparse_optim.clip_with_dense else None
             with watch.phase("backward"), self.tables.updating():
                 scale = 1.0 if norm is None else run.optim.clip_factor(norm)
                 self.carry.back(self._looked_up, self._leaves, scale=scale)

@@ -11,6 +11,7 @@ from rtrain.mesh import lay_out
 from rtrain.run import Run
 from rtrain.training.agreement import open_data
 from rtrain.training.breakdown import Stopwatch
+from rtrain.training.ready import Copies, Given, arrived
 from rtrain.training.replica import Replica
 from rtrain.training.world import join
 
@@ -44,17 +45,26 @@ def trace(
     share = mesh.share(world.rank, run.blueprint.dealt)
     data = open_data(run)
     reader = data.reader(
-        "train", global_batch=run.global_batch, seed=run.seed, rank=share.index, world_size=share.count
+        "train",
+        global_batch=run.global_batch,
+        seed=run.seed,
+        rank=share.index,
+        world_size=share.count,
+        ready=Copies(world.device),
     )
     total_steps = run.total_steps(data.rows("train"))
     watch, batches = Stopwatch(world.device, sample_steps=0), iter(reader)
     replica.restore_rng()
     losses, norms = list[float](), list[float]()
+
+    def there(given: Given) -> AnyBatch:
+        return arrived(given, world.device)[1]
+
     for _ in range(first := stored.step if stored else 0):
         next(batches)
-    upcoming: AnyBatch | None = next(batches)[0] if first < steps else None
+    upcoming: AnyBatch | None = there(next(batches)[0]) if first < steps else None
     for step in range(first, steps):
-        batch, upcoming = upcoming, next(batches)[0] if step + 1 < steps else None
+        batch, upcoming = upcoming, there(next(batches)[0]) if step + 1 < steps else None
         assert batch is not None, "read a step before"
         before_step(step, replica)
         loss = replica.train_step(batch, step=step, total_steps=total_steps, watch=watch, upcoming=upcoming).double()

@@ -14,6 +14,7 @@ from torch.distributed import constants, distributed_c10d
 
 from rtrain import notices
 from rtrain.checkpoint.saver import still_writing
+from rtrain.parallel.precision import multiplied_as
 from rtrain.training import heap
 
 _JOINED = ExitStack()
@@ -63,6 +64,7 @@ def join(*, gpu: bool, timeout_s: float) -> World:
     if gpu:
         torch.cuda.init()  # it lazily would at the first tensor; until then it counts as not in use
         torch.cuda.set_device(device)
+        _JOINED.enter_context(multiplied_as("float32"))  # also what is no training step, whatever the process had
     if not dist.is_initialized():
         store = dist.HashStore() if "RANK" not in os.environ else None
         dist.init_process_group(

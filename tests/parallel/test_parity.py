@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from torch import Tensor
 
+from recipes import gpt_stdlib
 from rtrain.mesh import Parallel
 from rtrain.models.dlrm import DLRM
 from rtrain.objectives.pointwise import Pointwise
@@ -71,3 +72,15 @@ def test_texts_are_read_alike_at_any_layout(rows: str, tmp_path: Path, tokens: b
     layouts = [Parallel(data=2, dense="ddp", embeddings=how) for how in ("table_wise", "row_wise", "column_wise")]
     found = parity(run, layouts=layouts)
     assert found.holds and not found.refused, str(found)
+
+
+def test_products_of_bfloat16_are_near_at_any_layout() -> None:
+    layouts = (
+        Parallel(data=2, dense="ddp", microbatches=2, precision="bfloat16"),
+        Parallel(data=2, zero_stage=3, precision="bfloat16"),
+        Parallel(data=1, tensor=2, precision="bfloat16"),
+        Parallel(data=1, pipeline=2, microbatches=4, schedule="zbv_zero_bubble", precision="bfloat16"),
+    )
+    found = parity(gpt_stdlib.debug(), layouts=layouts)
+    assert found.holds and not found.refused, str(found)
+    assert all(of.max_loss_diff > LOSS for of in found.layouts), "products were rounded"

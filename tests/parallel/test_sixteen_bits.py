@@ -17,7 +17,7 @@ from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import ConfigError
 from rtrain.export.artifact import Predictor, export
-from rtrain.mesh import Parallel
+from rtrain.mesh import Parallel, TableLayout
 from rtrain.nn.tables import Kept, TableOptions
 from rtrain.optim import SGD, Adagrad, RowWiseAdagrad, SparseOptim
 from rtrain.parity import parity
@@ -152,10 +152,11 @@ def test_an_export_has_them_as_stored_and_answers_in_float32(model: str, rows: s
 
 
 def test_parity_on_cpu_says_what_only_a_gpu_trains(rows: str) -> None:
-    run = run_of(rows, "dlrm", Parallel(dense="ddp"), "sgd", options(ITEM, "bfloat16"))
+    there = TableLayout(table="item", embeddings="table_wise", kernel="fused_uvm")
+    run = run_of(rows, "dlrm", Parallel(dense="ddp", tables=(there,)), "sgd", ())
     on_gpu = replace(run, cluster=replace(run.cluster, gpus_per_worker=1))
     with pytest.raises(
-        ConfigError, match=r"parity: processes on CPU cannot train 'tiny': model.tables: table 'item' is"
+        ConfigError, match=r"parity: processes on CPU cannot train 'tiny': parallel.tables: table 'item' has kernel"
     ):
         parity(on_gpu, layouts=(Parallel(data=2, dense="ddp"),))
 

@@ -96,7 +96,7 @@ def test_tables_of_the_fields_size_are_balanced(device: str) -> None:
         (Adam(), "float32", 4.0),
         (RowWiseAdagrad(), "float16", 1.0),
         (Adagrad(), "float16", 3.0),
-        (SGD(), "bfloat16", 1.0),
+        (SGD(), "float16", 1.0),
     ],
 )
 def test_what_an_optimizer_holds_beside_the_weights_has_to_fit_too(
