@@ -26,7 +26,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainWarning, UserError
-from rtrain.export.flat import flat_row
+from rtrain.export.flat import as_table, flat_row
 from rtrain.export.huggingface import is_language
 from rtrain.export.program import PROGRAM, RUNS, Program, missing
 from rtrain.export.request import asked_of, json_schema, row_model
@@ -229,9 +229,8 @@ class Predictor:
             return []
         wanted = self.asked.arrow(label=False)
         try:
-            flat = [flat_row(row, self.asked) for row in rows]
-            table = pa.Table.from_pylist([{n: row.get(n) for n in wanted.names} for row in flat], schema=wanted)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
+            table = as_table([flat_row(row, self.asked) for row in rows], wanted)
+        except ValueError as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         outputs = self._of(table, self.asked, where="request", first_row=0)
         answers: list[Prediction] = self.model.objective.link(outputs).tolist()

@@ -1,9 +1,11 @@
-"""Lists of lists in a request, such as sessions of items: read as the trainer reads them, as `rtrain.data.nested`."""
+"""Requests as a table, their lists of lists, such as sessions of items, read as the trainer reads them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from rtrain.schema import IdList, IdSequence, Schema
 
@@ -28,6 +30,32 @@ def flat_row(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
             if not _alike(row.get(feature.name), row.get(beside)):
                 raise ValueError(f"{beside} nests otherwise than {feature.name}. Let both nest alike")
     return {**row, **{name: _flat(row[name]) for name in listed(schema) if name in row}}
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], wanted: pa.Schema) -> pa.Table:
+    """Of each row what is wanted; null where it has no such key.
+
+    Raises:
+        ValueError: a value that its column cannot hold; names the column.
+    """
+    columns = []
+    for field in wanted:
+        values = [row.get(field.name) for row in rows]
+        try:
+            columns.append(pa.array(values, field.type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
+            raise ValueError(f"{field.name}: {error}") from error
+        nested = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+        if pa.types.is_integer(field.type.value_type if nested else field.type):
+            _refuse_fractions(field.name, chain.from_iterable(v for v in values if v is not None) if nested else values)
+    return pa.table(columns, schema=wanted)
+
+
+def _refuse_fractions(name: str, values: Iterable[Any]) -> None:
+    """pyarrow would cut them off."""
+    for value in values:
+        if isinstance(value, float | np.floating) and not value.is_integer():
+            raise ValueError(f"{name}: {value} is no whole number")
 
 
 def _flat(value: Any) -> Any:

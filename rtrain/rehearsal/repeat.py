@@ -12,7 +12,7 @@ from rtrain.report.words import number
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training import history
-from rtrain.training.surroundings import commit_of
+from rtrain.training.surroundings import SURROUNDINGS, commit_of
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
         say(f"the code was at {then}, and is at {now} now")
     done = train(run, launcher=launcher)
     assert done is not None
+    made_of, makes_of = (_data(where) for where in (folder, Folder(run.folder)))
+    if made_of and made_of != makes_of:
+        say(f"the data were others: fingerprint {made_of} then, {makes_of} now")
     before, after = (_losses(history.read(where)) for where in (folder, Folder(run.folder)))
     pairs = [(f"loss of step {step}", value, after.get(step)) for step, value in before.items()]
     metrics = [
@@ -73,6 +76,10 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     ]
     different = tuple(f"{what}: {a!r} then, {b!r} now" for what, a, b in [*metrics, *pairs] if a != b)
     return Repeated(stored.name, name, len(pairs), len(metrics), different)
+
+
+def _data(folder: Folder) -> str:
+    return str(folder.read_json(SURROUNDINGS).get("data") or "") if folder.exists(SURROUNDINGS) else ""
 
 
 def _losses(lines: list[dict[str, Any]]) -> dict[int, float]:

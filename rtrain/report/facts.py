@@ -39,6 +39,11 @@ class Facts:
         stored = self.result.get("run") or self.run.get("name")
         return str(stored) if stored else self.folder.path.rstrip("/").rpartition("/")[2]
 
+    @property
+    def data(self) -> str:
+        """Fingerprint of what it was trained on; empty where no file tells."""
+        return str(self.surroundings.get("data") or "")
+
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """History of one kind, in the order of steps."""
         return [line for line in self.history if line["kind"] == kind]

@@ -38,19 +38,21 @@ class Listed:
     written: float | None
     """When it last wrote its history, seconds since 1970."""
     commit: str
+    data: str
+    """Fingerprint of what it was trained on: of the same data the same."""
     config: Mapping[str, object] = field(repr=False)
     """Dotted key -> value, secrets masked."""
 
     def value(self, key: str) -> object:
         """Of a column, a metric or a key of the config; none where the run has no such thing."""
         own = {"name": self.name, "model": self.model, "state": self.state, "steps": self.steps}
-        own |= {"seconds": self.seconds, "written": self.written, "commit": self.commit}
+        own |= {"seconds": self.seconds, "written": self.written, "commit": self.commit, "data": self.data}
         return own.get(key, self.metrics.get(key, self.config.get(key)))
 
     @property
     def keys(self) -> set[str]:
         """All that `value` knows."""
-        return {"name", "model", "state", "steps", "seconds", "written", "commit", *self.metrics, *self.config}
+        return {"name", "model", "state", "steps", "seconds", "written", "commit", "data", *self.metrics, *self.config}
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts, without the config."""
@@ -127,6 +129,7 @@ def _listed(facts: Facts) -> Listed:
         seconds=next(iter(numbers({"s": result.get("seconds")}).values()), None),
         written=facts.alive_at,
         commit=str(result.get("commit") or ""),
+        data=facts.data,
         config=facts.flat(),
     )
 
@@ -155,7 +158,7 @@ def _condition(text: str) -> tuple[str, Callable[[object], bool]]:
 
 def _refuse_unknown(key: str, known: set[str], option: str) -> None:
     if key not in known:
-        near = did_you_mean(key, known) or ". Metrics, keys of rtrain config, and name, model, state, steps, seconds"
+        near = did_you_mean(key, known) or ". Metrics, keys of rtrain config, name, model, state, steps, seconds, data"
         raise UserError(f"{option}: no run has {key!r}{near}")
 
 

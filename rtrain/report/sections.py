@@ -270,6 +270,8 @@ def surroundings(facts: Facts) -> dict[str, Any]:
     commit = facts.result.get("commit")
     if commit:
         rows.append(("commit", str(commit)))
+    if facts.data:
+        rows.append(("data, by their fingerprint", facts.data))
     versions = facts.surroundings.get("versions") or {}
     if versions:
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))

@@ -198,7 +198,7 @@ class _Job:
         state.rows = self.data.rows("train")
         state.total_steps = run.total_steps(state.rows)
         write_placement(self.folder, self.mesh, replica, self.attempt)
-        write_surroundings(self.folder, world, self.attempt)
+        write_surroundings(self.folder, world, self.attempt, data=self.data.fingerprint)
         attempt = self.attempt
         history = History(self.folder, resume_step=state.step, overtaken=lambda: attempt.overtaken) if attempt else None
         callbacks = [*extra, *(self._recorders(history, problems) if history else [])]

@@ -1,4 +1,4 @@
-"""What a run was trained with: versions and hardware, told by its workers; the commit, told by whoever starts it."""
+"""What a run was trained with: data, versions and hardware, told by its workers; the commit, by whoever starts it."""
 
 import platform
 import subprocess
@@ -20,16 +20,16 @@ SURROUNDINGS = "surroundings.json"
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "ray")
 
 
-def write_surroundings(folder: Folder, world: World, attempt: Attempt | None) -> None:
+def write_surroundings(folder: Folder, world: World, attempt: Attempt | None, *, data: str) -> None:
     """surroundings.json: versions on rank 0, and the hardware of each node. A collective over all ranks.
 
-    `attempt` as in `write_placement`.
+    `attempt` as in `write_placement`; `data`: the fingerprint of what is trained on.
     """
     everyone: list[Any] = [None] * world.size
     dist.all_gather_object(everyone, (world.node, hardware(world) if world.local_rank == 0 else None))
     if attempt and not attempt.overtaken:
         nodes = {node: about for node, about in everyone if about is not None}
-        folder.write_json(SURROUNDINGS, {"versions": versions(), "nodes": nodes})
+        folder.write_json(SURROUNDINGS, {"data": data, "versions": versions(), "nodes": nodes})
 
 
 def versions() -> dict[str, str]:

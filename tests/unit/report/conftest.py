@@ -141,6 +141,7 @@ def curves():
 
 
 SURROUNDINGS = {
+    "data": "89abcdef01234567",
     "versions": {"rtrain": "0.1.0", "python": "3.11.7", "torch": "2.13.0"},
     "nodes": {"127.0.0.1": {"cpu": "AMD EPYC", "cores": 2, "memory_bytes": 25_276_502_016, "gpus": ["H100", "H100"]}},
 }

@@ -107,7 +107,8 @@ def test_a_finished_run_shows_everything(made):
     )
     assert "rest what no part of the run accounts for 1.4 % 1.0 s" in page.text("step-time")
     assert page.text("surroundings") == (
-        "Trained with commit 0123456789ab+changes versions rtrain 0.1.0, python 3.11.7, torch 2.13.0 "
+        "Trained with commit 0123456789ab+changes data, by their fingerprint 89abcdef01234567 "
+        "versions rtrain 0.1.0, python 3.11.7, torch 2.13.0 "
         "127.0.0.1 2 cores of AMD EPYC, 23.5 GiB of memory, 2 x H100"
     )
     assert "AUC decides 0.7534 0.7312 +0.0222 better 0.7577 0.7287" in page.text("metrics")

@@ -108,6 +108,7 @@ def test_every_second_is_accounted_for_and_the_test_scores_are_drawn(tiny: Run) 
     area = sum((b - a) * (u + v) / 2 for a, b, u, v in zip(false, false[1:], true, true[1:], strict=False))
     assert area == pytest.approx(result["test"]["auc"], abs=0.01)
     told = json.loads((Path(tiny.folder) / "surroundings.json").read_text())
+    assert told["data"] == open_data(tiny).fingerprint
     assert set(told["versions"]) >= {"rtrain", "python", "torch"} and len(told["nodes"]) == 1
 
 
