@@ -187,7 +187,7 @@ def _built(blueprint: Blueprint, stages: list[tuple[Piece, ...]], parallel: Para
         shaped,
         _SilentRank(mesh, blueprint.dealt),
         cpu,
-        parallel.precision,
+        precision=parallel.precision,
         seed=0,
         first=blueprint.pieces[0].name,
         writes=False,

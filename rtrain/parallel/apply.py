@@ -91,7 +91,7 @@ def apply(blueprint: Blueprint, layout: Layout, *, read: ReadChunk | None, train
         stages,
         tensor,
         device,
-        parallel.precision,
+        precision=parallel.precision,
         seed=layout.seed,
         first=blueprint.pieces[0].name,
         writes=groups.index("data") == 0,

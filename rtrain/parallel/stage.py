@@ -19,7 +19,11 @@ class Stage(nn.Module):
     """Consecutive pieces of the model, one after the other."""
 
     def __init__(
-        self, pieces: Sequence[nn.Module], takes: Sequence[tuple[str, ...]], device: str, precision: Precision
+        self,
+        pieces: Sequence[nn.Module],
+        takes: Sequence[tuple[str, ...]],
+        device: str = "cpu",
+        precision: Precision = "float32",
     ):
         """`device`: its type; `precision`: as `Parallel.precision`."""
         super().__init__()
@@ -83,8 +87,8 @@ def build_stages(
     stages: Sequence[Sequence[Piece]],
     tensor: TensorRank,
     device: torch.device,
-    precision: Precision,
     *,
+    precision: Precision = "float32",
     seed: int,
     first: str,
     writes: bool,
