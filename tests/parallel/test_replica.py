@@ -170,7 +170,7 @@ def check_layouts(folder: str) -> dict[str, Any]:
             "rows": replica.predict(share(rows_of(ROWS, seed=1))).tolist(),
             "few": replica.predict(few).tolist(),
             "loss": float(step(replica)),
-            "grad_norm": replica.tower.grad_norm if replica.tower else None,
+            "grad_norm": replica.grad_norm,
         }
         save(CheckpointFolders(f"{folder}/{name}"), 1, replica.chunks(), {})
     held = replace(RUN.optim, schedule=HELD), replace(RUN.sparse_optim, schedule=HELD)
