@@ -21,13 +21,15 @@ from tests.golden.traces import DEADLINE_S, DENSE, FOLDER, SAVED, SMALL, in_worl
 SAME = 1e-6
 # First weights of .02 go through layer norms, which blow rounding up: with other vector instructions than those that
 # wrote them (ATEN_CPU_CAPABILITY=avx2, default) SASRec's curves were 3.0e-5 off and HSTU's 1.3e-6. Two towers divide
-# vectors by their lengths, which are small at first: 3.4e-6.
+# vectors by their lengths, which are small at first: 3.4e-6. On an Intel Xeon of 2.80 GHz, with nothing changed since a
+# commit that held elsewhere, SASRec's were 1.1e-4 off over two stages, and those of two towers 2.6e-5.
 OF_OTHER_PROCESSORS = {
-    "sasrec_movielens": 1e-4,
-    "sasrec_sequences": 1e-4,
+    "sasrec_movielens": 3e-4,
+    "sasrec_sequences": 3e-4,
     "hstu_movielens": 1e-5,
-    "two_tower_features_movielens": 1e-5,
-    "text_tower_movielens": 1e-5,
+    "two_tower_movielens": 1e-4,
+    "two_tower_features_movielens": 1e-4,
+    "text_tower_movielens": 1e-4,
 }
 ALWAYS = ("dlrm_movielens ", "small ", "hstu_movielens ")
 RESUMED = 5e-6
