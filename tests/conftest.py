@@ -80,12 +80,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the slow tests a share stays, the same in every process."""
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    few = round(len(slow) * (1 - config.getoption("--slow-share")))
-    dropped = set(random.Random(SEED).sample(sorted(item.nodeid for item in slow), few))
-    config.hook.pytest_deselected(items=[item for item in slow if item.nodeid in dropped])
-    items[:] = [item for item in items if item.nodeid not in dropped]
+    """Of the slow tests a share stays, the same in every process, whatever else was collected."""
+    share = config.getoption("--slow-share")
+    dropped = [item for item in items if item.get_closest_marker("slow") and not drawn(item.nodeid, share)]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in set(dropped)]
+
+
+def drawn(nodeid: str, share: float) -> bool:
+    """Whether a slow test is among the day's `share`."""
+    return random.Random(f"{SEED} {nodeid}").random() < share
 
 
 @pytest.fixture(scope="module")

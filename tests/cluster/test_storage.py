@@ -45,6 +45,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch, port: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # two starts, the first of which took over 240 s beside other work
 def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) -> None:
     """In a process of its own: the workers must have the bucket's address in their environment."""
     from tests.cluster.conftest import RECIPE, SHORT, environment, last_json
@@ -52,7 +53,7 @@ def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) 
     words = [w for k, v in (SHORT | {"duration.steps": 30}).items() for w in (f"--{k}", str(v))]
     command = [sys.executable, str(RECIPE), "train", "--json", "--name", "far", "--storage", bucket, *words]
     env = environment(ray_temp_dir) | {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
-    first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    first = subprocess.run(command, env=env, capture_output=True, text=True, timeout=440)
     assert first.returncode == 0, first.stderr
     result = last_json(first.stdout)
     assert result["checkpoint"] == f"{bucket}/far/checkpoints/step-{result['best_step']:08d}"
@@ -61,7 +62,7 @@ def test_train_and_resume_on_s3(small_run: Any, bucket: str, ray_temp_dir: str) 
     assert b"<svg" in fs.cat_file(result["report"])
     # Inline, from another process: the run goes on from what is in the bucket.
     longer = [*command, "--duration.steps", "40", "--launcher", "inline"]
-    second = subprocess.run(longer, env=env, capture_output=True, text=True, timeout=240)
+    second = subprocess.run(longer, env=env, capture_output=True, text=True, timeout=440)
     assert second.returncode == 0, second.stderr
     assert "resumes from step 30" in second.stderr
     assert last_json(second.stdout)["steps"] == 40
