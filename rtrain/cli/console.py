@@ -52,6 +52,8 @@ def _console(given: list[str]) -> int:
 
 def _add(verbs: Any, verb: Verb, **options: Any) -> None:
     """A verb, with its actions; each answers --json too."""
+    if verb.example:
+        options |= {"epilog": verb.example, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = verbs.add_parser(verb.name, help=verb.text, description=verb.text, allow_abbrev=False, **options)
     parser.error = refuse
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")

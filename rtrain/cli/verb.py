@@ -26,6 +26,8 @@ class Verb:
     """Does it and prints the answer, with `options.json` as one line; returns the exit code."""
     actions: tuple["Verb", ...] = ()
     """Of which one is to be named, where the verb itself does nothing."""
+    example: str = ""
+    """What stands below the options in `--help`, line by line as it is."""
 
 
 def answer(options: argparse.Namespace, answer: dict[str, Any], text: object) -> None:

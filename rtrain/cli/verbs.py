@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from rtrain.cli.endpoint import ENDPOINT
+from rtrain.cli.goodput import GOODPUT
 from rtrain.cli.recipe import serve
 from rtrain.cli.release import RELEASE
 from rtrain.cli.runs import RUNS
@@ -308,6 +309,7 @@ VERBS = (
     *RUNS,
     *RELEASE,
     *ENDPOINT,
+    GOODPUT,
     Verb(
         "ledger",
         "say which samples a run's committed steps consumed, epoch by epoch",
