@@ -239,7 +239,7 @@ class Run:
                 "duration: it has seconds alone, but the schedule of the learning rate needs an end that it knows. "
                 "Give steps, samples or epochs too; what is reached first counts"
             )
-        names = [name for name, _ in self._named_metrics()]
+        names = [name for name, _ in self.named_metrics()]
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"metrics: two of them would be called {name!r}. Drop one, or rename its label")
@@ -303,7 +303,7 @@ class Run:
         if self.sparse_optim != RowWiseAdagrad() and not blueprint.tables:
             raise ConfigError(f"sparse_optim: {model} has no embedding tables for it. Leave it out")
 
-    def _named_metrics(self) -> list[tuple[str, Metric]]:
+    def named_metrics(self) -> list[tuple[str, Metric]]:
         """Key in results -> metric, of every label."""
         return [(f"{prefix}{metric.name}", metric) for prefix in self.data.metric_prefixes for metric in self.metrics]
 
@@ -323,7 +323,7 @@ class Run:
     @property
     def monitored(self) -> Metric:
         """The metric that `evaluation.monitor` names, of whichever label."""
-        return dict(self._named_metrics())[self.evaluation.monitor]
+        return dict(self.named_metrics())[self.evaluation.monitor]
 
     @property
     def blueprint(self) -> Blueprint:

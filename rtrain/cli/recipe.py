@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtrain.cli.answer import guarded, refuse, stdout_kept, told_to_stop
+from rtrain.cli.search import SEARCH_OPTIONS, Searched, add_search_options, run_search, without
 from rtrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rtrain.run import Run
     from rtrain.stages.config import TwoStages
-    from rtrain.tuning import Domain
+    from rtrain.tuning import Domain, Search
 
 VERBS = {
     "train": "train to the end (resumes by name), test, export, report; the default",
     "plan": "show ranks, table placement and bytes per rank; starts nothing",
     "parity": "train some steps at this layout and in one process (CPU), and compare; --layouts all: every one",
     "chaos": "cause failures on purpose, each beside an undisturbed twin, and show what each cost",
-    "tune": "search the recipe's space, each trial a distributed run",
+    "tune": "search the recipe's space on Ray Tune, each trial a distributed run; goes on by name",
     "serve": "serve the finished run's export until Ctrl-C",
     "config": "print the resolved config",
 }
@@ -30,12 +31,13 @@ RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 """Those that `rtrain VERB RECIPE` has too; its `serve` takes a run's folder."""
 LAUNCHERS = ("ray", "inline", "torchrun")
 DEFAULTS = {
-    "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "trials": 8, "replicas": "1", "layouts": "own",
+    "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "replicas": "1", "layouts": "own",
     "ranks": 4,
 }  # fmt: skip
 TAKEN_BY = {
-    "fresh": ("train",), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
-    "trials": ("tune",), "replicas": ("serve",), "layouts": ("parity",), "ranks": ("parity",),
+    "fresh": ("train", "tune"), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
+    "replicas": ("serve",), "layouts": ("parity",), "ranks": ("parity",),
+    **dict.fromkeys(SEARCH_OPTIONS, ("tune",)),
 }  # fmt: skip
 """Option -> the verbs that it means something to; given to another one it is refused, not ignored."""
 
@@ -45,21 +47,24 @@ def main(
     debug: "Callable[[], Run] | None" = None,
     *,
     space: "Mapping[str, Domain] | None" = None,
+    search: "Search | None" = None,
     arguments: Sequence[str] | None = None,
 ) -> None:
     """A recipe's command line; ends the process with the exit code.
 
-    `run` and `debug` give the full and the small config, `space` the fields that `tune` searches.
+    `run` and `debug` give the full and the small config, `space` the fields that `tune` searches, `search` how.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     recipe = _shown(sys.argv[0])
-    sys.exit(guarded(lambda: _recipe(run, debug, space or {}, given, recipe), as_json="--json" in given))
+    sys.exit(
+        guarded(lambda: _recipe(run, debug, Searched(space or {}, search), given, recipe), as_json="--json" in given)
+    )
 
 
 def _recipe(
     run: "Callable[[], Run]",
     debug: "Callable[[], Run] | None",
-    space: "Mapping[str, Domain]",
+    searched: Searched,
     given: list[str],
     recipe: str,
 ) -> int:
@@ -89,7 +94,7 @@ def _recipe(
         return 0
     config.validate(chosen)
     chosen = config.override(chosen, fields.changes(words, chosen))
-    return RUN[verb](_Call(chosen, options, given, recipe, space, words))
+    return RUN[verb](_Call(chosen, options, given, recipe, searched, words))
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class _Call:
     given: list[str]
     """The words behind the recipe's name."""
     recipe: str
-    space: "Mapping[str, Domain]"
+    searched: Searched
     words: list[str]
     """Those that set fields."""
 
@@ -134,13 +139,11 @@ def _config(call: _Call) -> int:
 
 
 def _tune(call: _Call) -> int:
-    from rtrain.tuning import tune
-
-    options = call.options
-    base = shlex.join(["python", call.recipe, "train", *(["--debug"] if options.debug else []), *call.words])
+    words = without(call.words, "name")  # that of the search's folder
+    base = shlex.join(["python", call.recipe, "train", *(["--debug"] if call.options.debug else []), *words])
     with stdout_kept():
-        tuned = tune(call.run, call.space, trials=options.trials, command=base)
-    print(json.dumps(tuned.to_json()) if options.json else tuned)
+        tuned = run_search(call.run, call.searched, call.options, command=base)
+    print(json.dumps(tuned.to_json()) if call.options.json else tuned)
     return 0
 
 
@@ -210,12 +213,12 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     add("-h", "--help", action="store_true", default=False, help="show this and every field of the config")
     add("--json", action="store_true", default=False, help="one line of JSON on stdout")
     add("--debug", action="store_true", default=False, help="the recipe's small config: the same path in seconds")
-    add("--fresh", action="store_true", help="train: start anew; the earlier run is moved aside")
+    add("--fresh", action="store_true", help="train, tune: start anew; what the name held is moved aside")
     where = "train: on Ray (default), in this process, or as one of torchrun's ranks"
     add("--launcher", choices=LAUNCHERS, help=where)
     add("--failures", metavar="KIND,KIND", help="chaos: which, separated by commas (default: all)")
     add("--draw", type=int, metavar="SEED", help="chaos: draws the steps and ranks (default: 0)")
-    add("--trials", type=int, metavar="N", help="tune: how many (default: 8)")
+    add_search_options(parser)
     add("--replicas", metavar="N", help="serve: how many, or by load 1-8 (default: 1)")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")

@@ -100,8 +100,9 @@ def _stages(options: argparse.Namespace) -> Any:
 
 def _report(options: argparse.Namespace) -> int:
     from rtrain.report import write_report
+    from rtrain.tuning.page import is_search, report_of
 
-    path = write_report(options.target)
+    path = report_of(options.target) if is_search(options.target) else write_report(options.target)
     answer(options, {"report": path}, path)
     return 0
 
@@ -296,7 +297,7 @@ VERBS = (
         ),
         _serve,
     ),
-    Verb("report", "write a run's report.html anew", (RUN,), _report),
+    Verb("report", "write a run's report.html anew, or a search's while it goes on", (RUN,), _report),
     Verb(
         "compare",
         "metrics, curves and config differences of runs side by side, as a page",

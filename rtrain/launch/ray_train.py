@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.fs
@@ -45,13 +45,13 @@ def train_on_ray(
     *,
     driver: str = "",
     listeners: Sequence[Callback] = (),
-    callbacks: list[Callable[..., Any]] | None = None,
+    test: bool = True,
 ) -> Outcome:
     """Train on the Ray that is joined; workers that fail are restarted `faults.max_failures` times.
 
     `driver`: token of the driver that took the run (none: it is taken here); once another one has, no worker begins.
     `listeners`: copied to every rank, where they hear of the loop's events.
-    `callbacks`: Ray Train's own `UserCallback`s (Tune's reporter).
+    `test`: whether the best checkpoint is scored on the test split.
 
     Raises:
         RtrainError: the root cause of a run that could not be finished; peers' errors are left out.
@@ -61,7 +61,7 @@ def train_on_ray(
     path, filesystem = ray_storage(run.folder)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"run": run, "driver": driver, "listeners": tuple(listeners)},
+        train_loop_config={"run": run, "driver": driver, "listeners": tuple(listeners), "test": test},
         torch_config=TorchConfig(
             backend="nccl" if run.cluster.gpus_per_worker else "gloo",
             timeout_s=int(run.faults.collective_s),
@@ -80,7 +80,6 @@ def train_on_ray(
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=run.faults.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
-            callbacks=callbacks,
         ),
     )
     silent_before = set(silent_ranks(Folder(run.folder)))
@@ -144,7 +143,8 @@ def _worker(config: dict[str, Any]) -> Outcome | RtrainError | None:
         return next(kind for kind in USER_ERRORS if kind.__name__ == note["kind"])(note["text"])
     world = join(gpu=bool(run.cluster.gpus_per_worker), timeout_s=run.faults.collective_s)
     try:
-        outcome = run_job(run, world, [ReportCheckpoints(world.leads), *config["listeners"]], driver=config["driver"])
+        listeners = [ReportCheckpoints(world.leads), *config["listeners"]]
+        outcome = run_job(run, world, listeners, driver=config["driver"], test=config["test"])
     except Fenced as error:
         # The run is another driver's now: no note that would stop its workers, and no restart of ours.
         return error

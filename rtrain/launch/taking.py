@@ -137,7 +137,7 @@ def take(run: Run, stack: ExitStack, *, fresh: bool, say: Say, again: str = "") 
     """
     folder = Folder(run.folder)
     if fresh and not again and folder.names():
-        say(f"the earlier run was moved to {_move_aside(run)}")
+        say(f"the earlier run was moved to {move_aside(run.folder)}")
     refuse_another(run)
     steps = CheckpointFolders(run.folder).committed()
     if folder.exists("run.json"):
@@ -174,10 +174,11 @@ def _keep_result(folder: Folder) -> str:
     return f"result~{number}.json"
 
 
-def _move_aside(run: Run) -> str:
+def move_aside(folder: str) -> str:
+    """Rename a run's or a search's folder (any URI) to the first of FOLDER~1, FOLDER~2, ... that is free; which."""
     number = 1
-    while Folder(f"{run.folder}~{number}").names():
+    while Folder(f"{folder}~{number}").names():
         number += 1
-    folder = Folder(run.folder)
-    folder.fs.mv(folder.path, Folder(f"{run.folder}~{number}").path, recursive=True)
-    return f"{run.folder}~{number}"
+    before = Folder(folder)
+    before.fs.mv(before.path, Folder(f"{folder}~{number}").path, recursive=True)
+    return f"{folder}~{number}"

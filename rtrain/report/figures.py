@@ -279,7 +279,8 @@ def _raw_and_smooth(ax: Axes, history: Sequence[Line], name: str, colours: Colou
             ax.axvline(line["step"], color=colours.accent, linewidth=1, linestyle=(0, (1, 2)))
 
 
-def _frame(ax: Axes, colours: Colours, *, x: str = "step") -> None:
+def bare(ax: Axes, colours: Colours) -> None:
+    """The frame that all pictures have: a line below, and those of the grid."""
     ax.grid(axis="y", color=colours.grid, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.set_facecolor("none")
@@ -287,6 +288,10 @@ def _frame(ax: Axes, colours: Colours, *, x: str = "step") -> None:
         spine.set_visible(side == "bottom")
         spine.set_color(colours.grid)
     ax.tick_params(colors=colours.muted, labelsize=9, length=0)
+
+
+def _frame(ax: Axes, colours: Colours, *, x: str = "step") -> None:
+    bare(ax, colours)
     ax.tick_params(axis="x", pad=7)  # the first label of each axis must not meet in the corner
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=x == "step"))
     ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))

@@ -82,11 +82,17 @@ class Outcome:
 
 
 def run_job(
-    run: Run, world: World, callbacks: Sequence[Callback] = (), notice: Notice | None = None, driver: str = ""
+    run: Run,
+    world: World,
+    callbacks: Sequence[Callback] = (),
+    notice: Notice | None = None,
+    driver: str = "",
+    test: bool = True,
 ) -> Outcome:
     """Train `run` to its end on this rank; a collective over all ranks.
 
     `notice`: that the machine goes soon. `driver`: token of the driver that took the run (`fence.take`).
+    `test`: score the test split with the best checkpoint; a trial of a search never sees it.
 
     Raises:
         RtrainError: with rank, node and step in front, on the rank where it happened.
@@ -94,7 +100,7 @@ def run_job(
     state = State(total_steps=0, rows=1)
     try:
         with notices.aside(run.folder, f"rank-{world.rank:05d}"):
-            return _Job(run, world, state, notice or Notice(), driver).finish(callbacks)
+            return _Job(run, world, state, notice or Notice(), driver).finish(callbacks, test)
     except RtrainError as error:
         raise type(error)(f"rank {world.rank} on {world.node}, step {state.step}: {error}") from error
     except Exception as error:
@@ -131,18 +137,18 @@ class _Job:
         self.in_flight: State | None = None
         self.opened: list[Stored] = []
 
-    def finish(self, callbacks: Sequence[Callback]) -> Outcome:
+    def finish(self, callbacks: Sequence[Callback], test: bool) -> Outcome:
         """Train, then judge the best checkpoint; a rank that falls silent meanwhile ends its process."""
         self.watchdog.name = f"attempt-{self.state.attempt}-rank-{self.world.rank:05d}"
         with self.watchdog:
             try:
-                return self._finish(callbacks)
+                return self._finish(callbacks, judged=test)
             finally:
                 # Here, since whoever restarts workers ends this process in a way that runs no clean-up.
                 for stored in self.opened:
                     stored.close()
 
-    def _finish(self, callbacks: Sequence[Callback]) -> Outcome:
+    def _finish(self, callbacks: Sequence[Callback], *, judged: bool) -> Outcome:
         state = self.state
         saver = self.saver
         watch = Stopwatch(self.world.device, entered=self._goes_on, elsewhere=lambda: saver.stalled_s + saver.last_s)
@@ -154,7 +160,7 @@ class _Job:
         best_step = state.best_step if state.best_step is not None else state.step
         best = self._open(best_step)
         began = time.perf_counter()
-        valid, test = self._judge(best)
+        valid, test = self._judge(best) if judged else (self.state.best, {})
         timeline["test"] = time.perf_counter() - began
         peaks: list[int] = [0] * self.world.size
         dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -1,33 +1,207 @@
-"""A search over two fields, each trial a run on two workers."""
+"""Searches on a real Ray and its Tune: over a curve that is known, and over runs on two workers."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import rtrain
-from rtrain.errors import ConfigError
+from rtrain.checkpoint.folders import CheckpointFolders
+from rtrain.errors import ConfigError, RunFailed
+from rtrain.storage import Folder
+from rtrain.training import history
+from rtrain.tuning import engine
+from rtrain.tuning.journal import Journal
+from tests.cluster.conftest import environment, wait_for
+from tests.cluster.surrogates import EVERY, TOTAL, surrogate, value
+
+SPACE = {"optim.lr": rtrain.loguniform(1e-4, 1e-1), "sparse_optim.lr": rtrain.choice(0.01, 0.05)}
+
+
+def searched(run: Any, search: Any, space: Any = None) -> Any:
+    """A search whose trials are a known curve's."""
+    real = engine.searched
+    try:
+        engine.searched = lambda conductor, scheduler: real(conductor, scheduler, surrogate)
+        return rtrain.tune(run, space or SPACE, search=search)
+    finally:
+        engine.searched = real
+
+
+@pytest.fixture
+def run(small_run: Any) -> Any:
+    return rtrain.override(
+        small_run, {"duration.steps": TOTAL, "evaluation.every": rtrain.Duration(steps=EVERY), "cluster.workers": 1}
+    )
+
+
+def steps_of(run: Any) -> Counter[tuple[str, str]]:
+    """How often each interval of each run was trained."""
+    found = Counter[tuple[str, str]]()
+    for log in Path(run.folder).glob("trials/*/steps.log"):
+        found.update((log.parent.name, line.split()[0]) for line in log.read_text().splitlines())
+    return found
+
+
+def test_halving_several_at_a_time_and_a_failure_that_is_tried_again(run: Any, joined_ray: None) -> None:
+    tuned = searched(run, rtrain.Search(trials=8, sampler="random", scheduler=rtrain.Asha(), concurrent=2))
+    assert [t.error for t in tuned.trials] == [""] * 8
+    assert {t.ended for t in tuned.trials} == {"finished", "stopped"}
+    best = tuned.trials[0]
+    assert best.metrics["auc"] == pytest.approx(value(best.changes["optim.lr"], TOTAL))
+    assert all(t.steps == TOTAL for t in tuned.trials if t.ended == "finished")
+    assert all(t.steps < TOTAL for t in tuned.trials if t.ended == "stopped")
+    assert best.metrics["parameters"] > 10_000
+    assert set(steps_of(run).values()) == {1}  # nothing was trained twice, nor by who was tried again
+    assert list(Path(run.folder).glob("trials/*/failed"))
+    assert "<svg" in (Path(run.folder) / "report.html").read_text()
+    # The same call again has nothing to run.
+    before = (Path(run.folder) / "spent.json").read_text()
+    assert searched(run, rtrain.Search(trials=8, sampler="random", scheduler=rtrain.Asha())).trials == tuned.trials
+    assert (Path(run.folder) / "spent.json").read_text() == before
 
 
 @pytest.mark.slow
-def test_two_trials(small_run: Any, joined_ray: None) -> None:
-    run = rtrain.override(small_run, {"duration.steps": 20, "evaluation.every.steps": 20})
-    space = {"optim.lr": rtrain.loguniform(1e-4, 1e-2), "sparse_optim.lr": rtrain.choice(0.01, 0.05)}
-    tuned = rtrain.tune(run, space, trials=2, command="python recipe.py train")
-    assert len(tuned.trials) == 2
+def test_a_population_learns_from_its_best(run: Any, joined_ray: None) -> None:
+    asked = rtrain.Search(trials=4, sampler="random", scheduler=rtrain.Population(every=20), concurrent=4)
+    tuned = searched(run, asked)
+    assert [t.ended for t in tuned.trials] == ["finished"] * 4
+    entries = Journal(rtrain.override(run, {})).entries
+    taken = [entry for entry in entries.values() if entry.source]
+    assert taken
+    for entry in taken:
+        at = entry.source.rpartition("@")[2]
+        copied = (Path(run.folder) / "trials" / entry.run / "steps.log").read_text()
+        assert copied.count("copied") == int(at) // EVERY
+        assert 1e-4 <= entry.drawn["optim.lr"] <= 1e-1
+    own = {key: count for key, count in steps_of(run).items() if count > 1}
+    assert not own
+
+
+@pytest.mark.slow
+def test_the_budget_ends_it_and_more_goes_on(run: Any, joined_ray: None) -> None:
+    hours = 0.5 / 3600
+    with pytest.raises(RunFailed, match="hours: the next interval would end after those that the search has"):
+        searched(run, rtrain.Search(trials=3, sampler="random", concurrent=1, hours=hours))
+    begun = steps_of(run)
+    tuned = searched(run, rtrain.Search(trials=3, sampler="random", concurrent=1))
+    assert [t.ended for t in tuned.trials] == ["finished"] * 3
+    assert set(steps_of(run).values()) == {1}
+    assert begun.keys() <= steps_of(run).keys()
+
+
+def test_what_cannot_run_is_refused_before_it_starts(run: Any, joined_ray: None) -> None:
+    space = {"cluster.workers": rtrain.choice(1, 64)}
+    tuned = searched(run, rtrain.Search(trials=2, sampler="grid", concurrent=1), space)
+    assert sorted(t.ended for t in tuned.trials) == ["finished", "refused"]
+    refused = next(t for t in tuned.trials if t.ended == "refused")
+    assert "it needs 64 CPUs, but the search has 1" in refused.error
+    assert not (Path(run.folder) / "trials" / refused.name / "steps.log").exists()
+
+
+DRIVER = """
+import sys
+import rtrain
+from recipes.dlrm_movielens import run as main_run
+from tests.cluster.test_tuning import SPACE, searched
+
+run = rtrain.override(main_run(), {
+    "name": "killed", "storage": sys.argv[1], "duration": rtrain.Duration(steps=60), "cluster.workers": 1,
+    "evaluation.every": rtrain.Duration(steps=10), "evaluation.patience": None, "handoff.serve_check": False,
+})
+tuned = searched(run, rtrain.Search(trials=6, sampler="random", scheduler=rtrain.Median(least=2), concurrent=2))
+print(len(tuned.trials))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_killed_search_goes_on_with_nothing_run_twice(tmp_path: Path, ray_temp_dir: str) -> None:
+    def driver() -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", DRIVER, str(tmp_path)]
+        return subprocess.Popen(
+            command, env=environment(ray_temp_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    trials = tmp_path / "killed" / "trials"
+    for intervals in (1, 9):  # of all trials together, after which the driver is killed
+        under_way = driver()
+        wait_for(lambda n=intervals: _intervals(trials) >= n, "an interval of a trial", timeout_s=240)
+        os.kill(under_way.pid, signal.SIGKILL)
+        under_way.communicate(timeout=60)
+        time.sleep(1)  # so long an old trial may go on
+    last = driver()
+    out, err = last.communicate(timeout=400)
+    assert last.returncode == 0, err[-3000:]
+    assert out.split() == ["6"]
+    whole = Counter(line.split()[0] for log in trials.glob("*/steps.log") for line in log.read_text().splitlines())
+    per_trial = [[line.split()[0] for line in log.read_text().splitlines()] for log in trials.glob("*/steps.log")]
+    assert len(per_trial) == 6
+    assert all(len(set(steps)) == len(steps) for steps in per_trial)
+    assert whole["10"] == 6
+
+
+def _intervals(trials: Path) -> int:
+    return sum(len(log.read_text().splitlines()) for log in trials.glob("*/steps.log"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_trials_are_distributed_runs_and_a_population_goes_on_with_equal_loss(small_run: Any, joined_ray: None) -> None:
+    """The member that took another one's place begins where that one was: its first loss is of the same weights."""
+    run = rtrain.override(small_run, {"duration.steps": 20, "evaluation.every.steps": 10})
+    space = {"optim.lr": rtrain.loguniform(1e-4, 1e-2)}
+    search = rtrain.Search(trials=2, sampler="random", scheduler=rtrain.Population(every=10, share=0.5), concurrent=1)
+    tuned = rtrain.tune(run, space, search=search)
     assert [t.error for t in tuned.trials] == ["", ""]
-    first, second = tuned.trials
-    assert first.metrics["auc"] >= second.metrics["auc"]
-    assert first.changes != second.changes
-    assert all(1e-4 <= t.changes["optim.lr"] <= 1e-2 for t in tuned.trials)
     assert (Path(tuned.checkpoint) / "COMMITTED").exists()
-    assert rtrain.diff(run.optim, tuned.run.optim) == [f"lr: {run.optim.lr} -> {first.changes['optim.lr']}"]
-    assert tuned.command.startswith("python recipe.py train --optim.lr ")
-    lines = str(tuned).splitlines()
-    assert lines[0].split() == ["trial", "optim.lr", "sparse_optim.lr", "auc", "steps"]
-    assert lines[-1] == f"best: {tuned.command}"
+    taken = next(entry for entry in Journal(run).entries.values() if entry.source)
+    name, _, at = taken.source.rpartition("@")
+    trials = Folder(run.folder).child("trials")
+    assert CheckpointFolders(f"{trials.uri}/{taken.run}").committed()[0] == int(at) == 10
+    curves = [history.read(trials.child(folder)) for folder in (name, taken.run)]
+    losses = [next(x["loss"] for x in curve if x["kind"] == "train" and x["step"] == 11) for curve in curves]
+    assert losses[0] == losses[1]  # before an update: with the same weights, on the same rows
+    assert tuned.command.startswith("train --name small-best --optim.lr ")
 
 
 def test_a_key_that_is_not_there(small_run: Any) -> None:
     with pytest.raises(ConfigError, match="optim.lrr: AdamW has no field 'lrr'; did you mean 'lr'"):
         rtrain.tune(small_run, {"optim.lrr": rtrain.loguniform(1e-4, 1e-2)}, trials=1)
+
+
+@pytest.mark.parametrize(
+    ("search", "says"),
+    [
+        ({"objectives": ("acu",)}, "no trial reports 'acu'. They report auc, log_loss"),
+        ({"scheduler": rtrain.Asha(grace=10_000)}, "grace: 10000 steps are more than the 60 that a trial has"),
+        (
+            {"sampler": "random", "scheduler": rtrain.Population(every=15)},
+            "a population meets at evaluations, which come",
+        ),
+        ({"sampler": "random", "scheduler": rtrain.Population(every=60)}, "60 steps, but a trial has no more than 60"),
+    ],
+)
+def test_what_no_search_can_do(run: Any, search: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        rtrain.tune(run, SPACE, search=rtrain.Search(**search))
+    assert not Path(run.folder).exists()
+
+
+@pytest.mark.parametrize(("key", "values"), [("model.dim", (8, 16)), ("cluster.workers", (1, 2))])
+def test_a_population_takes_over_weights_that_fit(run: Any, key: str, values: tuple[int, ...]) -> None:
+    search = rtrain.Search(sampler="random", scheduler=rtrain.Population(every=20))
+    with pytest.raises(ConfigError, match=f"{key} cannot change in a population"):
+        rtrain.tune(run, {key: rtrain.choice(*values)}, search=search)
+
+
+def test_a_scheduler_needs_evaluations_by_steps(run: Any) -> None:
+    by_clock = rtrain.override(run, {"evaluation.every": rtrain.Duration(seconds=5.0)})
+    with pytest.raises(ConfigError, match="Asha compares trials at equal steps, but evaluation.every is 5 seconds"):
+        rtrain.tune(by_clock, SPACE, search=rtrain.Search(scheduler=rtrain.Asha()))

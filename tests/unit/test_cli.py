@@ -425,7 +425,12 @@ def test_the_search_goes_on_from_the_words_that_it_was_given(monkeypatch: pytest
         def to_json(self) -> dict[str, Any]:
             return {}
 
-    commands = []
-    monkeypatch.setattr(tuning, "tune", lambda run, space, trials, command: commands.append(command) or Told())
-    recipe("tune", "--trials=4", "--name", "tune", "--json", "--seed", "3")
-    assert commands[0].endswith("train --name tune --seed 3")
+    asked = list[dict[str, Any]]()
+    monkeypatch.setattr(tuning, "tune", lambda run, space, **options: asked.append(options) or Told())
+    recipe("tune", "--trials=4", "--name", "tune", "--json", "--seed", "3", "--scheduler", "asha", "--grace", "7")
+    assert asked[0]["command"].endswith("train --seed 3")  # the name is that of the search's folder
+    assert asked[0]["search"] == tuning.Search(trials=4, scheduler=tuning.Asha(grace=7))
+    recipe("tune", "--name=tune", "--seed=3", "--json", "--objectives", "auc,parameters", "--hours", "2", "--fresh")
+    assert asked[1]["command"].endswith("train --seed=3")
+    assert asked[1]["search"] == tuning.Search(objectives=("auc", "parameters"), hours=2.0)
+    assert asked[1]["fresh"]

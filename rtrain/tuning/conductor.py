@@ -1,0 +1,149 @@
+"""Between Ray Tune, the sampler and the journal: which trial comes next, and what each ending means."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rtrain.errors import ConfigError, one_line
+from rtrain.planning import plan
+from rtrain.run import Run
+from rtrain.tuning.journal import Entry, Journal
+from rtrain.tuning.options import Population, Search
+from rtrain.tuning.proposals import Proposals
+from rtrain.tuning.space import Drawn, Space, changes, storable
+from rtrain.tuning.trial import NEEDS, NUMBER, STEP
+from rtrain.tuning.trials import needs_of, parameters_of, run_of
+from rtrain.tuning.words import Say, ended_line, standing_line
+
+EVERY_S = 15.0
+"""Seconds between two lines on how the search stands."""
+OTHER_OBJECTIVES = {"parameters": "min", "seconds": "min"}
+"""What can be weighed beside metrics: weights of the model with its tables, and seconds of training."""
+
+
+def objectives_of(run: Run, search: Search) -> dict[str, str]:
+    """Name -> "max" or "min"; the first one orders trials where one order is needed.
+
+    Raises:
+        ConfigError: one that no trial reports.
+    """
+    metrics = {
+        name: "max" if metric.higher_is_better else "min" for name, metric in run.named_metrics() if metric.monitored
+    }
+    known = metrics | OTHER_OBJECTIVES
+    names = search.objectives or (run.evaluation.monitor,)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"search.objectives: no trial reports {name!r}. They report {', '.join(known)}")
+    return {name: known[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the search is about."""
+
+    run: Run
+    space: Space
+    search: Search
+    objectives: Mapping[str, str]
+
+
+class Conductor:
+    """One search under way, in the driver's process."""
+
+    def __init__(self, asked: Asked, journal: Journal, proposals: Proposals, say: Say):
+        self.asked, self.journal, self.proposals, self.say = asked, journal, proposals, say
+        self.resumed = list(journal.open)
+        self.room: Mapping[str, float] = {}
+        """What all trials together may take of the cluster, once that is known."""
+        self.closed = ""
+        """Why no further trial begins."""
+        self.began = self.said = time.monotonic()
+
+    def following(self) -> Entry | None:
+        """The next trial to run: first those that were under way, then new ones; none: there are no more."""
+        if self.closed:
+            return None
+        if self.resumed:
+            return self.resumed.pop(0)
+        for number in range(self.asked.search.trials):
+            if number in self.journal.entries:
+                continue
+            drawn = self.proposals.draw(number)
+            if drawn is None:
+                return None
+            if (entry := self._admitted(number, drawn)) is not None:
+                return entry
+        return None
+
+    def _admitted(self, number: int, drawn: Drawn) -> Entry | None:
+        """Written down before it starts; none, and written down as refused, where it could not run."""
+        spelled = {key: storable(value) for key, value in changes(self.asked.space, drawn).items()}
+        entry = Entry(number=number, drawn=drawn, changes=spelled)
+        try:
+            run = run_of(self.asked.run, self.asked.space, entry)
+            plan(run)
+            run.data.open().refuse_rows()
+            for kind, amount in needs_of(run).items():
+                if amount > self.room.get(kind, 0.0):
+                    raise ConfigError(f"it needs {amount:g} {kind}s, but the search has {self.room.get(kind, 0.0):g}")
+        except ConfigError as error:
+            self.end(replace(entry, ended="refused", error=one_line(error)))
+            return None
+        return self.journal.write(entry)
+
+    def tune_config(self, entry: Entry) -> dict[str, Any]:
+        """What Tune holds of a trial."""
+        run = run_of(self.asked.run, self.asked.space, entry)
+        needs = {**needs_of(run), "workers": run.cluster.workers}
+        return {NUMBER: entry.number, NEEDS: json.dumps(needs), **entry.drawn}
+
+    def reported(self) -> None:
+        """A trial has come to a checkpoint: now and then the user hears how it stands."""
+        now = time.monotonic()
+        if now - self.said >= EVERY_S:
+            self.said = now
+            entries = list(self.journal.entries.values())
+            asked = self.asked
+            self.say(standing_line(asked.objectives, entries, asked.search.trials, now - self.began))
+
+    def completed(self, number: int, result: Mapping[str, Any]) -> None:
+        """Tune is done with a trial: it came to its end, was stopped, or the search is over before it was."""
+        if result.get("closed"):
+            return  # it stays open: a start with more to spend goes on with it
+        entry = self.journal.again(number)
+        through = bool(result["finished"])
+        step = int(result.get(STEP, 0))
+        best = self._best_of(result)
+        if step and best:
+            run = run_of(self.asked.run, self.asked.space, entry)
+            best |= {"parameters": float(parameters_of(run))}
+        self.end(
+            replace(
+                entry,
+                ended="finished" if through else "stopped",
+                step=step,
+                best_step=result.get("best_step"),
+                values=best,
+            )
+        )
+
+    def failed(self, number: int, error: str) -> None:
+        """A trial failed more often than it is tried again."""
+        self.end(replace(self.journal.again(number), ended="failed", error=error))
+
+    def end(self, entry: Entry) -> None:
+        """Write down how a trial ended, and tell the sampler and the user."""
+        entry = self.journal.write(entry)
+        if not isinstance(self.asked.search.scheduler, Population):
+            self.proposals.tell(entry, self.journal.points(entry))
+        self.say(
+            ended_line(entry, self.asked.objectives, list(self.journal.entries.values()), self.asked.search.trials)
+        )
+
+    def _best_of(self, result: Mapping[str, Any]) -> dict[str, float]:
+        """What a trial's best checkpoint so far scored, as its run judges it, and the seconds that it trained."""
+        best = {name: float(value) for name, value in (result.get("best") or {}).items()}
+        return best | ({"seconds": float(result["seconds"])} if "seconds" in result else {})

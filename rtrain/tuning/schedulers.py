@@ -1,0 +1,129 @@
+"""Ray Tune's schedulers, as a search asks for them, told of what an earlier start of it has seen."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+from ray.tune.schedulers.trial_scheduler import TrialScheduler
+
+from rtrain.data.cursor import batches_per_epoch
+from rtrain.errors import ConfigError
+from rtrain.run import Run
+from rtrain.tuning.options import Asha, Median, Population, Scheduler
+from rtrain.tuning.space import Space
+from rtrain.tuning.trial import STEP
+
+FIXED = ("cluster", "model", "data")
+"""Of the config: what weights that are taken over depend on."""
+Points = Sequence[Mapping[str, Any]]
+
+
+def scheduler_of(
+    scheduler: Scheduler | None, run: Run, rows: int, space: Space, *, metric: str, mode: str, seed: int
+) -> TrialScheduler:
+    """A new one. `rows`: of the training split.
+
+    Raises:
+        ConfigError: evaluations that do not come by steps, or not where a population meets.
+    """
+    common = {"time_attr": STEP, "metric": metric, "mode": mode}
+    total = run.total_steps(rows)
+    every = run.evaluation.every.limit(rows, batches_per_epoch(rows, run.global_batch))
+    if scheduler is not None and every is None:
+        raise ConfigError(
+            f"search.scheduler: {type(scheduler).__name__} compares trials at equal steps, but evaluation.every is "
+            f"{run.evaluation.every.seconds:g} seconds. Give evaluation.every.steps, or leave the scheduler out"
+        )
+    match scheduler:
+        case Asha(grace=grace, factor=factor):
+            # No rung at the end: who comes there has finished, and is not stopped.
+            return AsyncHyperBandScheduler(
+                **common, grace_period=_within(grace or every, total), reduction_factor=factor, max_t=total + 1,
+                stop_last_trials=False,
+            )  # fmt: skip
+        case Median(grace=grace, least=least):
+            # It would have a trial wait at each report as long as others have not begun, by ending its run.
+            return MedianStoppingRule(
+                **common, grace_period=_within(grace or every, total), min_samples_required=least, min_time_slice=10**12
+            )
+        case Population():
+            return _population(scheduler, run, total, space, common, seed)
+    return FIFOScheduler()
+
+
+def _within(grace: int | None, total: int) -> int:
+    assert grace is not None
+    if grace > total:
+        raise ConfigError(f"search.scheduler.grace: {grace} steps are more than the {total} that a trial has")
+    return grace
+
+
+def _population(
+    asked: Population, run: Run, total: int, space: Space, common: Mapping[str, str], seed: int
+) -> TrialScheduler:
+    each = run.evaluation.every.steps
+    if each is None or asked.every % each:
+        spelled = f"every {each} steps" if each else "not by steps"
+        raise ConfigError(
+            f"search.scheduler.every: a population meets at evaluations, which come {spelled}. Set "
+            f"--evaluation.every.steps to a divisor of {asked.every}"
+        )
+    if asked.every >= total:
+        raise ConfigError(f"search.scheduler.every: {asked.every} steps, but a trial has no more than {total}")
+    for key, domain in space.items():
+        if domain.given is not None:
+            raise ConfigError(f"space: {key} counts only at times; the members of a population change all fields")
+        if key.startswith(FIXED):
+            raise ConfigError(
+                f"space: {key} cannot change within a population, whose members take each other's weights"
+            )
+    import random
+
+    random.seed(seed)  # PopulationBasedTraining draws by this module's own state
+
+    def inside(config: dict[str, Any]) -> dict[str, Any]:
+        """A changed value may lie outside of its domain."""
+        for key, domain in space.items():
+            if domain.kind != "choice":
+                low, high = domain.values
+                value = min(max(config[key], low), high)
+                config[key] = round(value) if domain.kind == "integers" else value
+        return config
+
+    return PopulationBasedTraining(
+        **common,
+        perturbation_interval=asked.every,
+        hyperparam_mutations={key: _mutation(domain) for key, domain in space.items()},
+        quantile_fraction=asked.share,
+        resample_probability=asked.anew,
+        custom_explore_fn=inside,
+        log_config=False,
+        synch=True,
+    )
+
+
+def _mutation(domain: Any) -> Any:
+    match domain.kind:
+        case "choice":
+            return list(domain.positions)
+        case "integers":
+            return tune.randint(domain.values[0], domain.values[1] + 1)
+        case "loguniform":
+            return tune.loguniform(*domain.values)
+    return tune.uniform(*domain.values)
+
+
+def remember(scheduler: TrialScheduler, trial: str, points: Points, *, metric: str, mode: str) -> None:
+    """Tell a scheduler what a trial reported to an earlier one, by its name in this start.
+
+    A population's needs nothing: its members meet again at the next turn.
+    """
+    if isinstance(scheduler, AsyncHyperBandScheduler):
+        from types import SimpleNamespace
+
+        for point in points:
+            value = float(point[metric]) * (1 if mode == "max" else -1)
+            scheduler._brackets[0].on_result(SimpleNamespace(trial_id=trial), point[STEP], value)
+    if isinstance(scheduler, MedianStoppingRule) and points:
+        scheduler._results[trial].extend(points)
