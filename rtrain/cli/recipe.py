@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rtrain.cli import foresight
 from rtrain.cli.answer import guarded, refuse, stdout_kept, told_to_stop
 from rtrain.cli.search import SEARCH_OPTIONS, Searched, add_search_options, run_search, without
 from rtrain.errors import ConfigError, did_you_mean
@@ -38,6 +39,7 @@ TAKEN_BY = {
     "fresh": ("train", "tune"), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
     "replicas": ("serve",), "layouts": ("parity",), "ranks": ("parity",),
     **dict.fromkeys(SEARCH_OPTIONS, ("tune",)),
+    **dict.fromkeys(foresight.OPTIONS, ("plan",)), "price": ("plan", "tune"),
 }  # fmt: skip
 """Option -> the verbs that it means something to; given to another one it is refused, not ignored."""
 
@@ -123,6 +125,10 @@ def _train(call: _Call) -> int:
 
 
 def _plan(call: _Call) -> int:
+    if foresight.asked(call.options):
+        found = foresight.found(call.run, call.options)
+        print(json.dumps(found.to_json()) if call.options.json else found)
+        return 0
     from rtrain.planning import plan
 
     planned = plan(call.run)
@@ -222,6 +228,7 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     add("--replicas", metavar="N", help="serve: how many, or by load 1-8 (default: 1)")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
+    foresight.add_options(add)
     parser.error = refuse  # type: ignore[method-assign]
     return parser
 

@@ -38,8 +38,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--objectives", metavar="NAME,NAME", help="tune: metrics to weigh, also parameters and seconds")
     add("--concurrent", type=int, metavar="N", help="tune: trials at a time (default: as many as the cluster holds)")
     add("--hours", type=float, metavar="H", help="tune: of the search, over all its starts")
-    add("--cost", type=float, metavar="SUM", help="tune: what the search may cost, at --price")
-    add("--price", type=float, metavar="SUM", help="tune: of a worker for an hour")
+    add("--cost", type=float, metavar="SUM", help="tune: what the search may cost, at --price, of a worker for an hour")
     add("--warm", metavar="FOLDER", help="tune: an earlier search, whose trials the sampler learns from")
 
 

@@ -10,6 +10,7 @@ be, and what is chosen by numbers as large (`at_most`), so a batch of shorter or
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, cast
 
@@ -36,6 +37,10 @@ from rtrain.rounding import ceil_div
 
 Blank = Callable[[int, int], AnyBatch]
 """Rows of a rank and of the global batch -> `data.protocol.Data.blank`."""
+Watch = Callable[[int], AbstractContextManager[Any]]
+"""Number of a stage -> what is entered around its forward pass, and of the last also around the loss."""
+Told = Callable[[str, int], None]
+"""Hears of each collective of tensor ranks: gather, scatter or reduce, and the bytes of the whole tensor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,14 +81,40 @@ def kept_of_ranks(
     Raises:
         NotCounted: of data whose size only open data tell, and a model that asks for numbers themselves.
     """
+    with _without_numbers():
+        of_stage = _of_pipeline_ranks(blueprint, parallel, mesh, global_batch, blank)
+    return [of_stage[mesh.coordinates(rank)["pipeline"]] for rank in range(mesh.world_size)]
+
+
+def watched_pieces(
+    blueprint: Blueprint, parallel: Parallel, mesh: Mesh, *, rows: int, global_batch: int, blank: Blank,
+    watch: Watch, told: Told,
+) -> "list[Passed]":  # fmt: skip
+    """Each piece's forward pass on so many rows, as a tensor rank of `mesh` does it: as `kept_of_ranks`, a stage each.
+
+    Raises:
+        NotCounted: as `kept_of_ranks`.
+    """
+    with _without_numbers():
+        batch = blank(rows, global_batch).padded(rows, blueprint.longest)
+        named = _looked_up(blueprint, batch, rows)
+        # A piece apart from the one whose weight it shares has one of its own: it computes the same.
+        apart: list[list[tuple[Piece, ...]]] = [[(replace(piece, shared={}),)] for piece in blueprint.pieces]
+        alone = replace(mesh, pipeline=len(apart))
+        one_each = replace(parallel, schedule="gpipe", pipeline=len(apart))
+        inputs = {**batch.inputs, **named}
+        return _run(blueprint, apart, one_each, alone, inputs, batch.target, watch=watch, told=told)
+
+
+@contextmanager
+def _without_numbers() -> Iterator[None]:
     try:
         with FakeTensorMode(), AtMost(), torch.enable_grad():
-            of_stage = _of_pipeline_ranks(blueprint, parallel, mesh, global_batch, blank)
+            yield
     except NotCounted:
         raise
     except Exception as error:  # whatever a user's module does that cannot be done without numbers
         raise NotCounted(f"a forward pass without numbers fails ({one_line(error)})") from error
-    return [of_stage[mesh.coordinates(rank)["pipeline"]] for rank in range(mesh.world_size)]
 
 
 def kept_beside_tables(
@@ -137,8 +168,8 @@ def _most(held: Iterable[tuple[int, ...]], of_stages: list[int]) -> int:
 
 
 @dataclass(frozen=True)
-class _Stage:
-    """Bytes of one microbatch."""
+class Passed:
+    """Bytes of one microbatch's forward pass through a stage."""
 
     saved: int
     received: int
@@ -156,36 +187,42 @@ def _run(
     mesh: Mesh,
     part: Mapping[str, Tensor],
     target: Tensor,
-) -> list[_Stage]:
+    *,
+    watch: Watch = lambda number: nullcontext(),
+    told: Told = lambda kind, size: None,
+) -> list[Passed]:
     """All stages, one behind the other, and the loss with the last."""
     numbers = stages_of_ranks(parallel.schedule, mesh.pipeline) if mesh.pipeline > 1 else [[0]]
     where = {n: (rank, at) for rank, of in enumerate(numbers) for at, n in enumerate(of)}
     given: tuple[Tensor, ...] = ()
     found = []
-    modules = {rank: _built(blueprint, stages, parallel, mesh) for rank, stages in enumerate(everywhere)}
-    ranks = _SilentRanks(mesh, blueprint.dealt)
+    tensor = _SilentRank(mesh, blueprint.dealt, told)
+    modules = {rank: _built(blueprint, stages, parallel, tensor) for rank, stages in enumerate(everywhere)}
+    ranks = _SilentRanks(mesh, blueprint.dealt, tensor)
     for number in range(len(where)):
         rank, at = where[number]
         stage, last = modules[rank][at], number + 1 == len(where)
         received = tuple(_as_leaf(x.detach().clone()) for x in given)
         keeps = _Saved(leave_out=[*stage.parameters(), *stage.buffers(), *part.values(), target, *received])
-        with saved_tensors_hooks(keeps.pack, lambda x: x):
+        with watch(number), saved_tensors_hooks(keeps.pack, lambda x: x):
             out = stage(*received, **part)
             if last:
                 blueprint.objective.loss(out, target, ranks)
         given = out if isinstance(out, tuple) else (out,)
         beside = _bytes(x for x in given if not keeps.knows(x))
-        found.append(_Stage(keeps.bytes, _bytes(received), 0 if last else _bytes(given), beside))
+        found.append(Passed(keeps.bytes, _bytes(received), 0 if last else _bytes(given), beside))
     return found
 
 
-def _built(blueprint: Blueprint, stages: list[tuple[Piece, ...]], parallel: Parallel, mesh: Mesh) -> nn.ModuleList:
+def _built(
+    blueprint: Blueprint, stages: list[tuple[Piece, ...]], parallel: Parallel, tensor: TensorRank
+) -> nn.ModuleList:
     """The modules of a rank's stages, of its share of the weights; without the draws of first weights."""
     shaped = [[replace(p, fill=p.fill or _nothing) for p in pieces] for pieces in stages]
     cpu = torch.device("cpu")
     modules, _ = build_stages(
         shaped,
-        _SilentRank(mesh, blueprint.dealt),
+        tensor,
         cpu,
         precision=parallel.precision,
         seed=0,
@@ -264,27 +301,31 @@ def _bytes(tensors: Any) -> int:
 class _SilentRank(TensorRank):
     """The first of tensor ranks of which there are no others: what it is sent has no content."""
 
-    def __init__(self, mesh: Mesh, dealt: Dealt):
+    def __init__(self, mesh: Mesh, dealt: Dealt, told: Told):
         super().__init__(None, 0, mesh.tensor, dealt)
+        self._told = told
 
     def gather(self, out: Tensor, local: Tensor) -> None:
         """Nothing comes."""
+        self._told("gather", out.nbytes)
 
     def scatter(self, out: Tensor, local: Tensor) -> None:
         """Nothing comes."""
+        self._told("scatter", local.nbytes)
 
     def reduce(self, x: Tensor, by: Any = dist.ReduceOp.SUM) -> None:
         """Nothing comes."""
+        self._told("reduce", x.nbytes)
 
 
 class _SilentRanks(MeshRanks):
     """The same of the ranks that an objective knows."""
 
-    def __init__(self, mesh: Mesh, dealt: Dealt):
+    def __init__(self, mesh: Mesh, dealt: Dealt, tensor: TensorRank):
         groups = Groups(
             mesh=mesh, rank=0, along=dict.fromkeys(("pipeline", "data", "tensor")), replica=None, stage=None
         )
-        super().__init__(_SilentRank(mesh, dealt), groups, dealt)
+        super().__init__(tensor, groups, dealt)
 
     def gather(self, rows: Tensor) -> Tensor:
         """Nothing comes."""

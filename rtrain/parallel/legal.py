@@ -76,6 +76,13 @@ def reasons_against(
         if of.table not in names:
             near = did_you_mean(of.table, names) or f". It has {', '.join(names) or 'none'}"
             yield f"parallel.tables: {model} has no table {of.table!r}{near}"
+    yield from reasons_against_degrees(parallel, mesh, blueprint, global_batch=global_batch, model=model)
+
+
+def reasons_against_degrees(
+    parallel: Parallel, mesh: Mesh, blueprint: Blueprint, *, global_batch: int, model: str
+) -> Iterator[str]:
+    """What numbers alone speak against, without a look at a piece: rows, microbatches, stages."""
     readers = mesh.readers(blueprint.dealt)
     if global_batch < readers:
         yield (

@@ -1,0 +1,120 @@
+"""`plan --hardware`: how long a step takes and what a run costs, at its own layout, at others, at other sizes."""
+
+import argparse
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rtrain.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rtrain.outlook.outlook import Outlook
+    from rtrain.outlook.profile import Profile
+    from rtrain.planning import Plan
+    from rtrain.run import Run
+
+OPTIONS = ("hardware", "price", "devices_per_node", "search", "devices", "scale", "scaling")
+SCALE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Answer(Protocol):
+    """What is printed, as text or as JSON."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and dicts."""
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """A run's layout, and what it will take."""
+
+    plan: "Plan"
+    outlook: "Outlook"
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan's, with the outlook's beside it."""
+        return self.plan.to_json() | {"outlook": self.outlook.to_json()}
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n\n{self.outlook}"
+
+
+def add_options(add: Callable[..., Any]) -> None:
+    """To the parser of a recipe's command line."""
+    add("--hardware", metavar="NAME|FILE", help="plan: how long a step takes on such devices (h100, ..., a .json)")
+    add("--price", type=float, metavar="N", help="plan --hardware: of a device for an hour; what the run costs")
+    add("--devices-per-node", type=int, metavar="N", help="plan --hardware: otherwise than the profile says")
+    add("--search", action="store_true", help="plan --hardware: all legal layouts, the fastest first")
+    add("--devices", type=int, metavar="N", help="plan --search: for so many (default: cluster.workers)")
+    add("--scale", metavar="A..B", help="plan --hardware: time and cost from A to B devices, doubled")
+    add("--scaling", choices=("weak", "strong"), help="plan --scale: rows a device (default), or global_batch, stay")
+
+
+def asked(options: argparse.Namespace) -> bool:
+    """Whether hardware was named.
+
+    Raises:
+        ConfigError: an option that means nothing without another, or beside it.
+    """
+    given = [name for name in OPTIONS if hasattr(options, name)]
+    needs = {"devices": "search", "scaling": "scale"}
+    for name in given:
+        needed = needs.get(name, "hardware")
+        if needed not in given and name != "hardware":
+            example = {"search": "", "scale": " 8..64", "hardware": " h100"}[needed]
+            raise ConfigError(f"--{name.replace('_', '-')}: means nothing without --{needed}. Add --{needed}{example}")
+    if "search" in given and "scale" in given:
+        raise ConfigError("--search and --scale: each is an answer of its own. Ask for one of them")
+    return bool(given)
+
+
+def found(run: "Run", options: argparse.Namespace) -> Answer:
+    """The answer to what was asked.
+
+    Raises:
+        ConfigError: an option's value that cannot be; what `outlook`, `search` and `scale` refuse.
+    """
+    from rtrain.outlook.outlook import on_hardware, outlook
+    from rtrain.planning import plan
+
+    profile = _profile(options)
+    price = getattr(options, "price", None)
+    if price is not None and not price > 0:
+        raise ConfigError(f"--price: must be above 0, got {price:g}")
+    placed = on_hardware(run, profile)
+    if hasattr(options, "search"):
+        from rtrain.outlook.search import search
+
+        devices = getattr(options, "devices", run.cluster.workers)
+        if devices < 1:
+            raise ConfigError(f"--devices: must be at least 1, got {devices}")
+        return search(placed, profile, devices=devices, price=price)
+    if hasattr(options, "scale"):
+        from rtrain.outlook.scale import Scaling, scale
+
+        scaling: Scaling = getattr(options, "scaling", "weak")
+        return scale(placed, profile, devices=_doubled(options.scale), scaling=scaling, price=price)
+    planned = plan(placed)
+    return Foreseen(planned, outlook(placed, profile, price=price, plan=planned))
+
+
+def _doubled(asked: str) -> list[int]:
+    """`8..64` -> 8, 16, 32, 64."""
+    ends = SCALE.fullmatch(asked)
+    if ends is None or not 0 < int(ends[1]) <= int(ends[2]):
+        raise ConfigError(f"--scale: must be two numbers of devices, as 8..64, the smaller first, got {asked!r}")
+    found = [int(ends[1])]
+    while found[-1] * 2 <= int(ends[2]):
+        found.append(found[-1] * 2)
+    return found
+
+
+def _profile(options: argparse.Namespace) -> "Profile":
+    from rtrain.outlook.profile import profile
+
+    chosen = profile(options.hardware)
+    per_node = getattr(options, "devices_per_node", chosen.devices_per_node)
+    if per_node < 1:
+        raise ConfigError(f"--devices-per-node: must be at least 1, got {per_node}")
+    return replace(chosen, devices_per_node=per_node)

@@ -1,0 +1,148 @@
+"""What a run will take and cost on given hardware: a step's parts, throughput, hours, money."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from rtrain.data.cursor import batches_per_epoch
+from rtrain.data.protocol import NotCounted
+from rtrain.errors import ConfigError
+from rtrain.mesh import Mesh
+from rtrain.outlook.kernels import RTRAINS, Practice
+from rtrain.outlook.profile import Profile
+from rtrain.outlook.step import Step, Stepper
+from rtrain.planning import Plan, check
+from rtrain.rounding import ceil_div
+from rtrain.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a run will take; every figure is computed, none measured."""
+
+    run: str
+    hardware: str
+    devices: int
+    parts: Mapping[str, float]
+    """Part of a step -> seconds."""
+    unit: str
+    """Of `per_second`: tokens or examples."""
+    per_second: float
+    """Over all devices."""
+    mfu: float
+    """Model FLOPs of a step by what the devices could do meanwhile at their peak (PaLM, arXiv:2204.02311)."""
+    steps: int | None
+    """Of the whole run; none: see `steps_from`."""
+    steps_from: str
+    """Where their number comes from, or why it is not known."""
+    price: float | None
+    """Of a device for an hour, in whatever money it was given."""
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return sum(self.parts.values())
+
+    @property
+    def hours(self) -> float | None:
+        """Of training alone: no evaluation, checkpoint or start is in it."""
+        return None if self.steps is None else self.steps * self.step_s / 3600
+
+    @property
+    def cost(self) -> float | None:
+        """Hours x devices x price."""
+        return None if self.hours is None or self.price is None else self.hours * self.devices * self.price
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers, strings and dicts."""
+        return asdict(self) | {"step_s": self.step_s, "hours": self.hours, "cost": self.cost}
+
+    def __str__(self) -> str:
+        lines = [f"on {self.devices} x {self.hardware}, computed from its profile, not measured:", ""]
+        for name, seconds in self.parts.items():
+            lines.append(f"  {name:<22}{1000 * seconds:>12.3f} ms {seconds / self.step_s:>7.1%}")
+        lines.append(f"  {'step':<22}{1000 * self.step_s:>12.3f} ms")
+        lines += ["", f"{self.per_second:,.0f} {self.unit}/s, {self.per_second / self.devices:,.0f} a device, "]
+        lines[-1] += f"{self.mfu:.1%} of the peak (MFU)"
+        if self.hours is None:
+            lines.append(f"hours and cost not known: {self.steps_from}")
+            return "\n".join(lines)
+        cost = f", {self.cost:,.2f} at {self.price:g} a device and hour" if self.cost is not None else ""
+        lines.append(f"{self.steps:,} steps ({self.steps_from}): {self.hours:,.2f} hours{cost}")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        return f"<pre>{escape(str(self))}</pre>"
+
+
+def on_hardware(run: Run, profile: Profile) -> Run:
+    """The run with the device's memory, unless it says how much, and with GPUs where the device is one."""
+    memory = run.cluster.memory_gb_per_worker or profile.memory_bytes / 1024**3
+    gpus: Literal[0, 1] = 1 if profile.accelerator else 0
+    return replace(run, cluster=replace(run.cluster, memory_gb_per_worker=memory, gpus_per_worker=gpus))
+
+
+def outlook(
+    run: Run,
+    profile: Profile,
+    *,
+    price: float | None = None,
+    practice: Practice = RTRAINS,
+    plan: Plan | None = None,
+) -> Outlook:
+    """What the run takes on devices of this profile; `plan`: of it, for where its tables lie.
+
+    Raises:
+        ConfigError: what `planning.check` refuses; a price that is not positive; a step that cannot be counted.
+    """
+    if price is not None and not price > 0:
+        raise ConfigError(f"--price: must be above 0, got {price:g}")
+    mesh = check(run)
+    step = counted_step(Stepper(run=run, profile=profile, practice=practice), run, mesh, plan)
+    return summed_up(run, profile, mesh, step, price=price)
+
+
+def counted_step(stepper: Stepper, run: Run, mesh: Mesh, plan: Plan | None = None) -> Step:
+    """A step at the run's own layout.
+
+    Raises:
+        ConfigError: it cannot be counted; says why.
+    """
+    try:
+        return stepper.step(run.parallel, mesh, plan.tables if plan else ())
+    except NotCounted as error:
+        raise ConfigError(f"--hardware: a step's time cannot be computed: {error}. Use plan without it") from error
+
+
+def summed_up(run: Run, profile: Profile, mesh: Mesh, step: Step, *, price: float | None) -> Outlook:
+    """The outlook that a step's time makes."""
+    tokens = run.blueprint.dealt == "tokens"
+    units = run.global_batch * (run.data.blank(1, 1).target.shape[1] if tokens else 1)
+    steps, source = steps_of(run)
+    peak = profile.peak(run.parallel.precision) * mesh.world_size
+    return Outlook(
+        run=run.name,
+        hardware=profile.name,
+        devices=mesh.world_size,
+        parts=step.parts,
+        unit="tokens" if tokens else "examples",
+        per_second=units / step.seconds,
+        mfu=step.flops / (step.seconds * peak),
+        steps=steps,
+        steps_from=source,
+        price=price,
+    )
+
+
+def steps_of(run: Run) -> tuple[int | None, str]:
+    """Optimizer steps of the whole run, and where that number comes from, or why there is none."""
+    duration, rows = run.duration, run.data.train_rows
+    if rows is not None:
+        return duration.limit(rows, batches_per_epoch(rows, run.global_batch)), "duration, of data.train_rows"
+    if duration.steps is not None:
+        return duration.steps, "duration.steps" if duration.epochs is None else "duration.steps, or fewer"
+    if duration.samples is not None:
+        return ceil_div(duration.samples, run.global_batch), "duration.samples"
+    return None, "duration is in epochs, and how many rows one has, only open data tell. Set duration.steps"

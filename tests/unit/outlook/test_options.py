@@ -1,0 +1,52 @@
+"""`plan --hardware` on the command line: JSON, and options that mean nothing."""
+
+import json
+from typing import Any
+
+import pytest
+
+from recipes.gpt_stdlib import debug, run
+from rtrain import cli
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Any:
+    def call(*words: str) -> tuple[Any, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(run, debug, arguments=["plan", *words])
+        return ended.value.code, *capsys.readouterr()
+
+    return call
+
+
+def test_json_has_the_plan_and_the_outlook(plan: Any) -> None:
+    code, out, _ = plan("--hardware", "h100", "--price", "2.5", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["world_size"] == 2 and found["memory_per_rank"] == 80 * 2**30
+    assert found["outlook"]["devices"] == 2 and found["outlook"]["cost"] > 0
+
+
+def test_a_search_and_a_scale_answer_in_json(plan: Any) -> None:
+    found = json.loads(plan("--hardware", "cpu", "--search", "--devices", "4", "--json")[1])
+    assert found["layouts"][0]["step_s"] <= found["layouts"][-1]["step_s"] and found["best"]["devices"] == 4
+    rows = json.loads(plan("--hardware", "cpu", "--scale", "1..4", "--scaling", "strong", "--json")[1])
+    assert [row["devices"] for row in rows["rows"]] == [1, 2, 4] and rows["scaling"] == "strong"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--price", "2"], "--price: means nothing without --hardware. Add --hardware h100"),
+        (["--hardware", "h100", "--devices", "8"], "--devices: means nothing without --search. Add --search"),
+        (["--hardware", "h100", "--scaling", "weak"], "--scaling: means nothing without --scale. Add --scale 8..64"),
+        (["--hardware", "h100", "--search", "--scale", "1..2"], "Ask for one of them"),
+        (["--hardware", "h100", "--scale", "8-16"], "--scale: must be two numbers of devices, as 8..64"),
+        (["--hardware", "h100", "--scale", "16..8"], "the smaller first, got '16..8'"),
+        (["--hardware", "h100", "--price", "-1"], "--price: must be above 0, got -1"),
+        (["--hardware", "h100", "--devices-per-node", "0"], "--devices-per-node: must be at least 1, got 0"),
+        (["--hardware", "h10"], "no profile 'h10'; did you mean 'h100'?"),
+    ],
+)
+def test_what_means_nothing_is_refused(plan: Any, words: list[str], said: str) -> None:
+    code, _, err = plan(*words)
+    assert code == 2 and said in err and err.count("\n") == 1
