@@ -92,6 +92,12 @@ def drawn(nodeid: str, share: float) -> bool:
     return random.Random(f"{SEED} {nodeid}").random() < share
 
 
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> str:
+    """What a test draws the day's cases by, of many that are alike; empty: none is left out."""
+    return "" if request.config.getoption("--slow-share") == 1 else SEED
+
+
 @pytest.fixture(scope="module")
 def world_of_one() -> Iterator[None]:
     """A process group of this process alone: what saves a checkpoint needs one."""

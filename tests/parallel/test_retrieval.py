@@ -4,7 +4,6 @@ The control knows neither TorchRec nor rtrain's towers' wrappings: autograd over
 The tolerance is that of `test_models`: 20 steps carry float32's last bit along; what is wrong shows as 1e-3.
 """
 
-import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -242,12 +241,6 @@ def write_log(path: str) -> str:
     for of, count in (("user", USERS), ("item", ITEMS)):
         pq.write_table(pa.Table.from_pylist([described(n) for n in reversed(range(count))]), f"{path}.{of}.parquet")
     return path
-
-
-@pytest.fixture(scope="module")
-def seed(request: pytest.FixtureRequest) -> str:
-    """What layouts are drawn by; empty: none is left out."""
-    return "" if request.config.getoption("--slow-share") == 1 else os.environ["RTRAIN_TESTS_SEED"]
 
 
 @pytest.fixture(scope="module")
