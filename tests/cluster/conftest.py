@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -90,6 +92,17 @@ def recipe(tmp_path: Path, ray_temp_dir: str) -> Callable[..., subprocess.Comple
         )
 
     return start
+
+
+@pytest.fixture
+def place(tmp_path: Path, ray_temp_dir: str) -> Iterator[Any]:
+    """A `places.Place`."""
+    from tests.cluster.places import Place
+
+    made = Place(tmp_path, Path(ray_temp_dir) / uuid.uuid4().hex[:6])
+    yield made
+    for pid in made.processes():
+        os.kill(pid, signal.SIGKILL)
 
 
 def last_json(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The main job as a person starts it, in each of its ways."""
 
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,33 +9,52 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import RECIPE, environment, free_port, last_json
+from tests.cluster.places import Place
 
 Recipe = Callable[..., subprocess.CompletedProcess[str]]
+PYTHON = (sys.executable, str(RECIPE))
 KEYS = {
     "run", "test", "baseline_auc", "steps", "world_size", "checkpoint", "export", "served", "report", "seconds",
 }  # fmt: skip
 
 
-def test_end_to_end(recipe: Recipe) -> None:
-    done = recipe("train", "--json", "--duration.steps", "40", "--handoff.port", str(free_port()))
-    assert done.returncode == 0, done.stderr
-    result = last_json(done.stdout)
+@pytest.mark.timeout(600)  # a run and its verbs, each of which starts anew
+def test_end_to_end(place: Place, seed: str) -> None:
+    """And nothing of it stays behind, nor of the verbs that look at it; the day draws two of them."""
+    process = place.start(*PYTHON, "train", "--json", "--duration.steps", "40", "--handoff.port", str(free_port()))
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    place.expect_nothing()
+    result = last_json(out)
     assert result.keys() >= KEYS
     assert result["test"].keys() == {"auc", "log_loss", "ndcg@10"}
     assert result["served"] is True, "the served answers differ from the trainer's"
     assert 0 < result["served_max_difference"] < 1e-5, "0 would mean that nothing was compared"
     assert result["steps"] == 40
     assert result["world_size"] == 2
-    assert all(Path(result[k]).exists() for k in ("checkpoint", "export", "report"))
-    assert "step 40/40" in done.stderr, "the progress bar is not readable in a log"
+    assert all((place.work / result[k]).exists() for k in ("checkpoint", "export", "report"))
+    assert "step 40/40" in err, "the progress bar is not readable in a log"
     name = result["run"]
-    assert [line for line in done.stderr.splitlines() if not line.startswith(f"{name}: ")] == []
-    notices = Path(result["report"]).parent / "notices"
+    assert [line for line in err.splitlines() if not line.startswith(f"{name}: ")] == []
+    notices = (place.work / result["report"]).parent / "notices"
     assert "deprecat" in (notices / "rank-00001.log").read_text()
     phases = {"data", "forward", "backward", "optimizer", "communication", "checkpoint", "last checkpoint", "other"}
     phases |= {"evaluation", "records", "sampling"}
     assert set(result["breakdown"]) == phases
     assert result["breakdown"]["communication"] > 0
+
+    run = str(place.work / "runs" / name)
+    rtrain = (sys.executable, "-m", "rtrain")
+    verbs = [
+        (*PYTHON, "plan"), (*PYTHON, "config"), (*rtrain, "ledger", run, "--verify"), (*rtrain, "report", run),
+        (*rtrain, "checkpoints", run, "verify"), (*rtrain, "checkpoints", run, "export", "--to", f"{run}/model"),
+    ]  # fmt: skip
+    two = random.Random(seed).sample(verbs, 2) if seed else verbs
+    for pair in zip(two[::2], two[1::2], strict=True):
+        for command, verb in [(command, place.start(*command)) for command in pair]:
+            _, err = verb.communicate(timeout=120)
+            assert verb.returncode == 0, (command, err)
+    place.expect_nothing()
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ another order, and 20 steps carry the last bit along. 1e-6 is that with room for
 instructions (seen here: 3e-8 to 3.6e-7); a wrong gradient scale, mask or shard shows as 1e-3.
 """
 
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,8 +95,11 @@ def test_the_control_learns(alone: dict[str, list[float]]) -> None:
 
 
 @pytest.fixture(scope="module")
-def resumed(folder: Path, rows: str, alone: object, together: object) -> dict[str, list[float]]:
-    """Steps 10 to 19 in a world of two, from what every layout (of one and of two processes) saved at step 10."""
+def resumed(folder: Path, rows: str, seed: str, alone: object, together: object) -> dict[str, list[float]]:
+    """Steps 10 to 19 in a world of two, from what every layout (of one and of two processes) saved at step 10.
+
+    A seed draws where each goes on besides at its own layout.
+    """
     saved = {"1-rowwise_adagrad": "alone"} | {f"2-{name}": name for name in DENSE}
     cases: list[Case] = []
     for file, origin in saved.items():
@@ -103,6 +107,9 @@ def resumed(folder: Path, rows: str, alone: object, together: object) -> dict[st
             if origin in ("ddp", "zero0", "zero2", "alone") and name in ("zero0", "zero2") and origin != name:
                 continue  # the four corners that are left cover both directions of both stages
             cases.append((f"{origin} -> {name}", {"run": rowwise(rows, DENSE[name]), "load_from": str(folder / file)}))
+    assert len(cases) > 20
+    if seed:
+        cases = of_the_day(cases, random.Random(seed))
     row_wise = Parallel(dense="ddp", embeddings="row_wise")
     table_wise = Parallel(dense="ddp", embeddings="table_wise")
     for name, parallel in (("row_wise", row_wise), ("table_wise", table_wise)):
@@ -110,10 +117,22 @@ def resumed(folder: Path, rows: str, alone: object, together: object) -> dict[st
     return run_cases(2, cases)
 
 
+def of_the_day(cases: list[Case], draw: random.Random) -> list[Case]:
+    """Every layout to itself, and each to another one and from another one."""
+    ends = {name: tuple(name.split(" -> ")) for name, _ in cases}
+    found = {name for name, (origin, to) in ends.items() if origin == to}
+    for place in (0, 1):
+        others = [name for name in sorted(ends) if ends[name][0] != ends[name][1]]
+        for layout in sorted({of[place] for of in ends.values()}):
+            if not any(name in found for name in others if ends[name][place] == layout):
+                found.add(draw.choice([name for name in others if ends[name][place] == layout]))
+    return [case for case in cases if case[0] in found]
+
+
 def test_resume_across_layouts(resumed: dict[str, list[float]], alone: dict[str, list[float]]) -> None:
     control = alone["rowwise_adagrad"][SAVED:]
     worst = {name: far(losses, control) for name, losses in resumed.items()}
-    assert len(worst) > 20
+    assert len(worst) >= 2 * len(DENSE) + 2
     assert max(worst.values()) < ROUNDING, worst
 
 
