@@ -1,5 +1,6 @@
 """The gate on models that find items: their lists are the trainer's, and a list that is not is seen."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,14 +22,29 @@ def interactions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_interactions(tmp_path_factory.mktemp("finders"))
 
 
+@pytest.fixture(scope="module")
+def of_words(interactions: Path) -> Run:
+    """Trained once for all."""
+    run = run_of(interactions, "words")
+    train(run)
+    return run
+
+
 def judged(run: Run) -> Judged:
     return Judged(Finished.read(run.folder), None)
 
 
-@pytest.mark.parametrize("name", ["words", "features", "sasrec", "hstu"])
-def test_its_lists_are_the_trainers(name: str, interactions: Path) -> None:
-    run = run_of(interactions, name)
-    train(run)
+SLOW = pytest.mark.slow
+
+
+# One that knows users by their ids and one that knows them by what they had, always.
+@pytest.mark.parametrize(
+    "name", ["words", pytest.param("features", marks=SLOW), "sasrec", pytest.param("hstu", marks=SLOW)]
+)
+def test_its_lists_are_the_trainers(name: str, interactions: Path, of_words: Run) -> None:
+    run = of_words if name == "words" else run_of(interactions, name)
+    if run is not of_words:
+        train(run)
     of = judged(run)
     rows, said = of.candidate.asked()
     assert len(rows) == len(said) == len(np.unique(of.candidate.rows[""].scored.groups)) > 20  # type: ignore[arg-type]
@@ -39,9 +55,9 @@ def test_its_lists_are_the_trainers(name: str, interactions: Path) -> None:
     assert Servable().decide(of).said.endswith(f"answered {len(rows)} of {len(rows)} with numbers")
 
 
-def test_a_list_that_is_not_is_seen(interactions: Path) -> None:
-    run = run_of(interactions, "words")
-    train(run)
+def test_a_list_that_is_not_is_seen(of_words: Run, tmp_path: Path) -> None:
+    run = replace(of_words, storage=str(tmp_path))
+    shutil.copytree(of_words.folder, run.folder)
     path = Path(run.folder) / "test_rows.parquet"
     table = pq.read_table(path)
     output, row = (table[name].to_numpy().copy() for name in ("output", "row"))
