@@ -23,15 +23,19 @@ SAME = 1e-6
 # First weights of .02 go through layer norms, which blow rounding up: with other vector instructions than those that
 # wrote them (ATEN_CPU_CAPABILITY=avx2, default) SASRec's curves were 3.0e-5 off and HSTU's 1.3e-6. Two towers divide
 # vectors by their lengths, which are small at first: 3.4e-6. On an Intel Xeon of 2.80 GHz, with nothing changed since a
-# commit that held elsewhere, SASRec's were 1.1e-4 off over two stages, and those of two towers 2.6e-5.
+# commit that held elsewhere, SASRec's were 1.1e-4 off over two stages, and those of two towers 2.6e-5 (with features
+# 5.1e-5). Under ZeRO, whose Adam DeepSpeed compiles for the processor that it finds, the towers' norms of gradients,
+# which are differences of nearly equal vectors, were 8.1e-4 off there, those of text 2.7e-4: to the same digits before
+# and after the 30 commits up to then.
 OF_OTHER_PROCESSORS = {
     "sasrec_movielens": 3e-4,
-    "sasrec_sequences": 3e-4,
+    "sasrec_sequences": 1e-4,
     "hstu_movielens": 1e-5,
     "two_tower_movielens": 1e-4,
     "two_tower_features_movielens": 1e-4,
     "text_tower_movielens": 1e-4,
 }
+NORMS_OF_OTHER_PROCESSORS = {"two_tower_movielens": 2e-3, "text_tower_movielens": 1e-3}
 ALWAYS = ("small ", f"hstu_movielens {name_of(DENSE[-1])}")
 ALIKE = ("dlrm_synthetic ", "dlrm_criteo ", "two_tower_features_movielens ", "sasrec_sequences ")
 """Recipes whose model and loss another one has, too."""
@@ -79,7 +83,10 @@ def test_every_case_has_its_curve() -> None:
 @pytest.mark.parametrize("curve", map(often, sorted(GOLDEN)))
 def test_a_layout_trains_along_its_golden_curve(found: dict[str, Any], curve: str) -> None:
     for what in ("losses", "grad_norms"):
-        same = OF_OTHER_PROCESSORS.get(curve.split()[0].rstrip(":"), SAME)
+        recipe = curve.split()[0].rstrip(":")
+        same = OF_OTHER_PROCESSORS.get(recipe, SAME)
+        if what == "grad_norms":
+            same = NORMS_OF_OTHER_PROCESSORS.get(recipe, same)
         assert apart(found[curve][what], GOLDEN[curve][what]) <= same, (what, found[curve][what], GOLDEN[curve][what])
 
 
