@@ -6,8 +6,10 @@ from typing import Any
 
 import ray
 
+from rtrain import config
 from rtrain.errors import RtrainError, RunFailed, one_line
 from rtrain.run import Run
+from rtrain.storage import Folder
 from rtrain.training.events import Callback, State
 from rtrain.tuning.fork import fork
 from rtrain.tuning.gate import STOP
@@ -84,6 +86,7 @@ def run_trial(
     if entry.source:
         name, _, step = entry.source.rpartition("@")
         fork(f"{own.storage}/{name}", int(step), own.folder)
+    Folder(own.folder).write_json("run.json", config.to_dict(own))  # a run like any other, for who looks at it
     found: Mapping[str, Any] = train(own, gate, trial, token)
     return found
 
