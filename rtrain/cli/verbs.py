@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from rtrain.cli.calibrate import CALIBRATE
 from rtrain.cli.endpoint import ENDPOINT
 from rtrain.cli.goodput import GOODPUT
 from rtrain.cli.recipe import serve
@@ -310,6 +311,7 @@ VERBS = (
     *RUNS,
     *RELEASE,
     *ENDPOINT,
+    CALIBRATE,
     GOODPUT,
     Verb(
         "ledger",

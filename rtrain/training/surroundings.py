@@ -47,14 +47,15 @@ def hardware(world: World) -> dict[str, Any]:
     """Processor, cores, bytes of memory and GPUs of this machine."""
     gpus = torch.cuda.device_count() if world.device.type == "cuda" else 0
     return {
-        "cpu": _processor(),
+        "cpu": processor(),
         "cores": psutil.cpu_count() or 0,
         "memory_bytes": int(psutil.virtual_memory().total),
         "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name that this machine's processor gives itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
