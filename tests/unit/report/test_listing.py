@@ -74,6 +74,13 @@ def test_those_with_a_metric_of_so_much(storage: Path) -> None:
     assert set(names(storage, f"auc<{limit}", "state=finished")) == {"wrong"}
 
 
+def test_those_of_the_same_data(storage: Path) -> None:
+    data = {run.name: run.data for run in runs_in(f"{storage}")}
+    assert data["good"] == data["wrong"] != data["half"] == ""  # of which no worker has told anything
+    assert set(names(storage, f"data={data['good']}")) == {"good", "wrong"}
+    assert names(storage, "data=0") == []
+
+
 def test_the_best_comes_first(storage: Path) -> None:
     assert names(storage, "state=finished", by="auc") == ["good", "wrong"]
     assert names(storage, by="optim.lr")[0] == "wrong" and names(storage, by="seconds")[-1] == "half"
@@ -137,5 +144,9 @@ def test_a_difference_is_told(storage: Path) -> None:
     for name in ("run.json", "history.jsonl"):
         (changed / name).write_text((storage / "good" / name).read_text())
     (changed / "result.json").write_text(json.dumps(stored))
-    found = repeat(f"{changed}", "changed-again", launcher="inline")
+    surroundings = json.loads((storage / "good" / "surroundings.json").read_text())
+    (changed / "surroundings.json").write_text(json.dumps(surroundings | {"data": "0123"}))
+    said: list[str] = []
+    found = repeat(f"{changed}", "changed-again", launcher="inline", say=said.append)
+    assert f"the data were others: fingerprint 0123 then, {surroundings['data']} now" in said
     assert not found.same and len(found.different) == 1 and found.different[0].startswith("auc: "), found
