@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from rtrain.errors import ConfigError
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from rtrain.planning import Plan
     from rtrain.run import Run
 
-OPTIONS = ("hardware", "price", "devices_per_node", "search", "devices", "scale", "scaling")
+OPTIONS = ("hardware", "price", "devices_per_node", "search", "devices", "scale", "scaling", "picture")
+ALONE = ("hardware", "picture")
+"""Those that mean something by themselves."""
 SCALE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -48,6 +50,7 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--search", action="store_true", help="plan --hardware: all legal layouts, the fastest first")
     add("--devices", type=int, metavar="N", help="plan --search: for so many (default: cluster.workers)")
     add("--scale", metavar="A..B", help="plan --hardware: time and cost from A to B devices, doubled")
+    add("--picture", metavar="FILE.png", help="plan: draw memory a rank, a step's parts; --scale: efficiency")
     add("--scaling", choices=("weak", "strong"), help="plan --scale: rows a device (default), or global_batch, stay")
 
 
@@ -58,15 +61,36 @@ def asked(options: argparse.Namespace) -> bool:
         ConfigError: an option that means nothing without another, or beside it.
     """
     given = [name for name in OPTIONS if hasattr(options, name)]
+    if "picture" in given and "search" in given:
+        raise ConfigError("--picture: a search is a list. Draw the layout that you take, by plan without --search")
     needs = {"devices": "search", "scaling": "scale"}
     for name in given:
         needed = needs.get(name, "hardware")
-        if needed not in given and name != "hardware":
+        if needed not in given and name not in ALONE:
             example = {"search": "", "scale": " 8..64", "hardware": " h100"}[needed]
             raise ConfigError(f"--{name.replace('_', '-')}: means nothing without --{needed}. Add --{needed}{example}")
     if "search" in given and "scale" in given:
         raise ConfigError("--search and --scale: each is an answer of its own. Ask for one of them")
-    return bool(given)
+    return "hardware" in given
+
+
+def draw(found: "Answer | Plan", path: str) -> None:
+    """Write the picture of an answer.
+
+    Raises:
+        ConfigError: a path that is none of a PNG, or cannot be written.
+    """
+    from rtrain.outlook.scale import Scaled
+    from rtrain.report.foresight import draw_plan, draw_scale
+    from rtrain.report.pictures import write_picture
+
+    if isinstance(found, Scaled):
+        figure = draw_scale(found)
+    elif isinstance(found, Foreseen):
+        figure = draw_plan(found.plan, found.outlook.parts)
+    else:
+        figure = draw_plan(cast("Plan", found))
+    write_picture(figure, path)
 
 
 def found(run: "Run", options: argparse.Namespace) -> Answer:

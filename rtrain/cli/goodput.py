@@ -23,16 +23,19 @@ takes (recovered); docs/goodput.md says how to read the answer."""
 
 def _goodput(options: argparse.Namespace) -> int:
     from rtrain.goodput import Scenario, study
+    from rtrain.report.pictures import check_picture, write_picture
 
     path = options.picture
-    if path and not path.endswith(".png"):
-        raise ConfigError(f"--picture: {path!r} does not end in .png, the only kind that is drawn. Give FILE.png")
+    if path:
+        check_picture(path)
     given = vars(options) | {"price_per_device_hour": options.price}
     scenario = Scenario(**{f.name: given[f.name] for f in fields(Scenario) if given[f.name] is not None})
     found = study(scenario, every_s=_every_s(options.checkpoint_every_s), seeds=options.seeds)
     told = found.to_json()
     if path:
-        _draw(found, path)
+        from rtrain.report.goodput import draw_study
+
+        write_picture(draw_study(found), path)
         told["picture"] = path
     answer(options, told, _spell(found))
     return 0
@@ -47,16 +50,6 @@ def _every_s(text: str) -> float | None:
         raise ConfigError(
             f"--checkpoint-every-s: {text!r} is no number of seconds. Give one, or auto for the best"
         ) from None
-
-
-def _draw(found: "Study", path: str) -> None:
-    from rtrain.report.goodput import draw_study
-
-    figure = draw_study(found)
-    try:
-        figure.savefig(path, dpi=200)
-    except OSError as error:
-        raise ConfigError(f"--picture: {path!r} cannot be written ({error.strerror}). Give another path") from None
 
 
 def _spell(found: "Study") -> str:

@@ -125,14 +125,16 @@ def _train(call: _Call) -> int:
 
 
 def _plan(call: _Call) -> int:
-    if foresight.asked(call.options):
-        found = foresight.found(call.run, call.options)
-        print(json.dumps(found.to_json()) if call.options.json else found)
-        return 0
     from rtrain.planning import plan
+    from rtrain.report.pictures import check_picture
 
-    planned = plan(call.run)
-    print(json.dumps(planned.to_json()) if call.options.json else planned)
+    path = getattr(call.options, "picture", "")
+    if path:
+        check_picture(path)
+    found = foresight.found(call.run, call.options) if foresight.asked(call.options) else plan(call.run)
+    if path:
+        foresight.draw(found, path)
+    print(json.dumps(found.to_json()) if call.options.json else found)
     return 0
 
 
