@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -81,12 +82,18 @@ def searched(conductor: Conductor, scheduler: TrialScheduler, train: Train = tra
             )
             tuner.fit()
         finally:
-            teller.settle()
-            ray.get(gate.close.remote("the search has ended"), timeout=ANSWER_S)
-            ray.get(gate.drained.remote(), timeout=DRAIN_S)
-            ray.kill(gate)
+            _end(gate, teller)
             Folder(f"{run.folder}/ray").remove()
-    return teller.closed
+    return teller.closed or ("it was interrupted" if conductor.journal.open else "")
+
+
+def _end(gate: Any, teller: "_Teller") -> None:
+    """Wait until all runs have left between two intervals. A Ray that is gone must not hide why."""
+    with suppress(ray.exceptions.RayError, RtrainError, TimeoutError):
+        teller.settle()
+        ray.get(gate.close.remote("the search has ended"), timeout=ANSWER_S)
+        ray.get(gate.drained.remote(), timeout=DRAIN_S)
+        ray.kill(gate)
 
 
 def _gate(conductor: Conductor, train: Train) -> Any:
@@ -204,7 +211,8 @@ class _Teller(tune.Callback):
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Failed for the last time; whatever its process left is ended."""
         self._gate.end.remote(trial.trial_id)
-        self._conductor.failed(self._numbers[trial.trial_id], _said(trial))
+        said = ray.get(self._gate.failure.remote(trial.trial_id), timeout=ANSWER_S)  # Tune's own is a pickle in a file
+        self._conductor.failed(self._numbers[trial.trial_id], said or "its process, which only waits, died")
 
     def settle(self) -> None:
         """At the end: what all of it took."""
@@ -218,9 +226,3 @@ class _Teller(tune.Callback):
         self.closed = self._conductor.closed = self.closed or state["closed"]
         spent = {key: self._before[key] + state[key] for key in ("seconds", "worker_seconds")}
         self._conductor.journal.folder.write_json(SPENT, spent)
-
-
-def _said(trial: Any) -> str:
-    """What a failed trial's run said, without Ray's stack."""
-    text = " ".join(str(trial.get_pickled_error() or "it ended without a word").split())
-    return text.rpartition("RuntimeError: ")[2][:300]

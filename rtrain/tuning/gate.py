@@ -191,6 +191,11 @@ class Gate:
         if not run.over and run.started is not None:
             run.started.cancel()
 
+    async def failure(self, trial: str) -> str:
+        """What a trial's newest run failed with; empty where it did not."""
+        run = self.runs.get(trial)
+        return run.error.rpartition("RuntimeError: ")[2][:300] if run else ""
+
     async def close(self, why: str) -> None:
         """No further interval of any trial begins."""
         self.closed = self.closed or why

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-EVERY, TOTAL = 10, 60
+EVERY, TOTAL, ALWAYS_FAILS = 10, 60, 0.2
 
 
 def value(lr: float, step: int) -> float:
@@ -46,6 +46,8 @@ def surrogate(run: Any, gate: Any, trial: str, token: str) -> dict[str, Any]:
         checkpoint = folder / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True, exist_ok=True)
         (checkpoint / "COMMITTED").touch()
+        if run.optim.lr == ALWAYS_FAILS:
+            raise RuntimeError(f"rank 0 on here, step {step}: the loss is inf")
         if run.optim.lr > 0.05 and step == EVERY and not (folder / "failed").exists():
             (folder / "failed").touch()
             raise RuntimeError("rank 1 on here, step 10: the loss is nan")  # once: it is tried again

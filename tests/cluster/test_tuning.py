@@ -19,7 +19,7 @@ from rtrain.training import history
 from rtrain.tuning import engine
 from rtrain.tuning.journal import Journal
 from tests.cluster.conftest import environment, wait_for
-from tests.cluster.surrogates import EVERY, TOTAL, surrogate, value
+from tests.cluster.surrogates import ALWAYS_FAILS, EVERY, TOTAL, surrogate, value
 
 SPACE = {"optim.lr": rtrain.loguniform(1e-4, 1e-1), "sparse_optim.lr": rtrain.choice(0.01, 0.05)}
 
@@ -96,10 +96,13 @@ def test_the_budget_ends_it_and_more_goes_on(run: Any, joined_ray: None) -> None
     assert begun.keys() <= steps_of(run).keys()
 
 
-def test_what_cannot_run_is_refused_before_it_starts(run: Any, joined_ray: None) -> None:
-    space = {"cluster.workers": rtrain.choice(1, 64)}
-    tuned = searched(run, rtrain.Search(trials=2, sampler="grid", concurrent=1), space)
-    assert sorted(t.ended for t in tuned.trials) == ["finished", "refused"]
+def test_what_cannot_run_is_refused_and_what_fails_for_good_is_told(run: Any, joined_ray: None) -> None:
+    space = {"cluster.workers": rtrain.choice(1, 64), "optim.lr": rtrain.choice(0.01, ALWAYS_FAILS)}
+    tuned = searched(run, rtrain.Search(trials=3, sampler="grid", concurrent=1), space)
+    assert sorted(t.ended for t in tuned.trials) == ["failed", "finished", "refused"]
+    failed = next(t for t in tuned.trials if t.ended == "failed")
+    assert "the loss is inf" in failed.error
+    assert "Traceback" not in failed.error
     refused = next(t for t in tuned.trials if t.ended == "refused")
     assert "it needs 64 CPUs, but the search has 1" in refused.error
     assert not (Path(run.folder) / "trials" / refused.name / "steps.log").exists()

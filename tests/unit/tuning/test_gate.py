@@ -232,6 +232,8 @@ def test_what_a_run_failed_with_is_told() -> None:
         await soon()
         runs.fail("a", "rank 1:\n the loss is nan")
         assert await heard == {"error": "rank 1: the loss is nan"}
+        assert await gate.failure("a") == "rank 1: the loss is nan"
+        assert await gate.failure("b") == ""
         assert await launch(gate, "a", token="again")  # tried again: its place was given back
         assert await gate.report("a", "t", 10, {}) == STOP  # the ranks of the first try
 
