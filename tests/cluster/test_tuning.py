@@ -200,7 +200,7 @@ def test_what_no_search_can_do(run: Any, search: Any, says: str) -> None:
 @pytest.mark.parametrize(("key", "values"), [("model.dim", (8, 16)), ("cluster.workers", (1, 2))])
 def test_a_population_takes_over_weights_that_fit(run: Any, key: str, values: tuple[int, ...]) -> None:
     search = rtrain.Search(sampler="random", scheduler=rtrain.Population(every=20))
-    with pytest.raises(ConfigError, match=f"{key} cannot change in a population"):
+    with pytest.raises(ConfigError, match=f"{key} cannot change within a population"):
         rtrain.tune(run, {key: rtrain.choice(*values)}, search=search)
 
 
