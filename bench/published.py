@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.asked import parser
 from rtrain import AdamW, Cluster, Decoder, Duration, Evaluation, Parallel, Run, TokenLoss, Tokens
 from rtrain.mesh import lay_out
 from rtrain.outlook.kernels import Practice
@@ -191,6 +192,7 @@ nothing here says how far off tables are.
 
 def main() -> int:
     """Write the document."""
+    parser("bench.published", __doc__).parse_args()
     lines, errors = [], []
     for entry in entries():
         predicted = entry.predicted()
