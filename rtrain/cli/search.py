@@ -35,7 +35,7 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add("--scheduler", choices=SCHEDULERS, help="tune: what stops trials early (default: none)")
     add("--grace", type=int, metavar="STEPS", help="tune --scheduler asha, median: steps that every trial gets")
     add("--perturb", type=int, metavar="STEPS", help="tune --scheduler pbt: steps between two turns")
-    add("--objectives", metavar="NAME,NAME", help="tune: metrics to weigh, also parameters and seconds")
+    add("--objectives", metavar="NAME,NAME", help="tune: metrics to weigh, also parameters, seconds, cost, latency_ms")
     add("--concurrent", type=int, metavar="N", help="tune: trials at a time (default: as many as the cluster holds)")
     add("--hours", type=float, metavar="H", help="tune: of the search, over all its starts")
     add("--cost", type=float, metavar="SUM", help="tune: what the search may cost, at --price, of a worker for an hour")

@@ -66,7 +66,8 @@ def probe(
         export: its folder.
         rows: requests of a ranking model; of a retrieval model `whom`, `seen` and `times` each, or none: it is asked
             for some of its own users or items.
-        said: what the trainer said of each row; of a retrieval model the items that it found, by place.
+        said: what the trainer said of each row; of a retrieval model the items that it found, by place. None of them:
+            nothing is compared.
         modules: of a model of one's own, imported here, which the process imports first.
         deadline_s: how long it may take.
     """
@@ -132,9 +133,10 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
         load_s = time.perf_counter() - began
         asked = len(rows)
         answers = np.array(predictor.predict(rows))
-        wanted = np.array(said)
         answered = int(np.isfinite(answers.reshape(len(rows), -1)).all(1).sum())
-        difference = float(np.max(np.abs(answers - wanted) / np.maximum(1.0, np.abs(wanted))))
+        if said:
+            wanted = np.array(said)
+            difference = float(np.max(np.abs(answers - wanted) / np.maximum(1.0, np.abs(wanted))))
 
         def ask(count: int) -> None:
             predictor.predict(rows[:count])

@@ -1,7 +1,6 @@
 """Between Ray Tune, the sampler and the journal: which trial comes next, and what each ending means."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,18 +8,19 @@ from typing import Any
 from rtrain.errors import ConfigError, one_line
 from rtrain.planning import plan
 from rtrain.run import Run
+from rtrain.tuning.board import Board, Point
 from rtrain.tuning.journal import Entry, Journal
-from rtrain.tuning.options import Population, Search
+from rtrain.tuning.latency import LATENCY, refuse_latency
+from rtrain.tuning.options import COST, Population, Search
 from rtrain.tuning.proposals import Proposals
 from rtrain.tuning.space import Drawn, Space, changes, storable
 from rtrain.tuning.trial import NEEDS, NUMBER, STEP
 from rtrain.tuning.trials import needs_of, parameters_of, run_of
-from rtrain.tuning.words import Say, ended_line, standing_line
+from rtrain.tuning.words import ended_line
 
-EVERY_S = 15.0
-"""Seconds between two lines on how the search stands."""
-OTHER_OBJECTIVES = {"parameters": "min", "seconds": "min"}
-"""What can be weighed beside metrics: weights of the model with its tables, and seconds of training."""
+OTHER_OBJECTIVES = {"parameters": "min", "seconds": "min", COST: "min", LATENCY: "min"}
+"""What can be weighed beside metrics: weights of the model with its tables, seconds of training, those of all its
+workers at `search.price`, and the time in which the exported model answers."""
 
 
 def objectives_of(run: Run, search: Search) -> dict[str, str]:
@@ -37,6 +37,10 @@ def objectives_of(run: Run, search: Search) -> dict[str, str]:
     for name in names:
         if name not in known:
             raise ConfigError(f"search.objectives: no trial reports {name!r}. They report {', '.join(known)}")
+    if COST in names and search.price is None:
+        raise ConfigError(f"search.objectives: {COST} needs search.price (--price), of one worker for an hour")
+    if LATENCY in names:
+        refuse_latency(run)
     return {name: known[name] for name in names}
 
 
@@ -53,14 +57,16 @@ class Asked:
 class Conductor:
     """One search under way, in the driver's process."""
 
-    def __init__(self, asked: Asked, journal: Journal, proposals: Proposals, say: Say):
-        self.asked, self.journal, self.proposals, self.say = asked, journal, proposals, say
+    def __init__(self, asked: Asked, journal: Journal, proposals: Proposals, board: Board):
+        self.asked, self.journal, self.proposals, self.board = asked, journal, proposals, board
         self.resumed = list(journal.open)
         self.room: Mapping[str, float] = {}
         """What all trials together may take of the cluster, once that is known."""
         self.closed = ""
         """Why no further trial begins."""
-        self.began = self.said = time.monotonic()
+        self.points: dict[int, Point] = {}
+        """Newest report of each trial under way."""
+        self._sizes: dict[int, tuple[int, int]] = {}  # weights and workers of each trial
 
     def following(self) -> Entry | None:
         """The next trial to run: first those that were under way, then new ones; none: there are no more."""
@@ -100,14 +106,10 @@ class Conductor:
         needs = {**needs_of(run), "workers": run.cluster.workers}
         return {NUMBER: entry.number, NEEDS: json.dumps(needs), **entry.drawn}
 
-    def reported(self) -> None:
-        """A trial has come to a checkpoint: now and then the user hears how it stands."""
-        now = time.monotonic()
-        if now - self.said >= EVERY_S:
-            self.said = now
-            entries = list(self.journal.entries.values())
-            asked = self.asked
-            self.say(standing_line(asked.objectives, entries, asked.search.trials, now - self.began))
+    def reported(self, number: int, result: Mapping[str, Any]) -> None:
+        """A trial has come to a checkpoint."""
+        self.points[number] = Point(int(result.get(STEP, 0)), self._best_of(self.journal.entries[number], result))
+        self.board.show(list(self.journal.entries.values()), self.points)
 
     def completed(self, number: int, result: Mapping[str, Any]) -> None:
         """Tune is done with a trial: it came to its end, was stopped, or the search is over before it was."""
@@ -116,10 +118,7 @@ class Conductor:
         entry = self.journal.again(number)
         through = bool(result["finished"])
         step = int(result.get(STEP, 0))
-        best = self._best_of(result)
-        if step and best:
-            run = run_of(self.asked.run, self.asked.space, entry)
-            best |= {"parameters": float(parameters_of(run))}
+        best = self._best_of(entry, result) if step else {}
         self.end(
             replace(
                 entry,
@@ -139,11 +138,22 @@ class Conductor:
         entry = self.journal.write(entry)
         if not isinstance(self.asked.search.scheduler, Population):
             self.proposals.tell(entry, self.journal.points(entry))
-        self.say(
-            ended_line(entry, self.asked.objectives, list(self.journal.entries.values()), self.asked.search.trials)
-        )
+        entries = list(self.journal.entries.values())
+        self.board.say(ended_line(entry, self.asked.objectives, entries, self.asked.search.trials))
+        self.board.show(entries, self.points)
 
-    def _best_of(self, result: Mapping[str, Any]) -> dict[str, float]:
-        """What a trial's best checkpoint so far scored, as its run judges it, and the seconds that it trained."""
+    def _best_of(self, entry: Entry, result: Mapping[str, Any]) -> dict[str, float]:
+        """What a trial's best checkpoint so far scored, as its run judges it, and what else can be weighed."""
         best = {name: float(value) for name, value in (result.get("best") or {}).items()}
-        return best | ({"seconds": float(result["seconds"])} if "seconds" in result else {})
+        if not best:
+            return {}
+        if entry.number not in self._sizes:
+            run = run_of(self.asked.run, self.asked.space, entry)
+            self._sizes[entry.number] = parameters_of(run), run.cluster.workers
+        parameters, workers = self._sizes[entry.number]
+        best["parameters"] = float(parameters)
+        if "seconds" in result:
+            best["seconds"] = float(result["seconds"])
+            if self.asked.search.price is not None:
+                best[COST] = best["seconds"] / 3600 * workers * self.asked.search.price
+        return best

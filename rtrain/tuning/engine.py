@@ -1,6 +1,7 @@
 """Ray Tune, set up for a search: its controller steps the trials, the gate lets their runs on."""
 
 import os
+import time
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -18,10 +19,11 @@ from rtrain.storage import Folder
 from rtrain.tuning.conductor import Conductor
 from rtrain.tuning.gate import Allowance, Gate
 from rtrain.tuning.journal import SPENT
+from rtrain.tuning.latency import LATENCY
 from rtrain.tuning.member import Train, trained
 from rtrain.tuning.options import Population
-from rtrain.tuning.schedulers import remember
-from rtrain.tuning.trial import NEEDS, NUMBER, Trial
+from rtrain.tuning.schedulers import Turns, remember
+from rtrain.tuning.trial import NEEDS, NUMBER, STEP, Trial
 from rtrain.tuning.trials import needs_of
 
 TRIAL_BYTES = 400 * 1024**2
@@ -29,18 +31,21 @@ TRIAL_BYTES = 400 * 1024**2
 AGAIN = 1
 """Times that a trial is tried again from its last checkpoint, beside the restarts of its own workers
 (`faults.max_failures`)."""
+NOTED_EVERY_S = 5.0
+"""Seconds between two times that what was spent is written down; a driver that is killed forgets no more."""
 ANSWER_S = 60.0
 DRAIN_S = 300.0
 """Seconds for which the end waits for runs that were told to stop."""
 
 
-def searched(conductor: Conductor, scheduler: TrialScheduler, train: Train = trained) -> str:
+def searched(conductor: Conductor, scheduler: TrialScheduler, train: Train | None = None) -> str:
     """Run all trials that the conductor gives; why it ended before they had, or nothing.
 
-    `train`: what trains the run of one.
+    `train`: what trains the run of one; none: rtrain's own.
     """
     asked = conductor.asked
     run, search = asked.run, asked.search
+    train = train or partial(trained, timed=LATENCY in asked.objectives)
     # Ray's other way to print shows a table and a place in a folder that goes, whatever `verbose` says.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # What it knows is in the journal.
@@ -54,7 +59,7 @@ def searched(conductor: Conductor, scheduler: TrialScheduler, train: Train = tra
         most = concurrent or max(1, int(min(conductor.room[k] // need for k, need in needs.items())))
         gate = _gate(conductor, train)
         path, filesystem = ray_storage(run.folder)
-        conductor.say(f"{search.trials} trials over {', '.join(f'{k} {d}' for k, d in asked.space.items())}")
+        conductor.board.say(f"{search.trials} trials over {', '.join(f'{k} {d}' for k, d in asked.space.items())}")
         teller = _Teller(conductor, gate)
         proposer, fields = _proposer(conductor, scheduler)
         try:
@@ -146,6 +151,9 @@ class _Proposing(Searcher):
         super().__init__(metric=metric, mode=mode)
         self._conductor, self._scheduler = conductor, scheduler
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as `_Teller`
+
     def suggest(self, trial_id: str) -> Any:
         """The following trial's config."""
         entry = self._conductor.following()
@@ -176,7 +184,10 @@ def _proposer(conductor: Conductor, scheduler: TrialScheduler) -> tuple[dict[str
     if not isinstance(asked.search.scheduler, Population):
         return {"search_alg": _Proposing(conductor, scheduler), "num_samples": asked.search.trials}, {}
     # A population's scheduler takes no searcher, so Tune itself is given the fields, and the values of each member.
-    members = [conductor.tune_config(entry) for entry in iter(conductor.following, None)]
+    entries = list(iter(conductor.following, None))
+    assert isinstance(scheduler, Turns)
+    scheduler.go_on(max((point[STEP] for entry in entries for point in conductor.journal.points(entry)), default=0))
+    members = [conductor.tune_config(entry) for entry in entries]
     fields = {key: tune.choice([member[key] for member in members]) for key in (NUMBER, NEEDS, *asked.space)}
     alone = BasicVariantGenerator(points_to_evaluate=members)
     return {"search_alg": alone, "num_samples": len(members)}, {"param_space": fields}
@@ -189,6 +200,7 @@ class _Teller(tune.Callback):
         self._conductor, self._gate = conductor, gate
         self._before = dict(conductor.journal.spent())
         self._numbers: dict[str, int] = {}
+        self._noted = time.monotonic()
         self.closed = ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -200,8 +212,12 @@ class _Teller(tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
         """A checkpoint of a trial."""
-        self._conductor.reported()
-        self._note()
+        self._conductor.reported(self._numbers[trial.trial_id], result)
+
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        """Tune has looked around: now and then what was spent is written down."""
+        if time.monotonic() - self._noted >= NOTED_EVERY_S:
+            self._note()
 
     def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Finished, stopped, or closed."""
@@ -219,6 +235,7 @@ class _Teller(tune.Callback):
         self._note()
 
     def _note(self) -> None:
+        self._noted = time.monotonic()
         try:
             state = ray.get(self._gate.state.remote(), timeout=ANSWER_S)
         except ray.exceptions.RayError as error:

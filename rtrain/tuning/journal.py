@@ -9,7 +9,7 @@
 Ray Tune's own snapshots are not used: they are pickles, and several files that a kill leaves at several moments.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -51,18 +51,24 @@ class Entry:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"trial-{self.number:04d}"
+        return folder_of(self.number)
+
+
+def folder_of(number: int) -> str:
+    """A trial's, among `TRIALS`."""
+    return f"trial-{number:04d}"
 
 
 class Journal:
     """All trials of one search."""
 
-    def __init__(self, run: Run, check: Check = lambda: None):
+    def __init__(self, run: Run, check: Check = lambda: None, only: Iterable[int] | None = None):
+        """`only`: numbers of the trials that are read; none: of all."""
         self.run, self.check = run, check
         self.folder = Folder(run.folder)
         self.trials = self.folder.child(TRIALS)
         self.entries: dict[int, Entry] = {}
-        for name in self.trials.names():
+        for name in self.trials.names() if only is None else map(folder_of, only):
             if self.trials.child(name).exists(TRIAL):
                 entry = Entry(**self.trials.child(name).read_json(TRIAL))
                 self.entries[entry.number] = entry
@@ -127,7 +133,10 @@ class Journal:
         self.folder.write_json(SEARCH, now)
 
 
-MACHINE = ("storage", "cluster.memory_gb_per_worker", "cluster.wait_s", "faults", "log_every_steps")
+MACHINE = (
+    "storage", "cluster.memory_gb_per_worker", "cluster.wait_s", "faults", "log_every_steps", "tracking",
+    "handoff.port",
+)  # fmt: skip
 """Fields of the run that leave a search the same one."""
 
 

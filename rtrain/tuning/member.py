@@ -14,6 +14,7 @@ from rtrain.training.events import Callback, State
 from rtrain.tuning.fork import fork
 from rtrain.tuning.gate import STOP
 from rtrain.tuning.journal import Entry, Journal
+from rtrain.tuning.latency import LATENCY, latency_ms
 from rtrain.tuning.space import Space, changes, storable
 from rtrain.tuning.trial import STEP
 from rtrain.tuning.trials import run_of
@@ -21,6 +22,7 @@ from rtrain.tuning.trials import run_of
 ANSWER_S = 600.0
 """Seconds within which the search answers a rank: Tune decides in milliseconds, and a population's members do not wait
 for each other here."""
+NO_FURTHER = "the search gave it no further interval"
 Train = Any
 """(run, gate, trial, token) -> {"best": metrics, "best_step", "step"}: what trains a run."""
 
@@ -57,7 +59,7 @@ class AskToGoOn(Callback):
                 raise RunFailed(f"the search does not answer ({one_line(error)}). Start it again to go on") from error
         dist.broadcast(stop, src=0)
         if stop.item() and not state.done:
-            state.stop = "the search gave it no further interval"
+            state.stop = NO_FURTHER
 
 
 def following_generation(entry: Entry, source: Entry, step: int, config: Mapping[str, Any], space: Space) -> Entry:
@@ -77,8 +79,9 @@ def run_trial(
     `what`: `number` and `drawn`, and of a population's member that takes another one's place the pointer to that.
     """
     run, space = about
-    journal = Journal(run)
-    entry, source = journal.entries[what["number"]], what["source"]
+    source = what["source"]
+    journal = Journal(run, only={what["number"], *([source["number"]] if source else [])})
+    entry = journal.entries[what["number"]]
     if source:
         of = journal.entries[source["number"]]
         entry = journal.write(following_generation(entry, of, source["step"], what["drawn"], space))
@@ -91,8 +94,10 @@ def run_trial(
     return found
 
 
-def trained(run: Run, gate: Any, trial: str, token: str) -> dict[str, Any]:
+def trained(run: Run, gate: Any, trial: str, token: str, *, timed: bool = False) -> dict[str, Any]:
     """Train a trial's run to its end, or to where the search stops it: a trial never sees the test split.
+
+    `timed`: and measure how long the exported model takes to answer, where the trial is through.
 
     Raises:
         RuntimeError: it failed, in one line.
@@ -101,6 +106,7 @@ def trained(run: Run, gate: Any, trial: str, token: str) -> dict[str, Any]:
 
     try:
         outcome = train_on_ray(run, listeners=[AskToGoOn(gate, trial, token)], test=False)
+        latency = {LATENCY: latency_ms(run, outcome.best_step)} if timed and outcome.stop != NO_FURTHER else {}
     except RtrainError as error:
         raise RuntimeError(one_line(error)) from None
-    return {"best": outcome.valid, "best_step": outcome.best_step, STEP: outcome.steps}
+    return {"best": outcome.valid | latency, "best_step": outcome.best_step, STEP: outcome.steps}

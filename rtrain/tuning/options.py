@@ -6,6 +6,8 @@ from typing import Literal
 from rtrain.errors import ConfigError
 
 Sampler = Literal["tpe", "gp", "random", "grid"]
+COST = "cost"
+"""The objective: what a trial's workers cost, at `Search.price`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,8 @@ class Search:
     scheduler: Scheduler | None = None
     """What ends trials early, or has them learn from each other; none: each is trained to its end."""
     objectives: tuple[str, ...] = ()
-    """Metrics to weigh against each other (`parameters` and `seconds` too); none: `evaluation.monitor` alone."""
+    """Metrics to weigh against each other, and beside them `parameters`, `seconds`, `cost` (at `price`) and
+    `latency_ms` (of the exported model's answer); none: `evaluation.monitor` alone."""
     concurrent: int | None = None
     """Trials at the same time; none: as many as the cluster holds, and one on a Ray that is started for it."""
     hours: float | None = None
@@ -100,8 +103,11 @@ class Search:
                 raise ConfigError(f"search.{name}: must be above 0, or none, got {value}")
         if self.cost is not None and self.price is None:
             raise ConfigError(f"search.cost: {self.cost:g} needs a price. Set search.price, of a worker for an hour")
-        if self.price is not None and self.cost is None:
-            raise ConfigError(f"search.price: {self.price:g} limits nothing without search.cost")
+        if self.price is not None and self.cost is None and COST not in self.objectives:
+            raise ConfigError(
+                f"search.price: {self.price:g} limits nothing without search.cost, and is not weighed: {COST} is not "
+                "among search.objectives"
+            )
         if len(set(self.objectives)) < len(self.objectives):
             raise ConfigError(f"search.objectives: one is there twice: {', '.join(self.objectives)}")
         self._check_scheduler()

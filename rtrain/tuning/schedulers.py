@@ -91,7 +91,7 @@ def _population(
                 config[key] = round(value) if domain.kind == "integers" else value
         return config
 
-    return PopulationBasedTraining(
+    return Turns(
         **common,
         perturbation_interval=asked.every,
         hyperparam_mutations={key: _mutation(domain) for key, domain in space.items()},
@@ -101,6 +101,29 @@ def _population(
         log_config=False,
         synch=True,
     )
+
+
+class Turns(PopulationBasedTraining):
+    """Ray Tune's, also for members that have been under way in an earlier start and are at several steps."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._done = 0
+
+    def go_on(self, furthest: int) -> None:
+        """Before any member is there; `furthest`: step of the one that has come farthest.
+
+        Nobody trains beyond a turn before all have met there, so the last turn that was done is the last one before
+        that step. Without this, members behind would run past the others, who would wait for them for ever.
+        """
+        every = self._perturbation_interval
+        self._done = max(0, furthest - 1) // every * every
+        self._next_perturbation_sync = self._done + every
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """As Tune's."""
+        super().on_trial_add(tune_controller, trial)
+        self._trial_state[trial].last_perturbation_time = self._done
 
 
 def _mutation(domain: Any) -> Any:
@@ -115,10 +138,8 @@ def _mutation(domain: Any) -> Any:
 
 
 def remember(scheduler: TrialScheduler, trial: str, points: Points, *, metric: str, mode: str) -> None:
-    """Tell a scheduler what a trial reported to an earlier one, by its name in this start.
-
-    A population's needs nothing: its members meet again at the next turn.
-    """
+    """Tell a scheduler what a trial reported to an earlier one, by its name in this start (of a population:
+    `Turns.go_on`)."""
     if isinstance(scheduler, AsyncHyperBandScheduler):
         from types import SimpleNamespace
 

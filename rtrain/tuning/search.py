@@ -4,16 +4,15 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 
 from rtrain import notices
 from rtrain.api import absolute
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.planning import plan
-from rtrain.run import Handoff, Run
+from rtrain.run import Run
 from rtrain.storage import check_writable
-from rtrain.tracking import Tracking
+from rtrain.tuning.board import Board
 from rtrain.tuning.conductor import Asked, Conductor, objectives_of
 from rtrain.tuning.journal import Journal
 from rtrain.tuning.options import Search
@@ -48,7 +47,7 @@ def tune(
     search = search or Search()
     search = replace(search, trials=trials) if trials is not None else search
     asked = absolute(run)
-    run = replace(asked, handoff=Handoff(export=False), tracking=Tracking(to=()))
+    run = replace(asked, handoff=replace(asked.handoff, export=False, serve_check=False))
     check_space(run, space)
     objectives = objectives_of(run, search)
     plan(run)
@@ -75,7 +74,8 @@ def tune(
         closed = ""
         if journal.open or len(entries) < search.trials:
             about = Asked(run, space, search, objectives)
-            closed = searched(Conductor(about, journal, proposals, partial(_say, run)), scheduler)
+            with Board(run.name, objectives, search.trials) as board:
+                closed = searched(Conductor(about, journal, proposals, board), scheduler)
         report = write_report(journal, proposals.importances(), closed)
         entries = list(journal.entries.values())
         return tuned(asked, space, entries, objectives, command=command, report=report, closed=closed)

@@ -1,12 +1,11 @@
 """What a search says while it runs: a line for each trial that ends, and now and then how it stands."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtrain.tuning.journal import Entry
 from rtrain.tuning.pareto import ranked
 
-Say = Callable[[str], None]
 Objectives = Mapping[str, str]
 """Name -> "max" or "min"."""
 

@@ -1,11 +1,13 @@
 """Searches on a real Ray and its Tune: over a curve that is known, and over runs on two workers."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,12 @@ from tests.cluster.surrogates import ALWAYS_FAILS, EVERY, TOTAL, surrogate, valu
 SPACE = {"optim.lr": rtrain.loguniform(1e-4, 1e-1), "sparse_optim.lr": rtrain.choice(0.01, 0.05)}
 
 
-def searched(run: Any, search: Any, space: Any = None) -> Any:
+def searched(run: Any, search: Any, space: Any = None, **more: Any) -> Any:
     """A search whose trials are a known curve's."""
     real = engine.searched
     try:
         engine.searched = lambda conductor, scheduler: real(conductor, scheduler, surrogate)
-        return rtrain.tune(run, space or SPACE, search=search)
+        return rtrain.tune(run, space or SPACE, search=search, **more)
     finally:
         engine.searched = real
 
@@ -96,6 +98,60 @@ def test_the_budget_ends_it_and_more_goes_on(run: Any, joined_ray: None) -> None
     assert begun.keys() <= steps_of(run).keys()
 
 
+@pytest.mark.slow
+def test_what_it_may_cost_ends_it_too(run: Any, joined_ray: None) -> None:
+    asked = rtrain.Search(trials=3, sampler="random", concurrent=1, price=3600.0, cost=0.5)
+    with pytest.raises(RunFailed, match="cost: the next intervals would cost more than the search may"):
+        searched(run, asked)
+    spent = json.loads((Path(run.folder) / "spent.json").read_text())
+    assert spent["worker_seconds"] > 0
+    tuned = searched(run, replace(asked, cost=1000.0))
+    assert [t.ended for t in tuned.trials] == ["finished"] * 3
+    assert set(steps_of(run).values()) == {1}
+
+
+@pytest.mark.slow
+def test_two_objectives_and_a_later_search_that_knows_of_the_earlier(
+    run: Any, joined_ray: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the Gaussian process, in whose picture no trial beats those of the front in both."""
+    asked = rtrain.Search(trials=6, sampler="gp", objectives=("auc", "cost"), price=2.0, concurrent=2)
+    tuned = searched(run, asked)
+    assert tuned.objectives == {"auc": "max", "cost": "min"}
+    assert {t.ended for t in tuned.trials} == {"finished"}
+    for one in tuned.front:
+        assert not any(
+            t.metrics["auc"] >= one.metrics["auc"] and t.metrics["cost"] < one.metrics["cost"] for t in tuned.trials
+        )
+    assert all(t.metrics["cost"] == pytest.approx(2 * t.metrics["seconds"] / 3600) for t in tuned.trials)
+    # `rtrain report` writes the same page from what lies there.
+    page = Path(run.folder) / "report.html"
+    page.unlink()
+    subprocess.run([sys.executable, "-m", "rtrain", "report", run.folder], check=True, timeout=120)
+    assert "<svg" in page.read_text()
+    # The later one begins with what the earlier one knows, and `fresh` moves it aside.
+    later = replace(run, name=f"{run.name}-later")
+    capsys.readouterr()
+    warm = searched(later, rtrain.Search(trials=2, sampler="gp", concurrent=1), warm=run.folder)
+    assert f"6 finished trials of {run.folder} are known to the sampler" in capsys.readouterr().err
+    assert len(warm.trials) == 2
+    anew = searched(later, rtrain.Search(trials=1, sampler="random", concurrent=1), fresh=True)
+    assert len(anew.trials) == 1
+    assert (Path(f"{later.folder}~1") / "trials").exists()
+
+
+@pytest.mark.slow
+def test_how_long_the_export_takes_to_answer_is_weighed(small_run: Any, joined_ray: None) -> None:
+    run = rtrain.override(small_run, {"duration.steps": 10, "evaluation.every.steps": 10, "cluster.workers": 1})
+    space = {"model.top": rtrain.choice((8,), (256, 256))}
+    search = rtrain.Search(trials=2, sampler="grid", objectives=("auc", "latency_ms"), concurrent=1)
+    tuned = rtrain.tune(run, space, search=search)
+    assert [t.error for t in tuned.trials] == ["", ""]
+    assert all(t.metrics["latency_ms"] > 0 for t in tuned.trials)
+    assert not list(Path(run.folder).glob("trials/*/probed"))
+    assert list(Path(run.folder).glob("trials/*/tensorboard/*"))  # trackers of the recipe's hear of trials too
+
+
 def test_what_cannot_run_is_refused_and_what_fails_for_good_is_told(run: Any, joined_ray: None) -> None:
     space = {"cluster.workers": rtrain.choice(1, 64), "optim.lr": rtrain.choice(0.01, ALWAYS_FAILS)}
     tuned = searched(run, rtrain.Search(trials=3, sampler="grid", concurrent=1), space)
@@ -118,28 +174,32 @@ run = rtrain.override(main_run(), {
     "name": "killed", "storage": sys.argv[1], "duration": rtrain.Duration(steps=60), "cluster.workers": 1,
     "evaluation.every": rtrain.Duration(steps=10), "evaluation.patience": None, "handoff.serve_check": False,
 })
-tuned = searched(run, rtrain.Search(trials=6, sampler="random", scheduler=rtrain.Median(least=2), concurrent=2))
+tuned = searched(run, eval(sys.argv[2]))
 print(len(tuned.trials))
 """
+MEDIAN = "rtrain.Search(trials=6, sampler='random', scheduler=rtrain.Median(least=2), concurrent=2)"
+POPULATION = "rtrain.Search(trials=4, sampler='random', scheduler=rtrain.Population(every=20), concurrent=4)"
+
+
+def driven(storage: Path, ray_temp_dir: str, search: str) -> "subprocess.Popen[str]":
+    """A process that searches."""
+    command = [sys.executable, "-c", DRIVER, str(storage), search]
+    return subprocess.Popen(
+        command, env=environment(ray_temp_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_killed_search_goes_on_with_nothing_run_twice(tmp_path: Path, ray_temp_dir: str) -> None:
-    def driver() -> "subprocess.Popen[str]":
-        command = [sys.executable, "-c", DRIVER, str(tmp_path)]
-        return subprocess.Popen(
-            command, env=environment(ray_temp_dir), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
     trials = tmp_path / "killed" / "trials"
     for intervals in (1, 9):  # of all trials together, after which the driver is killed
-        under_way = driver()
+        under_way = driven(tmp_path, ray_temp_dir, MEDIAN)
         wait_for(lambda n=intervals: _intervals(trials) >= n, "an interval of a trial", timeout_s=240)
         os.kill(under_way.pid, signal.SIGKILL)
         under_way.communicate(timeout=60)
         time.sleep(1)  # so long an old trial may go on
-    last = driver()
+    last = driven(tmp_path, ray_temp_dir, MEDIAN)
     out, err = last.communicate(timeout=400)
     assert last.returncode == 0, err[-3000:]
     assert out.split() == ["6"]
@@ -148,6 +208,36 @@ def test_a_killed_search_goes_on_with_nothing_run_twice(tmp_path: Path, ray_temp
     assert len(per_trial) == 6
     assert all(len(set(steps)) == len(steps) for steps in per_trial)
     assert whole["10"] == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_population_that_was_ended_goes_on_as_one(tmp_path: Path, ray_temp_dir: str, how: signal.Signals) -> None:
+    trials = tmp_path / "killed" / "trials"
+    first = driven(tmp_path, ray_temp_dir, POPULATION)
+    wait_for(lambda: bool(list(trials.glob("*-g1/steps.log"))), "a member that took another's place", timeout_s=240)
+    os.kill(first.pid, how)
+    _, err = first.communicate(timeout=120)
+    if how == signal.SIGINT:
+        assert first.returncode == -signal.SIGINT or "KeyboardInterrupt" in err or "interrupted" in err
+    time.sleep(1)
+    last = driven(tmp_path, ray_temp_dir, POPULATION)
+    out, err = last.communicate(timeout=400)
+    assert last.returncode == 0, err[-3000:]
+    assert out.split() == ["4"]
+    for log in trials.glob("*/steps.log"):
+        steps = [line.split()[0] for line in log.read_text().splitlines()]
+        assert len(set(steps)) == len(steps), log
+    members = Journal(rtrain.override(_killed(tmp_path), {})).entries.values()
+    assert [m.ended for m in members] == ["finished"] * 4
+    assert {m.step for m in members} == {TOTAL}
+
+
+def _killed(storage: Path) -> Any:
+    from recipes.dlrm_movielens import run as main_run
+
+    return replace(main_run(), name="killed", storage=str(storage))
 
 
 def _intervals(trials: Path) -> int:

@@ -7,6 +7,7 @@ import pytest
 import rtrain
 from rtrain.errors import ConfigError
 from rtrain.tuning.options import Asha, Median, Population, Search
+from rtrain.tuning.schedulers import Turns
 from rtrain.tuning.space import changes, check_space, choice, draw, grid, integers, loguniform, uniform
 from tests.unit.tuning.conftest import Chosen
 
@@ -102,3 +103,13 @@ def test_a_space_that_the_run_cannot_take(run: Any, space: Any, says: str) -> No
 def test_options_that_are_none(make: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make()
+
+
+@pytest.mark.parametrize(("furthest", "done"), [(0, 0), (10, 0), (20, 0), (30, 20), (40, 20), (50, 40)])
+def test_a_population_that_goes_on_meets_at_the_turn_that_is_not_done(furthest: int, done: int) -> None:
+    scheduler = Turns(
+        time_attr="step", metric="auc", mode="max", perturbation_interval=20, synch=True,
+        hyperparam_mutations={"optim.lr": [1, 2]},
+    )  # fmt: skip
+    scheduler.go_on(furthest)
+    assert (scheduler._done, scheduler._next_perturbation_sync) == (done, done + 20)
