@@ -85,11 +85,11 @@ class Entry:
 
 
 def titan(size: str, devices: int, published: float, *, batch: int, said: str, layout: Any, practice: Any) -> Entry:
-    """Llama 3.1 on H100s of 500 W with slower memory than the profile's; sequences of 8,192 tokens."""
+    """Llama 3.1 on H100s of 500 W with slower memory; sequences of 8,192 tokens."""
     return Entry(
         name=f"Llama 3.1 {size}, {said}",
         source=TITAN,
-        hardware="h100",
+        hardware="h100_500w",
         devices=devices,
         model=Decoder(vocab=128256, kv_heads=8, rope_theta=5e5, **LLAMA[size]),
         context=8192,
