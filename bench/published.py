@@ -28,6 +28,8 @@ COMPILED = 0.4
 """Of bytes and kernels without a product, what compiled code leaves: a stated assumption."""
 SELECTIVE = 0.5
 """Of the forward pass, what torchtitan's selective checkpointing does again, every second product: as above."""
+AGAIN = {"recomputed": 1.0, "recomputed_attention": 1.0, "recomputed_others": 1.0}
+"""Of blocks whose activations are checkpointed in full."""
 ASYNC = 0.5
 """Of tensor ranks' collectives, what AsyncTP hides: as above."""
 
@@ -112,7 +114,7 @@ def mpt(size: str, hardware: str, devices: int, published: float, *, micro: int,
         context=2048,
         batch=micro * steps * devices,
         parallel=Parallel(precision="bfloat16", zero_stage=3, microbatches=steps),
-        practice=Practice(hides="all", gathered_bytes=2.0, recomputed=1.0 if again else 0.0),
+        practice=Practice(hides="all", gathered_bytes=2.0, **AGAIN if again else {}),
         published=published,
     )
 
@@ -135,9 +137,9 @@ def here(precision: Any, milliseconds: float) -> Entry:
 
 def entries() -> list[Entry]:
     """All of them."""
-    selective = {"recomputed": SELECTIVE}
+    selective = {"recomputed": SELECTIVE, "recomputed_others": 1.0}
     compiled = selective | {"fused": COMPILED}
-    full = {"recomputed": 1.0, "fused": COMPILED, "products": "float8"}
+    full = AGAIN | {"fused": COMPILED, "products": "float8", "gathers": 0.5}
     three = {"tensor": 8, "pipeline": 8, "zero_stage": 2}
     return [
         titan("8B", 8, 5762, batch=16, said="FSDP 8, eager", layout={}, practice=selective),
@@ -151,7 +153,7 @@ def entries() -> list[Entry]:
         ),
         titan(
             "405B", 512, 128, batch=256, said="FSDP 8, TP 8, PP 8, float8, interleaved 1F1B",
-            layout=three | {"microbatches": 16, "schedule": "interleaved_1f1b"},
+            layout=three | {"microbatches": 8, "schedule": "interleaved_1f1b"},
             practice=full | {"tensor_hidden": ASYNC},
         ),
         mpt("7b", "h100", 8, 10643, micro=6, steps=1, again=False),
