@@ -32,6 +32,11 @@ class Practice:
     """Of attention without a fused kernel, whose scores lie in memory: the width of a head."""
     gathers: float = 1.0
     """Of the bytes that tensor ranks gather, what travels: half where they are of 8 bits."""
+    chunks: int = 1
+    """Of a pipeline of schedule 1f1b, stages that a rank has of each of its microbatches, interleaved: they divide the
+    bubble."""
+    even: bool = False
+    """Whether every data rank reads as many rows; rtrain deals some ranks a few more, unless they are a power of 2."""
     graphs: bool = False
     """Whether the host asks for a whole step at once, and nothing waits for it."""
     gathered_bytes: float = 4.0

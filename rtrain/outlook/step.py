@@ -106,10 +106,9 @@ class Stepper:
         forward, backward = max(ranks, key=lambda both: both[0].seconds + both[1].seconds)
         found = {name: m * (getattr(forward, name) + getattr(backward, name)) for name in _NAMES}
         if mesh.pipeline > 1:
-            found["pipeline bubble"] = parts.bubble_s(
-                parallel.schedule, [f.seconds for f, _ in ranks], [b.seconds for _, b in ranks]
-            )
-            found["pipeline sends"] = self._sends_s(parallel, mesh, stages)
+            bubble_s = parts.bubble_s(parallel.schedule, [f.seconds for f, _ in ranks], [b.seconds for _, b in ranks])
+            found["pipeline bubble"] = bubble_s / self.practice.chunks
+            found["pipeline sends"] = self._sends_s(parallel, mesh, stages) * self.practice.chunks
         fullest = max(range(mesh.pipeline), key=stages.parameters.__getitem__)
         shared = parts.Shared(
             parameters=stages.parameters[fullest],
@@ -155,7 +154,9 @@ class Stepper:
 
     def _rows(self, parallel: Parallel, mesh: Mesh) -> int:
         """Of a microbatch on a rank."""
-        share = largest_share(self.run.global_batch, mesh.readers(self.blueprint.dealt))
+        readers = mesh.readers(self.blueprint.dealt)
+        dealt = ceil_div if self.practice.even else largest_share
+        share = dealt(self.run.global_batch, readers)
         return ceil_div(rows_of_stages(share, parallel), parallel.microbatches)
 
     def _key(self, parallel: Parallel, mesh: Mesh) -> tuple[int, int, int]:
