@@ -141,9 +141,10 @@ def titan(size: str, devices: int, published: float, *, batch: int, said: str, l
 
 def mpt(
     size: str, hardware: str, devices: int, published: float, *, micro: int, steps: int, again: bool = False,
-    context: int = 2048,
+    context: int = 2048, pure: bool = False,
 ) -> Entry:  # fmt: skip
-    """An MPT model under FSDP; `micro` rows `steps` times; `again`: checkpointed."""
+    """An MPT model under FSDP; `micro` rows `steps` times; `again`: checkpointed; `pure`: gradients are summed in
+    16 bits."""
     said = f"{micro} x {steps} rows of {context:,} a device{', checkpointed' if again else ''}"
     return decoder(
         f"MPT {size}, FSDP, {said}", FOUNDRY, hardware, devices, published,
@@ -151,7 +152,9 @@ def mpt(
         context=context,
         batch=micro * steps * devices,
         parallel=Parallel(precision="bfloat16", zero_stage=3, microbatches=steps),
-        practice=Practice(hides="all", gathered_bytes=2.0, **AGAIN if again else {}),
+        practice=Practice(
+            hides="all", gathered_bytes=2.0, reduced_bytes=2.0 if pure else 4.0, **AGAIN if again else {}
+        ),
     )  # fmt: skip
 
 
@@ -324,7 +327,7 @@ def public() -> list[Entry]:
         mpt("7b", "a100", 8, 3206, micro=8, steps=2, again=True, context=8192),
         mpt("13b", "a100", 8, 2262, micro=2, steps=3),
         mpt("30b", "a100", 8, 916, micro=3, steps=21, again=True),
-        mpt("70b", "a100", 64, 410, micro=8, steps=4, again=True),
+        mpt("70b", "a100", 64, 410, micro=8, steps=4, again=True, pure=True),
         megatron("1.7B", 2304, 24, 24, 137, tensor=1, pipeline=1, devices=32, batch=512, micro=16),
         megatron("3.6B", 3072, 30, 32, 138, tensor=2, pipeline=1, devices=64, batch=512, micro=16),
         megatron("7.5B", 4096, 36, 32, 142, tensor=4, pipeline=1, devices=128, batch=512, micro=16),

@@ -50,6 +50,25 @@ def test_a_pipelines_step_has_that_bubble() -> None:
     assert step.parts["pipeline sends"] > 0
 
 
+def test_more_stages_a_rank_divide_the_bubble_and_send_more_often() -> None:
+    at, mesh = Parallel(pipeline=3, microbatches=8), Mesh(pipeline=3, data=1, tensor=1)
+    one, three = (
+        Stepper(run=decoder(workers=3), profile=H100, practice=Practice(chunks=n)).step(at, mesh) for n in (1, 3)
+    )
+    bubble, sends = "pipeline bubble", "pipeline sends"
+    assert three.parts[bubble] == pytest.approx(one.parts[bubble] / 3)
+    assert three.parts[sends] == pytest.approx(one.parts[sends] * 3)
+
+
+def test_rows_dealt_evenly_leave_no_padding() -> None:
+    run, mesh, at = decoder(workers=6, global_batch=96), Mesh(pipeline=1, data=6, tensor=1), Parallel(microbatches=8)
+    ours, evenly = (Stepper(run=run, profile=H100, practice=Practice(even=even)) for even in (False, True))
+    sizes = [s.stages(at, mesh).counted[1].bytes for s in (ours, evenly)]
+    assert sizes[0] > sizes[1]  # 17 rows of some rank are 3 a microbatch, 16 are 2
+    two = Stepper(run=decoder(workers=8, global_batch=16), profile=H100)
+    assert two.stages(Parallel(), Mesh(pipeline=1, data=8, tensor=1)).counted[1].bytes == sizes[1]
+
+
 def test_what_data_ranks_wait_for_follows_the_stage() -> None:
     shared = parts.Shared(parameters=10**9, pieces=10, forward_s=1.0, backward_s=2.0)
     data = Group(size=8, per_node=8)
