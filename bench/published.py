@@ -16,8 +16,8 @@ HEAD = """# What `plan --hardware` would have said of published runs
 
 Written by `python -m bench.published`: units a second and device (of TFLOP: FLOPs by the source's own formula). The
 formulas and profiles are those of [foresight.md](foresight.md): one efficiency curve a device, fitted to none of these.
-What the formulas count was last changed with 16 of these 40 public entries in sight (torchtitan without its float8 on 8B
-and AsyncTP on 70B, MPT from 7b at 2,048 tokens); the 24 others came after it.
+What the formulas count was last changed with 16 of these 40 public entries in sight (torchtitan without its float8 on
+8B and AsyncTP on 70B, MPT from 7b at 2,048 tokens); the 24 others came after it.
 
 """
 ROW = "| run | devices | unit | published | predicted | error | source |\n|---|---|---|---|---|---|---|\n"
