@@ -27,9 +27,12 @@ from rtrain.parallel.tensor import TensorRank
 ATEN = torch.ops.aten
 CPU_ATTENTION = ATEN._scaled_dot_product_flash_attention_for_cpu
 """Which torch's counter has no formula for; its arguments are those of the GPU's."""
+BATCHED = (ATEN.bmm, ATEN.baddbmm)
 MAKES_NO_KERNEL = (ATEN.empty, ATEN.new_empty, ATEN.empty_like, ATEN.empty_strided, ATEN.new_empty_strided)
 BACKWARD = 2
 """Times the forward pass: gradients of what goes in, and of the weights."""
+ATTENTION_BACKWARD = 2.5
+"""Times the forward pass of fused attention, whose backward pass makes the scores again: five products after two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,15 @@ class Kernel:
     """That are done: of causal attention half."""
     bytes: float
     """Read and written."""
+    products: float = 1.0
+    """That one call does: more than 1 of a batched product."""
+
+    @property
+    def size(self) -> float:
+        """The edge of the cube that does as many FLOPs for each number it moves: of [m, k] and [k, n] the harmonic mean
+        of m, k and n. Many products in a call fill a device as one of as many FLOPs does."""
+        numbers = self.bytes / (2 if self.bfloat16 else 4)
+        return float(1.5 * self.flops / numbers * self.products ** (1 / 3)) if numbers else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +140,7 @@ def extrapolated(few: Counted, many: Counted, rows: int) -> Counted:
             model_flops=at(low.model_flops, high.model_flops),
             flops=at(low.flops, high.flops),
             bytes=at(low.bytes, high.bytes),
+            products=at(low.products, high.products),
         )
         for low, high in zip(few.kernels, many.kernels, strict=True)
     )
@@ -199,4 +212,5 @@ def _kernel(
     if formula is None:
         return Kernel(kind="other", bfloat16=sixteen, model_flops=0.0, flops=0.0, bytes=moved)
     flops = float(formula(*args, **kwargs, out_val=out))
-    return Kernel(kind="product", bfloat16=sixteen, model_flops=flops, flops=flops, bytes=moved)
+    many = float(given[0].shape[0]) if packet in BATCHED else 1.0
+    return Kernel(kind="product", bfloat16=sixteen, model_flops=flops, flops=flops, bytes=moved, products=many)

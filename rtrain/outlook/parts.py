@@ -17,6 +17,9 @@ ADAMW_BYTES = 36
 """That AdamW reads and writes of a weight a step, float32: weight, gradient and two moments read, three of them
 written; the gradient read once for its norm, and set to zero."""
 ID_BYTES = 8
+BESIDE = 0.2
+"""Of a device, what a collective takes from computing beside it: NCCL's kernels hold up to 24 multiprocessors, of 132
+(H100) or 108 (A100). A stated assumption."""
 
 
 def bubble_s(schedule: PipelineSchedule, forward_s: Sequence[float], backward_s: Sequence[float]) -> float:
@@ -61,7 +64,7 @@ def data_s(parallel: Parallel, shared: Shared, data: Group, profile: Profile, pr
     DDP and ZeRO-0 sum gradients on every rank; ZeRO-1 and 2 sum them in shares, and gather the updated weights; ZeRO-3
     gathers weights for each forward and each backward pass, and sums gradients once a step in shares. rtrain hides,
     behind computing, what ZeRO-3 gathers, and gradients of one microbatch with DDP and ZeRO-3: all but the first
-    piece's or the last's. What else there is, it waits for.
+    piece's or the last's. What else there is, it waits for. What is hidden slows computing by a part, `BESIDE`.
     """
     if data.size == 1 or not shared.parameters:
         return 0.0
@@ -85,8 +88,9 @@ def data_s(parallel: Parallel, shared: Shared, data: Group, profile: Profile, pr
 
 
 def _left(seconds: float, beside_s: float, pieces: int) -> float:
-    """Of a collective piece by piece what is not hidden: one piece's at least."""
-    return max(seconds / pieces, seconds - beside_s)
+    """Of a collective piece by piece what is not hidden: one piece's at least; and what it takes from computing."""
+    left = max(seconds / pieces, seconds - beside_s)
+    return left + BESIDE * (seconds - left)
 
 
 def optimizer_s(parallel: Parallel, parameters: int, data: int, profile: Profile) -> float:

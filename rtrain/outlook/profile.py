@@ -42,7 +42,7 @@ class Profile:
     """Of one message between nodes."""
     efficiency: tuple[tuple[float, float], ...]
     """Points (size, fraction of the peak), in between on a line over the size's logarithm. The size of a product of
-    [m, k] and [k, n] is the edge of the cube of as many FLOPs, (m n k) ** (1/3)."""
+    [m, k] and [k, n] is the harmonic mean of m, k and n: see `rtrain.outlook.flops.Kernel.size`."""
     attention_efficiency: float
     """Fraction of the peak that a fused attention kernel reaches at most."""
     memory_efficiency: float

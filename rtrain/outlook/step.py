@@ -1,5 +1,6 @@
 """A step's seconds at a layout, part by part; what is counted once for many layouts is kept."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -105,10 +106,9 @@ class Stepper:
         forward, backward = max(ranks, key=lambda both: both[0].seconds + both[1].seconds)
         found = {name: m * (getattr(forward, name) + getattr(backward, name)) for name in _NAMES}
         if mesh.pipeline > 1:
-            found["pipeline bubble"] = parts.bubble_s(
-                parallel.schedule, [f.seconds for f, _ in ranks], [b.seconds for _, b in ranks]
-            )
-            found["pipeline sends"] = self._sends_s(parallel, mesh, stages)
+            bubble_s = parts.bubble_s(parallel.schedule, [f.seconds for f, _ in ranks], [b.seconds for _, b in ranks])
+            found["pipeline bubble"] = bubble_s / self.practice.chunks
+            found["pipeline sends"] = self._sends_s(parallel, mesh, stages) * self.practice.chunks
         fullest = max(range(mesh.pipeline), key=stages.parameters.__getitem__)
         shared = parts.Shared(
             parameters=stages.parameters[fullest],
@@ -127,7 +127,7 @@ class Stepper:
                 profile=profile, wire_bytes=WIRE_BYTES[parallel.wire],
             )  # fmt: skip
             busy = found["compute"] + found["memory"] + found["tables"]
-            asked = profile.tables_host_s + m * (forward.asked + backward.asked)
+            asked = m * (forward.asked + backward.asked) + (0.0 if self.practice.graphs else profile.tables_host_s)
             found["host"] = max(found["host"], asked - busy)
         of_rows = 3 * sum(c.model_flops for c in stages.counted) * m * mesh.data * mesh.tensor
         rows = self._rows(parallel, mesh) * m * mesh.readers(blueprint.dealt)  # some of them only pad
@@ -154,7 +154,9 @@ class Stepper:
 
     def _rows(self, parallel: Parallel, mesh: Mesh) -> int:
         """Of a microbatch on a rank."""
-        share = largest_share(self.run.global_batch, mesh.readers(self.blueprint.dealt))
+        readers = mesh.readers(self.blueprint.dealt)
+        dealt = ceil_div if self.practice.even else largest_share
+        share = dealt(self.run.global_batch, readers)
         return ceil_div(rows_of_stages(share, parallel), parallel.microbatches)
 
     def _key(self, parallel: Parallel, mesh: Mesh) -> tuple[int, int, int]:
@@ -183,11 +185,14 @@ class Stepper:
     def _pass(self, key: tuple[int, int, int]) -> list[tuple[Pass, Pass]]:
         if key not in self._passes:
             tensor = collectives.group(key[0], stride=1, devices_per_node=self.profile.devices_per_node)
+            of, profile, precision = self._count(key), self.profile, self.run.parallel.precision
+            many = Counter(id(c) for c in of)  # alike pieces are one object
             once: dict[int, tuple[Pass, Pass]] = {}
-            for c in self._count(key):
-                if id(c) not in once:  # alike pieces are one object
-                    once[id(c)] = pass_of(c, self.profile, self.run.parallel.precision, tensor, self.practice)
-            self._passes[key] = [once[id(c)] for c in self._count(key)]
+            for c in of:
+                if id(c) not in once:
+                    block = many[id(c)] > 1 or len(of) == 1
+                    once[id(c)] = pass_of(c, profile, precision, tensor, self.practice, block=block)
+            self._passes[key] = [once[id(c)] for c in of]
         return self._passes[key]
 
     def _bounds_of(self, stages: int) -> tuple[tuple[int, int], ...]:

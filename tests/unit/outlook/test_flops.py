@@ -11,7 +11,7 @@ from recipes.dlrm_movielens import run as dlrm
 from recipes.gpt_stdlib import run as gpt
 from rtrain import Decoder, Tokens
 from rtrain.mesh import Mesh, Parallel
-from rtrain.outlook.flops import Counted, count, distinct
+from rtrain.outlook.flops import Counted, Kernel, count, distinct
 from rtrain.run import Run
 
 LAYERS, DIM, CONTEXT, VOCAB = 3, 64, 32, 512
@@ -42,6 +42,16 @@ def test_a_decoder_computes_6_nd_and_its_attention(precision: Any, tied: bool) -
 def test_causal_attention_does_half_of_it() -> None:
     attention = [k for k in counted(decoder())[1].kernels if k.kind == "attention"]
     assert [k.flops * 2 for k in attention] == [k.model_flops for k in attention] and attention
+
+
+def test_a_products_size_is_the_harmonic_mean_of_its_sides() -> None:
+    tokens, hidden = 2 * CONTEXT, 256
+    sizes = [k.size for k in counted(decoder(), precision="bfloat16")[1].kernels if k.kind == "product"]
+    for m, k, n in ((tokens, DIM, DIM), (tokens, DIM, hidden), (tokens, hidden, DIM)):
+        assert any(size == pytest.approx(3 / (1 / m + 1 / k + 1 / n)) for size in sizes), (m, k, n)
+    batched = Kernel(kind="product", bfloat16=False, model_flops=0.0, flops=8 * 2.0 * 64**3, bytes=8 * 12.0 * 64**2,
+                     products=8)  # fmt: skip
+    assert batched.size == pytest.approx(128)  # eight of 64 are as many FLOPs as one of 128
 
 
 def test_tensor_ranks_share_the_products_and_tell_what_they_exchange() -> None:
