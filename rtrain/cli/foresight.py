@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from rtrain.planning import Plan
     from rtrain.run import Run
 
-OPTIONS = ("hardware", "price", "devices_per_node", "search", "devices", "scale", "scaling", "picture")
+OPTIONS = (
+    "hardware", "price", "devices_per_node", "search", "devices", "scale", "scaling", "mtbf_hours", "restart_s",
+    "write_gb_s", "picture",
+)  # fmt: skip
+FAILING = ("mtbf_hours", "restart_s", "write_gb_s")
 ALONE = ("hardware", "picture")
 """Those that mean something by themselves."""
 SCALE = re.compile(r"(\d+)\.\.(\d+)")
@@ -47,6 +51,9 @@ def add_options(add: Callable[..., Any]) -> None:
     add("--hardware", metavar="NAME|FILE", help="plan: how long a step takes on such devices (h100, ..., a .json)")
     add("--price", type=float, metavar="N", help="plan --hardware: of a device for an hour; what the run costs")
     add("--devices-per-node", type=int, metavar="N", help="plan --hardware: otherwise than the profile says")
+    add("--mtbf-hours", type=float, metavar="H", help="plan --hardware: of ONE node; goodput, best checkpoint interval")
+    add("--restart-s", type=float, metavar="S", help="plan --mtbf-hours: from a failure on (default: 180)")
+    add("--write-gb-s", type=float, metavar="N", help="plan --mtbf-hours: a node to the storage (default: 1)")
     add("--search", action="store_true", help="plan --hardware: all legal layouts, the fastest first")
     add("--devices", type=int, metavar="N", help="plan --search: for so many (default: cluster.workers)")
     add("--scale", metavar="A..B", help="plan --hardware: time and cost from A to B devices, doubled")
@@ -63,14 +70,17 @@ def asked(options: argparse.Namespace) -> bool:
     given = [name for name in OPTIONS if hasattr(options, name)]
     if "picture" in given and "search" in given:
         raise ConfigError("--picture: a search is a list. Draw the layout that you take, by plan without --search")
-    needs = {"devices": "search", "scaling": "scale"}
+    needs = {"devices": "search", "scaling": "scale", "restart_s": "mtbf_hours", "write_gb_s": "mtbf_hours"}
     for name in given:
         needed = needs.get(name, "hardware")
         if needed not in given and name not in ALONE:
-            example = {"search": "", "scale": " 8..64", "hardware": " h100"}[needed]
-            raise ConfigError(f"--{name.replace('_', '-')}: means nothing without --{needed}. Add --{needed}{example}")
+            example = {"search": "", "scale": " 8..64", "hardware": " h100", "mtbf_hours": " 20000"}[needed]
+            spelled, needed = name.replace("_", "-"), needed.replace("_", "-")
+            raise ConfigError(f"--{spelled}: means nothing without --{needed}. Add --{needed}{example}")
     if "search" in given and "scale" in given:
         raise ConfigError("--search and --scale: each is an answer of its own. Ask for one of them")
+    if "mtbf_hours" in given and ("search" in given or "scale" in given):
+        raise ConfigError("--mtbf-hours: is of one layout. Take it, by plan without --search and --scale")
     return "hardware" in given
 
 
@@ -99,6 +109,7 @@ def found(run: "Run", options: argparse.Namespace) -> Answer:
     Raises:
         ConfigError: an option's value that cannot be; what `outlook`, `search` and `scale` refuse.
     """
+    from rtrain.outlook.failures import Failing
     from rtrain.outlook.outlook import on_hardware, outlook
     from rtrain.planning import plan
 
@@ -120,7 +131,9 @@ def found(run: "Run", options: argparse.Namespace) -> Answer:
         scaling: Scaling = getattr(options, "scaling", "weak")
         return scale(placed, profile, devices=_doubled(options.scale), scaling=scaling, price=price)
     planned = plan(placed)
-    return Foreseen(planned, outlook(placed, profile, price=price, plan=planned))
+    failing = {name: getattr(options, name) for name in FAILING if hasattr(options, name)}
+    how = Failing(**failing) if failing else None
+    return Foreseen(planned, outlook(placed, profile, price=price, plan=planned, failing=how))
 
 
 def _doubled(asked: str) -> list[int]:

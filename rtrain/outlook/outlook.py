@@ -8,6 +8,7 @@ from rtrain.data.cursor import batches_per_epoch
 from rtrain.data.protocol import NotCounted
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh
+from rtrain.outlook.failures import Expected, Failing, expected
 from rtrain.outlook.kernels import RTRAINS, Practice
 from rtrain.outlook.profile import Profile
 from rtrain.outlook.step import Step, Stepper
@@ -37,6 +38,8 @@ class Outlook:
     """Where their number comes from, or why it is not known."""
     price: float | None
     """Of a device for an hour, in whatever money it was given."""
+    expected: Expected | None = None
+    """What failures leave of its time; none: nothing was said of them."""
 
     @property
     def step_s(self) -> float:
@@ -45,8 +48,11 @@ class Outlook:
 
     @property
     def hours(self) -> float | None:
-        """Of training alone: no evaluation, checkpoint or start is in it."""
-        return None if self.steps is None else self.steps * self.step_s / 3600
+        """Of training, and of what failures take, where something was said of them; no evaluation or start is in it."""
+        if self.steps is None:
+            return None
+        left = 1.0 if self.expected is None else self.expected.goodput
+        return self.steps * self.step_s / 3600 / left if left else None
 
     @property
     def cost(self) -> float | None:
@@ -64,11 +70,17 @@ class Outlook:
         lines.append(f"  {'step':<22}{1000 * self.step_s:>12.3f} ms")
         lines += ["", f"{self.per_second:,.0f} {self.unit}/s, {self.per_second / self.devices:,.0f} a device, "]
         lines[-1] += f"{self.mfu:.1%} of the peak (MFU)"
-        if self.hours is None:
+        if self.expected is not None:
+            lines.append(str(self.expected))
+        if self.steps is None:
             lines.append(f"hours and cost not known: {self.steps_from}")
             return "\n".join(lines)
+        if self.hours is None:
+            lines.append("hours and cost not known: failures leave no useful time")
+            return "\n".join(lines)
         cost = f", {self.cost:,.2f} at {self.price:g} a device and hour" if self.cost is not None else ""
-        lines.append(f"{self.steps:,} steps ({self.steps_from}): {self.hours:,.2f} hours{cost}")
+        counted = "" if self.expected is None else ", failures and checkpoints counted"
+        lines.append(f"{self.steps:,} steps ({self.steps_from}): {self.hours:,.2f} hours{cost}{counted}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -91,8 +103,11 @@ def outlook(
     price: float | None = None,
     practice: Practice = RTRAINS,
     plan: Plan | None = None,
+    failing: Failing | None = None,
 ) -> Outlook:
     """What the run takes on devices of this profile; `plan`: of it, for where its tables lie.
+
+    `failing`: how nodes fail; needs `plan`.
 
     Raises:
         ConfigError: what `planning.check` refuses; a price that is not positive; a step that cannot be counted.
@@ -101,7 +116,10 @@ def outlook(
         raise ConfigError(f"--price: must be above 0, got {price:g}")
     mesh = check(run)
     step = counted_step(Stepper(run=run, profile=profile, practice=practice), run, mesh, plan)
-    return summed_up(run, profile, mesh, step, price=price)
+    found = summed_up(run, profile, mesh, step, price=price)
+    if failing is None or plan is None:
+        return found
+    return replace(found, expected=expected(run, plan, profile, failing, step_s=step.seconds))
 
 
 def counted_step(stepper: Stepper, run: Run, mesh: Mesh, plan: Plan | None = None) -> Step:

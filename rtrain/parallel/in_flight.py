@@ -4,8 +4,6 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B
-
 from rtrain.mesh import ONE_STAGE_A_RANK, PipelineSchedule
 from rtrain.parallel.stage import stages_of_ranks
 
@@ -32,6 +30,8 @@ def in_flight(schedule: PipelineSchedule, ranks: int, rank: int, microbatches: i
 @cache
 def _order(ranks: int, microbatches: int) -> Any:
     """What each rank does, one behind the other: the schedule's own, made of stages that are nothing but numbers."""
+    from torch.distributed.pipelining.schedules import ScheduleInterleaved1F1B  # seconds to import
+
     numbers = stages_of_ranks("interleaved_1f1b", ranks)[0]
     stages: Any = [
         SimpleNamespace(stage_index=n, num_stages=2 * ranks, group_size=ranks, group_rank=0) for n in numbers

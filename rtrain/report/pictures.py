@@ -1,11 +1,14 @@
 """Where a picture that a command is asked for goes."""
 
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from rtrain.errors import ConfigError
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def write_picture(figure: Figure, path: str) -> None:
+
+def write_picture(figure: "Figure", path: str) -> None:
     """Save it as a PNG.
 
     Raises:

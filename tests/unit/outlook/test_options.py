@@ -26,6 +26,21 @@ def test_json_has_the_plan_and_the_outlook(plan: Any) -> None:
     assert found["outlook"]["devices"] == 2 and found["outlook"]["cost"] > 0
 
 
+def test_failures_are_counted_where_something_is_said_of_them(plan: Any) -> None:
+    words = ["--hardware", "h100", "--price", "2.5", "--json"]
+    without = json.loads(plan(*words)[1])["outlook"]
+    found = json.loads(plan(*words, "--mtbf-hours", "10", "--write-gb-s", "0.001", "--restart-s", "600")[1])["outlook"]
+    expected = found["expected"]
+    assert without["expected"] is None
+    assert expected["nodes"] == 1 and expected["interruption_s"] == 36_000
+    assert expected["write_s"] == pytest.approx(expected["checkpoint_bytes"] / 1e6)
+    assert 0.9 < expected["goodput"] < 1
+    assert expected["every_steps"] * found["step_s"] == expected["every_s"] >= expected["write_s"]
+    assert found["hours"] == pytest.approx(without["hours"] / expected["goodput"])
+    assert found["cost"] == pytest.approx(without["cost"] / expected["goodput"])
+    assert "failures and checkpoints counted" in plan(*words[:-1], "--mtbf-hours", "10")[1]
+
+
 def test_a_search_and_a_scale_answer_in_json(plan: Any) -> None:
     found = json.loads(plan("--hardware", "cpu", "--search", "--devices", "4", "--json")[1])
     assert found["layouts"][0]["step_s"] <= found["layouts"][-1]["step_s"] and found["best"]["devices"] == 4
@@ -37,6 +52,12 @@ def test_a_search_and_a_scale_answer_in_json(plan: Any) -> None:
     ("words", "said"),
     [
         (["--price", "2"], "--price: means nothing without --hardware. Add --hardware h100"),
+        (
+            ["--hardware", "h100", "--restart-s", "9"],
+            "--restart-s: means nothing without --mtbf-hours. Add --mtbf-hours",
+        ),
+        (["--hardware", "h100", "--mtbf-hours", "-1"], "--mtbf-hours: must be a number above 0, got -1"),
+        (["--hardware", "h100", "--mtbf-hours", "9", "--search"], "--mtbf-hours: is of one layout"),
         (["--hardware", "h100", "--devices", "8"], "--devices: means nothing without --search. Add --search"),
         (["--hardware", "h100", "--scaling", "weak"], "--scaling: means nothing without --scale. Add --scale 8..64"),
         (["--hardware", "h100", "--search", "--scale", "1..2"], "Ask for one of them"),
