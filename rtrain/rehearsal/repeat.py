@@ -62,7 +62,7 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     now, then = commit_of(), str(result.get("commit") or "")
     if now and then and now != then:
         say(f"the code was at {then}, and is at {now} now")
-    done = train(run, launcher=launcher)
+    done = train(run, launcher=launcher, parent={"kind": "repeat", "run": folder.uri})
     assert done is not None
     made_of, makes_of = (_data(where) for where in (folder, Folder(run.folder)))
     if made_of and made_of != makes_of:
