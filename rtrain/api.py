@@ -11,6 +11,7 @@ from rtrain import config, notices
 from rtrain.export.artifact import export_in
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
+from rtrain.launch.manifest import Parent
 from rtrain.launch.taking import finished, refuse_another, refuse_changed_data, warn_of_changed_data
 from rtrain.parallel.first_vectors import check_vectors
 from rtrain.planning import Plan, check, plan
@@ -72,6 +73,7 @@ def train(
     fresh: bool = False,
     callbacks: Sequence[Callback] = (),
     command: str = "",
+    parent: Parent | None = None,
     quiet: bool = False,
 ) -> Result | None:
     """Train a run to its end and hand it on; a name that exists resumes.
@@ -80,6 +82,7 @@ def train(
     Ray), "torchrun" (this process is a rank; the result comes on rank 0, none elsewhere), or one of your own.
     `callbacks`: hear of the loop's events on every rank (`rtrain.training.events`). Ray's workers get copies, so what
     they learn is to be written somewhere, or kept by their `state`.
+    `parent`: what the run was made from, for its manifest, as `{"kind": "repeat", "run": "runs/before"}`.
     `quiet`: leave out what is said before and after the steps; the lines of progress stay.
     `fresh`: start anew; what the name held before is moved aside, never deleted.
 
@@ -126,7 +129,8 @@ def train(
             say(line)
     with ExitStack() as stack:
         stack.enter_context(notices.aside(run.folder if leads else "", "driver"))
-        ended = place.run(Start(run, stack, fresh, callbacks, clock, say))
+        fingerprint = data.fingerprint if leads else ""
+        ended = place.run(Start(run, stack, fresh, callbacks, clock, say, fingerprint, command, parent))
         if ended is None:
             return None
         driver, outcome = ended

@@ -1,4 +1,4 @@
-"""`rtrain runs` and `rtrain repeat`: which runs there are, and one of them once more."""
+"""`rtrain runs`, `repeat` and `sync`: which runs there are, one of them once more, what its trackers lack."""
 
 import argparse
 import sys
@@ -25,6 +25,26 @@ def _repeat(options: argparse.Namespace) -> int:
     found = repeat(options.target, options.name, launcher=options.launcher, say=say)
     answer(options, found.to_json(), found)
     return 0 if found.same else 1
+
+
+def _sync(options: argparse.Namespace) -> int:
+    """Exit code 1 where something is left."""
+    from rtrain import config
+    from rtrain.errors import UserError
+    from rtrain.storage import Folder
+    from rtrain.tracking import sync
+
+    folder = Folder(options.target)
+    names = folder.names()
+    if "run.json" not in names:
+        raise UserError(f"sync: there is no run in {options.target!r}. Give the folder of one, such as runs/NAME")
+    run = config.from_dict(folder.read_json("run.json"))
+    found = sync(
+        run.tracking, run_name=run.name, folder=options.target, config=config.flatten(run),
+        finished="result.json" in names,
+    )  # fmt: skip
+    answer(options, vars(found), found)
+    return 1 if found.why else 0
 
 
 RUNS = (
@@ -54,5 +74,11 @@ RUNS = (
             ),
         ),
         _repeat,
+    ),
+    Verb(
+        "sync",
+        "send a tracker what it has not taken of a run that ended, which lies in spool/ (exit code 1: some still does)",
+        (Argument("target", metavar="RUN", help="the run's folder"),),
+        _sync,
     ),
 )  # fmt: skip

@@ -5,9 +5,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from rtrain.checkpoint.fence import Driver
+from rtrain.launch import manifest
 from rtrain.launch.clock import Clock
 from rtrain.launch.taking import take
 from rtrain.planning import plan
@@ -35,10 +37,23 @@ class Start:
     """The user's own, for every rank."""
     clock: Clock
     say: Say
+    data: str = ""
+    """Fingerprint of what is trained on; of a rank that leads nobody, empty."""
+    command: str = ""
+    """That started it, as a user would write it."""
+    parent: manifest.Parent | None = None
+    """What the run was made from."""
 
     def take(self, *, again: str = "") -> Driver:
-        """As `rtrain.launch.taking.take`; all that comes before the workers is done then."""
+        """As `rtrain.launch.taking.take`, and told in the manifest; all that comes before the workers is done then."""
         driver = take(self.run, self.stack, fresh=self.fresh, say=self.say, again=again)
+        codes = manifest.Codes.here(self.command)
+        number = manifest.begin(self.run, codes, data=self.data, parent=self.parent)
+
+        def end(kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+            manifest.end(self.run, number, error)
+
+        self.stack.push(end)
         self.clock.lap("start-up")
         return driver
 

@@ -1,17 +1,21 @@
 """A finished run once more, from its stored config: the same losses and metrics, or what differs."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from rtrain import config
 from rtrain.api import train
 from rtrain.errors import UserError
 from rtrain.launch.launchers import Name
+from rtrain.launch.manifest import read_starts
+from rtrain.report.facts import code_of
 from rtrain.report.words import number
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training import history
+from rtrain.training.code import Code, code_at, code_of_rtrain
 from rtrain.training.surroundings import SURROUNDINGS, commit_of
 
 
@@ -59,10 +63,9 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     run: Run = config.override(stored, {"name": name})
     if Folder(run.folder).exists("run.json"):
         raise UserError(f"repeat: there is a run {name!r} already. Give another --name")
-    now, then = commit_of(), str(result.get("commit") or "")
-    if now and then and now != then:
-        say(f"the code was at {then}, and is at {now} now")
-    done = train(run, launcher=launcher)
+    for line in _other_code(folder, str(result.get("commit") or "")):
+        say(line)
+    done = train(run, launcher=launcher, parent={"kind": "repeat", "run": folder.uri})
     assert done is not None
     made_of, makes_of = (_data(where) for where in (folder, Folder(run.folder)))
     if made_of and made_of != makes_of:
@@ -76,6 +79,34 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     ]
     different = tuple(f"{what}: {a!r} then, {b!r} now" for what, a, b in [*metrics, *pairs] if a != b)
     return Repeated(stored.name, name, len(pairs), len(metrics), different)
+
+
+def _other_code(folder: Folder, commit: str) -> list[str]:
+    """What the run was trained with and is not there now; `commit`: of a run without a manifest."""
+    starts = read_starts(folder)
+    if not starts:
+        now = commit_of()
+        return [f"the code was at {commit}, and is at {now} now"] if now and commit and now != commit else []
+    found = []
+    for whose in ("recipe", "rtrain"):
+        then = code_of(starts[-1], whose)
+        root = Path(str(then.get("root") or ""))
+        if not then.get("commit"):
+            continue
+        code = code_of_rtrain() if whose == "rtrain" else code_at(root) if root.is_dir() else Code(why=f"no {root}")
+        if not code.commit:
+            found.append(f"the {whose}'s code was at {_spell(then)}, which cannot be compared here ({code.why})")
+        elif (code.commit, code.changes) != (then["commit"], then.get("changes") or ""):
+            told = asdict(code) | {"diff": None}
+            found.append(f"the {whose}'s code was at {_spell(then)}, and is at {_spell(told)} now")
+    return found
+
+
+def _spell(code: Mapping[str, Any]) -> str:
+    said = str(code["commit"])[:12]
+    if code.get("changes"):
+        said += f" with changes {code['changes']}" + (f" ({code['diff']})" if code.get("diff") else "")
+    return said
 
 
 def _data(folder: Folder) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from rtrain.errors import UserError
 from rtrain.report.facts import Facts, numbers, read_facts
 from rtrain.report.intervals import intervals, spell_interval
+from rtrain.report.origin import code_identity, spell_code
 from rtrain.report.page import fill
 from rtrain.report.panels import panel
 from rtrain.report.words import (
@@ -90,7 +91,7 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
             "name": name, "folder": facts.folder.uri, "finished": bool(facts.result), "monitor": facts.monitor,
             "best_step": facts.result.get("best_step"), "steps": facts.result.get("steps"),
             "world_size": facts.result.get("world_size"), "seconds": facts.result.get("seconds"),
-            "examples_per_s": facts.result.get("examples_per_s"), "commit": facts.result.get("commit"),
+            "examples_per_s": facts.result.get("examples_per_s"), "commit": facts.commit or None,
         }
         for name, facts in zip(names, all_facts, strict=True)
     ]  # fmt: skip
@@ -109,6 +110,10 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
     if data and not paired:
         notes.append(f"The runs differ in their data ({', '.join(data[:5])}): their metrics may be of different rows.")
     notes += why
+    codes = [code_identity(facts.starts) for facts in all_facts]
+    if all(codes) and len(set(codes)) > 1:
+        told = "; ".join(f"{name}: {spell_code(f.starts[-1])}" for name, f in zip(names, all_facts, strict=True))
+        notes.append(f"The runs are not of the same code. {told}.")
     rows = [{"key": key, "values": values} for key, values in config.items()]
     return {"runs": runs, "metrics": metrics, "config": rows, "notes": notes}
 

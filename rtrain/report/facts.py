@@ -26,6 +26,8 @@ class Facts:
     curves: dict[str, Any] = field(default_factory=dict)
     """curves.json: label -> ROC, calibration and scores of the test split; empty of a language model's run."""
     surroundings: dict[str, Any] = field(default_factory=dict)
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    """Of manifest.json, the oldest first; empty of a run that an older rtrain trained."""
     refused: str = ""
     """Why the workers would not go on; empty when they did not say so."""
     alive_at: float | None = None
@@ -44,6 +46,21 @@ class Facts:
         """Fingerprint of what it was trained on; empty where no file tells."""
         return str(self.surroundings.get("data") or "")
 
+    @property
+    def commit(self) -> str:
+        """That the run was last started from, with `+changes` where files differed from it; empty where none tells."""
+        stored = str(self.result.get("commit") or "")
+        code = code_of(self.starts[-1], "recipe") if self.starts else {}
+        if stored or not code.get("commit"):
+            return stored
+        return str(code["commit"])[:12] + ("+changes" if code.get("changes") else "")
+
+    @property
+    def parent(self) -> dict[str, Any]:
+        """What the run was made from, as its manifest says; empty where it was made from nothing."""
+        parent = self.starts[-1].get("parent") if self.starts else None
+        return parent if isinstance(parent, dict) else {}
+
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """History of one kind, in the order of steps."""
         return [line for line in self.history if line["kind"] == kind]
@@ -60,6 +77,13 @@ class Facts:
         evaluation = self.run.get("evaluation")
         stored = evaluation.get("monitor") if isinstance(evaluation, dict) else None
         return str(self.result.get("monitor") or stored or "auc")
+
+
+def code_of(start: Mapping[str, Any], whose: str) -> dict[str, Any]:
+    """What a start says of a work tree, the `recipe`'s or that of `rtrain`; empty where it says nothing."""
+    code = start.get("code")
+    told = code.get(whose) if isinstance(code, dict) else None
+    return told if isinstance(told, dict) else {}
 
 
 class Missing(Exception):
@@ -102,6 +126,9 @@ def read_facts(uri: str) -> Facts:
     for name, attribute in (("curves.json", "curves"), ("surroundings.json", "surroundings")):
         if name in names:  # older runs have none
             setattr(facts, attribute, _read_object(facts, name))
+    if "manifest.json" in names:
+        starts = _read_object(facts, "manifest.json").get("starts")
+        facts.starts = [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
     if "refused.json" in names:
         facts.refused = str(_read_object(facts, "refused.json").get("text", ""))
     return facts

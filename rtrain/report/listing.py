@@ -8,7 +8,8 @@ from functools import cmp_to_key
 from typing import Any
 
 from rtrain.errors import UserError, did_you_mean
-from rtrain.report.facts import FILES, Facts, numbers, read_facts
+from rtrain.report.facts import FILES, Facts, code_of, numbers, read_facts
+from rtrain.report.origin import parent_name
 from rtrain.report.words import DASH, is_better, number, spell_metric, spell_seconds, spell_time
 from rtrain.storage import Folder
 
@@ -16,6 +17,11 @@ COMPARED: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge, "<=": operator.le, "!=": operator.ne, ">": operator.gt, "<": operator.lt, "=": operator.eq,
 }  # fmt: skip
 CONDITION = re.compile(r"\s*([^<>=!\s]+)\s*(>=|<=|!=|>|<|=)\s*(.*?)\s*")
+
+
+OWN = (
+    "name", "model", "state", "steps", "seconds", "written", "commit", "data", "branch", "parent", "made", "outcome",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,19 +46,24 @@ class Listed:
     commit: str
     data: str
     """Fingerprint of what it was trained on: of the same data the same."""
+    branch: str
+    parent: str
+    """Name of the run or search that it was made from; `made` says how: fork, trial, fine-tune or repeat."""
+    made: str
+    outcome: str
+    """Of its last start: finished, failed, stopped or lost; empty while it goes on."""
     config: Mapping[str, object] = field(repr=False)
     """Dotted key -> value, secrets masked."""
 
     def value(self, key: str) -> object:
         """Of a column, a metric or a key of the config; none where the run has no such thing."""
-        own = {"name": self.name, "model": self.model, "state": self.state, "steps": self.steps}
-        own |= {"seconds": self.seconds, "written": self.written, "commit": self.commit, "data": self.data}
+        own = {name: getattr(self, name) for name in OWN}
         return own.get(key, self.metrics.get(key, self.config.get(key)))
 
     @property
     def keys(self) -> set[str]:
         """All that `value` knows."""
-        return {"name", "model", "state", "steps", "seconds", "written", "commit", "data", *self.metrics, *self.config}
+        return {*OWN, *self.metrics, *self.config}
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts, without the config."""
@@ -117,6 +128,8 @@ def _listed(facts: Facts) -> Listed:
     steps = [int(line["step"]) for line in facts.history]
     model = facts.run.get("model")
     kind = str(model.get("$type", "")) if isinstance(model, dict) else ""
+    last = facts.starts[-1] if facts.starts else {}
+    outcome = last.get("outcome")
     newest = {key: value for key, value in valid[-1].items() if key not in ("kind", "step")} if valid else {}
     return Listed(
         name=facts.name,
@@ -128,8 +141,12 @@ def _listed(facts: Facts) -> Listed:
         metrics=numbers(result.get("test")) if result else numbers(newest),
         seconds=next(iter(numbers({"s": result.get("seconds")}).values()), None),
         written=facts.alive_at,
-        commit=str(result.get("commit") or ""),
+        commit=facts.commit,
         data=facts.data,
+        branch=str(code_of(last, "recipe").get("branch") or ""),
+        parent=parent_name(facts.parent),
+        made=str(facts.parent.get("kind") or ""),
+        outcome=str(outcome.get("state") or "") if isinstance(outcome, dict) else "",
         config=facts.flat(),
     )
 
@@ -158,7 +175,7 @@ def _condition(text: str) -> tuple[str, Callable[[object], bool]]:
 
 def _refuse_unknown(key: str, known: set[str], option: str) -> None:
     if key not in known:
-        near = did_you_mean(key, known) or ". Metrics, keys of rtrain config, name, model, state, steps, seconds, data"
+        near = did_you_mean(key, known) or f". Metrics, keys of rtrain config, {', '.join(OWN)}"
         raise UserError(f"{option}: no run has {key!r}{near}")
 
 

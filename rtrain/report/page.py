@@ -11,6 +11,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from rtrain.errors import one_line
 from rtrain.report import panels, sections, timeline
 from rtrain.report.facts import Facts, Missing, read_facts
+from rtrain.report.origin import origin
 from rtrain.report.words import spell_time
 from rtrain.storage import Folder
 from rtrain.tracking import mask_text
@@ -57,6 +58,7 @@ def render(facts: Facts) -> str:
         "step_time": _section(timeline.step_time, facts),
         "memory": _section(sections.memory, facts),
         "events": _section(sections.events, facts),
+        "origin": _section(origin, facts),
         "surroundings": _section(sections.surroundings, facts),
         "repeat": _section(sections.repeat, facts),
         "config": _section(sections.config, facts),

@@ -23,11 +23,12 @@ def open_trackers(
 
     `config`: the run's flat config; values of keys that look like secrets are masked before they are stored.
     `attempt` and `resume_step`: a later attempt goes on in the same wandb and MLflow run, and what
-    was logged beyond `resume_step` is dropped where the store can do that (TensorBoard, JSON lines).
+    was logged beyond `resume_step` is dropped where the store can do that (TensorBoard, JSON lines), and not stored
+    again elsewhere.
 
     Raises:
         ConfigError: a package that is not installed.
-        ClusterError: a tracker that cannot start, with its reason.
+        ClusterError: a tracker that can never start as it is configured; one whose server is away does start.
     """
     opening = Opening(
         tracking,

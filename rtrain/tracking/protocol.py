@@ -1,5 +1,6 @@
 """What is configured, what a tracker does, and what each one is opened with."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -41,6 +42,7 @@ class Tracking:
 class Tracker(Protocol):
     """Takes the points of one run; used on rank 0 only, from one thread.
 
+    One whose server is away opens all the same.
     Once open, a tracker never ends a run: what it cannot deliver it keeps and tries again later.
     """
 
@@ -74,16 +76,18 @@ class Opening:
         self.config = config
         """Flat and with its secrets masked."""
         self.attempt, self.resume_step = attempt, resume_step
+        self._keeping = threading.Lock()
 
     def id_of(self, tracker: str) -> str:
         """The id under which an earlier attempt was tracked; empty when there is none."""
         return str(self._ids().get(tracker, ""))
 
     def keep_id(self, tracker: str, identity: str) -> None:
-        """Remember the id for the next attempt."""
-        ids = self._ids()
-        if ids.get(tracker) != identity:
-            self.folder.write_json(IDS, ids | {tracker: identity})
+        """Remember the id for the next attempt; a tracker's own thread may do so too."""
+        with self._keeping:
+            ids = self._ids()
+            if ids.get(tracker) != identity:
+                self.folder.write_json(IDS, ids | {tracker: identity})
 
     def _ids(self) -> dict[str, Any]:
         if not self.folder.exists(IDS):

@@ -3,13 +3,20 @@
 import os
 import sys
 import uuid
+import warnings
 from collections.abc import Mapping
+from typing import Literal
 
 import wandb
 
-from rtrain.errors import ClusterError, one_line
+from rtrain.errors import ClusterError, RtrainWarning, one_line
 from rtrain.tracking.protocol import Opening
+from rtrain.tracking.uris import mask_text
 from rtrain.tracking.workspace import Workspace
+
+CANNOT = (wandb.Error, OSError, ValueError, RuntimeError, TimeoutError)
+ANSWER_S = 15.0
+"""Seconds within which a server answers at the start."""
 
 
 class Wandb:
@@ -26,26 +33,53 @@ class Wandb:
         try:
             self.place.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _cannot_start(mode, error) from error
+            raise _cannot_start(error) from error
         identity = opening.id_of("wandb") or uuid.uuid4().hex[:8]
         try:
-            self.run = wandb.init(
-                project=opening.tracking.project,
-                name=opening.run_name,
-                id=identity,
-                resume="allow",
-                dir=str(self.place.path.parent),
-                mode=mode,
-                config=dict(opening.config),
-                allow_val_change=True,
-                # The metadata would hold the command line, and a secret with it.
-                settings=wandb.Settings(
-                    silent=True, console="off", x_disable_meta=True, disable_git=True, save_code=False, login_timeout=5
-                ),
-            )
-        except (wandb.Error, OSError, ValueError, RuntimeError, TimeoutError) as error:
-            raise _cannot_start(mode, error) from error
+            self.run = self._start(opening, identity, mode)
+        except CANNOT as error:
+            if mode == "offline":
+                raise _cannot_start(error) from error
+            self.run = self._offline_instead(opening, identity, error)
         opening.keep_id("wandb", identity)
+
+    def _start(self, opening: Opening, identity: str, mode: Literal["offline", "online"]) -> wandb.Run:
+        return wandb.init(
+            project=opening.tracking.project,
+            name=opening.run_name,
+            id=identity,
+            resume="allow",
+            dir=str(self.place.path.parent),
+            mode=mode,
+            config=dict(opening.config),
+            allow_val_change=True,
+            # The metadata would hold the command line, and a secret with it.
+            settings=wandb.Settings(
+                silent=True,
+                console="off",
+                x_disable_meta=True,
+                disable_git=True,
+                save_code=False,
+                login_timeout=5,
+                init_timeout=ANSWER_S,
+            ),
+        )
+
+    def _offline_instead(self, opening: Opening, identity: str, error: Exception) -> wandb.Run:
+        """What cannot be sent now is written as if offline, and sent by the user when there is a server again."""
+        wandb.teardown()  # what is left of the start that failed
+        try:
+            run = self._start(opening, identity, "offline")
+        except CANNOT as also:
+            raise _cannot_start(also) from also
+        where = f"{opening.folder.uri}/wandb"
+        text = (
+            f"tracking: wandb cannot start online ({mask_text(one_line(error))}). The run goes on and its points are "
+            f"written to {where}: 'wandb sync --sync-all {where}' sends them. Set WANDB_API_KEY (or run 'wandb login') "
+            "on every node if that is what it lacks"
+        )
+        warnings.warn(text, RtrainWarning, stacklevel=4)
+        return run
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """wandb gathers the calls of one step itself."""
@@ -72,10 +106,6 @@ class Wandb:
         self.place.close()
 
 
-def _cannot_start(mode: str, error: Exception) -> ClusterError:
-    what = (
-        "Set WANDB_API_KEY (or run 'wandb login') on every node, or set tracking.wandb_mode to offline"
-        if mode == "online"
-        else "See that the run's folder is writable and local ports may be opened, or take 'wandb' out of tracking.to"
-    )
-    return ClusterError(f"tracking: wandb cannot start {mode} ({one_line(error)}). {what}")
+def _cannot_start(error: Exception) -> ClusterError:
+    what = "See that the run's folder is writable and local ports may be opened, or take 'wandb' out of tracking.to"
+    return ClusterError(f"tracking: wandb cannot start offline ({one_line(error)}). {what}")

@@ -33,27 +33,36 @@ class Workspace:
         if self.scratch and self.folder.exists(self.name):
             self.folder.fetch(self.name, self.scratch.path)
 
-    def copy_if_due(self, flush: Callable[[], None]) -> None:
-        """Copy what changed, at most every `every_s`; `flush` brings it to the local disk first."""
-        if self.scratch and time.monotonic() - self._last >= self.every_s:
-            flush()
+    def copy_if_due(self, flush: Callable[[], None]) -> bool:
+        """Copy what changed, at most every `every_s`; `flush` brings it to the local disk first. Whether it did."""
+        if not self.scratch or time.monotonic() - self._last < self.every_s:
+            return False
+        flush()
+        return self.copy()
+
+    def copy(self) -> bool:
+        """Copy what changed, if the folder is remote; whether it is there now."""
+        if self.scratch:
             try:
                 self._copy()
             except Exception:  # any kind of storage may be behind it; the next copy carries this one's files too
                 self._last = time.monotonic()
+                return False
+        return True
 
-    def close(self) -> None:
+    def close(self) -> bool:
         """Copy the rest and remove the scratch folder; where that fails the files stay, and a warning says where."""
         if not self.scratch:
-            return
+            return True
         try:
             self._copy()
         except Exception as error:  # the training is done and its checkpoints are safe: not worth failing for
             self.path = self.scratch.keep() / self.name
             text = f"tracking: {self.path} could not be copied to {self.folder.uri} ({error}); it is kept there"
             warnings.warn(text, RtrainWarning, stacklevel=2)
-        else:
-            self.scratch.remove()
+            return False
+        self.scratch.remove()
+        return True
 
     def _copy(self) -> None:
         files = [self.path] if self.path.is_file() else sorted(self.path.rglob("*"))

@@ -17,7 +17,7 @@ from rtrain.training.world import World
 from rtrain.version import VERSION
 
 SURROUNDINGS = "surroundings.json"
-PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "ray")
+PACKAGES = ("torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu", "deepspeed", "ray", "numpy")
 
 
 def write_surroundings(folder: Folder, world: World, attempt: Attempt | None, *, data: str) -> None:
@@ -45,12 +45,17 @@ def versions() -> dict[str, str]:
 
 def hardware(world: World) -> dict[str, Any]:
     """Processor, cores, bytes of memory and GPUs of this machine."""
-    gpus = torch.cuda.device_count() if world.device.type == "cuda" else 0
+    return machine(gpus=world.device.type == "cuda")
+
+
+def machine(*, gpus: bool) -> dict[str, Any]:
+    """As `hardware`; `gpus`: whether this process is one that uses them, since asking for their names takes some."""
+    count = torch.cuda.device_count() if gpus else 0
     return {
         "cpu": processor(),
         "cores": psutil.cpu_count() or 0,
         "memory_bytes": int(psutil.virtual_memory().total),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(gpus)],
+        "gpus": [torch.cuda.get_device_name(i) for i in range(count)],
     }
 
 

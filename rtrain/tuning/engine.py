@@ -13,6 +13,7 @@ from ray.tune.schedulers.trial_scheduler import TrialScheduler
 from ray.tune.search import BasicVariantGenerator, Searcher
 
 from rtrain.errors import RtrainError, one_line
+from rtrain.launch.manifest import Codes
 from rtrain.launch.ray_train import ray_storage
 from rtrain.launch.session import ray_session
 from rtrain.storage import Folder
@@ -110,7 +111,7 @@ def _gate(conductor: Conductor, train: Train) -> Any:
     )
     actor = ray.remote(Gate).options(num_cpus=0, max_concurrency=10_000)  # coroutines that wait, not threads
     asked = conductor.asked
-    about = ray.put((asked.run, dict(asked.space)))  # the gate hands it on and does not look into it
+    about = ray.put((asked.run, dict(asked.space), Codes.here()))  # the gate hands it on and does not look into it
     return actor.remote(conductor.room, allowance, partial(Begun, [ray.put(train)], [about]))
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -18,6 +18,9 @@ from rtrain.tuning.latency import LATENCY, latency_ms
 from rtrain.tuning.space import Space, changes, storable
 from rtrain.tuning.trial import STEP
 from rtrain.tuning.trials import run_of
+
+if TYPE_CHECKING:
+    from rtrain.launch.manifest import Codes
 
 ANSWER_S = 600.0
 """Seconds within which the search answers a rank: Tune decides in milliseconds, and a population's members do not wait
@@ -72,13 +75,15 @@ def following_generation(entry: Entry, source: Entry, step: int, config: Mapping
 
 
 def run_trial(
-    train: Train, about: tuple[Run, Space], gate: Any, trial: str, token: str, **what: Any
+    train: Train, about: "tuple[Run, Space, Codes]", gate: Any, trial: str, token: str, **what: Any
 ) -> Mapping[str, Any]:
     """What the gate starts as a task: find out which run it is, and train it with `train`.
 
     `what`: `number` and `drawn`, and of a population's member that takes another one's place the pointer to that.
     """
-    run, space = about
+    from rtrain.launch import manifest
+
+    run, space, codes = about
     source = what["source"]
     journal = Journal(run, only={what["number"], *([source["number"]] if source else [])})
     entry = journal.entries[what["number"]]
@@ -86,11 +91,19 @@ def run_trial(
         of = journal.entries[source["number"]]
         entry = journal.write(following_generation(entry, of, source["step"], what["drawn"], space))
     own = run_of(run, space, entry)
+    parent: dict[str, Any] = {"kind": "trial", "search": run.folder, "number": entry.number}
     if entry.source:
         name, _, step = entry.source.rpartition("@")
         fork(f"{own.storage}/{name}", int(step), own.folder)
+        parent |= {"kind": "fork", "run": f"{own.storage}/{name}", "step": int(step)}
     Folder(own.folder).write_json("run.json", config.to_dict(own))  # a run like any other, for who looks at it
-    found: Mapping[str, Any] = train(own, gate, trial, token)
+    number = manifest.begin(own, codes, parent=parent)
+    try:
+        found: Mapping[str, Any] = train(own, gate, trial, token)
+    except BaseException as error:
+        manifest.end(own, number, error)
+        raise
+    manifest.end(own, number, None)
     return found
 
 

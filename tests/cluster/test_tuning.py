@@ -16,6 +16,7 @@ import pytest
 import rtrain
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import ConfigError, RunFailed
+from rtrain.launch.manifest import read_starts
 from rtrain.storage import Folder
 from rtrain.training import history
 from rtrain.tuning import engine
@@ -262,6 +263,14 @@ def test_trials_are_distributed_runs_and_a_population_goes_on_with_equal_loss(sm
     losses = [next(x["loss"] for x in curve if x["kind"] == "train" and x["step"] == 11) for curve in curves]
     assert losses[0] == losses[1]  # before an update: with the same weights, on the same rows
     assert tuned.command.startswith("train --name small-best --optim.lr ")
+    told = {name: read_starts(trials.child(name)) for name in trials.names()}
+    first, last = told[name][-1], told[taken.run][-1]
+    assert first["parent"]["kind"] == "trial" and first["parent"]["search"] == run.folder
+    assert last["parent"] | {"number": 0} == {
+        "kind": "fork", "search": run.folder, "number": 0, "run": f"{trials.uri}/{name}", "step": 10,
+    }  # fmt: skip
+    assert (last["outcome"]["state"], last["outcome"]["step"]) == ("finished", 20) and len(last["data"]) == 16
+    assert last["code"] == first["code"] and len(last["hardware"]["nodes"]) == 1
 
 
 def test_a_key_that_is_not_there(small_run: Any) -> None:

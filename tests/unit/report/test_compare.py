@@ -133,3 +133,21 @@ def test_another_test_split_is_a_note_and_no_interval(scored_pair):
     ]
     (pair[1].path / TEST_ROWS).write_bytes(b"spoilt")
     assert "faster: test_rows.parquet cannot be read" in compare(folders(*pair))["notes"][0]
+
+
+def told_of_code(pair):
+    return [note for note in compare(folders(*pair))["notes"] if "code" in note]
+
+
+def test_runs_of_other_code_are_told(pair):
+    tree = {"root": "/shop", "commit": "0123456789abcdef", "branch": "main", "changes": "", "diff": None}
+    first, second = ({"starts": [{"code": {"recipe": t, "rtrain": t}}]} for t in (tree, tree))
+    pair[0].put("manifest.json", first)
+    assert told_of_code(pair) == []  # nothing is known of the other's
+    pair[1].put("manifest.json", second)
+    assert told_of_code(pair) == []
+    changed = tree | {"changes": "ab12", "diff": "manifest/ab.diff"}
+    pair[1].put("manifest.json", {"starts": [{"code": {"recipe": changed, "rtrain": tree}}]})
+    (note,) = told_of_code(pair)
+    assert note.startswith("The runs are not of the same code. ") and "recipe at 0123456789ab (main); " in note
+    assert note.endswith("recipe at 0123456789ab (main) with changes (manifest/ab.diff).")

@@ -8,10 +8,12 @@ import pytest
 
 from rtrain.cli.console import _console
 from rtrain.errors import UserError
-from rtrain.rehearsal.repeat import repeat
+from rtrain.rehearsal.repeat import _other_code, repeat
 from rtrain.report.listing import runs_in, spell_runs
+from rtrain.storage import Folder
 from tests.unit.release.runs import run_of, write_rows
 from tests.unit.training.jobs import train
+from tests.unit.training.test_code import git
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,10 @@ def test_the_command_line(storage: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_a_run_once_more_is_the_same(storage: Path) -> None:
     found = repeat(f"{storage}/good", "good-again", launcher="inline")
     assert found.same and found.steps >= 4 and found.metrics >= 2, found
+    assert names(storage, "parent=good", "made=repeat", "outcome=finished") == ["good-again"]
+    listed = {run.name: run for run in runs_in(f"{storage}")}
+    code = json.loads((storage / "good" / "manifest.json").read_text())["starts"][0]["code"]["recipe"]
+    assert listed["good"].branch == code["branch"] and listed["half"].outcome == ""
     with pytest.raises(UserError, match="there is a run 'good-again' already"):
         repeat(f"{storage}/good", "good-again", launcher="inline")
     with pytest.raises(UserError, match="there is no finished run in"):
@@ -149,4 +155,26 @@ def test_a_difference_is_told(storage: Path) -> None:
     said: list[str] = []
     found = repeat(f"{changed}", "changed-again", launcher="inline", say=said.append)
     assert f"the data were others: fingerprint 0123 then, {surroundings['data']} now" in said
+    assert not [line for line in said if line.startswith("the code")]  # neither tells of its code
     assert not found.same and len(found.different) == 1 and found.different[0].startswith("auc: "), found
+
+
+def test_other_code_is_told_of_before_a_run_is_repeated(storage: Path, tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / "recipe.py").write_text("DIM = 8\n")
+    git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-q", "-m", "one")
+    stored = json.loads((storage / "good" / "manifest.json").read_text())
+    (start,) = stored["starts"]
+    commit = git(tmp_path, "rev-parse", "HEAD")
+    start["code"]["recipe"] = {"root": f"{tmp_path}", "commit": commit, "changes": "", "diff": None}
+    folder = storage / "good"
+    (folder / "manifest.json").write_text(json.dumps(stored))
+    assert _other_code(Folder(f"{folder}"), "") == []
+    (tmp_path / "recipe.py").write_text("DIM = 16\n")
+    (line,) = _other_code(Folder(f"{folder}"), "")
+    assert line.startswith(f"the recipe's code was at {commit[:12]}, and is at {commit[:12]} with changes ")
+    start["code"]["recipe"]["root"] = f"{tmp_path}/gone"
+    (folder / "manifest.json").write_text(json.dumps(stored))
+    (line,) = _other_code(Folder(f"{folder}"), "")
+    assert line == f"the recipe's code was at {commit[:12]}, which cannot be compared here (no {tmp_path}/gone)"

@@ -399,3 +399,46 @@ def test_words():
     ]
     assert [spell_name(n) for n in ("auc", "ndcg@10", "log_loss")] == ["AUC", "NDCG@10", "log loss"]
     assert [number(x) for x in (True, "1", float("nan"), None, 2)] == [None, None, None, None, 2.0]
+
+
+def start_of(number, **changes):
+    recipe = {
+        "root": "/shop", "commit": "0123456789abcdef", "branch": "main", "changes": "", "cut": False, "untracked": 0,
+        "why": "", "diff": None,
+    }  # fmt: skip
+    start = {
+        "number": number, "at": f"2026-11-28T1{number}:00:00Z", "parent": None,
+        "code": {"recipe": recipe | changes.pop("recipe", {}), "rtrain": changes.pop("rtrain", None)},
+        "outcome": {"state": "failed", "step": 12, "reason": "rank 0: no route", "at": ""},
+    }  # fmt: skip
+    return start | changes
+
+
+def test_how_it_came_about(made):
+    fork = {"kind": "fork", "search": "runs/search", "number": 3, "run": "runs/search/trials/trial-2", "step": 40}
+    changed = {"changes": "ab12", "diff": "manifest/ab.diff", "cut": True}
+    own = {"root": "/rtrain", "commit": "fedcba9876543210", "branch": "", "changes": "", "untracked": 2}
+    last = start_of(3, parent=fork, recipe=changed, rtrain=own, outcome=None)
+    made.put("manifest.json", {"starts": [start_of(1, parent=fork), start_of(2, parent=fork), last]})
+    page = page_of(made)
+    assert page.text("origin") == (
+        "How it came about made from a fork of runs/search/trials/trial-2, its number 3, at step 40 "
+        "start 1 2026-11-28T11:00:00Z, failed at step 12: rank 0: no route; recipe at 0123456789ab (main) "
+        "start 2 2026-11-28T12:00:00Z, failed at step 12: rank 0: no route; the code as before "
+        "start 3 2026-11-28T13:00:00Z, finished at step 780; recipe at 0123456789ab (main) with changes "
+        "(manifest/ab.diff, cut), rtrain at fedcba987654 beside 2 untracked"
+    )
+    made.change("result.json", served=False)
+    assert "failed at step 780: the served answers differ" in page_of(made).text("origin")
+    (made.path / "result.json").unlink()
+    assert "start 3 2026-11-28T13:00:00Z, going on, or killed" in page_of(made).text("origin")
+    made.put("manifest.json", {"starts": [start_of(n) for n in range(1, 16)]})
+    assert "earlier starts 3, in manifest.json start 4" in page_of(made).text("origin")
+    made.put("manifest.json", {"starts": [start_of(1, recipe={"commit": "", "why": "git is not installed"}), "x"]})
+    assert "recipe of no commit (git is not installed)" in page_of(made).text("origin")
+
+
+def test_a_manifest_of_another_shape_costs_its_section_alone(made):
+    made.put("manifest.json", {"starts": [{"code": 3, "outcome": 4, "parent": "x"}]})
+    page = page_of(made)
+    assert "recipe of no commit (nothing is known of it)" in page.text("origin")

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from rtrain import config
-from rtrain.errors import ClusterError, ConfigError
+from rtrain.errors import ClusterError, ConfigError, RtrainWarning
 from rtrain.tracking import Tracking, mask, mask_command, open_trackers
 
 CONFIG = {
@@ -179,8 +179,8 @@ def test_mlflow_keeps_one_run_over_attempts_in_sqlite(tmp_path, capfd):
     assert run.data.params["optim.lr"] == "0.001" and run.data.params["type"] == "Run"
     assert run.data.params["data.api_token"] == "***"
     assert run.data.tags["config.attempt-2"] == "optim.lr: 0.001 -> 0.002" and run.data.tags["attempt"] == "2"
-    losses = {m.step: m.value for m in client.get_metric_history(run.info.run_id, "train/loss")}
-    assert losses == {s: 1 / s for s in (10, 20, 30, 40, 50, 60)}
+    losses = [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "train/loss")]
+    assert sorted(losses) == [(s, 1 / s) for s in (10, 20, 30, 40, 50, 60)]  # no step twice
     assert run.data.metrics["valid/ndcg_at_10"] == 0.5
     assert [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "best/auc")] == [(60, 0.75)]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mlflow.db", "trackers.json"]
@@ -212,13 +212,24 @@ def test_wandb_is_offline_silent_and_one_run_over_attempts(tmp_path, capfd, monk
     no_secrets(tmp_path)
 
 
-def test_wandb_online_without_a_key_says_what_to_do(tmp_path, monkeypatch):
+@pytest.mark.parametrize("key", ["", "x" * 40])
+def test_wandb_online_that_cannot_start_writes_offline_and_says_so(key, tmp_path, monkeypatch):
+    """Without a key, and with one while its server is away."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", key)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens
     monkeypatch.setattr(sys, "stdin", io.StringIO())
-    with pytest.raises(ClusterError, match="wandb cannot start online.*Set WANDB_API_KEY.*wandb_mode to offline"):
-        start(Tracking(to=("jsonl", "wandb"), wandb_mode="online"), tmp_path)
+    with pytest.warns(RtrainWarning, match="wandb cannot start online.*'wandb sync --sync-all .*Set WANDB_API_KEY"):
+        trackers = start(Tracking(to=("jsonl", "wandb"), wandb_mode="online"), tmp_path)
+    log(trackers, (10, 20))
+    for tracker in trackers:
+        tracker.finish({"best/auc": 0.75})
+    identity = json.loads((tmp_path / "trackers.json").read_text())["wandb"]
+    (stored,) = (tmp_path / "wandb").glob(f"offline-run-*-{identity}*/run-{identity}.wandb")
+    assert all(word in stored.read_bytes() for word in (b"train/loss", b"best/auc"))
+    assert not key or key.encode() not in stored.read_bytes()
 
 
 def test_a_tracker_package_that_is_missing_says_what_to_install(tmp_path, monkeypatch):
