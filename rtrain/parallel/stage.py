@@ -47,7 +47,7 @@ class Stage(nn.Module):
         return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
 
     def _call(self, piece: nn.Module, *taken: Any) -> Any:
-        """The pass that is done again draws the same numbers, and rounds the same: torch puts both back as they were."""
+        """The pass that is done again draws the same numbers and rounds alike: torch puts back what it was done in."""
         if piece in self._again and self.training and torch.is_grad_enabled():
             return checkpoint(piece, *taken, use_reentrant=False, preserve_rng_state=True)
         return piece(*taken)
