@@ -23,11 +23,11 @@ def held_bytes(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> int:
 
 def activation_bytes(parallel: Parallel, mesh: Mesh, stages: Stages, rank: int) -> int:
     """On one pipeline rank, of all microbatches in flight, with the pipeline's buffers."""
-    saved = stages.saved_bytes[rank]
+    saved, again = stages.saved_bytes[rank], stages.again_bytes[rank]
     if mesh.pipeline == 1:
-        return saved
+        return saved + again
     buffers = 2 * parallel.microbatches * stages.received_bytes[rank]
-    return int(saved * in_flight(parallel, mesh.pipeline, rank)) + buffers
+    return int(saved * in_flight(parallel, mesh.pipeline, rank)) + again + buffers
 
 
 def in_flight(parallel: Parallel, ranks: int, rank: int) -> float:

@@ -77,7 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 
 def parts_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ZeRO-3 keeps weights as small as these whole, and others for as long as they are used again soon: here it may not."""
+    """ZeRO-3 keeps weights as small as these whole, and those that are soon used again: here it may not."""
     from rtrain.parallel import zero
 
     begin, small = (
