@@ -9,7 +9,8 @@ from rtrain.rounding import ceil_div
 def held_bytes(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> int:
     """Weights, gradients, optimizer and activations, as `plan` counts them, and an even share of the tables.
 
-    What lies between two pieces of a stage counts as kept; the batch itself is not counted.
+    What lies between two pieces of a stage counts as kept; the batch itself is not counted. Of ZeRO-3 also the largest
+    piece's weights, gathered, which `plan` leaves to DeepSpeed.
 
     Raises:
         NotCounted: as `flops.count`.
@@ -17,7 +18,10 @@ def held_bytes(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> int:
     stages = stepper.stages(parallel, mesh)
     run = stepper.run
     dense = bytes_per_rank(parallel, run.sparse_optim, (), mesh, dense_parameters=stages.parameters)
-    most = max(total_bytes(row) + activation_bytes(parallel, mesh, stages, rank) for rank, row in enumerate(dense))
+    of_ranks = [total_bytes(row) + activation_bytes(parallel, mesh, stages, rank) for rank, row in enumerate(dense)]
+    if parallel.dense == "zero" and parallel.zero_stage == 3 and mesh.data > 1:
+        of_ranks = [n + 4 * max(c.parameters for c in stages.pieces(rank)) for rank, n in enumerate(of_ranks)]
+    most = max(of_ranks)
     return most + ceil_div(sum(2 * table.bytes for table in stepper.blueprint.tables), mesh.world_size)
 
 

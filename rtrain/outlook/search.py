@@ -159,10 +159,10 @@ def layouts(stepper: Stepper, devices: int) -> Iterator[tuple[Parallel, Mesh]]:
 
 def _recomputing(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> Iterator[Parallel]:
     """The same layout with its pieces recomputed, where that is another one and legal."""
-    if parallel.recompute == "nothing" and len(stepper.blueprint.pieces) > 1:
-        again = replace(parallel, recompute="pieces")
-        if mesh.pipeline == 1 or not parallel.schedule.endswith("zero_bubble"):
-            yield again
+    again, run = replace(parallel, recompute="pieces"), stepper.run
+    against = {"global_batch": run.global_batch, "model": type(run.model).__name__}
+    if again != parallel and not any(reasons_against_degrees(again, mesh, stepper.blueprint, **against)):
+        yield again
 
 
 def _of_mesh(parallel: Parallel, mesh: Mesh, global_batch: int, readers: int) -> Iterator[Parallel]:
