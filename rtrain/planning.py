@@ -133,7 +133,7 @@ def plan(run: Run) -> Plan:
         return [row | total for row, total in zip(rows, totals, strict=True)]
 
     again = replace(run.parallel, recompute="pieces")
-    known = {"global_batch": run.global_batch, "model": type(run.model).__name__}
+    known: dict[str, Any] = {"global_batch": run.global_batch, "model": type(run.model).__name__}
     spares = again != run.parallel and not any(reasons_against_degrees(again, mesh, blueprint, **known))
     if not left:  # the dense part and its step fill a rank: no tables are to blame
         _refuse_what_does_not_fit(counted(()), memory, source, why_not, spares)

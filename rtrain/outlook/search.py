@@ -160,7 +160,7 @@ def layouts(stepper: Stepper, devices: int) -> Iterator[tuple[Parallel, Mesh]]:
 def _recomputing(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> Iterator[Parallel]:
     """The same layout with its pieces recomputed, where that is another one and legal."""
     again, run = replace(parallel, recompute="pieces"), stepper.run
-    against = {"global_batch": run.global_batch, "model": type(run.model).__name__}
+    against: dict[str, Any] = {"global_batch": run.global_batch, "model": type(run.model).__name__}
     if again != parallel and not any(reasons_against_degrees(again, mesh, stepper.blueprint, **against)):
         yield again
 

@@ -128,11 +128,9 @@ def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> 
     assert "Cut the dense part further" in said and "lower global_batch or raise parallel.microbatches" in said
     assert "recompute" not in said  # of one piece nothing is saved
     decoder = rtrain.override(gpt(), {"cluster.memory_gb_per_worker": 1e-2})
-    with pytest.raises(
-        ConfigError, match="raise parallel.microbatches, set parallel.recompute to 'pieces', add workers"
-    ):
+    with pytest.raises(ConfigError, match="microbatches, set parallel.recompute to 'pieces', add workers"):
         rtrain.plan(decoder)
-    with pytest.raises(ConfigError, match="raise parallel.microbatches, add workers"):
+    with pytest.raises(ConfigError, match="microbatches, add workers"):
         rtrain.plan(rtrain.override(decoder, {"parallel.recompute": "pieces"}))
 
 
