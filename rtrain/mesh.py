@@ -95,6 +95,11 @@ class Parallel:
     """What the dense part's matrix products take while training. tf32: float32 of 10 bits behind the point, on NVIDIA's
     GPUs alone. bfloat16: torch's autocast. Weights, gradients, optimizers, tables, losses and what travels between
     stages stay float32, and so does all evaluation: what is scored is what is exported."""
+    recompute: Literal["nothing", "pieces"] = "nothing"
+    """What of the forward pass is done again in backward. pieces: of every piece of the dense part (a decoder's
+    embedding and blocks) but the model's last one, what goes in is kept and nothing else (Chen et al.,
+    arXiv:1604.06174). Costs up to one more forward pass, and saves all activations but those of one piece at a time;
+    losses and weights are the same to the bit."""
     overlap: bool = True
     """Send the next batch's ids to the ranks of their tables while a step computes; losses are the same."""
 

@@ -160,6 +160,7 @@ def name_of(layout: Parallel) -> str:
         words.append(layout.embeddings)
     words += [f"{layout.wire} wire"] * (layout.wire != "float32")
     words += [layout.precision] * (layout.precision != "float32")
+    words += [f"recompute {layout.recompute}"] * (layout.recompute != "nothing")
     words += [f"{of.table}:{of.embeddings}" for of in layout.tables]
     return " ".join(words)
 
@@ -195,6 +196,7 @@ def all_layouts(run: Run, most_ranks: int) -> Iterator[Parallel]:
                                 tables=run.parallel.tables,
                                 wire=run.parallel.wire,
                                 precision=run.parallel.precision,
+                                recompute=run.parallel.recompute,
                                 **wrap,
                             )
 

@@ -1,7 +1,7 @@
 """`plan`: what a run will look like, worked out by arithmetic; no worker starts, no accelerator is needed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
@@ -15,6 +15,7 @@ from rtrain.mesh import Mesh, lay_out
 from rtrain.models.protocol import Blueprint
 from rtrain.nn.tables import Table
 from rtrain.parallel.activations import Kept, kept_of_ranks
+from rtrain.parallel.legal import reasons_against_degrees
 from rtrain.parallel.placement import TablePlacement, bytes_per_rank, copied_bytes, left_for_tables, total_bytes
 from rtrain.parallel.stage import parameters_of_ranks
 from rtrain.rounding import ceil_div
@@ -131,11 +132,14 @@ def plan(run: Run) -> Plan:
         totals = [{"activations": of_rank.total} for of_rank in kept] or [{}] * mesh.world_size
         return [row | total for row, total in zip(rows, totals, strict=True)]
 
+    again = replace(run.parallel, recompute="pieces")
+    known: dict[str, Any] = {"global_batch": run.global_batch, "model": type(run.model).__name__}
+    spares = again != run.parallel and not any(reasons_against_degrees(again, mesh, blueprint, **known))
     if not left:  # the dense part and its step fill a rank: no tables are to blame
-        _refuse_what_does_not_fit(counted(()), memory, source, why_not)
+        _refuse_what_does_not_fit(counted(()), memory, source, why_not, spares)
     placed = _place_tables(run, blueprint.tables, mesh, left, activations=max(beside)) if blueprint.tables else ()
     per_rank = counted(placed)
-    _refuse_what_does_not_fit(per_rank, memory, source, why_not)
+    _refuse_what_does_not_fit(per_rank, memory, source, why_not, spares)
     return Plan(run.name, mesh, placed, tuple(per_rank), memory, source, why_not)
 
 
@@ -147,13 +151,17 @@ def _kept(run: Run, blueprint: Blueprint, mesh: Mesh) -> tuple[list[Kept], str]:
         return [], str(error)
 
 
-def _refuse_what_does_not_fit(per_rank: Sequence[Mapping[str, int]], memory: int, source: str, why_not: str) -> None:
+def _refuse_what_does_not_fit(
+    per_rank: Sequence[Mapping[str, int]], memory: int, source: str, why_not: str, spares: bool
+) -> None:
+    """`spares`: whether recomputing would be another layout, and legal."""
     most = max(per_rank, key=total_bytes)
     if total_bytes(most) <= memory:
         return
     parts = ", ".join(f"{kind} {_spell(count)}" for kind, count in most.items() if kind != "rank" and count)
     left_out = ", activations not counted" if why_not else ""
     smaller = "lower global_batch or raise parallel.microbatches, " if most.get("activations") else ""
+    smaller += "set parallel.recompute to 'pieces', " if most.get("activations") and spares else ""
     raise ConfigError(
         f"rank {most['rank']} would hold {_spell(total_bytes(most))} ({parts}){left_out}, but has "
         f"{_spell(memory)} ({source}). Cut the dense part further (parallel.dense zero with zero_stage 3, "

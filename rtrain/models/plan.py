@@ -63,16 +63,20 @@ class Piece:
 
 
 def chain(
-    modules: Iterable[nn.Module], takes: Iterable[tuple[str, ...]], given: Any, named: Mapping[str, Tensor]
-) -> Any:
-    """What the last of consecutive pieces gives: each takes what the one before gave, and its `takes` of `named`."""
+    modules: Iterable[nn.Module], takes: Iterable[tuple[str, ...]], given: Any, named: Mapping[str, Tensor],
+    *, call: Callable[..., Any] = lambda module, *taken: module(*taken),
+) -> Any:  # fmt: skip
+    """What the last of consecutive pieces gives: each takes what the one before gave, and its `takes` of `named`.
+
+    `call`: how a piece is called.
+    """
     for module, names in zip(modules, takes, strict=True):
         if missing := [name for name in names if name not in named]:
             raise ConfigError(
                 f"a piece ({type(module).__name__}) takes {', '.join(map(repr, missing))}, which neither batches nor "
                 f"tables give. They give {', '.join(named) or 'nothing'}"
             )
-        given = module(*(given if isinstance(given, tuple) else (given,)), *(named[name] for name in names))
+        given = call(module, *(given if isinstance(given, tuple) else (given,)), *(named[name] for name in names))
     return given
 
 

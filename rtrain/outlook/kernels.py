@@ -20,7 +20,8 @@ class Practice:
 
     recomputed: float = 0.0
     """Of the blocks' products and tensor ranks' collectives, what backward does again: 1 of checkpointed activations.
-    rtrain keeps all. Blocks are pieces that a model has several of, or its only one; the others are done once."""
+    Blocks are pieces that a model has several of, or its only one; the others are done once. What a run's own
+    `Parallel.recompute` does again is counted without it."""
     recomputed_attention: float = 0.0
     """Of the blocks' attention, as `recomputed`."""
     recomputed_others: float = 0.0
@@ -92,9 +93,11 @@ def add(passes: Iterable[Pass]) -> Pass:
 
 
 def pass_of(
-    counted: Counted, profile: Profile, precision: Precision, tensor: Group, practice: Practice, *, block: bool = True
-) -> tuple[Pass, Pass]:
-    """Forward and backward of one piece; `block`: whether the model has several of it.
+    counted: Counted, profile: Profile, precision: Precision, tensor: Group, practice: Practice, *, block: bool = True,
+    again: bool = False,
+) -> tuple[Pass, Pass]:  # fmt: skip
+    """Forward and backward of one piece; `block`: whether the model has several of it; `again`: whether backward does
+    its whole forward pass again, as `Parallel.recompute` says, whatever the practice is.
 
     Backward is twice the forward pass, in FLOPs, bytes, kernels and collectives; of attention 2.5 times.
 
@@ -103,6 +106,8 @@ def pass_of(
     """
     if not block:
         practice = replace(practice, recomputed=0, recomputed_attention=0, recomputed_others=0, fused=1, products="")
+    if again:
+        practice = replace(practice, recomputed=1, recomputed_attention=1, recomputed_others=1)
     forward, backward = _Sum(), _Sum()
     for kernel in counted.kernels:
         times, flops = _backward(kernel, practice)

@@ -9,7 +9,8 @@ from rtrain.rounding import ceil_div
 def held_bytes(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> int:
     """Weights, gradients, optimizer and activations, as `plan` counts them, and an even share of the tables.
 
-    What lies between two pieces of a stage counts as kept; the batch itself is not counted.
+    What lies between two pieces of a stage counts as kept; the batch itself is not counted. Of ZeRO-3 also the largest
+    piece's weights, gathered, which `plan` leaves to DeepSpeed.
 
     Raises:
         NotCounted: as `flops.count`.
@@ -17,17 +18,20 @@ def held_bytes(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> int:
     stages = stepper.stages(parallel, mesh)
     run = stepper.run
     dense = bytes_per_rank(parallel, run.sparse_optim, (), mesh, dense_parameters=stages.parameters)
-    most = max(total_bytes(row) + activation_bytes(parallel, mesh, stages, rank) for rank, row in enumerate(dense))
+    of_ranks = [total_bytes(row) + activation_bytes(parallel, mesh, stages, rank) for rank, row in enumerate(dense)]
+    if parallel.dense == "zero" and parallel.zero_stage == 3 and mesh.data > 1:
+        of_ranks = [n + 4 * max(c.parameters for c in stages.pieces(rank)) for rank, n in enumerate(of_ranks)]
+    most = max(of_ranks)
     return most + ceil_div(sum(2 * table.bytes for table in stepper.blueprint.tables), mesh.world_size)
 
 
 def activation_bytes(parallel: Parallel, mesh: Mesh, stages: Stages, rank: int) -> int:
     """On one pipeline rank, of all microbatches in flight, with the pipeline's buffers."""
-    saved = stages.saved_bytes[rank]
+    saved, again = stages.saved_bytes[rank], stages.again_bytes[rank]
     if mesh.pipeline == 1:
-        return saved
+        return saved + again
     buffers = 2 * parallel.microbatches * stages.received_bytes[rank]
-    return int(saved * in_flight(parallel, mesh.pipeline, rank)) + buffers
+    return int(saved * in_flight(parallel, mesh.pipeline, rank)) + again + buffers
 
 
 def in_flight(parallel: Parallel, ranks: int, rank: int) -> float:

@@ -17,6 +17,8 @@ ADAMW_BYTES = 36
 """That AdamW reads and writes of a weight a step, float32: weight, gradient and two moments read, three of them
 written; the gradient read once for its norm, and set to zero."""
 ID_BYTES = 8
+REUSED = 1_000_000_000
+"""Elements within which ZeRO-3 keeps a weight that is used again: DeepSpeed's `stage3_max_reuse_distance`."""
 BESIDE = 0.2
 """Of a device, what a collective takes from computing beside it: NCCL's kernels hold up to 24 multiprocessors, of 132
 (H100) or 108 (A100). A stated assumption."""
@@ -62,9 +64,10 @@ def data_s(parallel: Parallel, shared: Shared, data: Group, profile: Profile, pr
     """Seconds that a step waits for the collectives of data ranks.
 
     DDP and ZeRO-0 sum gradients on every rank; ZeRO-1 and 2 sum them in shares, and gather the updated weights; ZeRO-3
-    gathers weights for each forward and each backward pass, and sums gradients once a step in shares. rtrain hides,
-    behind computing, what ZeRO-3 gathers, and gradients of one microbatch with DDP and ZeRO-3: all but the first
-    piece's or the last's. What else there is, it waits for. What is hidden slows computing by a part, `BESIDE`.
+    gathers weights for each forward and each backward pass (of recomputed pieces larger than `REUSED` once more), and
+    sums gradients once a step in shares. rtrain hides, behind computing, what ZeRO-3 gathers, and gradients of one
+    microbatch with DDP and ZeRO-3: all but the first piece's or the last's. What else there is, it waits for. What is
+    hidden slows computing by a part, `BESIDE`.
     """
     if data.size == 1 or not shared.parameters:
         return 0.0
@@ -83,7 +86,9 @@ def data_s(parallel: Parallel, shared: Shared, data: Group, profile: Profile, pr
         waits += _left(again, shared.forward_s / parallel.microbatches, shared.pieces) if hides_sum else again
     if stage == 3:
         one = collectives.all_gather_s(gathered / shared.pieces, data, profile) * shared.pieces
-        waits += _left(2 * parallel.microbatches * one, shared.forward_s + shared.backward_s, shared.pieces)
+        large = shared.parameters > REUSED * shared.pieces
+        times = 3 if parallel.recompute == "pieces" and large else 2
+        waits += _left(times * parallel.microbatches * one, shared.forward_s + shared.backward_s, shared.pieces)
     return waits
 
 

@@ -35,7 +35,8 @@ class Layout:
         dense = "ddp" if p.dense == "ddp" else f"zero {p.zero_stage}"
         schedule = f" {p.schedule}" if self.mesh.pipeline > 1 else ""
         degrees = f"data {self.mesh.data} tensor {self.mesh.tensor} pipeline {self.mesh.pipeline}{schedule}"
-        return f"{degrees}, microbatches {p.microbatches}, {dense}"
+        again = f", recompute {p.recompute}" if p.recompute != "nothing" else ""
+        return f"{degrees}, microbatches {p.microbatches}, {dense}{again}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,8 @@ class Found:
 def search(run: Run, profile: Profile, *, devices: int, price: float | None = None) -> Found:
     """Every legal layout of the run's model and global batch over so many devices, of which those that fit are ranked.
 
-    Of data, tensor and pipeline degrees, DDP and ZeRO stages, schedules, and microbatches that divide a rank's rows.
+    Of data, tensor and pipeline degrees, DDP and ZeRO stages, schedules, and microbatches that divide a rank's rows. A
+    layout that does not fit is looked at once more with its pieces recomputed.
 
     Raises:
         ConfigError: no layout is legal, or none fits, or a step cannot be counted.
@@ -100,13 +102,15 @@ def search(run: Run, profile: Profile, *, devices: int, price: float | None = No
     memory = profile.memory_bytes if given is None else given * 1024**3
     fitting, legal, least = [], 0, float("inf")
     try:
-        for parallel, mesh in layouts(stepper, devices):
-            legal += 1
-            held = held_bytes(stepper, parallel, mesh)
-            least = min(least, held)
-            if held <= memory:
-                step = stepper.step(parallel, mesh)
-                fitting.append(Layout(parallel=parallel, mesh=mesh, step=step, held_bytes=held))
+        for plain, mesh in layouts(stepper, devices):
+            for parallel in (plain, *_recomputing(stepper, plain, mesh)):
+                legal += 1
+                held = held_bytes(stepper, parallel, mesh)
+                least = min(least, held)
+                if held <= memory:
+                    step = stepper.step(parallel, mesh)
+                    fitting.append(Layout(parallel=parallel, mesh=mesh, step=step, held_bytes=held))
+                    break
     except NotCounted as error:
         raise ConfigError(f"--search: a step's time cannot be computed: {error}. Use plan without it") from error
     if not legal:
@@ -151,6 +155,14 @@ def layouts(stepper: Stepper, devices: int) -> Iterator[tuple[Parallel, Mesh]]:
                     reasons_against_degrees(changed, mesh, blueprint, global_batch=run.global_batch, model=model)
                 ):
                     yield changed, mesh
+
+
+def _recomputing(stepper: Stepper, parallel: Parallel, mesh: Mesh) -> Iterator[Parallel]:
+    """The same layout with its pieces recomputed, where that is another one and legal."""
+    again, run = replace(parallel, recompute="pieces"), stepper.run
+    against: dict[str, Any] = {"global_batch": run.global_batch, "model": type(run.model).__name__}
+    if again != parallel and not any(reasons_against_degrees(again, mesh, stepper.blueprint, **against)):
+        yield again
 
 
 def _of_mesh(parallel: Parallel, mesh: Mesh, global_batch: int, readers: int) -> Iterator[Parallel]:

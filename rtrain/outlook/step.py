@@ -47,6 +47,8 @@ class Stages:
     """Of each stage, in the order of the model."""
     of_ranks: tuple[tuple[int, ...], ...]
     """Stage numbers of each pipeline rank."""
+    recompute: bool = False
+    """Whether all pieces but the last do their forward pass again in backward."""
 
     @cached_property
     def parameters(self) -> tuple[int, ...]:
@@ -58,17 +60,35 @@ class Stages:
         """That each pipeline rank keeps of a microbatch which went through all its stages."""
         return tuple(
             sum(
-                c.saved_bytes + (c.received_bytes if i else 0)
+                (0 if self._again(at) else self.counted[at].saved_bytes)
+                + (self.counted[at].received_bytes if at > self.bounds[n][0] else 0)
                 for n in of
-                for i, c in enumerate(self.counted[slice(*self.bounds[n])])
+                for at in range(*self.bounds[n])
             )
             for of in self.of_ranks
         )
 
     @cached_property
+    def again_bytes(self) -> tuple[int, ...]:
+        """At most, that each pipeline rank has in backward of a piece which goes forward again, beside those.
+
+        What was kept of the model's last piece is free by then.
+        """
+        last = self.counted[-1].saved_bytes
+        ends_here = [self.bounds[of[-1]][1] == len(self.counted) for of in self.of_ranks]
+        most = [max((self.counted[at].saved_bytes for at in self._pieces_again(of)), default=0) for of in self.of_ranks]
+        return tuple(max(0, n - last) if ends else n for n, ends in zip(most, ends_here, strict=True))
+
+    @cached_property
     def received_bytes(self) -> tuple[int, ...]:
         """That each pipeline rank's stages are given of a microbatch."""
         return tuple(sum(self.counted[self.bounds[n][0]].received_bytes for n in of) for of in self.of_ranks)
+
+    def _again(self, piece: int) -> bool:
+        return self.recompute and piece + 1 < len(self.counted)
+
+    def _pieces_again(self, stages: tuple[int, ...]) -> list[int]:
+        return [at for n in stages for at in range(*self.bounds[n]) if self._again(at)]
 
     def pieces(self, rank: int) -> list[Counted]:
         """All that a pipeline rank has."""
@@ -84,7 +104,7 @@ class Stepper:
     practice: Practice = RTRAINS
     _counted: dict[tuple[int, int, int], tuple[Counted, ...]] = field(default_factory=dict)
     _stages: dict[tuple[Any, ...], tuple[Stages, list[tuple[Pass, Pass]]]] = field(default_factory=dict)
-    _passes: dict[tuple[int, int, int], list[tuple[Pass, Pass]]] = field(default_factory=dict)
+    _passes: dict[tuple[Any, ...], list[tuple[Pass, Pass]]] = field(default_factory=dict)
     _bounds: dict[int, tuple[tuple[int, int], ...]] = field(default_factory=dict)
 
     def stages(self, parallel: Parallel, mesh: Mesh) -> Stages:
@@ -135,13 +155,14 @@ class Stepper:
 
     def _staged(self, parallel: Parallel, mesh: Mesh) -> tuple[Stages, list[tuple[Pass, Pass]]]:
         """The stages, and each pipeline rank's forward and backward pass of a microbatch."""
-        key = self._key(parallel, mesh)
-        at = (*key, mesh.pipeline, parallel.schedule)
+        key, again = self._key(parallel, mesh), parallel.recompute == "pieces"
+        at = (*key, mesh.pipeline, parallel.schedule, again)
         if at not in self._stages:
             numbers = stages_of_ranks(parallel.schedule, mesh.pipeline) if mesh.pipeline > 1 else [[0]]
             bounds = self._bounds_of(sum(map(len, numbers)))
-            stages = Stages(counted=self._count(key), bounds=bounds, of_ranks=tuple(map(tuple, numbers)))
-            passes = self._pass(key)
+            of_numbers = tuple(map(tuple, numbers))
+            stages = Stages(counted=self._count(key), bounds=bounds, of_ranks=of_numbers, recompute=again)
+            passes = self._pass(key, again=again)
             of_ranks = [[passes[i] for n in of for i in range(*bounds[n])] for of in numbers]
             ranks = [(add(f for f, _ in of), add(b for _, b in of)) for of in of_ranks]
             self._stages[at] = stages, ranks
@@ -182,18 +203,19 @@ class Stepper:
         )
         return self._counted[key]
 
-    def _pass(self, key: tuple[int, int, int]) -> list[tuple[Pass, Pass]]:
-        if key not in self._passes:
+    def _pass(self, key: tuple[int, int, int], *, again: bool) -> list[tuple[Pass, Pass]]:
+        if (*key, again) not in self._passes:
             tensor = collectives.group(key[0], stride=1, devices_per_node=self.profile.devices_per_node)
             of, profile, precision = self._count(key), self.profile, self.run.parallel.precision
             many = Counter(id(c) for c in of)  # alike pieces are one object
-            once: dict[int, tuple[Pass, Pass]] = {}
-            for c in of:
-                if id(c) not in once:
-                    block = many[id(c)] > 1 or len(of) == 1
-                    once[id(c)] = pass_of(c, profile, precision, tensor, self.practice, block=block)
-            self._passes[key] = [once[id(c)] for c in of]
-        return self._passes[key]
+            once: dict[tuple[int, bool], tuple[Pass, Pass]] = {}
+            which = [(id(c), again and at + 1 < len(of)) for at, c in enumerate(of)]
+            for c, (alike, does) in zip(of, which, strict=True):
+                if (alike, does) not in once:
+                    block = many[alike] > 1 or len(of) == 1
+                    once[alike, does] = pass_of(c, profile, precision, tensor, self.practice, block=block, again=does)
+            self._passes[*key, again] = [once[at] for at in which]
+        return self._passes[*key, again]
 
     def _bounds_of(self, stages: int) -> tuple[tuple[int, int], ...]:
         if stages not in self._bounds:

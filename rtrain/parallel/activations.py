@@ -9,7 +9,7 @@ for themselves (reduce buckets, ids that were exchanged), and the batch that is 
 be, and what is chosen by numbers as large (`at_most`), so a batch of shorter or of equal ones takes less.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, cast
@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 
 from rtrain.data.cursor import largest_share
 from rtrain.data.protocol import AnyBatch, IdBatch, NotCounted
@@ -31,7 +30,8 @@ from rtrain.parallel.at_most import AtMost
 from rtrain.parallel.groups import Groups
 from rtrain.parallel.in_flight import in_flight
 from rtrain.parallel.ranks import MeshRanks
-from rtrain.parallel.stage import build_stages, cut_into_stages, stages_of_ranks
+from rtrain.parallel.saved import Saved
+from rtrain.parallel.stage import Stage, build_stages, cut_into_stages, stages_of_ranks
 from rtrain.parallel.tensor import TensorRank
 from rtrain.rounding import ceil_div
 
@@ -56,7 +56,7 @@ class Kept:
     carried: int
     """Vectors where they are carried to, and their gradients."""
     saved: int
-    """By autograd for backward, of all microbatches in flight."""
+    """By autograd for backward, of all microbatches in flight; and what one piece does again in it, the largest."""
     buffers: int
     """Of a pipeline: what stages receive, of every microbatch, and what they gave, of those in flight."""
 
@@ -101,7 +101,7 @@ def watched_pieces(
         # A piece apart from the one whose weight it shares has one of its own: it computes the same.
         apart: list[list[tuple[Piece, ...]]] = [[(replace(piece, shared={}),)] for piece in blueprint.pieces]
         alone = replace(mesh, pipeline=len(apart))
-        one_each = replace(parallel, schedule="gpipe", pipeline=len(apart))
+        one_each = replace(parallel, schedule="gpipe", pipeline=len(apart), recompute="nothing")
         inputs = {**batch.inputs, **named}
         return _run(blueprint, apart, one_each, alone, inputs, batch.target, watch=watch, told=told)
 
@@ -147,7 +147,7 @@ def _of_pipeline_ranks(
         here = [x for name, x in named.items() if name in takes]
         carried = _bytes(here) * (1 if ranks > 1 else 0) + _bytes(x for x in here if x.requires_grad)
         own = [stages[n] for n in (stages_of_ranks(parallel.schedule, ranks)[rank] if ranks > 1 else [0])]
-        held = in_flight(parallel.schedule, ranks, rank, count) if ranks > 1 else {(1,)}
+        held = in_flight(parallel.schedule, ranks, rank, count) if ranks > 1 else {(0,), (1,)}
         buffers = count * sum(s.received + s.sent for s in own) + _most(held, [s.given for s in own])
         found.append(
             Kept(
@@ -155,16 +155,21 @@ def _of_pipeline_ranks(
                 ids=ids,
                 looked_up=_bytes(looked_up.values()),
                 carried=carried,
-                saved=_most(held, [s.saved for s in own]),
+                saved=_most(held, [s.saved for s in own], [s.again for s in own]),
                 buffers=buffers if ranks > 1 else 0,
             )
         )
     return found
 
 
-def _most(held: Iterable[tuple[int, ...]], of_stages: list[int]) -> int:
-    """Of all that there is at some time, the most; `held`: as `in_flight`."""
-    return max(sum(n * size for n, size in zip(at, of_stages, strict=True)) for at in held)
+def _most(held: Collection[tuple[int, ...]], of_stages: list[int], more: Sequence[int] = (0, 0)) -> int:
+    """Of all that there is at some time, the most; `held`: as `in_flight`; `more`: of a stage that goes backward."""
+    found = 0
+    for at in held:
+        here = sum(n * size for n, size in zip(at, of_stages, strict=True))
+        less = [(*at[:s], n - 1, *at[s + 1 :]) for s, n in enumerate(at)]  # behind the backward pass of each stage
+        found = max(found, here, *(here + more[s] for s, behind in enumerate(less) if behind in held))
+    return found
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,8 @@ class Passed:
     """Bytes of one microbatch's forward pass through a stage."""
 
     saved: int
+    again: int
+    """At most more than that at a time of backward, where pieces do their forward pass again."""
     received: int
     """From the stage before."""
     sent: int
@@ -201,16 +208,17 @@ def _run(
     ranks = _SilentRanks(mesh, blueprint.dealt, tensor)
     for number in range(len(where)):
         rank, at = where[number]
-        stage, last = modules[rank][at], number + 1 == len(where)
+        stage, last = cast(Stage, modules[rank][at]), number + 1 == len(where)
         received = tuple(_as_leaf(x.detach().clone()) for x in given)
-        keeps = _Saved(leave_out=[*stage.parameters(), *stage.buffers(), *part.values(), target, *received])
-        with watch(number), saved_tensors_hooks(keeps.pack, lambda x: x):
+        keeps = Saved(leave_out=[*stage.parameters(), *stage.buffers(), *part.values(), target, *received])
+        with watch(number), keeps.watching(stage.pieces):
             out = stage(*received, **part)
             if last:
                 blueprint.objective.loss(out, target, ranks)
         given = out if isinstance(out, tuple) else (out,)
-        beside = _bytes(x for x in given if not keeps.knows(x))
-        found.append(Passed(keeps.bytes, _bytes(received), 0 if last else _bytes(given), beside))
+        again = len(stage.pieces) - last if parallel.recompute == "pieces" else 0
+        beside = _bytes(keeps.beside(given, again))
+        found.append(Passed(*keeps.bytes(again), _bytes(received), 0 if last else _bytes(given), beside))
     return found
 
 
@@ -260,27 +268,6 @@ def _looked_up(blueprint: Blueprint, batch: AnyBatch, rows: int) -> dict[str, Te
 
 def _as_leaf(x: Tensor) -> Tensor:
     return x.requires_grad_(x.is_floating_point())
-
-
-class _Saved:
-    """Storages that autograd keeps."""
-
-    def __init__(self, *, leave_out: list[Tensor]):
-        self._left_out = {x.untyped_storage()._cdata for x in leave_out}
-        self._kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(self, x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage._cdata not in self._left_out:
-            self._kept[storage._cdata] = storage
-        return x
-
-    def knows(self, x: Tensor) -> bool:
-        return x.untyped_storage()._cdata in self._left_out | self._kept.keys()
-
-    @property
-    def bytes(self) -> int:
-        return sum(storage.nbytes() for storage in self._kept.values())
 
 
 def _tensors(of: Any) -> Iterator[Tensor]:

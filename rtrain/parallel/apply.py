@@ -94,6 +94,8 @@ def apply(blueprint: Blueprint, layout: Layout, *, read: ReadChunk | None, train
         precision=parallel.precision,
         seed=layout.seed,
         first=blueprint.pieces[0].name,
+        # Backward begins with the last piece: what it would do again is what was freed a moment before.
+        keeps=blueprint.pieces[-1].name if parallel.recompute == "pieces" else "",
         writes=groups.index("data") == 0,
     )
     if read:

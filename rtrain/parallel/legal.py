@@ -82,7 +82,9 @@ def reasons_against(
 def reasons_against_degrees(
     parallel: Parallel, mesh: Mesh, blueprint: Blueprint, *, global_batch: int, model: str
 ) -> Iterator[str]:
-    """What numbers alone speak against, without a look at a piece: rows, microbatches, stages."""
+    """What numbers alone speak against, without a look at a piece: rows, microbatches, stages, one piece alone."""
+    if parallel.recompute == "pieces":
+        yield from _against_recomputing(parallel, mesh, len(blueprint.pieces), model)
     readers = mesh.readers(blueprint.dealt)
     if global_batch < readers:
         yield (
@@ -144,6 +146,19 @@ def _against_carrying(parallel: Parallel, mesh: Mesh, blueprint: Blueprint, mode
         yield (
             f"parallel: {model} reads {feature!r} as a sequence of any length, which tensor and pipeline ranks cannot "
             "agree on. Give the feature a max_length, or set parallel.tensor and parallel.pipeline to 1"
+        )
+
+
+def _against_recomputing(parallel: Parallel, mesh: Mesh, pieces: int, model: str) -> Iterator[str]:
+    if pieces < 2:
+        yield (
+            f"parallel.recompute: 'pieces', but {model} has {pieces or 'no'} piece{'s' * (not pieces)}, and backward "
+            "needs the activations of the last one at once: nothing would be saved. Leave it out"
+        )
+    if mesh.pipeline > 1 and parallel.schedule.endswith("zero_bubble"):
+        yield (
+            f"parallel.recompute: 'pieces' with schedule {parallel.schedule!r}, which parts the backward pass, would "
+            "do the forward pass again for every part of it. Use 'interleaved_1f1b' or '1f1b', or recompute 'nothing'"
         )
 
 

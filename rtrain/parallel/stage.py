@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from rtrain.mesh import ONE_STAGE_A_RANK, Mesh, Parallel, PipelineSchedule, Precision
 from rtrain.models.plan import Piece, balance, chain, drawn, seed_of
@@ -24,22 +25,32 @@ class Stage(nn.Module):
         takes: Sequence[tuple[str, ...]],
         device: str = "cpu",
         precision: Precision = "float32",
+        *,
+        again: int = 0,
     ):
-        """`device`: its type; `precision`: as `Parallel.precision`."""
+        """`device`: its type; `precision`: as `Parallel.precision`; `again`: so many of the first pieces do their
+        forward pass again in backward."""
         super().__init__()
         self.pieces = nn.ModuleList(pieces)
         self.takes = tuple(takes)
         self.device, self.rounds = device, precision == "bfloat16"
+        self._again = frozenset(self.pieces[:again])
 
     def forward(self, *given: Tensor, **named: Tensor) -> Any:
         """What the last piece gives of what the stage before has `given`, and of whatever the pieces take by name."""
         first = tuple(_ContiguousGradient.apply(x) for x in given)  # type: ignore[no-untyped-call]
         if not (self.rounds and self.training):
-            return chain(self.pieces, self.takes, first, named)
+            return chain(self.pieces, self.takes, first, named, call=self._call)
         # In here rather than around the wrapping: DeepSpeed's engine turns off what it was not itself told of.
         with torch.autocast(self.device, torch.bfloat16):
-            out = chain(self.pieces, self.takes, first, named)
+            out = chain(self.pieces, self.takes, first, named, call=self._call)
         return tuple(x.float() for x in out) if isinstance(out, tuple) else out.float()
+
+    def _call(self, piece: nn.Module, *taken: Any) -> Any:
+        """The pass that is done again draws the same numbers and rounds alike: torch puts back what it was done in."""
+        if piece in self._again and self.training and torch.is_grad_enabled():
+            return checkpoint(piece, *taken, use_reentrant=False, preserve_rng_state=True)
+        return piece(*taken)
 
 
 class _ContiguousGradient(torch.autograd.Function):
@@ -91,13 +102,15 @@ def build_stages(
     precision: Precision = "float32",
     seed: int,
     first: str,
+    keeps: str = "",
     writes: bool,
 ) -> tuple[nn.ModuleList, dict[str, Place]]:
     """The modules of a rank's stages, and where each parameter lies in the logical model.
 
     Weights that a piece's `fill` gives are not there yet, and never whole: shapes are taken from the meta device,
-    shares are allocated. `first`: name of the model's first piece. `writes`: whether this is the rank of its data
-    group that writes checkpoints.
+    shares are allocated. `first`: name of the model's first piece. `keeps`: name of the one piece whose activations
+    are kept for backward; none: those of all. `writes`: whether this is the rank of its data group that writes
+    checkpoints.
     """
     modules = nn.ModuleList()
     places: dict[str, Place] = {}
@@ -122,7 +135,8 @@ def build_stages(
                 places[f"{s}.pieces.{p}.{name}"] = place
             tensor.connect(piece, module)
             built.append(module)
-        modules.append(Stage(built, [piece.takes for piece in pieces], device.type, precision))
+        again = sum(piece.name != keeps for piece in pieces) if keeps else 0
+        modules.append(Stage(built, [piece.takes for piece in pieces], device.type, precision, again=again))
     return modules, places
 
 

@@ -36,6 +36,8 @@ REFUSED: tuple[tuple[Run, dict[str, Any]], ...] = (
     (GPT, {"parallel.pipeline": 4, "parallel.microbatches": 2}),
     (GPT, {"parallel.pipeline": 2, "parallel.microbatches": 3, "parallel.schedule": "interleaved_1f1b"}),
     (GPT, {**PIPELINE, "parallel.schedule": "zbv_zero_bubble", "parallel.zero_stage": 3}),
+    (GPT, {**PIPELINE, "parallel.schedule": "zbv_zero_bubble", "parallel.recompute": "pieces"}),
+    (DLRM, {"parallel.recompute": "pieces"}),
     (GPT, {**PIPELINE, "model.tied": True}),
     (HISTORIAN, {"parallel.tensor": 2}),
     (two_tower_movielens.debug(), {"parallel.microbatches": 2}),

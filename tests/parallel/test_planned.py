@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import checkpoint
 
 from rtrain.data.cursor import Cursor, largest_share
 from rtrain.data.negatives import Negatives
@@ -91,6 +92,10 @@ WORLDS: dict[int, dict[str, Run]] = {
     1: {
         "decoder": text(Parallel(dense="ddp")),
         "decoder x4": text(Parallel(dense="ddp", microbatches=4)),
+        "decoder again": text(Parallel(dense="ddp", recompute="pieces")),
+        "decoder again bfloat16 x4": text(
+            Parallel(dense="ddp", recompute="pieces", precision="bfloat16", microbatches=4)
+        ),
         "dlrm": rows(DLRM(dim=16, bottom=(8,), top=(16,)), Parallel(dense="ddp")),
         "two towers in batch": items(TOWERS, Parallel(dense="ddp"), Pairs, NONE_DRAWN),
         "mf full": items(MF(dim=16, objective=FullSoftmax()), Parallel(dense="ddp"), Pairs, Negatives(by="all")),
@@ -101,6 +106,16 @@ WORLDS: dict[int, dict[str, Run]] = {
         "decoder zero2": text(Parallel(zero_stage=2)),
         "decoder zero3": text(Parallel(zero_stage=3)),
         "decoder tp2": text(Parallel(tensor=2, dense="ddp")),
+        "decoder again zero1": text(Parallel(zero_stage=1, recompute="pieces")),
+        "decoder again tp2": text(Parallel(tensor=2, dense="ddp", recompute="pieces")),
+        **{
+            f"decoder again pp2 {schedule}": text(Parallel(schedule=schedule, recompute="pieces", **PIPELINE))  # type: ignore[arg-type]
+            for schedule in ("gpipe", "1f1b", "interleaved_1f1b")
+        },
+        "sasrec again dropout": items(
+            replace(SASREC, dropout=0.2), Parallel(dense="ddp", recompute="pieces"), length=20
+        ),
+        "sasrec again pp2": items(SASREC, Parallel(recompute="pieces", **PIPELINE), length=20),  # type: ignore[arg-type]
         **{
             f"decoder pp2 {schedule}": text(Parallel(schedule=schedule, **PIPELINE))  # type: ignore[arg-type]
             for schedule in ("gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv_zero_bubble")
@@ -205,6 +220,25 @@ class Held:
         self.x = x
 
 
+def recomputing(meter: Meter) -> type:
+    """torch's own, of which `meter` hears what is kept of a forward pass that is done again."""
+    hook: Any = checkpoint._recomputation_hook  # type: ignore[attr-defined]
+
+    class Heard(hook):  # type: ignore[misc]
+        def __init__(self, *given: Any):
+            super().__init__(*given)
+            pack = self.pack_hook
+
+            def keep(x: Tensor) -> Any:
+                alone = x.detach()
+                meter.keep(alone, alone)
+                return pack(alone)
+
+            self.pack_hook = keep
+
+    return Heard
+
+
 def measured(run: Run, batch: Any = None) -> dict[str, int]:
     """Of the second step, of a batch as large as can be or of one of the data's.
 
@@ -235,7 +269,8 @@ def measured(run: Run, batch: Any = None) -> dict[str, int]:
     meter.left_out |= set(storages(replica.modules.buffers()))
     for module in replica.modules if replica.pipeline else ():
         module.register_forward_hook(meter.keep_given)
-    with saved_tensors_hooks(meter.pack, lambda held: held.x):
+    with saved_tensors_hooks(meter.pack, lambda held: held.x), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(checkpoint, "_recomputation_hook", recomputing(meter))
         replica.forward_backward(batch, step=1, total_steps=2, watch=watch)
     meter.on = False
     leaves = replica._leaves.values()

@@ -141,6 +141,7 @@ def test_a_table_has_one_layout() -> None:
         ({"parallel.tables": own("itm_id")}, "parallel.tables: DLRM has no table 'itm_id'; did you mean 'item_id'?"),
         ({"parallel.tables": own("item_id")}, "parallel.tables: column_wise with RowWiseAdagrad"),
         ({"cluster.workers": 3, "parallel.data": 2}, "makes 2 ranks, but cluster.workers is 3"),
+        ({"parallel.recompute": "pieces"}, "parallel.recompute: 'pieces', but DLRM has 1 piece, and backward needs"),
         ({"parallel.microbatches": 600}, "parallel.microbatches: 600, but a step has only 256 rows a rank"),
         ({"data.schema.features": (rtrain.Id(name="user_id", rows=4),)}, "the schema has no Dense feature"),
     ],
@@ -234,6 +235,10 @@ ILLEGAL = [
     (
         {"pipeline": 2, "microbatches": 2, "schedule": "zbv_zero_bubble", "zero_stage": 3},
         "parallel.zero_stage: 3 with schedule 'zbv_zero_bubble'",
+    ),
+    (
+        {"pipeline": 2, "microbatches": 2, "schedule": "interleaved_zero_bubble", "recompute": "pieces"},
+        "parallel.recompute: 'pieces' with schedule 'interleaved_zero_bubble', which parts the backward pass",
     ),
     ({"embeddings": "row_wise"}, "parallel.embeddings: 'row_wise', but Decoder has no sharded tables"),
 ]

@@ -126,6 +126,12 @@ def test_a_dense_part_that_does_not_fit_is_refused_with_what_it_would_hold() -> 
     held = "parameters 40.6 KiB, gradients 27.1 KiB, optimizer 27.1 KiB, checkpoint 81.2 KiB, activations 843.2 KiB"
     assert said.startswith(f"rank 0 would hold 1019.2 KiB ({held}), but has 52.4 KiB (cluster.memory_gb_per_worker). ")
     assert "Cut the dense part further" in said and "lower global_batch or raise parallel.microbatches" in said
+    assert "recompute" not in said  # of one piece nothing is saved
+    decoder = rtrain.override(gpt(), {"cluster.memory_gb_per_worker": 1e-2})
+    with pytest.raises(ConfigError, match="microbatches, set parallel.recompute to 'pieces', add workers"):
+        rtrain.plan(decoder)
+    with pytest.raises(ConfigError, match="microbatches, add workers"):
+        rtrain.plan(rtrain.override(decoder, {"parallel.recompute": "pieces"}))
 
 
 def test_a_table_that_every_rank_has_is_counted_on_every_rank() -> None:
