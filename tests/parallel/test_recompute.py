@@ -31,7 +31,7 @@ from tests.parallel.worlds import in_world
 STEPS = 4
 PIPELINE: dict[str, Any] = {"data": 1, "pipeline": 2, "microbatches": 4}
 LAYOUTS = {
-    1: (Parallel(data=1, dense="ddp"), Parallel(data=1, dense="ddp", precision="bfloat16")),
+    1: (Parallel(data=1, dense="ddp"),),
     2: (
         Parallel(data=2, dense="ddp"),
         *(Parallel(data=2, zero_stage=stage) for stage in (1, 2, 3)),  # type: ignore[arg-type]
@@ -40,6 +40,7 @@ LAYOUTS = {
     ),
 }
 MORE = {
+    1: (Parallel(data=1, dense="ddp", precision="bfloat16"),),
     2: (
         Parallel(data=2, zero_stage=0, microbatches=2),
         Parallel(data=2, zero_stage=2, microbatches=2),
