@@ -1,6 +1,6 @@
 """Runs whose speed others have published, as `plan --hardware` would be asked for them: see `bench.published`.
 
-rtrain cannot do all that these runs did (float8, compiled code, activation checkpointing), so each is put through the
+rtrain cannot do all that these runs did (float8, compiled code, checkpointing by operator), so each is put through the
 same formulas with its own `Practice`. A device's curve is one for all entries, and no figure is fitted to any of them.
 """
 
