@@ -11,7 +11,8 @@
         evaluated(state, values)           after the validation split was scored
         saving(state)                      before a checkpoint is written: what it must not be ahead of
         checkpointed(state)                after it was committed: then, or as late as the next save (see Saver);
-                                           `state` is that of the checkpoint
+                                           `state` is that of the checkpoint; who sets its `stop`, the same on all
+                                           ranks, ends the run with this step (none is written for that)
     fit_end(state)                         when training is over (not on a failure)
     close()                                always, also on a failure
 

@@ -88,6 +88,7 @@ def fit(
             window.keep(state)
             for saved in save(state.done or window.told_to_stop):
                 callbacks.checkpointed(saved)
+                state.stop = state.stop or saved.stop  # that state is a copy: of the checkpoint's moment
             window.did("checkpoint")
         if not state.done:
             window.obey(state)

@@ -113,21 +113,15 @@ class Conductor:
 
     def completed(self, number: int, result: Mapping[str, Any]) -> None:
         """Tune is done with a trial: it came to its end, was stopped, or the search is over before it was."""
-        if result.get("closed"):
-            return  # it stays open: a start with more to spend goes on with it
         entry = self.journal.again(number)
-        through = bool(result["finished"])
         step = int(result.get(STEP, 0))
         best = self._best_of(entry, result) if step else {}
-        self.end(
-            replace(
-                entry,
-                ended="finished" if through else "stopped",
-                step=step,
-                best_step=result.get("best_step"),
-                values=best,
-            )
-        )
+        entry = replace(entry, step=step, best_step=result.get("best_step"), values=best)
+        if result.get("closed"):  # it stays open: a start with more to spend goes on with it
+            if step:
+                self.journal.write(entry)
+            return
+        self.end(replace(entry, ended="finished" if result["finished"] else "stopped"))
 
     def failed(self, number: int, error: str) -> None:
         """A trial failed more often than it is tried again."""

@@ -49,6 +49,8 @@ def searched(conductor: Conductor, scheduler: TrialScheduler, train: Train | Non
     train = train or partial(trained, timed=LATENCY in asked.objectives)
     # Ray's other way to print shows a table and a place in a folder that goes, whatever `verbose` says.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # One that the search closes before its first report has no metric to tell; what trials report is looked at before.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     # What it knows is in the journal.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
     joins = bool(os.environ.get("RAY_ADDRESS")) or ray.is_initialized()

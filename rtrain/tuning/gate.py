@@ -88,6 +88,8 @@ class Gate:
         self.began = time.monotonic()
         self.worked = 0.0
         """Worker-seconds of runs that are over."""
+        self.longest = 0.0
+        """Seconds of the longest interval of any run."""
         self._changed = asyncio.Condition()
         self._tasks = set[asyncio.Task[None]]()
 
@@ -105,7 +107,9 @@ class Gate:
                 await self._changed.wait_for(lambda: self.closed or self._is_next(turn, needs, trial))
         finally:
             self.waiting.remove(turn)
+        self.closed = self.closed or self._too_much(None, workers)
         if self.closed:
+            await self._tell()
             return False
         for kind, amount in needs.items():
             self.free[kind] -= amount
@@ -168,8 +172,8 @@ class Gate:
             if run.last:  # there is nothing to wait for
                 await self._tell()
                 return GO
-        if why := self._too_much(run):
-            self.closed = self.closed or why
+        self.longest = max(self.longest, run.longest)
+        self.closed = self.closed or self._too_much(run)
         await self._tell()
         async with self._changed:
             await self._changed.wait_for(lambda: run.asked or run.ended or self.closed)
@@ -222,14 +226,18 @@ class Gate:
         now = time.monotonic()
         return self.worked + sum(run.workers * (now - run.began) for run in self.runs.values() if not run.over)
 
-    def _too_much(self, asking: _Run) -> str:
-        """Why one more interval, as long as the longest so far, is beyond what the search may take."""
+    def _too_much(self, asking: _Run | None, workers: int = 0) -> str:
+        """Why one more interval, as long as the longest so far, is beyond what the search may take.
+
+        `asking`: whose interval it is; none: of a run of so many `workers` that has not begun.
+        """
         seconds, worker_seconds = self.allowance.seconds, self.allowance.worker_seconds
-        if seconds is not None and time.monotonic() - self.began + asking.longest > seconds:
+        longest = asking.longest if asking else self.longest
+        if seconds is not None and time.monotonic() - self.began + longest > seconds:
             return "hours: the next interval would end after those that the search has"
         if worker_seconds is not None:
             under_way = [run for run in self.runs.values() if not run.over]
-            coming = sum(run.workers * run.longest for run in under_way)
+            coming = sum(run.workers * run.longest for run in under_way) + workers * longest
             if self._worker_seconds() + coming > worker_seconds:
                 return "cost: the next intervals would cost more than the search may"
         return ""
