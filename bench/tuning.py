@@ -126,8 +126,8 @@ def _alone(run: Run) -> float:
 
 
 def _trained_s(folder: Folder) -> float:
-    """From a run's first step to its last, evaluations and checkpoints among them."""
-    lines: list[Mapping[str, Any]] = [x for x in history.read(folder) if x["kind"] in ("train", "valid")]
+    """From a run's first point to its last, evaluations and checkpoints among them."""
+    lines: list[Mapping[str, Any]] = [x for x in history.read(folder) if x["kind"] == "train"]
     return float(lines[-1]["elapsed_s"] - lines[0]["elapsed_s"])
 
 

@@ -26,7 +26,10 @@ def _calibrate(options: argparse.Namespace) -> int:
     if out.suffix != ".json":
         raise ConfigError(f"calibrate: {options.out!r} does not end in .json, by which plan --hardware knows a file")
     gpus = torch.cuda.device_count()
-    like = profile(options.like or ("h100" if gpus else "cpu"))
+    try:
+        like = profile(options.like or ("h100" if gpus else "cpu"))
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--hardware", "--like", 1)) from None
     ranks = options.ranks if options.ranks is not None else gpus or min(4, psutil.cpu_count(logical=False) or 1)
     if ranks < 1 or ranks > max(gpus, psutil.cpu_count() or 1 if not gpus else 0):
         raise ConfigError(f"--ranks: must be from 1 to the devices of this machine, got {ranks}")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 OPTIONS = (
     "hardware", "price", "devices_per_node", "search", "devices", "scale", "scaling", "mtbf_hours", "restart_s",
-    "write_gb_s", "picture",
+    "write_gb_s", "rows", "read_rows_s", "picture",
 )  # fmt: skip
 FAILING = ("mtbf_hours", "restart_s", "write_gb_s")
 ALONE = ("hardware", "picture")
@@ -49,11 +49,13 @@ class Foreseen:
 def add_options(add: Callable[..., Any]) -> None:
     """To the parser of a recipe's command line."""
     add("--hardware", metavar="NAME|FILE", help="plan: how long a step takes on such devices (h100, ..., a .json)")
-    add("--price", type=float, metavar="N", help="plan --hardware: of a device for an hour; what the run costs")
+    add("--price", type=float, metavar="N", help="of a device for an hour: plan --hardware; of a worker: tune")
     add("--devices-per-node", type=int, metavar="N", help="plan --hardware: otherwise than the profile says")
     add("--mtbf-hours", type=float, metavar="H", help="plan --hardware: of ONE node; goodput, best checkpoint interval")
     add("--restart-s", type=float, metavar="S", help="plan --mtbf-hours: from a failure on (default: 180)")
     add("--write-gb-s", type=float, metavar="N", help="plan --mtbf-hours: a node to the storage (default: 1)")
+    add("--rows", type=int, metavar="N", help="plan --hardware: of the training split, where the duration is in epochs")
+    add("--read-rows-s", type=float, metavar="N", help="plan --hardware: rows that one rank reads in a second")
     add("--search", action="store_true", help="plan --hardware: all legal layouts, the fastest first")
     add("--devices", type=int, metavar="N", help="plan --search: for so many (default: cluster.workers)")
     add("--scale", metavar="A..B", help="plan --hardware: time and cost from A to B devices, doubled")
@@ -79,8 +81,10 @@ def asked(options: argparse.Namespace) -> bool:
             raise ConfigError(f"--{spelled}: means nothing without --{needed}. Add --{needed}{example}")
     if "search" in given and "scale" in given:
         raise ConfigError("--search and --scale: each is an answer of its own. Ask for one of them")
-    if "mtbf_hours" in given and ("search" in given or "scale" in given):
-        raise ConfigError("--mtbf-hours: is of one layout. Take it, by plan without --search and --scale")
+    of_one = [name for name in ("mtbf_hours", "rows", "read_rows_s") if name in given]
+    if of_one and ("search" in given or "scale" in given):
+        spelled = of_one[0].replace("_", "-")
+        raise ConfigError(f"--{spelled}: is of one layout. Take it, by plan without --search and --scale")
     return "hardware" in given
 
 
@@ -133,7 +137,12 @@ def found(run: "Run", options: argparse.Namespace) -> Answer:
     planned = plan(placed)
     failing = {name: getattr(options, name) for name in FAILING if hasattr(options, name)}
     how = Failing(**failing) if failing else None
-    return Foreseen(planned, outlook(placed, profile, price=price, plan=planned, failing=how))
+    rows, read_rows_s = getattr(options, "rows", None), getattr(options, "read_rows_s", None)
+    for name, value in (("rows", rows), ("read-rows-s", read_rows_s)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name}: must be above 0, got {value:g}")
+    told = outlook(placed, profile, price=price, plan=planned, failing=how, rows=rows, read_rows_s=read_rows_s)
+    return Foreseen(planned, told)
 
 
 def _doubled(asked: str) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from rtrain.data.cursor import batches_per_epoch
+from rtrain.data.cursor import batches_per_epoch, largest_share
 from rtrain.data.protocol import NotCounted
 from rtrain.errors import ConfigError
 from rtrain.mesh import Mesh
@@ -104,10 +104,13 @@ def outlook(
     practice: Practice = RTRAINS,
     plan: Plan | None = None,
     failing: Failing | None = None,
+    rows: int | None = None,
+    read_rows_s: float | None = None,
 ) -> Outlook:
     """What the run takes on devices of this profile; `plan`: of it, for where its tables lie.
 
-    `failing`: how nodes fail; needs `plan`.
+    `failing`: how nodes fail; needs `plan`. `rows`: of the training split, where the run itself does not know.
+    `read_rows_s`: that one rank's reader decodes in a second, beside training.
 
     Raises:
         ConfigError: what `planning.check` refuses; a price that is not positive; a step that cannot be counted.
@@ -116,7 +119,11 @@ def outlook(
         raise ConfigError(f"--price: must be above 0, got {price:g}")
     mesh = check(run)
     step = counted_step(Stepper(run=run, profile=profile, practice=practice), run, mesh, plan)
-    found = summed_up(run, profile, mesh, step, price=price)
+    if read_rows_s is not None:
+        # The reader works ahead: a step waits for what it cannot read meanwhile.
+        read_s = largest_share(run.global_batch, mesh.readers(run.blueprint.dealt)) / read_rows_s
+        step = replace(step, parts={**step.parts, "waiting for input": max(0.0, read_s - step.seconds)})
+    found = summed_up(run, profile, mesh, step, price=price, rows=rows)
     if failing is None or plan is None:
         return found
     return replace(found, expected=expected(run, plan, profile, failing, step_s=step.seconds))
@@ -134,11 +141,13 @@ def counted_step(stepper: Stepper, run: Run, mesh: Mesh, plan: Plan | None = Non
         raise ConfigError(f"--hardware: a step's time cannot be computed: {error}. Use plan without it") from error
 
 
-def summed_up(run: Run, profile: Profile, mesh: Mesh, step: Step, *, price: float | None) -> Outlook:
-    """The outlook that a step's time makes."""
+def summed_up(
+    run: Run, profile: Profile, mesh: Mesh, step: Step, *, price: float | None, rows: int | None = None
+) -> Outlook:
+    """The outlook that a step's time makes; `rows`: as `outlook`."""
     tokens = run.blueprint.dealt == "tokens"
     units = run.global_batch * (run.data.blank(1, 1).target.shape[1] if tokens else 1)
-    steps, source = steps_of(run)
+    steps, source = steps_of(run, rows)
     peak = profile.peak(run.parallel.precision) * mesh.world_size
     return Outlook(
         run=run.name,
@@ -154,13 +163,15 @@ def summed_up(run: Run, profile: Profile, mesh: Mesh, step: Step, *, price: floa
     )
 
 
-def steps_of(run: Run) -> tuple[int | None, str]:
+def steps_of(run: Run, rows: int | None = None) -> tuple[int | None, str]:
     """Optimizer steps of the whole run, and where that number comes from, or why there is none."""
-    duration, rows = run.duration, run.data.train_rows
-    if rows is not None:
-        return duration.limit(rows, batches_per_epoch(rows, run.global_batch)), "duration, of data.train_rows"
+    duration, known = run.duration, run.data.train_rows
+    if known is not None or rows is not None:
+        count, source = (rows, "--rows") if known is None else (known, "data.train_rows")
+        assert count is not None
+        return duration.limit(count, batches_per_epoch(count, run.global_batch)), f"duration, of {source}"
     if duration.steps is not None:
         return duration.steps, "duration.steps" if duration.epochs is None else "duration.steps, or fewer"
     if duration.samples is not None:
         return ceil_div(duration.samples, run.global_batch), "duration.samples"
-    return None, "duration is in epochs, and how many rows one has, only open data tell. Set duration.steps"
+    return None, "duration is in epochs, and how many rows one has, only open data tell. Give --rows, or duration.steps"

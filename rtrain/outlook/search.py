@@ -70,6 +70,15 @@ class Found:
             f"{behind:.3f} ms more in all"
         )
 
+    def _distinct(self) -> list[Layout]:
+        """Of layouts that differ in DDP or the ZeRO stage alone, and are as fast, that which holds least."""
+        seen = dict[Any, Layout]()
+        for at in self.layouts:  # of equally fast ones it comes first
+            parallel = at.parallel
+            alike = (at.mesh, parallel.schedule, parallel.microbatches, parallel.recompute, at.step.seconds)
+            seen.setdefault(alike, at)
+        return list(seen.values())
+
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts; of the layouts the first 100."""
         rows = [
@@ -83,7 +92,7 @@ class Found:
     def __str__(self) -> str:
         fits = f"{len(self.layouts):,} of {self.legal:,} legal layouts fit; the fastest:"
         lines = [fits, "", f"{'step':>12} {'GiB a device':>13}  layout"]
-        for at in self.layouts[:SHOWN]:
+        for at in self._distinct()[:SHOWN]:
             lines.append(f"{1000 * at.step.seconds:>9.3f} ms {at.held_bytes / 1024**3:>13.3g}  {at}")
         lines += ["", f"first: {self.why}", "", str(self.best)]
         return "\n".join(lines)
@@ -121,7 +130,7 @@ def search(run: Run, profile: Profile, *, devices: int, price: float | None = No
     if not fitting:
         raise ConfigError(
             f"--search: none of {legal:,} legal layouts of {devices} devices fits: the smallest needs "
-            f"{least / 1024**3:.1f} GiB a device, which has {memory / 1024**3:.1f}. Take more devices, lower "
+            f"{least / 1024**3:.3g} GiB a device, which has {memory / 1024**3:.3g}. Take more devices, lower "
             "global_batch, or make the model smaller"
         )
     fitting.sort(key=lambda at: (at.step.seconds, at.held_bytes))

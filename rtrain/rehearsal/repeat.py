@@ -56,6 +56,11 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     """
     folder = Folder(target)
     names = folder.names()
+    if "trial.json" in names and "result.json" not in names:
+        raise UserError(
+            f"repeat: {target!r} is a trial of a search, which is not judged on the test split. Train its values "
+            "(trial.json) as a run of its own"
+        )
     if "run.json" not in names or "result.json" not in names:
         raise UserError(f"repeat: there is no finished run in {target!r}. Give the folder of one, such as runs/NAME")
     result = folder.read_json("result.json")

@@ -71,21 +71,25 @@ def _draw_parts(ax: Axes, parts: Mapping[str, float]) -> None:
 
 
 def draw_scale(scaled: Scaled) -> Figure:
-    """Efficiency over the number of devices, and hours beside it where they are known."""
+    """Efficiency over the number of devices; step, hours and cost beside it, those that are known."""
     rows = scaled.to_json()["rows"]
     devices = [row["devices"] for row in rows]
-    hours = [row["hours"] for row in rows]
-    known = all(hour is not None for hour in hours)
-    figure = Curve(figsize=(9.6 if known else 5.6, 3.6), layout="constrained")
-    axes = figure.subplots(1, 2 if known else 1, squeeze=False)[0]
+    beside = {
+        "milliseconds of a step": [1000 * row["step_s"] for row in rows],
+        "hours for the same samples": [row["hours"] for row in rows],
+        "cost of the same samples": [row["cost"] for row in rows],
+    }
+    beside = {title: values for title, values in beside.items() if None not in values}
+    figure = Curve(figsize=(1.6 + 4.0 * (1 + len(beside)), 3.6), layout="constrained")
+    axes = figure.subplots(1, 1 + len(beside), squeeze=False)[0]
     axes[0].plot(devices, [100 * row["efficiency"] for row in rows], "-o", color=PAPER.main, linewidth=1.9)
     axes[0].set_ylim(0, 105)
     axes[0].yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
     _title(axes[0], f"efficiency, {scaled.scaling} scaling")
-    if known:
-        axes[1].plot(devices, hours, "-o", color=PAPER.accent, linewidth=1.9)
-        axes[1].set_ylim(0, None)
-        _title(axes[1], "hours for the same samples")
+    for ax, (title, values) in zip(axes[1:], beside.items(), strict=True):
+        ax.plot(devices, values, "-o", color=PAPER.accent, linewidth=1.9)
+        ax.set_ylim(0, None)
+        _title(ax, title)
     for ax in axes:
         bare(ax, PAPER)
         ax.set_xscale("log", base=2)

@@ -130,12 +130,13 @@ def _listed(facts: Facts) -> Listed:
     kind = str(model.get("$type", "")) if isinstance(model, dict) else ""
     last = facts.starts[-1] if facts.starts else {}
     outcome = last.get("outcome")
+    ended = str(outcome.get("state") or "") if isinstance(outcome, dict) else ""
     newest = {key: value for key, value in valid[-1].items() if key not in ("kind", "step")} if valid else {}
     return Listed(
         name=facts.name,
         folder=facts.folder.uri,
         model=kind.rpartition(":")[2],
-        state="finished" if result else "unfinished",
+        state="finished" if result or ended == "finished" else "unfinished",  # a trial has no result
         steps=int(result.get("steps") or max(steps, default=0)),
         monitor=facts.monitor,
         metrics=numbers(result.get("test")) if result else numbers(newest),
@@ -146,7 +147,7 @@ def _listed(facts: Facts) -> Listed:
         branch=str(code_of(last, "recipe").get("branch") or ""),
         parent=parent_name(facts.parent),
         made=str(facts.parent.get("kind") or ""),
-        outcome=str(outcome.get("state") or "") if isinstance(outcome, dict) else "",
+        outcome=ended,
         config=facts.flat(),
     )
 

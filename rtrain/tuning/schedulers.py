@@ -39,24 +39,30 @@ def scheduler_of(
         case Asha(grace=grace, factor=factor):
             # No rung at the end: who comes there has finished, and is not stopped.
             return AsyncHyperBandScheduler(
-                **common, grace_period=_within(grace or every, total), reduction_factor=factor, max_t=total + 1,
+                **common, grace_period=_grace(grace, every, total), reduction_factor=factor, max_t=total + 1,
                 stop_last_trials=False,
             )  # fmt: skip
         case Median(grace=grace, least=least):
             # It would have a trial wait at each report as long as others have not begun, by ending its run.
             return MedianStoppingRule(
-                **common, grace_period=_within(grace or every, total), min_samples_required=least, min_time_slice=10**12
+                **common, grace_period=_grace(grace, every, total), min_samples_required=least, min_time_slice=10**12
             )
         case Population():
             return _population(scheduler, run, total, space, common, seed)
     return FIFOScheduler()
 
 
-def _within(grace: int | None, total: int) -> int:
-    assert grace is not None
-    if grace > total:
-        raise ConfigError(f"search.scheduler.grace: {grace} steps are more than the {total} that a trial has")
-    return grace
+def _grace(asked: int | None, every: int | None, total: int) -> int:
+    """Steps that each trial gets; without a number those of its first evaluation."""
+    if asked is not None and asked > total:
+        raise ConfigError(f"search.scheduler.grace: {asked} steps are more than the {total} that a trial has")
+    assert every is not None
+    if every > total:
+        raise ConfigError(
+            f"search.scheduler: trials are compared at evaluations, of which the first comes after {every} steps, but "
+            f"a trial has {total}. Lower evaluation.every (--evaluation.every.steps)"
+        )
+    return asked or every
 
 
 def _population(

@@ -9,16 +9,17 @@ from rtrain import notices
 from rtrain.api import absolute
 from rtrain.checkpoint import fence
 from rtrain.checkpoint.folders import CheckpointFolders
+from rtrain.errors import ConfigError
 from rtrain.planning import plan
 from rtrain.run import Run
-from rtrain.storage import check_writable
+from rtrain.storage import Folder, check_writable
 from rtrain.tuning.board import Board
 from rtrain.tuning.conductor import Asked, Conductor, objectives_of
-from rtrain.tuning.journal import Journal
+from rtrain.tuning.journal import SEARCH, Journal
 from rtrain.tuning.options import Search
 from rtrain.tuning.proposals import Proposals
 from rtrain.tuning.result import Tuned, tuned
-from rtrain.tuning.space import Space, check_space
+from rtrain.tuning.space import Space, check_space, grid
 
 
 @notices.aside()
@@ -49,6 +50,8 @@ def tune(
     asked = absolute(run)
     run = replace(asked, handoff=replace(asked.handoff, export=False, serve_check=False))
     check_space(run, space)
+    if search.sampler == "grid":
+        next(grid(space), None)  # refuses what cannot be counted
     objectives = objectives_of(run, search)
     plan(run)
     check_writable(run.storage)
@@ -63,6 +66,8 @@ def tune(
     scheduler = scheduler_of(search.scheduler, run, rows, space, metric=metric, mode=mode, seed=run.seed)
     proposals = Proposals(space, search, objectives, run.seed)
     if warm:
+        if not Folder(warm).exists(SEARCH):
+            raise ConfigError(f"--warm: there is no search in {warm!r}. Give the folder of one, such as runs/NAME")
         storage, _, name = warm.rstrip("/").rpartition("/")
         earlier = absolute(replace(run, name=name, storage=storage or "."))
         found = proposals.warm(list(Journal(earlier).entries.values()))
@@ -90,7 +95,6 @@ def _opened(
 ) -> Journal:
     """The search's folder, taken by this process: another one that still writes there is refused from now on."""
     from rtrain.launch.taking import move_aside
-    from rtrain.storage import Folder
 
     if fresh and Folder(run.folder).names():
         _say(run, f"the earlier search was moved to {move_aside(run.folder)}")

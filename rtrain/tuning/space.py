@@ -168,6 +168,10 @@ def storable(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str | None) else repr(value)
 
 
+SET_BY_SEARCH = ("name", "storage", "checkpoint.every", "checkpoint.background", "handoff", "tracking")
+"""Fields that are a trial's own, or that no trial has any use for."""
+
+
 def check_space(run: Run, space: Space) -> None:
     """Refuse a space that the run cannot take, before anything starts.
 
@@ -178,6 +182,8 @@ def check_space(run: Run, space: Space) -> None:
     if not space:
         raise ConfigError("tune: the recipe gives no search space. Pass main(..., space={'optim.lr': loguniform(...)})")
     for key, domain in space.items():
+        if key.startswith(SET_BY_SEARCH):
+            raise ConfigError(f"space: {key} is what the search sets for each trial. Leave it out")
         if domain.given is None:
             continue
         on, values = domain.given

@@ -311,6 +311,7 @@ def test_a_key_that_is_not_there(small_run: Any) -> None:
     ("search", "says"),
     [
         ({"objectives": ("acu",)}, "no trial reports 'acu'. They report auc, log_loss"),
+        ({"sampler": "grid"}, "optim.lr: a grid needs values that can be counted"),
         ({"scheduler": rtrain.Asha(grace=10_000)}, "grace: 10000 steps are more than the 60 that a trial has"),
         (
             {"sampler": "random", "scheduler": rtrain.Population(every=15)},
@@ -330,6 +331,19 @@ def test_a_population_takes_over_weights_that_fit(run: Any, key: str, values: tu
     search = rtrain.Search(sampler="random", scheduler=rtrain.Population(every=20))
     with pytest.raises(ConfigError, match=f"{key} cannot change within a population"):
         rtrain.tune(run, {key: rtrain.choice(*values)}, search=search)
+
+
+def test_a_scheduler_needs_an_evaluation_within_the_run(run: Any) -> None:
+    late = rtrain.override(run, {"evaluation.every": rtrain.Duration(steps=100)})
+    with pytest.raises(
+        ConfigError, match="the first comes after 100 steps, but a trial has 60. Lower evaluation.every"
+    ):
+        rtrain.tune(late, SPACE, search=rtrain.Search(scheduler=rtrain.Asha()))
+
+
+def test_what_a_search_learns_from_is_there(run: Any) -> None:
+    with pytest.raises(ConfigError, match="--warm: there is no search in 'nowhere'"):
+        rtrain.tune(run, SPACE, trials=1, warm="nowhere")
 
 
 def test_a_scheduler_needs_evaluations_by_steps(run: Any) -> None:

@@ -41,6 +41,27 @@ def test_failures_are_counted_where_something_is_said_of_them(plan: Any) -> None
     assert "failures and checkpoints counted" in plan(*words[:-1], "--mtbf-hours", "10")[1]
 
 
+def test_rows_give_hours_and_a_slow_reader_is_waited_for(plan: Any) -> None:
+    words = ["--hardware", "h100", "--json"]
+    found = json.loads(plan(*words, "--read-rows-s", "1000")[1])["outlook"]
+    waits = found["parts"]["waiting for input"]
+    assert waits > 0 and found["step_s"] == pytest.approx(run().global_batch / 2 / 1000)  # two ranks read
+    fast = json.loads(plan(*words, "--read-rows-s", "1e9")[1])["outlook"]
+    assert fast["parts"]["waiting for input"] == 0 and fast["step_s"] == pytest.approx(found["step_s"] - waits)
+
+
+def test_an_epochs_rows_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    from recipes import dlrm_movielens
+
+    with pytest.raises(SystemExit):
+        cli.main(
+            dlrm_movielens.run, dlrm_movielens.debug,
+            arguments=["plan", "--hardware", "h100", "--json", "--rows", "5120", "--price", "1"],
+        )  # fmt: skip
+    found = json.loads(capsys.readouterr().out)["outlook"]
+    assert found["steps"] == 3 * 10 and found["cost"] == pytest.approx(2 * found["hours"])
+
+
 def test_a_search_and_a_scale_answer_in_json(plan: Any) -> None:
     found = json.loads(plan("--hardware", "cpu", "--search", "--devices", "4", "--json")[1])
     assert found["layouts"][0]["step_s"] <= found["layouts"][-1]["step_s"] and found["best"]["devices"] == 4

@@ -233,7 +233,7 @@ def test_a_graph_asks_for_nothing_kernel_by_kernel() -> None:
 
 def test_epochs_of_unknown_data_have_no_hours() -> None:
     found = outlook(on_hardware(dlrm(), H100), H100, price=2.0)
-    assert found.hours is None and found.cost is None and "Set duration.steps" in str(found)
+    assert found.hours is None and found.cost is None and "Give --rows, or duration.steps" in str(found)
     known = dlrm()
     known = replace(known, data=replace(known.data, train_rows=10 * known.global_batch), duration=Duration(epochs=2))
     assert steps_of(known) == (20, "duration, of data.train_rows")

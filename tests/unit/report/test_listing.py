@@ -1,6 +1,7 @@
 """The runs of a folder as a table: what each is, which are wanted, which comes first; and one of them once more."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,17 @@ def test_a_run_once_more_is_the_same(storage: Path) -> None:
         repeat(f"{storage}/good", "good-again", launcher="inline")
     with pytest.raises(UserError, match="there is no finished run in"):
         repeat(f"{storage}/half", "other", launcher="inline")
+
+
+def test_a_trial_of_a_search_has_no_result_and_may_be_finished(storage: Path) -> None:
+    trial = storage / "trial-0000"
+    shutil.copytree(storage / "good", trial)
+    (trial / "result.json").unlink()
+    (trial / "trial.json").write_text("{}")
+    assert {Path(run.folder).name: run.state for run in runs_in(f"{storage}")}["trial-0000"] == "finished"
+    with pytest.raises(UserError, match="is a trial of a search, which is not judged on the test split"):
+        repeat(f"{trial}", "other", launcher="inline")
+    shutil.rmtree(trial)
 
 
 def test_a_difference_is_told(storage: Path) -> None:

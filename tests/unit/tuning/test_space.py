@@ -67,6 +67,7 @@ def test_an_architecture_is_a_choice(run: Any) -> None:
             {"seed": choice(1, 2).when("global_batch", 8), "global_batch": choice(8, 16).when("seed", 1)},
             "each counts only when another of them does",
         ),
+        ({"storage": choice("a", "b")}, "storage is what the search sets for each trial. Leave it out"),
     ],
 )
 def test_a_space_that_the_run_cannot_take(run: Any, space: Any, says: str) -> None:
