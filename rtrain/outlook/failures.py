@@ -68,8 +68,9 @@ class Expected:
         return asdict(self)
 
     def __str__(self) -> str:
+        nodes = f"{self.nodes:,} node{'s' * (self.nodes > 1)}"
         return (
-            f"failures: one every {self.interruption_s / HOUR_S:,.1f} hours on {self.nodes:,} nodes; a checkpoint of "
+            f"failures: one every {self.interruption_s / HOUR_S:,.1f} hours on {nodes}; a checkpoint of "
             f"{self.checkpoint_bytes / 1e9:,.3g} GB stalls {self.stall_s:.3g} s and is written in {self.write_s:.3g}; "
             f"best every {self.every_steps:,} steps ({self.every_s / 60:.1f} min): goodput {self.goodput:.2%}"
         )

@@ -80,13 +80,17 @@ class Outlook:
             return "\n".join(lines)
         cost = f", {self.cost:,.2f} at {self.price:g} a device and hour" if self.cost is not None else ""
         counted = "" if self.expected is None else ", failures and checkpoints counted"
-        lines.append(f"{self.steps:,} steps ({self.steps_from}): {self.hours:,.2f} hours{cost}{counted}")
+        lines.append(f"{self.steps:,} steps ({self.steps_from}): {_spell_hours(self.hours)} hours{cost}{counted}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         from html import escape
 
         return f"<pre>{escape(str(self))}</pre>"
+
+
+def _spell_hours(hours: float) -> str:
+    return f"{hours:,.2f}" if hours >= 1 else f"{hours:.3g}"
 
 
 def on_hardware(run: Run, profile: Profile) -> Run:

@@ -88,7 +88,7 @@ def draw_scale(scaled: Scaled) -> Figure:
     _title(axes[0], f"efficiency, {scaled.scaling} scaling")
     for ax, (title, values) in zip(axes[1:], beside.items(), strict=True):
         ax.plot(devices, values, "-o", color=PAPER.accent, linewidth=1.9)
-        ax.set_ylim(0, None)
+        ax.set_ylim(0, 1.1 * max(values))
         _title(ax, title)
     for ax in axes:
         bare(ax, PAPER)
