@@ -27,6 +27,7 @@ from rtrain import (
 )
 
 USERS, ITEMS = 944, 1683  # ids count from 1
+EDGES = 100_000  # ratings, of which four in five train
 
 
 def run() -> Run:
@@ -34,7 +35,7 @@ def run() -> Run:
     return Run(
         name="lightgcn-movielens",
         model=LightGCN(dim=64, layers=3, objective=BPR()),
-        data=Graph(source="ml-100k", users=USERS, items=ITEMS, split=RandomPerUser(valid=0.1, test=0.1)),
+        data=Graph(source="ml-100k", users=USERS, items=ITEMS, edges=EDGES, split=RandomPerUser(valid=0.1, test=0.1)),
         sparse_optim=Adagrad(lr=0.1),
         global_batch=2048,
         duration=Duration(epochs=100),

@@ -14,6 +14,7 @@ from rtrain.data.columns import Lists
 from rtrain.data.graph import Graph
 from rtrain.data.retrieval_batch import Ids, RetrievalBatch, places
 from rtrain.data.side import looked_up
+from rtrain.nn.edges import EDGES
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Assembly:
     def inputs(self) -> tuple[str, ...]:
         """Names of `RetrievalBatch.inputs`."""
         if self.graph:
-            return ("graph", "user", "item")
+            return (*EDGES, "user", "item")
         of_items = self.side.get("item", {})
         beside = ("times",) if self.longest is not None else ()
         return (*beside, *(("item", *map(places, of_items)) if of_items else ()))

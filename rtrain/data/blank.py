@@ -5,6 +5,7 @@ Shape legend: B rows, T positions of the longest row, K negatives of a position.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from rtrain.batch import Batch, Jagged
 from rtrain.data.negatives import Negatives
 from rtrain.data.protocol import NotCounted
 from rtrain.data.retrieval_batch import RetrievalBatch
+from rtrain.nn.edges import EDGES
 from rtrain.rounding import ceil_div
 from rtrain.schema import ANY_LENGTH, Many, Schema
 
@@ -95,5 +97,25 @@ def blank_positives(
         places={
             name: torch.arange(offered).repeat_interleave(most).repeat(rows, 1)
             for name, most in side.get("item", {}).items()
+        },
+    )
+
+
+def blank_edges(batch: RetrievalBatch, users: int, items: int, edges: int) -> RetrievalBatch:
+    """The batch with a graph of so many edges, and with the tables that it lies between, evenly dealt to its rows.
+
+    Where rows do not divide them the tables have a few nodes more.
+    """
+    whole = {"users": ceil_div(users, batch.rows), "items": ceil_div(items, batch.rows)}
+    lengths = {"user": 1, "item": batch.ids.longest["item"]} | whole
+    nodes = batch.rows * sum(whole.values())
+    begin, node, weight = EDGES
+    return replace(
+        batch,
+        ids=_ids(lengths, batch.rows),
+        graph={
+            begin: torch.zeros(nodes + 1, dtype=torch.int64),
+            node: torch.zeros(2 * edges, dtype=torch.int64),
+            weight: torch.zeros(2 * edges),
         },
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rtrain.batch import Jagged
 from rtrain.data.columns import Lists
+from rtrain.nn.edges import EDGES
 
 Ids = NDArray[np.int64]
 
@@ -21,12 +22,18 @@ class Graph:
         """`user`, `item`: the interactions of training, [edges]; `users`, `items`: rows of the tables."""
         self.users, self.items = users, items
         user, item = np.divmod(np.unique(user * items + item), items)  # what was had twice is one edge
-        self.edges = adjacency(user, users + item, users + items)
-        """float32 [N, N], see `adjacency`."""
+        whole = adjacency(user, users + item, users + items)
+        self.edges = dict(zip(EDGES, (whole.crow_indices(), whole.col_indices(), whole.values()), strict=True))
+        """Its matrix, see `adjacency`."""
+
+    @property
+    def count(self) -> int:
+        """Different interactions."""
+        return len(self.edges[EDGES[1]]) // 2
 
     def pairs(self) -> tuple[Ids, Ids]:
         """The edges: user and item of each, [edges]."""
-        first, other = self.edges.crow_indices().numpy(), self.edges.col_indices().numpy()
+        first, other = (self.edges[name].numpy() for name in EDGES[:2])
         user = np.repeat(np.arange(self.users), np.diff(first[: self.users + 1]))
         item: Ids = other[: first[self.users]] - self.users
         return user, item

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from rtrain.batch import NONE
 from rtrain.data import sources
-from rtrain.data.blank import blank_positives
+from rtrain.data.blank import blank_edges, blank_positives
 from rtrain.data.feedback import found_at, from_parquet, from_text, is_text
 from rtrain.data.holdout import LeaveOneOut, Random, RandomPerUser
 from rtrain.data.leakage import Leakage
@@ -157,10 +157,8 @@ class _Positives(Data):
         """See `Data` and `blank_positives`.
 
         Raises:
-            NotCounted: a graph, a list of any length, or a catalogue that is dealt to histories.
+            NotCounted: a graph of unknown size, a list of any length, or a catalogue that is dealt to histories.
         """
-        if self.graph:
-            raise NotCounted("data: a graph has the interactions that train as edges, whose number only open data tell")
         side = {}
         for of, known in self.side.items():
             for endless in (feature.name for feature in known.features if feature.name not in known.longest):
@@ -260,10 +258,44 @@ class Pairs(_Positives):
 class Graph(Pairs):
     """As `Pairs`; and every batch carries the graph of all interactions of training, with all its nodes."""
 
+    edges: int | None = None
+    """Interactions of training, at most, what was had twice counted once: by it `plan` knows the graph's size. Data
+    that have more are refused. None: `plan` counts neither activations nor time."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.edges is not None and self.edges < 1:
+            raise ConfigError(f"data.edges: must be at least 1, or none, got {self.edges}")
+
     @property
     def graph(self) -> bool:
         """It does."""
         return True
+
+    def open(self) -> RetrievalDataset:
+        """As `Pairs`.
+
+        Raises:
+            DataError: also where there are more edges than stated.
+        """
+        opened = super().open()
+        assert opened.graph is not None, "it was asked for"
+        if self.edges is not None and opened.graph.count > self.edges:
+            raise DataError(
+                f"{self.source}: {opened.graph.count:,} different interactions train, but data.edges says at most "
+                f"{self.edges:,}. Raise it, or leave it out"
+            )
+        return opened
+
+    def blank(self, rows: int, global_rows: int) -> RetrievalBatch:
+        """See `Data` and `blank_edges`.
+
+        Raises:
+            NotCounted: also where `edges` is none.
+        """
+        if self.edges is None:
+            raise NotCounted("data: a graph's size only open data tell. Give data.edges, the interactions that train")
+        return blank_edges(super().blank(rows, global_rows), self.users, self.items, self.edges)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,8 +45,8 @@ class RetrievalBatch:
     """int64 [B, T]: of histories, when each item was had, or its place in the source"""
     places: Mapping[str, Tensor] = field(default_factory=dict)
     """Feature of items beside their ids -> int64 [B, T']: to which of the row's candidates each value belongs, or -1"""
-    graph: Tensor | None = None
-    """float32 [users + items, users + items], sparse: see `rtrain.data.graph`"""
+    graph: Mapping[str, Tensor] | None = None
+    """That of all interactions of training, see `rtrain.data.graph`"""
     items: Ids | None = None
     """Of a batch of the catalogue: the item of each row."""
     seen: Lists | None = None
@@ -73,7 +73,7 @@ class RetrievalBatch:
         it and the ids themselves, which tell its nodes: `user` [B, 1] and `item`.
         """
         if self.graph is not None:
-            return {"graph": self.graph, "user": self.ids.padded("user"), "item": self.ids.padded("item")}
+            return {**self.graph, "user": self.ids.padded("user"), "item": self.ids.padded("item")}
         beside = {} if self.times is None else {"times": self.times}
         if self.places:
             beside["item"] = self.ids.padded("item")

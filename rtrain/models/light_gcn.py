@@ -6,13 +6,13 @@ is meant for tables that a worker holds easily: on MovieLens-100K (2,627 rows, 8
 as matrix factorisation's. An evaluation spreads them anew in each of its batches, of which
 there are two where `evaluation.batch` is as large as the catalogue and the users.
 
-Shape legend: B rows, K negatives, N nodes of the graph (users, then items), U users, I items, E dim.
+Shape legend: B rows, K negatives, N nodes of the graph (users, then items), M edges, E dim.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
 from rtrain.models.retrieval import RetrievalConfig
+from rtrain.nn.edges import EDGES, along
 from rtrain.nn.tables import mask, sequence
 
 MOST_ROWS = 200_000
@@ -64,7 +65,9 @@ class LightGCN(RetrievalConfig):
             self._table(name, count, f"{name}s", sequences=(f"{name}s",))
             for name, count in (("user", facts.users), ("item", facts.items))
         )
-        return replace(super().blueprint(facts), tables=tables, features=("users", "items"))
+        own = super().blueprint(facts)
+        lengths = {**own.longest, "users": 0, "items": 0}  # as many as make the tables whole
+        return replace(own, tables=tables, features=("users", "items"), longest=lengths)
 
     def reasons_against(self, parallel: Parallel, mesh: Mesh) -> Iterator[str]:
         """Beside those of every retrieval model, microbatches: each would spread all vectors again."""
@@ -79,7 +82,7 @@ class LightGCN(RetrievalConfig):
         """One, without a weight."""
         whole = (sequence("users"), mask("users"), sequence("items"), mask("items"))
         tower = partial(LightGCNTower, self, facts.users)
-        return (Piece(name="tower", build=tower, cost=0.0, takes=(*whole, "graph", "user", "item")),)
+        return (Piece(name="tower", build=tower, cost=0.0, takes=(*whole, *EDGES, "user", "item")),)
 
 
 class LightGCNTower(nn.Module):
@@ -95,16 +98,18 @@ class LightGCNTower(nn.Module):
         real_users_BT: Tensor,
         items_BTE: Tensor,
         real_items_BT: Tensor,
-        graph_NN: Tensor,
+        begin_N: Tensor,
+        node_M: Tensor,
+        weight_M: Tensor,
         user_B1: Tensor,
         item_BK: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Both tables, dealt to the rows of the batch; the graph; and which of their rows are asked for."""
+        """Both tables, dealt to the rows of the batch; the graph, as `EDGES`; and which of their rows are asked for."""
         own_NE = torch.cat([users_BTE[real_users_BT], items_BTE[real_items_BT]])
         if not len(own_NE):  # a rank that has no row of a batch of evaluation
-            own_NE = own_NE.new_zeros(len(graph_NN), own_NE.shape[1])
+            own_NE = own_NE.new_zeros(len(begin_N) - 1, own_NE.shape[1])
         user_B, item_BK = user_B1[:, 0], item_BK + self.users
-        mean_NE = spread(graph_NN, own_NE, self.layers)
+        mean_NE = spread((begin_N, node_M, weight_M), own_NE, self.layers)
         found = mean_NE[user_B].unsqueeze(1), mean_NE[item_BK].unsqueeze(1)
         if not self.training:
             return found
@@ -112,25 +117,13 @@ class LightGCNTower(nn.Module):
         return *found, self.l2 / 2 * (squared_N[user_B] + squared_N[item_BK].sum(1)).unsqueeze(1)
 
 
-def spread(graph_NN: Tensor, own_NE: Tensor, layers: int) -> Tensor:
-    """[N, E]: the mean of the vectors, and of what they are after one step along the graph, two, and so on."""
+def spread(edges: tuple[Tensor, Tensor, Tensor], own_NE: Tensor, layers: int) -> Tensor:
+    """[N, E]: the mean of the vectors, and of what they are after one step along the graph, two, and so on.
+
+    `edges`: as `rtrain.nn.edges.EDGES`.
+    """
     total_NE = x_NE = own_NE
     for _ in range(layers):
-        x_NE = _Along.apply(graph_NN, x_NE)  # type: ignore[no-untyped-call]
+        x_NE = along(*edges, x_NE)
         total_NE = total_NE + x_NE
     return total_NE / (1 + layers)
-
-
-class _Along(torch.autograd.Function):
-    """A symmetric sparse matrix times vectors: its gradient is the same product, which autograd does not know."""
-
-    @staticmethod
-    def forward(ctx: Any, graph_NN: Tensor, x_NE: Tensor) -> Tensor:
-        ctx.graph = graph_NN
-        with torch.autocast(x_NE.device.type, enabled=False):  # torch multiplies no sparse matrix of 16 bits
-            found: Tensor = torch.sparse.mm(graph_NN, x_NE.to(graph_NN.dtype))
-        return found
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
-        return None, torch.sparse.mm(ctx.graph, gradients[0])

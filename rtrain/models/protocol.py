@@ -54,7 +54,8 @@ class Blueprint:
     dealt: Dealt = "rows"
     """What tensor ranks share where no weight is divided between them; with tables it is rows."""
     longest: Mapping[str, int] = field(default_factory=dict)
-    """Of a feature that is read as a sequence, the length that tensor and pipeline ranks pad it to."""
+    """Of a feature that is read as a sequence, the length that tensor and pipeline ranks pad it to; 0: as a batch deals
+    it to its rows, of a model that refuses such ranks."""
     against: Callable[[Parallel, Mesh], Iterable[str]] = lambda parallel, mesh: ()
     """What speaks against a layout that only the model knows, one line each with what to change."""
 

@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from rtrain.mesh import Mesh, Parallel
 from rtrain.models.plan import Piece
 from rtrain.models.protocol import Blueprint
+from rtrain.nn.edges import bytes_along
 from rtrain.parallel.activations import Blank, watched_pieces
 from rtrain.parallel.stage import shapes
 from rtrain.parallel.tensor import TensorRank
@@ -27,6 +28,7 @@ from rtrain.parallel.tensor import TensorRank
 ATEN = torch.ops.aten
 CPU_ATTENTION = ATEN._scaled_dot_product_flash_attention_for_cpu
 """Which torch's counter has no formula for; its arguments are those of the GPU's."""
+ALONG = torch.ops.rtrain.along
 BATCHED = (ATEN.bmm, ATEN.baddbmm)
 MAKES_NO_KERNEL = (ATEN.empty, ATEN.new_empty, ATEN.empty_like, ATEN.empty_strided, ATEN.new_empty_strided)
 BACKWARD = 2
@@ -202,6 +204,9 @@ def _kernel(
     sixteen = bool(taken) and taken[0].dtype in (torch.bfloat16, torch.float16)
     if packet is ATEN.embedding:  # reads of the weights what it looks up
         moved = 2 * given[0].nbytes + taken[1].nbytes
+    if packet is ALONG:
+        done = 2.0 * len(taken[1]) * taken[3].shape[1]  # so few for each byte that the bytes alone bound it
+        return Kernel(kind="other", bfloat16=False, model_flops=done, flops=0.0, bytes=bytes_along(*taken[1:]))
     if packet is CPU_ATTENTION or ("attention" in packet.__name__ and packet in flop_registry):
         query, key, value = args[:3]
         flops = float(cast(int, sdpa_flop_count(query.shape, key.shape, value.shape)))

@@ -7,7 +7,6 @@ On a CPU a batch is ready as it is made.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ class Copies:
         # The thread's own device may be another one. A pinned tensor may be dropped: torch keeps its memory until the
         # copy is done.
         with torch.cuda.stream(self._stream):
-            there = copied(each(batch, _pinned), self.device)
+            there = copied(each(batch, Tensor.pin_memory), self.device)
             return Sent(host=batch, there=there, done=self._stream.record_event())
 
 
@@ -57,20 +56,8 @@ def arrived(given: Given, device: torch.device) -> tuple[AnyBatch, AnyBatch]:
 
     def used(tensor: Tensor) -> Tensor:
         """Its memory belongs to the stream that filled it, and is not to be filled again before this one is through."""
-        for part in _parts(tensor):
-            part.record_stream(stream)
+        tensor.record_stream(stream)
         return tensor
 
     each(given.there, used)
     return given.host, given.there
-
-
-def _pinned(tensor: Tensor) -> Tensor:
-    """Sparse ones, the graph that all batches share, are copied from where they are."""
-    return tensor.pin_memory() if tensor.layout == torch.strided else tensor
-
-
-def _parts(tensor: Tensor) -> tuple[Any, ...]:
-    if tensor.layout == torch.strided:
-        return (tensor,)
-    return tensor.crow_indices(), tensor.col_indices(), tensor.values()

@@ -20,7 +20,7 @@ from torch.utils import checkpoint
 
 from rtrain.data.cursor import Cursor, largest_share
 from rtrain.data.negatives import Negatives
-from rtrain.data.retrieval import Histories, Pairs
+from rtrain.data.retrieval import Graph, Histories, Pairs
 from rtrain.data.retrieval_batch import RetrievalBatch
 from rtrain.data.side import SideFeatures
 from rtrain.data.tokens import Tokens
@@ -31,6 +31,7 @@ from rtrain.models.decoder import Decoder
 from rtrain.models.din import DIN
 from rtrain.models.dlrm import DLRM
 from rtrain.models.hstu import HSTU
+from rtrain.models.light_gcn import LightGCN
 from rtrain.models.mf import MF
 from rtrain.models.sasrec import SASRec
 from rtrain.models.text_tower import TextTower
@@ -135,6 +136,7 @@ WORLDS: dict[int, dict[str, Run]] = {
         "hstu pp2": items(HSTU(dim=16, heads=2), Parallel(**PIPELINE), length=20),  # type: ignore[arg-type]
         "mf ddp": items(MF(dim=16, objective=BPR()), Parallel(dense="ddp"), Pairs),
         "mf full ddp": items(MF(dim=16, objective=FullSoftmax()), Parallel(dense="ddp"), Pairs, Negatives(by="all")),
+        "light gcn": items(LightGCN(dim=16), Parallel(dense="ddp"), Graph, edges=400),
         "two towers in batch zero1": items(TOWERS, Parallel(zero_stage=1), Pairs, NONE_DRAWN),
         "sasrec in batch": items(
             replace(SASREC, objective=IN_BATCH), Parallel(dense="ddp"), negatives=NONE_DRAWN, length=20

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from rtrain.data.cursor import Cursor
 from rtrain.data.feedback import Feedback, from_parquet
@@ -488,10 +489,16 @@ def test_a_graph_has_the_edges_of_training_alone_and_is_the_same_in_every_batch(
     reader.close()
     assert len(batches) > 3
     for batch in batches:
-        assert batch.inputs["graph"] is data.graph.edges  # type: ignore[union-attr]
+        assert all(batch.inputs[name] is edge for name, edge in data.graph.edges.items())  # type: ignore[union-attr]
         for key, rows in (("users", USERS), ("items", ITEMS)):
             keys = batch.ids.keys
             lengths = batch.ids.lengths.view(len(keys), -1).sum(1).tolist()
             start = sum(lengths[: keys.index(key)])
             assert batch.ids.values[start : start + rows].tolist() == list(range(rows))
-    assert (data.graph.edges.to_dense().numpy() > 0).tolist() == (expected | expected.T).tolist()  # type: ignore[union-attr]
+    begin, node, weight = data.graph.edges.values()  # type: ignore[union-attr]
+    whole = torch.sparse_csr_tensor(begin, node, weight, expected.shape).to_dense().numpy()
+    assert (whole > 0).tolist() == (expected | expected.T).tolist()
+    with pytest.raises(
+        DataError, match=f"{expected.sum()} different interactions train, but data.edges says at most 3"
+    ):
+        Graph(source=log, users=USERS, items=ITEMS, edges=3, split=RandomPerUser(valid=0.2, test=0.2)).open()

@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recipes.dlrm_movielens import run as dlrm
 from recipes.gpt_stdlib import run as gpt
+from recipes.lightgcn_movielens import run as lightgcn
 from rtrain import Decoder, Tokens
+from rtrain.data.protocol import NotCounted
 from rtrain.mesh import Mesh, Parallel
 from rtrain.outlook.flops import Counted, Kernel, count, distinct
 from rtrain.run import Run
@@ -67,6 +69,18 @@ def test_alike_pieces_are_run_once_and_others_each() -> None:
     assert [piece.name for piece in alike] == ["embed", "blocks.0", "head"] and which == [0, 1, 1, 1, 2]
     pieces = counted(decoder())
     assert pieces[1] is pieces[3] and pieces[1].saved_bytes > 0
+
+
+def test_a_graph_computes_two_flops_an_edge_and_number_and_reads_a_vector_at_each() -> None:
+    run = lightgcn()
+    (piece,) = counted(run, rows=16)
+    edges, nodes, dim = 2 * 100_000, 16 * (59 + 106), 64  # tables are dealt to rows: 944 and 1,683 nodes, and 13 more
+    along = [k for k in piece.kernels if k.model_flops]
+    assert [k.model_flops for k in along] == [2 * edges * dim] * 3
+    assert [k.bytes for k in along] == [edges * (8 + 4) + (edges + nodes) * dim * 4] * 3
+    unknown = replace(run, data=replace(run.data, edges=None))  # type: ignore[call-arg]
+    with pytest.raises(NotCounted, match=r"Give data\.edges, the interactions that train"):
+        counted(unknown)
 
 
 def test_a_ranking_model_computes_what_torchs_counter_says() -> None:
