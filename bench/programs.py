@@ -3,9 +3,8 @@
 Models of bench.job's data (26 tables of 100,000 x 16, 13 numbers), trained for a few steps and exported.
 
 model     milliseconds of lookups and dense part of encoded rows, by either program
-dense     the same of the dense part alone, of what was looked up already
 predict   a whole `Predictor.predict` of one row, a dict
-floor     of that the parts that no program changes: rows to a table, encoding, the batch, lookups, the link
+floor     of that the parts: rows to a table, encoding and batch, ids as the program takes them, the program, the link
 
 Each pair runs both sides, the first one changing from pair to pair; a side's figure is the median of its calls. Medians
 of the pairs, with the least and greatest.
@@ -89,16 +88,16 @@ def floor_of(predictor: Predictor, rows: list[dict[str, Any]]) -> dict[str, floa
     flat = [flat_row(row, asked) for row in rows]
     tables = [table_of(row) for row in flat]
     batches = [predictor.batch(table, where="bench", first_row=0) for table in tables]
-    given = [model.given(batch) for batch in batches]
-    outputs = [model(batch) for batch in batches]
+    given = [predictor.given(batch) for batch in batches]
     assert predictor.program is not None
     program = predictor.program
+    outputs = [program(one) for one in given]
     parts: dict[str, list[Callable[[], Any]]] = {
         "flat": [lambda row=row: flat_row(row, asked) for row in rows],
         "table": [lambda row=row: table_of(row) for row in flat],
         "encode and batch": [lambda t=t: predictor.batch(t, where="bench", first_row=0) for t in tables],
-        "lookup": [lambda b=b: model.given(b) for b in batches],
-        "dense, onnx": [lambda g=g: program(g) for g in given],
+        "ids": [lambda b=b: predictor.given(b) for b in batches],
+        "lookups and dense part, onnx": [lambda g=g: program(g) for g in given],
         "link": [lambda x=x: model.objective.link(x).tolist() for x in outputs],
     }
     return {name: round(median_ms(calls), 4) for name, calls in parts.items()}
@@ -108,22 +107,16 @@ def floor_of(predictor: Predictor, rows: list[dict[str, Any]]) -> dict[str, floa
 def of_model(export: str, count: int) -> dict[str, Any]:
     onnx, eager = Predictor(export), Predictor(export, program="eager")
     assert onnx.program is not None
-    program, model, dense = onnx.program, eager.model, eager.model.dense()
+    program, model = onnx.program, eager.model
     draw, found = random.Random(0), dict[str, Any]()
     wanted = onnx.asked.arrow(label=False)
     for size, calls in CALLS.items():
         tables = (pa.Table.from_pylist([row_of(draw) for _ in range(size)], schema=wanted) for _ in range(calls))
         batches = [onnx.batch(table, where="bench", first_row=0) for table in tables]
-        given = [model.given(batch) for batch in batches]
         found[f"model, {size}"] = pairs(
             count,
             [lambda b=b: model(b) for b in batches],
-            [lambda b=b: program(model.given(b)) for b in batches],
-        )
-        found[f"dense, {size}"] = pairs(
-            count,
-            [lambda g=g: dense(*(g[name] for name in dense.takes)) for g in given],
-            [lambda g=g: program(g) for g in given],
+            [lambda b=b: program(onnx.given(b)) for b in batches],
         )
     rows = [row_of(draw) for _ in range(CALLS[1])]
     found["predict, 1"] = pairs(

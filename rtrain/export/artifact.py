@@ -2,7 +2,7 @@
 
     export/model-00000.safetensors ...   weights under the unsharded module's own names
            tokenizer-*.json              of each text that has one, as it was trained with
-           program.onnx                  its dense part for ONNX Runtime, where that is what answers; `export.chosen`
+           program.onnx                  the model for ONNX Runtime, where that is what answers; `export.chosen`
            input.schema.json             JSON Schema of one request row
            export.json                   model config, schema, step, metrics, sha256 of each file; written last
 
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,10 +28,12 @@ from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainWarning, UserError
 from rtrain.export.flat import as_table, flat_row
 from rtrain.export.huggingface import is_language
+from rtrain.export.lookup import Lookup
 from rtrain.export.program import PROGRAM, RUNS, Program, missing
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, put, write_weights
 from rtrain.models.ranking import RankingConfig
+from rtrain.nn.gathered import weights_of
 from rtrain.schema import Id, Schema
 from rtrain.storage import Folder
 from rtrain.storage.paths import located
@@ -41,7 +43,9 @@ from rtrain.vocabulary import Vocabulary
 
 FORMAT = 1
 WITH_PROGRAM = 2
-"""The format of an export that has a program, which rtrain before it cannot read."""
+"""The format of an export that has a program of its dense part, which rtrain before it cannot read."""
+LOOKS_UP = 3
+"""The format of one whose program looks up by itself."""
 
 Prediction = float | list[float]
 """A row's probability, or number; of a schema of several labels one for each, in their order."""
@@ -139,8 +143,8 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     if not folder.exists(HEAD):
         raise CheckpointError(f"export {uri!r}: there is no {HEAD}. Give the export folder of a finished run")
     head: dict[str, Any] = folder.read_json(HEAD)
-    if head["format"] > WITH_PROGRAM:
-        raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {WITH_PROGRAM}. Update rtrain")
+    if head["format"] > LOOKS_UP:
+        raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {LOOKS_UP}. Update rtrain")
     if part not in head:
         kind = head["model"]["$type"].rpartition(":")[2]
         raise CheckpointError(f"export {uri!r}: {kind} is a model of another kind. Read it with rtrain.{other}")
@@ -208,11 +212,19 @@ class Predictor:
         adopting: dict[str, Callable[[Path], None]]
         adopting = {_file_of(one): partial(adopt, one) for one in vocabularies_of(self.schema)}
         adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
-        self.program: Program | None = None
-        """What answers instead of the model's dense part."""
+        self.program = cast(Program | None, None)
+        """What answers instead of the model's modules."""
         stated = _stated(uri, self.head) if program == "stated" else "eager"
         adopting[PROGRAM] = self._run_by if stated == "onnx" else lambda local: None
-        load(self.model, fetched(uri, self.head["files"]), lambda name, local: adopting[name](local))
+        self.looks_up = stated == "onnx" and self.head["format"] >= LOOKS_UP
+        """Whether the program has the lookups, too; else the model's tables look up."""
+        blueprint = model_config.blueprint(self.schema)
+        files, names = fetched(uri, self.head["files"]), tuple(map(weights_of, blueprint.tables))
+        tables = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=self.looks_up)
+        self.lookup = Lookup(self.model, blueprint, self.schema, tables)
+        """What hands such a program its tables and ids."""
+        if self.program is not None and self.looks_up:
+            self.program.keep(self.lookup.tables)
         self.rows = row_model(self.schema)
 
     def _run_by(self, local: Path) -> None:
@@ -257,5 +269,9 @@ class Predictor:
 
     def _of(self, table: pa.Table, schema: Schema, *, where: str, first_row: int) -> Tensor:
         batch = self._batch(table, schema, where, first_row)
-        outputs: Tensor = self.model(batch) if self.program is None else self.program(self.model.given(batch))
+        outputs: Tensor = self.model(batch) if self.program is None else self.program(self.given(batch))
         return outputs
+
+    def given(self, batch: Batch) -> dict[str, Tensor]:
+        """What the program may take of a batch."""
+        return self.lookup.given(batch) if self.looks_up else self.model.given(batch)

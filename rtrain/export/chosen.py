@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rtrain.batch import Batch
 from rtrain.errors import ConfigError, RtrainWarning
-from rtrain.export.artifact import HEAD, WITH_PROGRAM, Predictor
+from rtrain.export.artifact import HEAD, LOOKS_UP, Predictor
 from rtrain.export.program import MAKES, OPSET, PROGRAM, Program, missing, write_program
 from rtrain.export.weights import put
 from rtrain.nn.tables import Table
@@ -79,7 +79,7 @@ def choose(
     with Scratch("program") as scratch:
         stated = _compared(uri, wanted, rows, tables, scratch / PROGRAM)
         if stated["kind"] == "onnx":
-            head["format"] = WITH_PROGRAM
+            head["format"] = LOOKS_UP
             head["files"] |= put(folder, PROGRAM, lambda to: shutil.move(scratch / PROGRAM, to), check)
     if wanted == "onnx" and "why" in stated:
         folder.discard(HEAD)
@@ -97,15 +97,15 @@ def _compared(uri: str, wanted: str, rows: pa.Table, tables: Sequence[Table], pa
         return {"kind": "eager", "why": why}
     predictor = Predictor(uri, program="eager")
     whole = predictor.batch(rows, where="test", first_row=0)
-    with torch.inference_mode():
-        given = predictor.model.given(whole)
-    if why := write_program(predictor.model, given, path):
-        return {"kind": "eager", "why": f"its dense part cannot be written as ONNX ({why})"}
+    lookup = predictor.lookup
+    if why := write_program(lookup.whole, {**lookup.tables, **lookup.given(whole)}, path):
+        return {"kind": "eager", "why": f"it cannot be written as ONNX ({why})"}
     with _one_thread(), torch.inference_mode():
         program = Program(path)
+        program.keep(lookup.tables)
 
         def onnx(batch: Batch) -> Tensor:
-            return program(predictor.model.given(batch))
+            return program(lookup.given(batch))
 
         batches = {size: list(_batches(predictor, rows, size)) for size in SIZES}
         every = [whole, *(batch for found in batches.values() for batch in found)]

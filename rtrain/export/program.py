@@ -1,9 +1,10 @@
-"""The dense part of a ranking model as a program: ONNX, which ONNX Runtime runs without Python between its layers.
+"""A ranking model as a program: ONNX, which ONNX Runtime runs without Python between its layers.
 
-    program.onnx    in: what the model's pieces take, by name, any number of rows; out: "outputs", float32
+    program.onnx    in: tables, ids and shares as `rtrain.nn.gathered` names them, and what else the model's pieces take
+                    of a batch, any number of rows; out: "outputs", float32
 
-Tables are no part of it: they stay mapped from the export's safetensors and are looked up by torch, so that nothing of
-their size is written twice or held in memory. What comes of them goes in: pooled vectors, sequences with their masks.
+Weights of tables are no part of the file: they go in at each call, mapped from the export's safetensors as they lie
+there, so that nothing of their size is written twice, copied or held in memory.
 
 Shape legend: B rows, T longest sequence.
 """
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rtrain.batch import times
-from rtrain.models.unsharded import Unsharded
-from rtrain.nn.tables import mask, sequence
+from rtrain.models.unsharded import DensePart
+from rtrain.nn.gathered import IDS, Gathered, ids_of, share, weights_of
+from rtrain.nn.tables import mask, names_given
 
 PROGRAM = "program.onnx"
 OUTPUTS = "outputs"
@@ -35,17 +37,33 @@ def missing(packages: tuple[str, ...]) -> str:
     return ", ".join(name for name in packages if find_spec(name) is None)
 
 
-def write_program(model: Unsharded, given: Mapping[str, Tensor], path: Path) -> str:
+class Whole(nn.Module):
+    """Lookups and dense part, of all that they take by name."""
+
+    def __init__(self, gathered: Gathered, dense: DensePart):
+        super().__init__()
+        self.gathered, self.dense = gathered, dense
+        own = [name for name in dense.takes if name not in names_given(gathered.tables)]
+        self.takes = (*map(weights_of, gathered.tables), *gathered.names, *own)
+        """Names, each once."""
+
+    def forward(self, *given: Tensor) -> Any:
+        """`given`: in the order of `takes`; the same as `Unsharded`'s."""
+        named: Mapping[str, Tensor] = dict(zip(self.takes, given, strict=True))
+        named = {**named, **self.gathered(named)}
+        return self.dense(*(named[name] for name in self.dense.takes))
+
+
+def write_program(whole: Whole, named: Mapping[str, Tensor], path: Path) -> str:
     """Write the program of a model that evaluates; returns why there is none, empty: there is.
 
-    `given`: what `model.given` is of some rows, for names, kinds and sizes.
+    `named`: what it takes of some rows, for names, kinds and sizes.
     """
-    dense = model.dense().eval()
-    some, axes = _shown(dense.takes, given)
+    some, axes = _shown(whole, named)
     try:
         with torch.no_grad():
             made = torch.onnx.export(
-                dense, some, dynamo=True, input_names=list(dense.takes), output_names=[OUTPUTS],
+                whole.eval(), some, dynamo=True, input_names=list(whole.takes), output_names=[OUTPUTS],
                 dynamic_shapes={"given": axes}, opset_version=OPSET, verbose=False,
             )  # fmt: skip
             assert made is not None, "torch gives none to the older exporter alone"
@@ -55,22 +73,30 @@ def write_program(model: Unsharded, given: Mapping[str, Tensor], path: Path) -> 
     return ""
 
 
-def _shown(takes: tuple[str, ...], given: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+def _shown(whole: Whole, named: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Tensors to trace the model with, and of each the axes that may be of any size.
 
     No two such axes are of the same size here, nor of 1: torch would take them for one, or for one that never changes.
     """
-    features = [name.removeprefix(sequence("")) for name in given if name.startswith(sequence(""))]
-    longest = {name: max(2, given[sequence(name)].shape[1]) + n for n, name in enumerate(features)}
+    lists = whole.gathered.lists
+    longest = {name: max(2, named[ids_of(name)].shape[1]) + n for n, name in enumerate(lists)}
     rows = next(size for size in (3, 5, 7, 11, 13) if size not in longest.values())
-    some, axes = [], []
-    for name in takes:
-        like = given[name]
-        shape, free = [rows, *like.shape[1:]], {0: "rows"}
-        for n, feature in enumerate(features):
-            if name in (sequence(feature), mask(feature), times(feature)):
+    some: list[Tensor] = []
+    axes: list[dict[int, str]] = []
+    tables = set(map(weights_of, whole.gathered.tables))
+    for name in whole.takes:
+        like = named[name]
+        if name in tables:  # as it is, for nobody reads it here
+            some.append(like)
+            axes.append({})
+            continue
+        at = 1 if name == IDS else 0
+        shape, free = list(like.shape), {at: "rows"}
+        shape[at] = rows
+        for n, feature in enumerate(lists):
+            if name in (ids_of(feature), share(feature), mask(feature), times(feature)):
                 shape[1], free[1] = longest[feature], f"longest_{n}"
-        some.append(torch.ones(shape, dtype=like.dtype))
+        some.append(torch.zeros(shape, dtype=like.dtype))
         axes.append(free)
     return tuple(some), tuple(axes)
 
@@ -94,11 +120,17 @@ class Program:
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = 3  # errors
         self._session: Any = onnxruntime.InferenceSession(
-            str(path), sess_options=options, providers=["CPUExecutionProvider"]
+            path.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
         )
         self._takes = [one.name for one in self._session.get_inputs()]
+        self._tables: dict[str, Any] = {}
+
+    def keep(self, tables: Mapping[str, Tensor]) -> None:
+        """Tables that go in at every call, as they lie."""
+        self._tables = {name: weight.numpy() for name, weight in tables.items()}
+        self._takes = [name for name in self._takes if name not in tables]
 
     def __call__(self, given: Mapping[str, Tensor]) -> Tensor:
-        """Outputs as the model's, float32 [B] or [B, L], of what `Unsharded.given` gives of some rows."""
-        (found,) = self._session.run([OUTPUTS], {name: given[name].numpy() for name in self._takes})
+        """Outputs as the model's, float32 [B] or [B, L], of all else that it takes of some rows."""
+        (found,) = self._session.run([OUTPUTS], {**self._tables, **{name: given[name].numpy() for name in self._takes}})
         return torch.from_numpy(found)

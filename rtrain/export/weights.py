@@ -5,7 +5,7 @@ So neither asks for memory of the size of a table: of a mapped file the pages th
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -71,12 +71,24 @@ def fetched(uri: str, files: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
             yield name, local
 
 
-def load(model: nn.Module, files: Iterator[tuple[str, Path]], other: Callable[[str, Path], object]) -> None:
+def load(
+    model: nn.Module,
+    files: Iterator[tuple[str, Path]],
+    other: Callable[[str, Path], object],
+    *,
+    tables: Collection[str] = (),
+    apart: bool = False,
+) -> dict[str, Tensor]:
     """Make the weights of an export the model's, mapped; a file that holds none goes to `other`, by its name.
 
     What is stored in 16 bits and computed in 32 is widened, and so in memory.
 
-    `model`: best with its tables on the `meta` device, so that it never has weights of its own.
+    Args:
+        model: best with its tables on the `meta` device, so that it never has weights of its own.
+        files: as `fetched`.
+        other: takes a file's name, and where it lies.
+        tables: names of weights that are returned as they are stored, mapped.
+        apart: whether the model goes without those.
     """
     weights: dict[str, Tensor] = {}
     for name, local in files:
@@ -84,10 +96,12 @@ def load(model: nn.Module, files: Iterator[tuple[str, Path]], other: Callable[[s
             weights |= load_file(local)
         else:
             other(name, local)
-    kinds = {name: own.dtype for name, own in model.state_dict().items()}
-    fitting = {name: stored.to(kinds.get(name, stored.dtype)) for name, stored in weights.items()}
-    model.load_state_dict(fitting, assign=True)
+    own, found = model.state_dict(), {name: weights[name] for name in tables}
+    fitting = {name: stored.to(own[name].dtype) if name in own else stored for name, stored in weights.items()
+               if not (apart and name in found)}  # fmt: skip
+    model.load_state_dict(fitting | ({name: own[name] for name in found} if apart else {}), assign=True)
     model.eval()
+    return found
 
 
 def _packs(stored: Stored) -> Iterator[dict[str, str]]:

@@ -118,7 +118,7 @@ class Tables(nn.Module):
 
     def given(self, ids: Jagged) -> list[tuple[Any, KeyedJaggedTensor]]:
         """TorchRec's modules that look up, and what each is handed."""
-        weights = self._weights(ids) if self.weighted else None
+        weights = self.shares(ids)
         both = ((self.bags, self.pooled_features, weights), (self.sequences, self.unpooled_features, None))
         return [(one, self._only(to_kjt(ids, weights), of)) for one, of, weights in both if one is not None]
 
@@ -137,8 +137,10 @@ class Tables(nn.Module):
             self._kept[key] = torch.tensor(values, dtype=dtype, device=device)
         return self._kept[key]
 
-    def _weights(self, ids: Jagged) -> Tensor:
-        """float32 [sum of lengths]: by what a sum over them is a mean, where that is wanted."""
+    def shares(self, ids: Jagged) -> Tensor | None:
+        """float32 [sum of lengths]: by what a sum is a mean, where that is wanted; none: ids have no weights."""
+        if not self.weighted:
+            return None
         assert ids.weights is not None, "a schema that has weights gives every batch some"
         if not self.shared:
             return ids.weights

@@ -1,0 +1,35 @@
+"""What a program of an export is given of a batch: the tables, as they are stored, and the ids as it wants them."""
+
+from collections.abc import Mapping
+from functools import cached_property
+
+from torch import Tensor
+
+from rtrain.batch import Batch
+from rtrain.export.program import Whole
+from rtrain.models.protocol import Blueprint
+from rtrain.models.unsharded import Unsharded
+from rtrain.nn.gathered import Gathered, weights_of
+from rtrain.schema import Many, Schema
+
+
+class Lookup:
+    """Of one export."""
+
+    def __init__(self, model: Unsharded, blueprint: Blueprint, schema: Schema, weights: Mapping[str, Tensor]):
+        """`weights`: by the names that `model` has them by."""
+        lists = [feature.name for feature in schema.ids if isinstance(feature, Many)]
+        self.gathered = Gathered(blueprint.tables, blueprint.features, lists)
+        self.tables = {weights_of(table): weights[weights_of(table)] for table in blueprint.tables}
+        self._model = model
+
+    @cached_property
+    def whole(self) -> Whole:
+        """The model, of what `given` and `tables` give."""
+        return Whole(self.gathered, self._model.dense())
+
+    def given(self, batch: Batch) -> dict[str, Tensor]:
+        """By name all but the tables."""
+        of = self._model.tables
+        ids = batch.ids if of.managed is None else of.managed(batch.ids)
+        return {**batch.inputs, **self.gathered.asked(ids, of.shares(ids))}

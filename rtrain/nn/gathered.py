@@ -1,0 +1,113 @@
+"""Lookups by plain gathers, as a program of an export has them: of fewer operators than TorchRec's, and of other kinds
+of weights. What is looked up is what `nn.bags.Tables` gives, whose lists are not padded and need less memory.
+
+    ids        int64 [F, B]    of the features that have one id a row, in their order
+    ids.F      int64 [B, T]    of a list, 0 behind each row's end
+    share.F    float32 [B, T]  of a list that is pooled: by how much each vector counts, 0 behind the row's end
+    mask.F     bool [B, T]     of a sequence: where it is real
+
+Shape legend: F features, B rows, T longest list of the batch, E embedding dim.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from rtrain.batch import Jagged
+from rtrain.nn.tables import VECTORS, WEIGHTS, Table, mask, sequence
+
+IDS = "ids"
+
+
+def ids_of(feature: str) -> str:
+    """Name of a list's ids."""
+    return f"{IDS}.{feature}"
+
+
+def share(feature: str) -> str:
+    """Name of a pooled list's shares."""
+    return f"share.{feature}"
+
+
+def weights_of(table: Table) -> str:
+    """Name of a table's weights in an `Unsharded` model."""
+    return f"tables.{table.path}.weight"
+
+
+class Gathered(nn.Module):
+    """Looks up what tables, ids and shares by name say; has no weight of its own."""
+
+    def __init__(self, tables: Sequence[Table], features: Sequence[str], lists: Collection[str]):
+        """`features`: as the model's blueprint has them; `lists`: those that have any number of ids a row."""
+        super().__init__()
+        self.tables, self.features = tuple(tables), tuple(features)
+        self.sequences = {f for table in tables for f in table.sequences}
+        self.lists = [f for f in features if f in lists or f in self.sequences]
+        self.ones = [f for f in features if f not in self.lists]
+        self.means = {f for table in tables for f in table.means}
+        self.weighted = {f for table in tables for f in table.weighted}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of what `forward` takes beside the tables."""
+        of_lists = [(ids_of(f), mask(f) if f in self.sequences else share(f)) for f in self.lists]
+        return (*((IDS,) if self.ones else ()), *(name for both in of_lists for name in both))
+
+    def asked(self, ids: Jagged, weights: Tensor | None) -> dict[str, Tensor]:
+        """By name what `forward` takes of a batch; `weights`: of the ids, as `Tables.weights`."""
+        found = {IDS: self._ones(ids)} if self.ones else {}
+        for feature in self.lists:
+            found[ids_of(feature)] = padded = ids.padded(feature)
+            real = torch.arange(padded.shape[1]) < ids.lengths.view(len(ids.keys), -1)[ids.keys.index(feature)][:, None]
+            if feature in self.sequences:
+                found[mask(feature)] = real
+            elif feature in self.weighted and weights is not None:
+                start = sum(ids.per_key[: ids.keys.index(feature)])
+                own = weights[start : start + ids.per_key[ids.keys.index(feature)]]
+                found[share(feature)] = torch.zeros(real.shape).masked_scatter(real, own)
+            else:
+                parts = real.sum(1, keepdim=True).clamp(min=1) if feature in self.means else 1
+                found[share(feature)] = real / parts
+        return found
+
+    def _ones(self, ids: Jagged) -> Tensor:
+        """[F, B], of which ids that lie side by side are no copy."""
+        rows = len(ids.lengths) // len(ids.keys)
+        at = [ids.keys.index(f) for f in self.ones]
+        assert all(ids.per_key[n] == rows for n in at), "one id a row"
+        if at == list(range(at[0], at[0] + len(at))):
+            start = sum(ids.per_key[: at[0]])
+            return ids.values[start : start + len(at) * rows].view(len(at), rows)
+        starts = [sum(ids.per_key[:n]) for n in at]
+        return torch.stack([ids.values[start : start + rows] for start in starts])
+
+    def forward(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Tables.forward`: `nn.tables` has the names."""
+        vectors, beside, found = list[Tensor](), list[Tensor](), dict[str, Tensor]()
+        for feature in self.features:
+            for table in self._of(feature):
+                if feature in self.lists:
+                    x_BTE = rows_of(named, table, named[ids_of(feature)])
+                    if feature in table.sequences:
+                        found[mask(feature)] = named[mask(feature)]
+                        found[sequence(feature)] = x_BTE * named[mask(feature)].unsqueeze(2)
+                        continue
+                    x_BE = (x_BTE * named[share(feature)].unsqueeze(2)).sum(1)
+                else:
+                    x_BE = rows_of(named, table, named[IDS][self.ones.index(feature)])
+                (beside if table.beside else vectors).append(x_BE)
+        if vectors:
+            found[VECTORS] = torch.cat(vectors, dim=1)
+        if beside:
+            found[WEIGHTS] = torch.cat(beside, dim=1)
+        return found
+
+    def _of(self, feature: str) -> Iterator[Table]:
+        yield from (table for table in self.tables if feature in table.features)
+
+
+def rows_of(named: Mapping[str, Tensor], table: Table, ids: Tensor) -> Tensor:
+    """Vectors of a table, float32 [..., E], of ids [...]."""
+    return embedding(ids, named[weights_of(table)]).float()
