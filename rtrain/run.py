@@ -167,8 +167,13 @@ class Handoff:
     index_from: int | None = 100_000
     """Items from which on a retrieval model's export has an index to find them by; none: all are always compared."""
     program: Literal["eager", "measured", "onnx"] = "eager"
-    """What answers of a ranking model's export: torch's modules; measured: its dense part as ONNX where that is
+    """What answers of a ranking model's export: torch's modules; measured: lookups and dense part as ONNX where that is
     measured to be faster and to answer the same, which an export takes some seconds for; onnx: always that."""
+    tables: Literal["trained", "float16", "int8", "int4"] = "trained"
+    """What weights of tables are kept as in a ranking model's export: as they were trained, or in fewer bits."""
+    tolerance: float = 0.001
+    """How much worse fewer bits may make a metric of the test split, in its unit; beyond it the run ends with an
+    error, and its export has the tables as they were trained."""
 
     def __post_init__(self) -> None:
         if self.serve_check and not self.export:
@@ -181,6 +186,10 @@ class Handoff:
             raise ConfigError(f"handoff.index_from: must be at least 1, or none, got {self.index_from}")
         if self.program not in ("measured", "eager", "onnx"):
             raise ConfigError(f"handoff.program: must be measured, eager or onnx, got {self.program!r}")
+        if self.tables not in ("trained", "float16", "int8", "int4"):
+            raise ConfigError(f"handoff.tables: must be trained, float16, int8 or int4, got {self.tables!r}")
+        if not self.tolerance >= 0:
+            raise ConfigError(f"handoff.tolerance: must be at least 0, got {self.tolerance}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ FORMAT = 1
 WITH_PROGRAM = 2
 """The format of an export that has a program of its dense part, which rtrain before it cannot read."""
 LOOKS_UP = 3
-"""The format of one whose program looks up by itself."""
+"""The format of one whose program looks up by itself, or whose tables are quantised."""
 
 Prediction = float | list[float]
 """A row's probability, or number; of a schema of several labels one for each, in their order."""
@@ -151,6 +151,11 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     return head
 
 
+def apart_of(head: Mapping[str, Any]) -> float:
+    """By how much answers may be apart from the trainer's, which quantised tables make them."""
+    return float(head.get("tables", {}).get("difference", 0.0))
+
+
 def modules_of(head: Mapping[str, Any]) -> tuple[str, ...]:
     """Modules outside rtrain whose classes an export's config names, and that whoever loads it has to have imported.
 
@@ -209,6 +214,7 @@ class Predictor:
         self.model = model_config.build(self.schema, seed=0, table_device="meta")
         self.asked = asked_of(self.schema)
         """What requests hold."""
+        self._wanted = self.asked.arrow(label=False)
         adopting: dict[str, Callable[[Path], None]]
         adopting = {_file_of(one): partial(adopt, one) for one in vocabularies_of(self.schema)}
         adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
@@ -218,9 +224,12 @@ class Predictor:
         adopting[PROGRAM] = self._run_by if stated == "onnx" else lambda local: None
         self.looks_up = stated == "onnx" and self.head["format"] >= LOOKS_UP
         """Whether the program has the lookups, too; else the model's tables look up."""
+        self.quantised = "tables" in self.head
+        """Whether tables lie there in fewer bits than the model's modules can hold."""
         blueprint = model_config.blueprint(self.schema)
         files, names = fetched(uri, self.head["files"]), tuple(map(weights_of, blueprint.tables))
-        tables = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=self.looks_up)
+        apart = self.looks_up or self.quantised
+        tables = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=apart)
         self.lookup = Lookup(self.model, blueprint, self.schema, tables)
         """What hands such a program its tables and ids."""
         if self.program is not None and self.looks_up:
@@ -239,9 +248,8 @@ class Predictor:
         """
         if not rows:
             return []
-        wanted = self.asked.arrow(label=False)
         try:
-            table = as_table([flat_row(row, self.asked) for row in rows], wanted)
+            table = as_table([flat_row(row, self.asked) for row in rows], self._wanted)
         except ValueError as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         outputs = self._of(table, self.asked, where="request", first_row=0)
@@ -264,12 +272,19 @@ class Predictor:
         return self._batch(table, self.schema, where, first_row)
 
     def _batch(self, table: pa.Table, schema: Schema, where: str, first_row: int) -> Batch:
-        columns = encode(table, schema, label=False, where=where, first_row=first_row)
+        fits = self._wanted if schema is self.asked else None  # a request's table is made by it
+        columns = encode(table, schema, label=False, where=where, first_row=first_row, fits=fits)
         return columns.batch(global_rows=columns.rows)
 
     def _of(self, table: pa.Table, schema: Schema, *, where: str, first_row: int) -> Tensor:
         batch = self._batch(table, schema, where, first_row)
-        outputs: Tensor = self.model(batch) if self.program is None else self.program(self.given(batch))
+        return self.computed(batch)
+
+    def computed(self, batch: Batch) -> Tensor:
+        """Logits, or numbers, float32 [rows] or [rows, labels], by whatever answers of this export."""
+        if self.program is not None:
+            return self.program(self.given(batch))
+        outputs: Tensor = self.lookup(batch) if self.quantised else self.model(batch)
         return outputs
 
     def given(self, batch: Batch) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def _compared(uri: str, wanted: str, rows: pa.Table, tables: Sequence[Table], pa
     lookup = predictor.lookup
     if why := write_program(lookup.whole, {**lookup.tables, **lookup.given(whole)}, path):
         return {"kind": "eager", "why": f"it cannot be written as ONNX ({why})"}
-    with _one_thread(), torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         program = Program(path)
         program.keep(lookup.tables)
 
@@ -109,10 +109,12 @@ def _compared(uri: str, wanted: str, rows: pa.Table, tables: Sequence[Table], pa
 
         batches = {size: list(_batches(predictor, rows, size)) for size in SIZES}
         every = [whole, *(batch for found in batches.values() for batch in found)]
-        apart = largest(difference(predictor.model(batch), onnx(batch)) for batch in every)
+        apart = largest(difference(predictor.computed(batch), onnx(batch)) for batch in every)
         if not apart <= SAME:
             return {"kind": "eager", "why": f"ONNX answers otherwise, by {apart:.1e} (allowed: {SAME:g})"}
-        eager_ms, onnx_ms = zip(*(alternated(found, predictor.model, onnx) for found in batches.values()), strict=True)
+        eager_ms, onnx_ms = zip(
+            *(alternated(found, predictor.computed, onnx) for found in batches.values()), strict=True
+        )
     faster = wanted == "onnx" or np.prod(onnx_ms) < np.prod(eager_ms)
     times = {"onnx": _of_sizes(onnx_ms), "eager": _of_sizes(eager_ms)}
     kind, other = ("onnx", "eager") if faster else ("eager", "onnx")
@@ -168,7 +170,8 @@ def _of_sizes(taken: Sequence[float]) -> dict[str, float]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Of torch's own, within."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,6 +8,7 @@ from rtrain.errors import ConfigError
 from rtrain.export.artifact import export
 from rtrain.export.chosen import ROWS, choose, refuse_program
 from rtrain.export.huggingface import export_decoder
+from rtrain.export.quantised import quantise
 from rtrain.export.retrieval import export_retrieval, wants_index
 from rtrain.export.tokenizer import write_tokenizer
 from rtrain.run import Run
@@ -21,6 +22,8 @@ def _rows(
     run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None], dataset: Any
 ) -> str:
     done = export(run.model, run.data.schema, stored, uri, run=run.name, metrics=metrics, check=check)  # type: ignore
+    if run.handoff.tables != "trained":
+        quantise(run, done, dataset, check)
     wanted = run.handoff.program
     if wanted != "eager":
         rows = dataset.raw("test", 0, min(ROWS, dataset.rows("test")))
@@ -49,6 +52,11 @@ def refuse_export(run: Run, dataset: Any) -> None:
         raise ConfigError(
             f"handoff.program: {program} is of models that score rows, and {type(run.model).__name__} is another. "
             "Leave it out"
+        )
+    if run.handoff.tables != "trained" and run.model.exported != "rtrain":
+        raise ConfigError(
+            f"handoff.tables: {run.handoff.tables} is of models that score rows, and {type(run.model).__name__} is "
+            "another. Leave it out"
         )
     if run.handoff.export and program == "onnx":
         refuse_program()

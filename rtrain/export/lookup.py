@@ -9,7 +9,7 @@ from rtrain.batch import Batch
 from rtrain.export.program import Whole
 from rtrain.models.protocol import Blueprint
 from rtrain.models.unsharded import Unsharded
-from rtrain.nn.gathered import Gathered, weights_of
+from rtrain.nn.gathered import Gathered, scale_of
 from rtrain.schema import Many, Schema
 
 
@@ -19,14 +19,21 @@ class Lookup:
     def __init__(self, model: Unsharded, blueprint: Blueprint, schema: Schema, weights: Mapping[str, Tensor]):
         """`weights`: by the names that `model` has them by."""
         lists = [feature.name for feature in schema.ids if isinstance(feature, Many)]
-        self.gathered = Gathered(blueprint.tables, blueprint.features, lists)
-        self.tables = {weights_of(table): weights[weights_of(table)] for table in blueprint.tables}
+        scaled = [table.name for table in blueprint.tables if scale_of(table) in weights]
+        self.gathered = Gathered(blueprint.tables, blueprint.features, lists, scaled)
+        self.tables = {name: weights[name] for name in self.gathered.of_tables}
         self._model = model
 
     @cached_property
     def whole(self) -> Whole:
         """The model, of what `given` and `tables` give."""
         return Whole(self.gathered, self._model.dense())
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Outputs, by torch."""
+        named = {**self.tables, **self.given(batch)}
+        outputs: Tensor = self.whole(*(named[name] for name in self.whole.takes))
+        return outputs
 
     def given(self, batch: Batch) -> dict[str, Tensor]:
         """By name all but the tables."""

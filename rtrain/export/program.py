@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rtrain.batch import times
 from rtrain.models.unsharded import DensePart
-from rtrain.nn.gathered import IDS, Gathered, ids_of, share, weights_of
+from rtrain.nn.gathered import IDS, Gathered, ids_of, share
 from rtrain.nn.tables import mask, names_given
 
 PROGRAM = "program.onnx"
@@ -44,7 +44,7 @@ class Whole(nn.Module):
         super().__init__()
         self.gathered, self.dense = gathered, dense
         own = [name for name in dense.takes if name not in names_given(gathered.tables)]
-        self.takes = (*map(weights_of, gathered.tables), *gathered.names, *own)
+        self.takes = (*gathered.of_tables, *gathered.names, *own)
         """Names, each once."""
 
     def forward(self, *given: Tensor) -> Any:
@@ -83,7 +83,7 @@ def _shown(whole: Whole, named: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...
     rows = next(size for size in (3, 5, 7, 11, 13) if size not in longest.values())
     some: list[Tensor] = []
     axes: list[dict[int, str]] = []
-    tables = set(map(weights_of, whole.gathered.tables))
+    tables = set(whole.gathered.of_tables)
     for name in whole.takes:
         like = named[name]
         if name in tables:  # as it is, for nobody reads it here

@@ -5,7 +5,7 @@ So neither asks for memory of the size of a table: of a mapped file the pages th
 
 import json
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -87,7 +87,7 @@ def load(
         model: best with its tables on the `meta` device, so that it never has weights of its own.
         files: as `fetched`.
         other: takes a file's name, and where it lies.
-        tables: names of weights that are returned as they are stored, mapped.
+        tables: names of weights that are returned as they are stored, mapped, with their scales.
         apart: whether the model goes without those.
     """
     weights: dict[str, Tensor] = {}
@@ -96,10 +96,11 @@ def load(
             weights |= load_file(local)
         else:
             other(name, local)
-    own, found = model.state_dict(), {name: weights[name] for name in tables}
+    own = model.state_dict()
+    found = {name: weights[name] for name in weights if name.removesuffix(".scale") in tables}
     fitting = {name: stored.to(own[name].dtype) if name in own else stored for name, stored in weights.items()
                if not (apart and name in found)}  # fmt: skip
-    model.load_state_dict(fitting | ({name: own[name] for name in found} if apart else {}), assign=True)
+    model.load_state_dict(fitting | ({name: own[name] for name in tables} if apart else {}), assign=True)
     model.eval()
     return found
 
@@ -119,22 +120,30 @@ def _packs(stored: Stored) -> Iterator[dict[str, str]]:
 
 
 def _write(stored: Stored, names: Mapping[str, str], path: Path) -> None:
+    entries = list[Entry]()
+    for name, logical in names.items():
+        shape, dtype = stored.shape(logical)
+        entries.append((name, dtype, shape, partial(_blocks, stored, logical)))
+    write_tensors(path, entries)
+
+
+Entry = tuple[str, str, Sequence[int], Callable[[], Iterable[Tensor]]]
+"""Name, torch's name of the dtype, shape, and what gives its numbers block by block, in their order."""
+
+
+def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
     """A safetensors file: the length of its head, the head, and all tensors one after the other."""
     head: dict[str, Any] = {}
     end = 0
-    for name, logical in names.items():
-        shape, dtype = stored.shape(logical)
-        head[name] = {
-            "dtype": DTYPES[dtype],
-            "shape": shape,
-            "data_offsets": [end, end := end + stored.nbytes(logical)],
-        }
+    for name, dtype, shape, _ in entries:
+        size = prod(shape) * getattr(torch, dtype).itemsize
+        head[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [end, end := end + size]}
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for logical in names.values():
-            for block in _blocks(stored, logical):
+        for *_, blocks in entries:
+            for block in blocks():
                 file.write(block.contiguous().view(torch.uint8).numpy().data)
 
 

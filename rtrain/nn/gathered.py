@@ -36,12 +36,24 @@ def weights_of(table: Table) -> str:
     return f"tables.{table.path}.weight"
 
 
+def scale_of(table: Table) -> str:
+    """Name of what its numbers of few bits are multiplied by, and of what is added: float32 [rows, 2]."""
+    return f"{weights_of(table)}.scale"
+
+
 class Gathered(nn.Module):
     """Looks up what tables, ids and shares by name say; has no weight of its own."""
 
-    def __init__(self, tables: Sequence[Table], features: Sequence[str], lists: Collection[str]):
-        """`features`: as the model's blueprint has them; `lists`: those that have any number of ids a row."""
+    def __init__(
+        self, tables: Sequence[Table], features: Sequence[str], lists: Collection[str], scaled: Collection[str] = ()
+    ):
+        """`features`: as the model's blueprint has them; `lists`: those that have any number of ids a row; `scaled`:
+        tables whose weights are numbers of 8 or 4 bits, see `rows_of`."""
         super().__init__()
+        self.of_tables = tuple(
+            name for t in tables for name in (weights_of(t), *((scale_of(t),) if t.name in scaled else ()))
+        )
+        """Names of all that is a table's."""
         self.tables, self.features = tuple(tables), tuple(features)
         self.sequences = {f for table in tables for f in table.sequences}
         self.lists = [f for f in features if f in lists or f in self.sequences]
@@ -109,5 +121,30 @@ class Gathered(nn.Module):
 
 
 def rows_of(named: Mapping[str, Tensor], table: Table, ids: Tensor) -> Tensor:
-    """Vectors of a table, float32 [..., E], of ids [...]."""
-    return embedding(ids, named[weights_of(table)]).float()
+    """Vectors of a table, float32 [..., E], of ids [...].
+
+    Of a table with a scale each weight is uint8, of 4 bits two in a byte, the first of them the low one; times the
+    row's scale, plus the row's least.
+    """
+    x = embedding(ids, named[weights_of(table)]).float()
+    if scale_of(table) not in named:
+        return x
+    if 2 * x.shape[-1] == table.dim:
+        high = (x / 16).floor()
+        x = torch.stack([x - 16 * high, high], dim=-1).flatten(-2)
+    scale = embedding(ids, named[scale_of(table)])
+    return x * scale[..., :1] + scale[..., 1:]
+
+
+def quantised(rows: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Rows float32 [n, E] as uint8 [n, E], of 4 bits [n, E / 2], and their scale float32 [n, 2]; see `rows_of`.
+
+    Between a row's least and its greatest there are so many steps, and each weight becomes the nearest.
+    """
+    least, most = rows.aminmax(dim=1, keepdim=True)
+    step = (most - least) / (2**bits - 1)
+    step = torch.where(step > 0, step, 1.0)
+    numbers = ((rows - least) / step).round().clamp(0, 2**bits - 1).to(torch.uint8)
+    if bits == 4:
+        numbers = numbers[:, ::2] + 16 * numbers[:, 1::2]
+    return numbers, torch.cat([step, least], dim=1)

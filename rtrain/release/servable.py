@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rtrain.errors import ConfigError, RtrainError, one_line
+from rtrain.export.artifact import apart_of
 from rtrain.export.index import Stated
 from rtrain.handoff.served import SAME
 from rtrain.release.judged import Decision, Judged
@@ -43,7 +44,8 @@ class Faithful:
     """
 
     most: float = SAME
-    """Largest difference of an answer, of a number beyond 1 by its share."""
+    """Largest difference of an answer, of a number beyond 1 by its share; beside what quantised tables are stated to
+    make of it."""
 
     def decide(self, of: Judged) -> Decision:
         """See `Check`."""
@@ -53,8 +55,9 @@ class Faithful:
         if difference is None:
             return Decision("faithful", True, "the trainer ranked drawn items alone, which says nothing of all", {})
         what = "answers differ from" if of.candidate.ranks else "lists of items have scores that differ from"
-        said = f"{of.probed.answered} {what} the trainer's by {difference:.1e} at most; {self.most:g} may be"
-        numbers, passed = {"difference": difference}, difference <= self.most
+        most = self.most + apart_of(of.candidate.head)
+        said = f"{of.probed.answered} {what} the trainer's by {difference:.1e} at most; {most:g} may be"
+        numbers, passed = {"difference": difference}, difference <= most
         if (recall := of.probed.recall) is not None:
             stated = Stated.from_json(of.candidate.head["index"])
             doubt = DOUBT * (stated.error**2 + of.probed.recall_error**2) ** 0.5
