@@ -20,9 +20,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve as ray_serve
 
 from rtrain.errors import DataError
-from rtrain.language.engine import Busy, Engine, Piece, TooLong
+from rtrain.language.engine import Busy, Engine, TooLong
 from rtrain.language.guard import Guard
 from rtrain.language.model import load
+from rtrain.language.pieces import Piece
 from rtrain.language.sampling import Sampling
 from rtrain.serving.answers import new_api
 from rtrain.serving.openai import Ask, Chat, Completion, Refused, Shape, event, refused, unread

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from rtrain.errors import CheckpointError, DataError
-from rtrain.language.engine import Answer, Busy, Engine, Piece, TooLong
+from rtrain.language.engine import Busy, Engine, TooLong
 from rtrain.language.model import is_language, load
+from rtrain.language.pieces import Answer, Piece
 from rtrain.language.sampling import Sampling
 
 PROMPTS = ["def f(", "import os\n", "class A:\n    ", "é", "return", "#", "    if x", "'''Words of a docstring"]
