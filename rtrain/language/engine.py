@@ -56,7 +56,7 @@ class Engine:
         self.language, self.lanes, self.waiting = language, lanes, waiting
         self.guessed = self.right = 0
         """Tokens that were guessed, and those of them that the model chose, too."""
-        self._computed, self._guesses = _way(language, lanes, together, draft, guesses)
+        self._computed, self._guesses = way(language, lanes, together, draft, guesses)
         self._queue: deque[Ticket] = deque()
         self._live: list[Sequence] = []
         self._changed = threading.Condition()
@@ -212,10 +212,14 @@ class Engine:
             self._guesses.leave(sequence)
 
 
-def _way(
+def way(
     language: Language, lanes: int, together: bool, draft: Language | None, guesses: int
 ) -> tuple[Lanes, Guesses | None]:
-    """How sequences are computed, and who guesses."""
+    """How sequences are computed, and who guesses; nothing is allocated yet.
+
+    Raises:
+        ConfigError: see `Engine`.
+    """
     if guesses < 0 or (draft and not guesses):
         raise ConfigError(f"guesses: must be at least {1 if draft else 0}, got {guesses}")
     why = why_alone(language.model) if together else "together is False"
