@@ -1,10 +1,11 @@
-"""Tokens/s of a language model's answers on CPU, one thread; prints JSON: python -m bench.language
+"""Tokens a second of a language model's answers on CPU, one thread; prints JSON: python -m bench.language
 
 A decoder of 4 layers x 256 and a draft of 1 x 64, trained here for 240 and 400 steps on the source of Python's library
 (`--export` and `--draft`: others). Answers are greedy, `--tokens` each, to 1, 4 and 8 requests at once. `together`
 computes one token of all of them in one forward pass, `alone` each in a pass of its own; `lookup` and `draft` check
-guesses of further tokens in the same pass. Sides change from pair to pair; tokens/s are of wall time, the ratios of a
-pair. `kept` is the share of guesses that were right. All sides must give the same tokens.
+guesses of further tokens in the same pass. Sides change from pair to pair; seconds are the process's on CPU, as other
+processes take the clock's; ratios are of a pair. `kept` is the share of guesses that were right. All sides must give
+the same tokens.
 """
 
 import json
@@ -50,13 +51,13 @@ def trained(name: str, layers: int, dim: int, steps: int, folder: str) -> str:
 
 
 def answered(engine: Engine, live: int, tokens: int) -> tuple[float, list[tuple[int, ...]], float]:
-    """Tokens/s of some answers at once, their tokens, and the share of guesses that were right."""
+    """Tokens a CPU second of some answers at once, their tokens, and the share of guesses that were right."""
     sampling = Sampling(max_tokens=tokens, temperature=0)
     guessed, right = engine.guessed, engine.right
-    began = time.perf_counter()
+    began = time.process_time()
     with ThreadPoolExecutor(live) as pool:
-        ids = [a.ids for a in pool.map(lambda prompt: engine.answer(prompt, sampling), PROMPTS[:live], timeout=600)]
-    took = time.perf_counter() - began
+        ids = [a.ids for a in pool.map(lambda prompt: engine.answer(prompt, sampling), PROMPTS[:live], timeout=300)]
+    took = time.process_time() - began
     return sum(map(len, ids)) / took, ids, (engine.right - right) / max(1, engine.guessed - guessed)
 
 
@@ -84,7 +85,7 @@ def measured(export: str, draft: str, pairs: int, tokens: int, guesses: int) -> 
             if differ:
                 raise RuntimeError(f"{live} at once: {', '.join(differ)} gave other tokens than alone")
             print(f"bench: {live} at once, {number + 1}/{pairs}: {rates}", file=sys.stderr, flush=True)
-        found[str(live)] = {name: {"tokens_s": of(rate)} for name, rate in rates.items()}
+        found[str(live)] = {name: {"tokens_cpu_s": of(rate)} for name, rate in rates.items()}
         for name, by in (("together", "alone"), ("lookup", "together"), ("draft", "together")):
             ratios = [mine / theirs for mine, theirs in zip(rates[name], rates[by], strict=True)]
             found[str(live)][name] |= {f"/{by}": of(ratios), "kept": kept[name]}
