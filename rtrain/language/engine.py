@@ -1,22 +1,24 @@
 """Answers of a language model to many requests at once, all computed in one thread.
 
-Requests join between two tokens: each turn computes one token of every live sequence. A sequence is computed by itself,
-with its own keys and values, so an answer does not depend on what runs beside it: the same bits as `generate` gives.
+Requests join and leave between two tokens. Each turn computes the next token of all live sequences in one forward pass,
+where the model allows it (`lanes.py`); of greedy ones several, where guesses of them turn out right (`guesses.py`).
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from collections.abc import Sequence as Listed
 from queue import SimpleQueue
-from typing import Any
 
 import torch
 
-from rtrain.errors import DataError, RtrainError, one_line
+from rtrain.errors import ConfigError, DataError, RtrainError
+from rtrain.language.guesses import Draft, Guesses, Lookup
+from rtrain.language.lanes import Alone, Lanes, Together, why_alone
 from rtrain.language.model import Language
+from rtrain.language.pieces import Answer, Piece, Ticket, Token
 from rtrain.language.sampling import Sampling
-from rtrain.language.text import Detokenizer, Stops
+from rtrain.language.sequence import Sequence
 
 CLOSE_S = 30.0
 """Seconds that a turn under way may take when the engine is closed."""
@@ -30,72 +32,39 @@ class TooLong(DataError):
     """A prompt that leaves no room in the model's context for the tokens that are asked for."""
 
 
-@dataclass(frozen=True)
-class Token:
-    """A token of an answer, with its log probability before temperature, and the likeliest in its place."""
-
-    id: int
-    logprob: float
-    likeliest: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What an answer grew by."""
-
-    text: str
-    tokens: tuple[Token, ...] = ()
-    """Where log probabilities are asked for: those whose text is out."""
-    finish: str = ""
-    """`stop`, `length` or `error` in the last piece."""
-    computed: int = 0
-    """Tokens that the model has computed for this answer so far; that which ended it, too."""
-    error: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole answer."""
-
-    text: str
-    ids: tuple[int, ...]
-    """All that the model computed, with the token that ended it."""
-    tokens: tuple[Token, ...]
-    finish: str
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request under way."""
-
-    prompt: tuple[int, ...]
-    sampling: Sampling
-    emit: Callable[[Piece], None]
-    """Called in the model's thread with each piece."""
-    ids: list[int] = field(default_factory=list)
-    cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Compute no further token of it; no piece comes any more, but perhaps one that is on its way."""
-        self.cancelled = True
-
-
 class Engine:
     """One thread that computes, and a bounded queue before it.
 
-    `lanes`: sequences computed at once. `waiting`: requests that wait for a lane, at most.
+    `lanes`: sequences computed at once. `waiting`: requests that wait for a lane, at most. `together`: in one forward
+    pass; else each by itself, as of models that allow no other way. `guesses`: tokens of a greedy answer that are
+    guessed at once and checked in one pass, by `draft` or else by what the text has repeated.
+
+    Raises:
+        ConfigError: guesses for a model that computes each sequence by itself, or a draft that does not fit.
     """
 
-    def __init__(self, language: Language, *, lanes: int = 8, waiting: int = 64):
+    def __init__(
+        self,
+        language: Language,
+        *,
+        lanes: int = 8,
+        waiting: int = 64,
+        together: bool = True,
+        draft: Language | None = None,
+        guesses: int = 0,
+    ):
         self.language, self.lanes, self.waiting = language, lanes, waiting
+        self.guessed = self.right = 0
+        """Tokens that were guessed, and those of them that the model chose, too."""
+        self._computed, self._guesses = way(language, lanes, together, draft, guesses)
         self._queue: deque[Ticket] = deque()
-        self._live: list[_Sequence] = []
+        self._live: list[Sequence] = []
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="language-model", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt: str | Sequence[int], sampling: Sampling, emit: Callable[[Piece], None]) -> Ticket:
+    def submit(self, prompt: str | Listed[int], sampling: Sampling, emit: Callable[[Piece], None]) -> Ticket:
         """Ask for an answer; returns at once.
 
         Raises:
@@ -125,7 +94,7 @@ class Engine:
             self._changed.notify()
         return ticket
 
-    def answer(self, prompt: str | Sequence[int], sampling: Sampling, *, timeout_s: float = 600) -> Answer:
+    def answer(self, prompt: str | Listed[int], sampling: Sampling, *, timeout_s: float = 600) -> Answer:
         """A whole answer, waited for.
 
         Raises:
@@ -173,81 +142,92 @@ class Engine:
                     if self._closed:
                         return
                     self._drop_cancelled()
-                    while self._queue and len(self._live) < self.lanes:
-                        self._live.append(_Sequence(self.language, self._queue.popleft()))
-                going = [sequence for sequence in self._live if sequence.step()]
+                    new = [self._queue.popleft() for _ in range(min(len(self._queue), self.lanes - len(self._live)))]
+                    joining = [Sequence(self.language, ticket) for ticket in new]
+                    going, self._live = self._live, self._live + joining
+                going += [sequence for sequence in joining if self._join(sequence)]
+                going = self._turn([sequence for sequence in going if self._goes_on(sequence)])
                 with self._changed:
                     self._live = going
 
+    def _goes_on(self, sequence: Sequence) -> bool:
+        if sequence.ticket.cancelled:
+            self._leave(sequence)
+        return not sequence.ticket.cancelled
 
-class _Sequence:
-    """An answer that grows, in the model's thread."""
-
-    def __init__(self, language: Language, ticket: Ticket):
-        self.language, self.ticket = language, ticket
-        self.generator = ticket.sampling.generator()
-        self.cache: Any = None
-        self.next = list(ticket.prompt)
-        self.words, self.stops = Detokenizer(language.text), Stops(ticket.sampling.stop)
-        self.made = self.out = 0
-        """Characters that the tokens have made, and that are out."""
-        self.held: deque[tuple[Token, int, int]] = deque()
-        """Tokens whose text is not out yet, with where it begins and ends."""
-
-    def step(self) -> bool:
-        """One token more; whether there will be another."""
-        if self.ticket.cancelled:
-            return False
+    def _join(self, sequence: Sequence) -> bool:
+        """Compute its prompt and first token; whether there will be another."""
+        prompt = list(sequence.ticket.prompt)
         try:
-            piece = self._grow()
-        except Exception as error:  # one request's failure is not that of the others
-            piece = Piece("", finish="error", error=one_line(error), computed=len(self.ticket.ids))
+            going = sequence.take(self._computed.join(sequence, prompt))
+            if going and self._guesses and sequence.greedy:
+                self._guesses.join(sequence, prompt)
+        except Exception as error:  # of its prompt; the others have their own
+            going = sequence.fail(error)
+        if not going:
+            self._leave(sequence)
+        return going
+
+    def _turn(self, live: list[Sequence]) -> list[Sequence]:
+        """A token more of each, and those after it that were guessed; who goes on."""
+        if not live:
+            return []
         try:
-            if piece.text or piece.tokens or piece.finish:
-                self.ticket.emit(piece)
-        except RuntimeError:  # the event loop that waited for it is gone
-            return False
-        return not piece.finish
+            guessed = self._guess(live)
+            fed = {sequence: [sequence.ticket.ids[-1], *guessed.get(sequence, [])] for sequence in live}
+            logits = self._computed.forward(fed)
+        except Exception as error:  # of the pass that they share
+            for sequence in live:
+                sequence.fail(error)
+                self._leave(sequence)
+            return []
+        return [sequence for sequence in live if self._take(sequence, guessed.get(sequence, []), logits[sequence])]
 
-    def _grow(self) -> Piece:
-        model, sampling = self.language.model, self.ticket.sampling
-        if self.cache is None:
-            from transformers import DynamicCache
+    def _guess(self, live: list[Sequence]) -> dict[Sequence, list[int]]:
+        if not self._guesses:
+            return {}
+        # The pass gives one token more than was guessed right, so the last one needs no guess.
+        texts = {sequence: sequence.text for sequence in live if sequence.greedy and sequence.left > 1}
+        found = self._guesses.guess(texts)
+        return {sequence: tokens[: sequence.left - 1] for sequence, tokens in found.items()}
 
-            self.cache = DynamicCache(config=model.config)
-        tokens_1T = torch.tensor([self.next], device=model.device)
-        out = model(input_ids=tokens_1T, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
-        logits_V = out.logits[0, -1].float().cpu()
-        token = sampling.choose(logits_V, self.generator)
-        self.next = [token]
-        self.ticket.ids.append(token)
-        ended = token in self.language.ends
-        text = "" if ended else self.words.add(token)
-        if sampling.logprobs is not None and not ended:
-            self.held.append((_scored(token, logits_V, sampling.logprobs), self.made, self.made + len(text)))
-        full = len(self.ticket.ids) >= sampling.max_tokens
-        if ended or full:
-            text += self.words.rest()
-        self.made += len(text)
-        given, stopped = self.stops.add(text)
-        if (ended or full) and not stopped:
-            given += self.stops.rest()
-        finish = "stop" if ended or stopped else "length" if full else ""
-        return Piece(given, self._let_out(len(given), finish, stopped), finish, len(self.ticket.ids))
-
-    def _let_out(self, characters: int, finish: str, stopped: bool) -> tuple[Token, ...]:
-        self.out += characters
-        found = []
-        while self.held:
-            token, begin, end = self.held[0]
-            if not (end <= self.out or (finish and (not stopped or begin < self.out))):
+    def _take(self, sequence: Sequence, guessed: list[int], logits_QV: torch.Tensor) -> bool:
+        before, going = len(sequence.text), True
+        for place, logits_V in enumerate(logits_QV):
+            going = sequence.take(logits_V)
+            if not going or guessed[place : place + 1] != sequence.ticket.ids[-1:]:
                 break
-            found.append(token)
-            self.held.popleft()
-        return tuple(found)
+        made = len(sequence.text) - before
+        self.guessed += len(guessed)
+        self.right += min(len(guessed), max(0, made - 1))
+        if going:
+            self._computed.cut(sequence, len(sequence.text) - 1)  # wrong guesses were computed, too
+        else:
+            self._leave(sequence)
+        return going
+
+    def _leave(self, sequence: Sequence) -> None:
+        self._computed.leave(sequence)
+        if self._guesses:
+            self._guesses.leave(sequence)
 
 
-def _scored(token: int, logits_V: torch.Tensor, likeliest: int) -> Token:
-    logprobs_V = logits_V.log_softmax(-1)
-    best = logprobs_V.topk(min(likeliest, len(logprobs_V)))
-    return Token(token, float(logprobs_V[token]), tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True)))
+def way(
+    language: Language, lanes: int, together: bool, draft: Language | None, guesses: int
+) -> tuple[Lanes, Guesses | None]:
+    """How sequences are computed, and who guesses; nothing is allocated yet.
+
+    Raises:
+        ConfigError: see `Engine`.
+    """
+    if guesses < 0 or (draft and not guesses):
+        raise ConfigError(f"guesses: must be at least {1 if draft else 0}, got {guesses}")
+    why = why_alone(language.model) if together else "together is False"
+    if why and guesses:
+        raise ConfigError(f"guesses: each answer is computed by itself, without guesses: {why}. Set guesses to 0")
+    if why:
+        return Alone(language.model), None
+    computed = Together(language.model, language.context, lanes, guesses=guesses)
+    if not guesses:
+        return computed, None
+    return computed, Draft(draft, language, lanes, guesses) if draft else Lookup(guesses)

@@ -20,9 +20,10 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from ray import serve as ray_serve
 
 from rtrain.errors import DataError
-from rtrain.language.engine import Busy, Engine, Piece, TooLong
+from rtrain.language.engine import Busy, Engine, TooLong, way
 from rtrain.language.guard import Guard
 from rtrain.language.model import load
+from rtrain.language.pieces import Piece
 from rtrain.language.sampling import Sampling
 from rtrain.serving.answers import new_api
 from rtrain.serving.openai import Ask, Chat, Completion, Refused, Shape, event, refused, unread
@@ -74,11 +75,12 @@ def name_of(export: str) -> str:
 class LanguageServer:
     """One replica: a model in memory, and the thread that computes with it."""
 
-    def __init__(self, export: str, *, guard: Guard | None = None, lanes: int = 8, waiting: int = 64, device: str = ""):
+    def __init__(self, export: str, *, guard: Guard | None = None, draft: str = "", device: str = "", **of_engine: Any):
         torch.set_num_threads(1)
         self.name = name_of(export)
         self.guard = guard
-        self.engine = Engine(load(export, device=device), lanes=lanes, waiting=waiting)
+        smaller = load(draft, device=device) if draft else None
+        self.engine = Engine(load(export, device=device), draft=smaller, **of_engine)
         self.started = int(time.time())
 
     def __del__(self) -> None:
@@ -119,7 +121,8 @@ class LanguageServer:
     async def healthz(self) -> dict[str, Any]:
         """Which model answers, and how much is under way."""
         computed, waiting = self.engine.load
-        return {"status": "ok", "model": self.name, "computed": computed, "waiting": waiting}
+        found = {"status": "ok", "model": self.name, "computed": computed, "waiting": waiting}
+        return found | {"guessed": self.engine.guessed, "right": self.engine.right}
 
     def _model(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "rtrain"}
@@ -187,17 +190,31 @@ class LanguageServer:
 
 
 def language_application(
-    export: str, *, guard: Guard | None = None, lanes: int = 8, waiting: int = 64, device: str = "", **options: Any
+    export: str,
+    *,
+    guard: Guard | None = None,
+    lanes: int = 8,
+    waiting: int = 64,
+    together: bool = True,
+    draft: str = "",
+    guesses: int = 0,
+    device: str = "",
+    **options: Any,
 ) -> Any:
     """What serves an intact language export; `options` of its deployment, as `num_replicas`.
 
     `lanes`: answers that a replica computes at once. `waiting`: requests that wait for one, beyond which it says 429.
+    `together`: all of them in one forward pass; else each by itself. `guesses`: tokens of a greedy answer that are
+    guessed at once, by `draft`, the export of a smaller model of the same tokenizer, or else by what the text repeats.
 
     Raises:
         CheckpointError: there is no intact export.
-        ConfigError: transformers is not installed, or the export lies in no local folder.
+        ConfigError: transformers is not installed, the export lies in no local folder, or nothing can be guessed so.
     """
-    load(export, device="cpu")  # here, where the error is one line
+    # Here, where the error is one line.
+    smaller = load(draft, device="cpu") if draft else None
+    way(load(export, device="cpu"), lanes, together, smaller, guesses)
     server: Any = LanguageServer
     given = {"guard": guard, "lanes": lanes, "waiting": waiting, "device": device}
+    given |= {"together": together, "draft": draft, "guesses": guesses}
     return server.options(**options).bind(export, **given)

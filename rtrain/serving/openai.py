@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from rtrain.language.engine import Piece, Token
 from rtrain.language.model import Language
+from rtrain.language.pieces import Piece, Token
 from rtrain.language.sampling import Sampling
 
 

@@ -164,6 +164,34 @@ def test_a_client_that_leaves_ends_its_sequence(
         serve.delete("endless")
 
 
+def test_guessed_answers_are_those_of_the_model(serve_port: int, served: Any, exported: str, tmp_path: Path) -> None:
+    draft = tmp_path / "draft"
+    shutil.copytree(exported, draft)
+    app = language_application(exported, draft=str(draft), guesses=3)
+    serve.run(app, name="guessing", route_prefix="/guessing")
+    url = f"http://127.0.0.1:{serve_port}/guessing"
+    try:
+        body = {"model": MODEL, "max_tokens": 60, "temperature": 0, "logprobs": 1}
+
+        def ask(url: str, prompt: str) -> dict[str, Any]:
+            answer = httpx.post(f"{url}/v1/completions", json=body | {"prompt": prompt}, timeout=120).json()
+            return {"choice": answer["choices"][0], "usage": answer["usage"]}
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda prompt: ask(url, prompt), PROMPTS, timeout=120))
+            plain = list(pool.map(lambda prompt: ask(served.url, prompt), PROMPTS, timeout=120))
+        for prompt, mine, other in zip(PROMPTS, found, plain, strict=True):
+            assert mine["choice"]["text"] == offline(exported, prompt, 60)
+            assert mine["usage"] == other["usage"]
+            assert mine["choice"]["logprobs"]["tokens"] == other["choice"]["logprobs"]["tokens"]
+            logprobs = [each["choice"]["logprobs"]["token_logprobs"] for each in (mine, other)]
+            assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-4)
+        said = httpx.get(f"{url}/healthz", timeout=60).json()
+        assert 0 < said["guessed"] * 0.9 <= said["right"] <= said["guessed"]  # its draft is the model itself
+    finally:
+        serve.delete("guessing")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoSecrets(Guard):
     word: str
