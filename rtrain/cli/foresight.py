@@ -81,10 +81,10 @@ def asked(options: argparse.Namespace) -> bool:
             raise ConfigError(f"--{spelled}: means nothing without --{needed}. Add --{needed}{example}")
     if "search" in given and "scale" in given:
         raise ConfigError("--search and --scale: each is an answer of its own. Ask for one of them")
-    of_one = [name for name in ("mtbf_hours", "rows", "read_rows_s") if name in given]
+    of_one = [name for name in ("mtbf_hours", "read_rows_s") if name in given]
     if of_one and ("search" in given or "scale" in given):
         spelled = of_one[0].replace("_", "-")
-        raise ConfigError(f"--{spelled}: is of one layout. Take it, by plan without --search and --scale")
+        raise ConfigError(f"--{spelled}: tells of one layout alone. Ask for it without --search and --scale")
     return "hardware" in given
 
 
@@ -121,6 +121,10 @@ def found(run: "Run", options: argparse.Namespace) -> Answer:
     price = getattr(options, "price", None)
     if price is not None and not price > 0:
         raise ConfigError(f"--price: must be above 0, got {price:g}")
+    rows, read_rows_s = getattr(options, "rows", None), getattr(options, "read_rows_s", None)
+    for name, value in (("rows", rows), ("read-rows-s", read_rows_s)):
+        if value is not None and not value > 0:
+            raise ConfigError(f"--{name}: must be above 0, got {value:g}")
     placed = on_hardware(run, profile)
     if hasattr(options, "search"):
         from rtrain.outlook.search import search
@@ -128,19 +132,15 @@ def found(run: "Run", options: argparse.Namespace) -> Answer:
         devices = getattr(options, "devices", run.cluster.workers)
         if devices < 1:
             raise ConfigError(f"--devices: must be at least 1, got {devices}")
-        return search(placed, profile, devices=devices, price=price)
+        return search(placed, profile, devices=devices, price=price, rows=rows)
     if hasattr(options, "scale"):
         from rtrain.outlook.scale import Scaling, scale
 
         scaling: Scaling = getattr(options, "scaling", "weak")
-        return scale(placed, profile, devices=_doubled(options.scale), scaling=scaling, price=price)
+        return scale(placed, profile, devices=_doubled(options.scale), scaling=scaling, price=price, rows=rows)
     planned = plan(placed)
     failing = {name: getattr(options, name) for name in FAILING if hasattr(options, name)}
     how = Failing(**failing) if failing else None
-    rows, read_rows_s = getattr(options, "rows", None), getattr(options, "read_rows_s", None)
-    for name, value in (("rows", rows), ("read-rows-s", read_rows_s)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{name}: must be above 0, got {value:g}")
     told = outlook(placed, profile, price=price, plan=planned, failing=how, rows=rows, read_rows_s=read_rows_s)
     return Foreseen(planned, told)
 

@@ -63,9 +63,12 @@ class Scaled:
 
 
 def scale(
-    run: Run, profile: Profile, *, devices: Sequence[int], scaling: Scaling = "weak", price: float | None = None
-) -> Scaled:
+    run: Run, profile: Profile, *, devices: Sequence[int], scaling: Scaling = "weak", price: float | None = None,
+    rows: int | None = None,
+) -> Scaled:  # fmt: skip
     """The run's tensor and pipeline degrees at each number of devices, the data degree filling them.
+
+    `rows`: of the training split, where the run itself does not know.
 
     Raises:
         ConfigError: none of the numbers can be.
@@ -73,7 +76,7 @@ def scale(
     free = replace(run, parallel=replace(run.parallel, data=None))
     blueprint = run.blueprint
     before = lay_out(free.parallel, run.cluster.workers).readers(blueprint.dealt)
-    rows, left_out = [], []
+    found, left_out = [], []
     for count in devices:
         try:
             mesh = lay_out(free.parallel, count)
@@ -85,9 +88,9 @@ def scale(
             left_out.append((count, str(error)))
             continue
         step = counted_step(Stepper(run=at, profile=profile), at, mesh)
-        rows.append((at.global_batch, summed_up(at, profile, mesh, step, price=price)))
-    if not rows:
+        found.append((at.global_batch, summed_up(at, profile, mesh, step, price=price, rows=rows)))
+    if not found:
         raise ConfigError(f"--scale: none of {', '.join(map(str, devices))} devices can be: {left_out[0][1]}")
-    steps = steps_of(run)[0]
+    steps = steps_of(run, rows)[0]
     samples = None if steps is None else steps * run.global_batch
-    return Scaled(scaling=scaling, rows=tuple(rows), left_out=tuple(left_out), samples=samples)
+    return Scaled(scaling=scaling, rows=tuple(found), left_out=tuple(left_out), samples=samples)

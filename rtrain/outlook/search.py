@@ -58,7 +58,7 @@ class Found:
         cut = (first.mesh, first.parallel.schedule)
         second = next((at for at in self.layouts if (at.mesh, at.parallel.schedule) != cut), None)
         if second is None:
-            return "it is the only cut that fits"
+            return "no other degrees of data, tensor and pipeline ranks fit; of these it is the fastest way"
         names = {**first.step.parts, **second.step.parts}
         gains = {n: second.step.parts.get(n, 0.0) - first.step.parts.get(n, 0.0) for n in names}
         part = max(gains, key=gains.__getitem__)
@@ -98,8 +98,10 @@ class Found:
         return "\n".join(lines)
 
 
-def search(run: Run, profile: Profile, *, devices: int, price: float | None = None) -> Found:
+def search(run: Run, profile: Profile, *, devices: int, price: float | None = None, rows: int | None = None) -> Found:
     """Every legal layout of the run's model and global batch over so many devices, of which those that fit are ranked.
+
+    `rows`: of the training split, where the run itself does not know.
 
     Of data, tensor and pipeline degrees, DDP and ZeRO stages, schedules, and microbatches that divide a rank's rows. A
     layout that does not fit is looked at once more with its pieces recomputed.
@@ -134,7 +136,7 @@ def search(run: Run, profile: Profile, *, devices: int, price: float | None = No
             "global_batch, or make the model smaller"
         )
     fitting.sort(key=lambda at: (at.step.seconds, at.held_bytes))
-    best = summed_up(run, profile, fitting[0].mesh, fitting[0].step, price=price)
+    best = summed_up(run, profile, fitting[0].mesh, fitting[0].step, price=price, rows=rows)
     return Found(layouts=tuple(fitting), legal=legal, too_large=legal - len(fitting), best=best)
 
 

@@ -96,13 +96,16 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
         for name, facts in zip(names, all_facts, strict=True)
     ]  # fmt: skip
     tests = [numbers(result.get("test")) for result in results]
+    of_trials = not any(results) and all(facts.parent.get("kind") == "trial" for facts in all_facts)
+    if of_trials:  # which are never judged on the test split
+        tests = [_newest(facts) for facts in all_facts]
     metrics = [_judge(name, [test.get(name) for test in tests]) for name in dict.fromkeys(itertools.chain(*tests))]
     flats = [facts.flat() for facts in all_facts]
     keys = dict.fromkeys(key for flat in flats for key in flat if key not in OF_EVERY_RUN)
     valued = {key: [flat.get(key, ABSENT) for flat in flats] for key in keys}
     config = {key: values for key, values in valued.items() if any(value != values[0] for value in values)}
     data = [key for key in config if key.startswith("data.") and key != "data.prefetch"]
-    notes = []
+    notes = ["Trials of a search: the metrics are each one's newest of the validation split."] if of_trials else []
     between, why = intervals(all_facts, names, [row["name"] for row in metrics])
     for row in metrics:
         row["intervals"] = [None, *(found.get(row["name"]) for found in between)]
@@ -116,6 +119,12 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
         notes.append(f"The runs are not of the same code. {told}.")
     rows = [{"key": key, "values": values} for key, values in config.items()]
     return {"runs": runs, "metrics": metrics, "config": rows, "notes": notes}
+
+
+def _newest(facts: Facts) -> dict[str, float]:
+    """Validation metrics of the last evaluation."""
+    lines = facts.lines("valid")
+    return {name: value for name, value in numbers(lines[-1]).items() if name != "step"} if lines else {}
 
 
 def _names(all_facts: Sequence[Facts]) -> list[str]:

@@ -11,6 +11,8 @@ from rtrain.storage import Folder
 from rtrain.tracking import mask
 
 FILES = ("run.json", "history.jsonl", "placement.json", "result.json")
+SEARCH, TRIALS = "search.json", "trials"
+"""In a search's folder: what it searches, and the folder of its trials, each of which is a run."""
 
 
 @dataclass

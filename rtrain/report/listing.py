@@ -2,13 +2,13 @@
 
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cmp_to_key
 from typing import Any
 
 from rtrain.errors import UserError, did_you_mean
-from rtrain.report.facts import FILES, Facts, code_of, numbers, read_facts
+from rtrain.report.facts import FILES, SEARCH, TRIALS, Facts, code_of, numbers, read_facts
 from rtrain.report.origin import parent_name
 from rtrain.report.words import DASH, is_better, number, spell_metric, spell_seconds, spell_time
 from rtrain.storage import Folder
@@ -73,6 +73,8 @@ class Listed:
 def runs_in(storage: str, where: Sequence[str] = (), by: str = "") -> list[Listed]:
     """Runs whose folders lie in `storage`, that which wrote last first; broken ones as far as they can be read.
 
+    Of a search among them, or if `storage` is the folder of one, its trials, named `search/trial-0003`.
+
     Args:
         storage: a path or URI, as `Run.storage`.
         where: conditions that all hold, as `auc>=0.7`, `state=finished`, `model.dim=16`: a run without the key is left
@@ -82,8 +84,7 @@ def runs_in(storage: str, where: Sequence[str] = (), by: str = "") -> list[Liste
     Raises:
         UserError: there is no run in it, a condition that is none, or a key that no run has.
     """
-    folder = Folder(storage)
-    found = [_listed(read_facts(folder.child(name).uri)) for name in folder.names() if _is_run(folder.child(name))]
+    found = [_listed(read_facts(folder.uri), search) for search, folder in _runs(Folder(storage))]
     if not found:
         raise UserError(f"there is no run in {storage!r}. Give the folder that runs lie in, as --storage has it")
     known = set[str]().union(*(run.keys for run in found))
@@ -118,12 +119,27 @@ def _cells(run: Listed, by: str) -> tuple[str, ...]:
     return run.name, run.model, run.state, f"{run.steps:,}", told, spell_seconds(run.seconds), when, run.commit or DASH
 
 
-def _is_run(folder: Folder) -> bool:
-    names = folder.names()
+def _runs(storage: Folder) -> Iterator[tuple[str, Folder]]:
+    """Each run's folder, with the name of the search that it is a trial of; empty: of none."""
+    names = storage.names()
+    if SEARCH in names:
+        search = storage.uri.rstrip("/").rpartition("/")[2]
+        found = storage.child(TRIALS)
+        yield from ((search, found.child(name)) for name in found.names() if _is_run(found.child(name).names()))
+        return
+    for child in map(storage.child, names):
+        inside = child.names()
+        if SEARCH in inside:
+            yield from _runs(child)
+        elif _is_run(inside):
+            yield "", child
+
+
+def _is_run(names: Collection[str]) -> bool:
     return any(name in names for name in FILES)
 
 
-def _listed(facts: Facts) -> Listed:
+def _listed(facts: Facts, search: str) -> Listed:
     result, valid = facts.result, facts.lines("valid")
     steps = [int(line["step"]) for line in facts.history]
     model = facts.run.get("model")
@@ -133,7 +149,7 @@ def _listed(facts: Facts) -> Listed:
     ended = str(outcome.get("state") or "") if isinstance(outcome, dict) else ""
     newest = {key: value for key, value in valid[-1].items() if key not in ("kind", "step")} if valid else {}
     return Listed(
-        name=facts.name,
+        name=f"{search}/{facts.name}" if search else facts.name,
         folder=facts.folder.uri,
         model=kind.rpartition(":")[2],
         state="finished" if result or ended == "finished" else "unfinished",  # a trial has no result

@@ -110,6 +110,7 @@ def _gate(conductor: Conductor, train: Train) -> Any:
     allowance = Allowance(
         seconds=search.hours * 3600 - spent["seconds"] if search.hours is not None else None,
         worker_seconds=workers_s - spent["worker_seconds"] if workers_s is not None else None,
+        longest=spent["longest"],
     )
     actor = ray.remote(Gate).options(num_cpus=0, max_concurrency=10_000)  # coroutines that wait, not threads
     asked = conductor.asked
@@ -245,4 +246,5 @@ class _Teller(tune.Callback):
             raise RtrainError(f"the search's gate has died ({one_line(error)}). Start it again to go on") from error
         self.closed = self._conductor.closed = self.closed or state["closed"]
         spent = {key: self._before[key] + state[key] for key in ("seconds", "worker_seconds")}
+        spent["longest"] = state["longest"]
         self._conductor.journal.folder.write_json(SPENT, spent)

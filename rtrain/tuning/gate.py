@@ -47,6 +47,8 @@ class Allowance:
     """Of the search."""
     worker_seconds: float | None = None
     """Of all its workers."""
+    longest: float = 0.0
+    """Seconds of the longest interval of any earlier start: as long as a run may take that has not begun."""
 
 
 @dataclass
@@ -88,7 +90,7 @@ class Gate:
         self.began = time.monotonic()
         self.worked = 0.0
         """Worker-seconds of runs that are over."""
-        self.longest = 0.0
+        self.longest = allowance.longest
         """Seconds of the longest interval of any run."""
         self._changed = asyncio.Condition()
         self._tasks = set[asyncio.Task[None]]()
@@ -219,6 +221,7 @@ class Gate:
             "closed": self.closed,
             "seconds": time.monotonic() - self.began,
             "worker_seconds": self._worker_seconds(),
+            "longest": self.longest,
             "running": len(under_way),
         }
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from rtrain import config
 from rtrain.checkpoint.folders import Check
 from rtrain.errors import ConfigError
+from rtrain.report.facts import SEARCH, TRIALS
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training import history
@@ -23,7 +24,7 @@ from rtrain.tuning.options import Search
 from rtrain.tuning.space import Drawn, Space
 
 Ended = Literal["", "finished", "stopped", "failed", "refused"]
-TRIALS, TRIAL, SEARCH, SPENT = "trials", "trial.json", "search.json", "spent.json"
+TRIAL, SPENT = "trial.json", "spent.json"
 MAY_CHANGE = ("trials", "concurrent", "hours", "cost", "price")
 """Of `Search`: what a later start of the same search may have otherwise."""
 
@@ -103,8 +104,8 @@ class Journal:
         return [line for line in lines if line["kind"] == "valid"]
 
     def spent(self) -> Mapping[str, float]:
-        """Seconds of the search, and of its workers, over all starts so far."""
-        nothing = {"seconds": 0.0, "worker_seconds": 0.0}
+        """Seconds of the search, of its workers, and of the longest interval, over all starts so far."""
+        nothing = {"seconds": 0.0, "worker_seconds": 0.0, "longest": 0.0}
         return nothing | (self.folder.read_json(SPENT) if self.folder.exists(SPENT) else {})
 
     def open_as(self, space: Space, search: Search, objectives: Mapping[str, str]) -> None:

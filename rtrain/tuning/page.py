@@ -5,9 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from rtrain import config
+from rtrain.report.facts import SEARCH
 from rtrain.report.page import REPORT, fill
 from rtrain.storage import Folder
-from rtrain.tuning.journal import SEARCH, Entry, Journal
+from rtrain.tuning.journal import Entry, Journal
 from rtrain.tuning.pareto import front, ranked
 from rtrain.tuning.pictures import panels
 from rtrain.tuning.words import duration, spell

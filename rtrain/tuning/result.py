@@ -7,8 +7,9 @@ from typing import Any
 from rtrain import config
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import RunFailed
+from rtrain.report.facts import TRIALS
 from rtrain.run import Run
-from rtrain.tuning.journal import TRIALS, Entry
+from rtrain.tuning.journal import Entry
 from rtrain.tuning.pareto import front, ranked
 from rtrain.tuning.space import Space, changes
 from rtrain.tuning.words import spell

@@ -11,11 +11,12 @@ from rtrain.checkpoint import fence
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.errors import ConfigError
 from rtrain.planning import plan
+from rtrain.report.facts import SEARCH
 from rtrain.run import Run
 from rtrain.storage import Folder, check_writable
 from rtrain.tuning.board import Board
 from rtrain.tuning.conductor import Asked, Conductor, objectives_of
-from rtrain.tuning.journal import SEARCH, Journal
+from rtrain.tuning.journal import Entry, Journal
 from rtrain.tuning.options import Search
 from rtrain.tuning.proposals import Proposals
 from rtrain.tuning.result import Tuned, tuned
@@ -66,6 +67,8 @@ def tune(
     scheduler = scheduler_of(search.scheduler, run, rows, space, metric=metric, mode=mode, seed=run.seed)
     proposals = Proposals(space, search, objectives, run.seed)
     if warm:
+        if search.sampler not in ("tpe", "gp"):
+            raise ConfigError(f"--warm: {search.sampler!r} learns nothing of earlier trials. Give --sampler tpe, or gp")
         if not Folder(warm).exists(SEARCH):
             raise ConfigError(f"--warm: there is no search in {warm!r}. Give the folder of one, such as runs/NAME")
         storage, _, name = warm.rstrip("/").rpartition("/")
@@ -82,8 +85,21 @@ def tune(
             with Board(run.name, objectives, search.trials) as board:
                 closed = searched(Conductor(about, journal, proposals, board), scheduler)
         report = write_report(journal, proposals.importances(), closed)
-        entries = list(journal.entries.values())
+        entries = [_so_far(entry, journal, objectives) for entry in journal.entries.values()]
         return tuned(asked, space, entries, objectives, command=command, report=report, closed=closed)
+
+
+def _so_far(entry: Entry, journal: Journal, objectives: Mapping[str, str]) -> Entry:
+    """Of a trial that was interrupted, what its run had reached by then, where all objectives are metrics of a run."""
+    if entry.ended or entry.values:
+        return entry
+    points = [point for point in journal.points(entry) if objectives.keys() <= point.keys()]
+    if not points:
+        return entry
+    name, mode = next(iter(objectives.items()))
+    best = (max if mode == "max" else min)(points, key=lambda point: point[name])
+    values = {key: best[key] for key in objectives}
+    return replace(entry, step=points[-1]["step"], best_step=best["step"], values=values)
 
 
 def _say(run: Run, text: str) -> None:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from rtrain import config
 from rtrain.mesh import Parallel, lay_out
 from rtrain.parallel.stage import parameters_of_ranks
+from rtrain.report.facts import TRIALS
 from rtrain.run import Run
-from rtrain.tuning.journal import TRIALS, Entry
+from rtrain.tuning.journal import Entry
 from rtrain.tuning.space import Space, changes
 
 

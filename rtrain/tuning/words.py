@@ -23,7 +23,8 @@ def ended_line(entry: Entry, objectives: Objectives, entries: Sequence[Entry], m
         how = f"{entry.ended} ({entry.error})"
     else:
         values = ", ".join(f"{name} {spell(entry.values[name])}" for name in objectives if name in entry.values)
-        how = f"{entry.ended} at step {entry.step}: {values or 'nothing reported'}"
+        at = f", best at step {entry.best_step}" if values and entry.best_step not in (None, entry.step) else ""
+        how = f"{entry.ended} at step {entry.step}{at}: {values or 'nothing reported'}"
     return f"trial {entry.number} ({number} of {most} ended) {how}{best_so_far(objectives, entries)}, with {with_what}"
 
 

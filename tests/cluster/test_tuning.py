@@ -344,6 +344,8 @@ def test_a_scheduler_needs_an_evaluation_within_the_run(run: Any) -> None:
 def test_what_a_search_learns_from_is_there(run: Any) -> None:
     with pytest.raises(ConfigError, match="--warm: there is no search in 'nowhere'"):
         rtrain.tune(run, SPACE, trials=1, warm="nowhere")
+    with pytest.raises(ConfigError, match="--warm: 'random' learns nothing of earlier trials. Give --sampler tpe, or"):
+        rtrain.tune(run, SPACE, search=rtrain.Search(sampler="random"), warm="nowhere")
 
 
 def test_a_scheduler_needs_evaluations_by_steps(run: Any) -> None:

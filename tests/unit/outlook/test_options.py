@@ -59,6 +59,13 @@ def test_an_epochs_rows_are_told(capsys: pytest.CaptureFixture[str]) -> None:
             arguments=["plan", "--hardware", "h100", "--json", "--rows", "5120", "--price", "1"],
         )  # fmt: skip
     found = json.loads(capsys.readouterr().out)["outlook"]
+    with pytest.raises(SystemExit):
+        cli.main(
+            dlrm_movielens.run, dlrm_movielens.debug,
+            arguments=["plan", "--hardware", "h100", "--json", "--rows", "5120", "--scale", "2..4", "--price", "1"],
+        )  # fmt: skip
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["hours"] > 0 and row["cost"] > 0 for row in rows] == [True, True]
     assert found["steps"] == 3 * 10 and found["cost"] == pytest.approx(2 * found["hours"])
 
 
@@ -78,7 +85,7 @@ def test_a_search_and_a_scale_answer_in_json(plan: Any) -> None:
             "--restart-s: means nothing without --mtbf-hours. Add --mtbf-hours",
         ),
         (["--hardware", "h100", "--mtbf-hours", "-1"], "--mtbf-hours: must be a number above 0, got -1"),
-        (["--hardware", "h100", "--mtbf-hours", "9", "--search"], "--mtbf-hours: is of one layout"),
+        (["--hardware", "h100", "--mtbf-hours", "9", "--search"], "--mtbf-hours: tells of one layout alone"),
         (["--hardware", "h100", "--devices", "8"], "--devices: means nothing without --search. Add --search"),
         (["--hardware", "h100", "--scaling", "weak"], "--scaling: means nothing without --scale. Add --scale 8..64"),
         (["--hardware", "h100", "--search", "--scale", "1..2"], "Ask for one of them"),

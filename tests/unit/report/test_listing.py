@@ -10,6 +10,7 @@ import pytest
 from rtrain.cli.console import _console
 from rtrain.errors import UserError
 from rtrain.rehearsal.repeat import _other_code, repeat
+from rtrain.report.compare import compare
 from rtrain.report.listing import runs_in, spell_runs
 from rtrain.storage import Folder
 from tests.unit.release.runs import run_of, write_rows
@@ -52,6 +53,31 @@ def test_all_runs_are_there_the_newest_first(storage: Path) -> None:
         result["test"]["auc"],
     )
     assert half.state == "unfinished" and 0 < half.steps < 20 and 0.5 < half.metrics["auc"] < 1 and half.seconds is None
+
+
+def test_a_searchs_trials_are_there_by_its_folder_and_among_other_runs(storage: Path, tmp_path: Path) -> None:
+    """And beside each other by the metrics that they have, which are of the validation split."""
+    trials = tmp_path / "runs" / "searched" / "trials"
+    trials.mkdir(parents=True)
+    (trials.parent / "search.json").write_text("{}")
+    for name in ("trial-0000", "trial-0001"):
+        shutil.copytree(storage / "good", trials / name)
+        (trials / name / "result.json").unlink()
+        run = json.loads((trials / name / "run.json").read_text())
+        (trials / name / "run.json").write_text(json.dumps(run | {"name": name}))
+        manifest = json.loads((trials / name / "manifest.json").read_text())
+        for start in manifest["starts"]:
+            start["parent"] = {"kind": "trial", "search": "runs/searched"}
+        (trials / name / "manifest.json").write_text(json.dumps(manifest))
+    wanted = {"searched/trial-0000", "searched/trial-0001"}
+    assert set(names(trials.parent)) == wanted and set(names(tmp_path / "runs")) == wanted
+    shutil.copytree(storage / "good", tmp_path / "runs" / "good")
+    assert set(names(tmp_path / "runs")) == {"good", *wanted}
+    assert set(names(tmp_path / "runs", "parent=searched")) == wanted
+    found = compare([f"{trials}/trial-0000", f"{trials}/trial-0001"])
+    (auc,) = (row for row in found["metrics"] if row["name"] == "auc")
+    last = json.loads([x for x in (trials / name / "history.jsonl").read_text().splitlines() if '"valid"' in x][-1])
+    assert auc["values"] == [last["auc"]] * 2 and "newest of the validation split" in found["notes"][0]
 
 
 @pytest.mark.parametrize(

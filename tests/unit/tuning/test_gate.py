@@ -225,6 +225,19 @@ def test_no_interval_begins_that_the_budget_does_not_hold(monkeypatch: pytest.Mo
     played(play, worker_seconds=100.0)
 
 
+def test_a_run_that_has_not_begun_is_taken_to_last_as_long_as_an_earlier_starts_longest() -> None:
+    async def play(gate: Gate, runs: Runs) -> None:
+        assert not await launch(gate, "a")
+        assert gate.closed.startswith("cost") and not runs.under_way
+        assert (await gate.state())["longest"] == 60.0
+
+    async def fits(gate: Gate, runs: Runs) -> None:
+        assert await launch(gate, "a")
+
+    played(play, worker_seconds=119.0, longest=60.0)  # of two workers
+    played(fits, worker_seconds=121.0, longest=60.0)
+
+
 def test_what_a_run_failed_with_is_told() -> None:
     async def play(gate: Gate, runs: Runs) -> None:
         await launch(gate, "a")

@@ -44,7 +44,7 @@ def test_what_is_written_is_there_for_the_next_start(run: Any) -> None:
     assert [e.number for e in again.open] == [1]
     assert again.entries[1].run == "trial-0001"
     assert again.points(again.entries[1]) == []
-    assert again.spent() == {"seconds": 0.0, "worker_seconds": 0.0}
+    assert again.spent() == {"seconds": 0.0, "worker_seconds": 0.0, "longest": 0.0}
 
 
 def test_who_lost_the_search_writes_nothing(run: Any) -> None:
@@ -157,7 +157,7 @@ def test_its_page_is_written_while_it_runs(run: Any) -> None:
 def test_what_it_says_on_the_way() -> None:
     entries = [entry(0, 0.6), entry(1, 0.8), entry(2, None, ended="")]
     assert ended_line(entries[1], AUC, entries, 8) == (
-        "trial 1 (2 of 8 ended) finished at step 30: auc 0.8 (best 0.8 of trial 1), "
+        "trial 1 (2 of 8 ended) finished at step 30, best at step 20: auc 0.8 (best 0.8 of trial 1), "
         "with optim.lr 0.02, model.top (16, 8)"
     )
     assert standing_line(AUC, entries, 8, 120.0) == (
