@@ -92,6 +92,9 @@ def export(
             "files": files,
         },
     )
+    for name in folder.names():  # of an export before this one, whose tables were kept otherwise
+        if name.startswith("model-") and name not in files:
+            folder.discard(name)
     return folder.uri
 
 

@@ -23,7 +23,6 @@ from rtrain.evaluation.columns import partial_of
 from rtrain.export.artifact import HEAD, LOOKS_UP, Predictor
 from rtrain.export.chosen import CALLS, SIZES, alternated, difference, largest, one_thread
 from rtrain.export.weights import Entry, fetched, put, write_tensors
-from rtrain.metrics.names import metric_of
 from rtrain.metrics.state import group_columns
 from rtrain.nn.gathered import quantised, scale_of, weights_of
 from rtrain.nn.tables import Table
@@ -122,10 +121,9 @@ def _compared(run: Run, trained: Predictor, fewer: Predictor, dataset: Any) -> d
         apart.append(difference(link(said), link(found)))
         for tally, outputs in zip(tallies, (said, found), strict=True):
             tally.add(outputs, batch)
-    values = [_metrics(run, tally.scored()[0]) for tally in tallies]
     rows = sum(batch.rows for batch in batches)
-    _refuse_losses(run, rows, *values)
-    both = {name: [before, values[1][name]] for name, before in values[0].items()}
+    before, after = (tally.scored()[0] for tally in tallies)
+    both = _metrics(run, before, after, rows)
     return {"rows": rows, "difference": largest(apart), **both, **_times(dataset, trained, fewer)}
 
 
@@ -140,26 +138,22 @@ def _first(batches: Iterable[Batch]) -> list[Batch]:
     return found
 
 
-def _metrics(run: Run, scored: Mapping[str, Any]) -> dict[str, float]:
-    """Those that need no column beside what rows are scored by."""
-    return {
-        f"{prefix}{metric.name}": metric.value(partial_of(metric, of, None))
-        for prefix, of in scored.items()
-        for metric in run.metrics
-        if not group_columns(metric)
-    }
-
-
-def _refuse_losses(run: Run, rows: int, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-    for name, value in before.items():
-        metric = metric_of(name)
-        loss = (value - after[name]) * (1 if metric is None or metric.higher_is_better else -1)
+def _metrics(run: Run, before: Mapping[str, Any], after: Mapping[str, Any], rows: int) -> dict[str, list[float]]:
+    """Of each label, those that need no column beside what rows are scored by; what is nan both times is left out."""
+    found = {}
+    for prefix, metric in ((p, m) for p in before for m in run.metrics if not group_columns(m)):
+        was, now = (metric.value(partial_of(metric, of[prefix], None)) for of in (before, after))
+        if was != was and now != now:
+            continue
+        loss = was - now if metric.higher_is_better else now - was
         if not loss <= run.handoff.tolerance:
             raise ConfigError(
-                f"handoff.tables: {run.handoff.tables} costs {loss:.5f} of {name} ({value:.5f} to {after[name]:.5f}) "
-                f"on {rows:,} test rows, and handoff.tolerance is {run.handoff.tolerance:g}. Its tables stay as "
-                "trained. Raise the tolerance, or keep more bits"
+                f"handoff.tables: {run.handoff.tables} costs {loss:.5f} of {prefix}{metric.name} ({was:.5f} to "
+                f"{now:.5f}) on {rows:,} test rows, and handoff.tolerance is {run.handoff.tolerance:g}. Tables stay "
+                "as trained. Raise the tolerance, or keep more bits"
             )
+        found[f"{prefix}{metric.name}"] = [was, now]
+    return found
 
 
 def _times(dataset: Any, trained: Predictor, fewer: Predictor) -> dict[str, list[float]]:

@@ -58,14 +58,19 @@ class Gathered(nn.Module):
         self.sequences = {f for table in tables for f in table.sequences}
         self.lists = [f for f in features if f in lists or f in self.sequences]
         self.ones = [f for f in features if f not in self.lists]
+        self.pooled = {f for table in tables for f in self.lists if f in table.features and f not in table.sequences}
         self.means = {f for table in tables for f in table.means}
         self.weighted = {f for table in tables for f in table.weighted}
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of what `forward` takes beside the tables."""
-        of_lists = [(ids_of(f), mask(f) if f in self.sequences else share(f)) for f in self.lists]
-        return (*((IDS,) if self.ones else ()), *(name for both in of_lists for name in both))
+        found = [IDS] if self.ones else []
+        for feature in self.lists:
+            found.append(ids_of(feature))
+            found += [mask(feature)] if feature in self.sequences else []
+            found += [share(feature)] if feature in self.pooled else []
+        return tuple(found)
 
     def asked(self, ids: Jagged, weights: Tensor | None) -> dict[str, Tensor]:
         """By name what `forward` takes of a batch; `weights`: of the ids, as `Tables.weights`."""
@@ -75,14 +80,18 @@ class Gathered(nn.Module):
             real = torch.arange(padded.shape[1]) < ids.lengths.view(len(ids.keys), -1)[ids.keys.index(feature)][:, None]
             if feature in self.sequences:
                 found[mask(feature)] = real
-            elif feature in self.weighted and weights is not None:
-                start = sum(ids.per_key[: ids.keys.index(feature)])
-                own = weights[start : start + ids.per_key[ids.keys.index(feature)]]
-                found[share(feature)] = torch.zeros(real.shape).masked_scatter(real, own)
-            else:
-                parts = real.sum(1, keepdim=True).clamp(min=1) if feature in self.means else 1
-                found[share(feature)] = real / parts
+            if feature in self.pooled:
+                found[share(feature)] = self._share(feature, ids, real, weights)
         return found
+
+    def _share(self, feature: str, ids: Jagged, real_BT: Tensor, weights: Tensor | None) -> Tensor:
+        """float32 [B, T]"""
+        if feature in self.weighted and weights is not None:
+            at = ids.keys.index(feature)
+            start = sum(ids.per_key[:at])
+            return torch.zeros(real_BT.shape).masked_scatter(real_BT, weights[start : start + ids.per_key[at]])
+        parts = real_BT.sum(1, keepdim=True).clamp(min=1) if feature in self.means else 1
+        return real_BT / parts
 
     def _ones(self, ids: Jagged) -> Tensor:
         """[F, B], of which ids that lie side by side are no copy."""

@@ -103,7 +103,7 @@ def test_no_batch_is_larger_than_its_blank(kind: str, negatives: Negatives, worl
 @pytest.mark.parametrize(
     ("kind", "negatives", "features", "said"),
     [
-        (Graph, Negatives(), {}, "data: a graph has the interactions that train as edges"),
+        (Graph, Negatives(), {}, "data: a graph.s size only open data tell. Give data.edges"),
         (Histories, Negatives(by="all"), {}, "data.negatives.by: 'all' deals every item to the positions"),
         (Pairs, KNOWN, {"item_features": IdList(name="tags", rows=9)}, "data.item_features: 'tags' is a list of any"),
         (Pairs, KNOWN, {"user_features": IdList(name="tags", rows=9)}, "'tags' is a list of any length. Give it a max"),
