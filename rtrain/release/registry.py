@@ -4,12 +4,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from rtrain.errors import ClusterError, ConfigError, UserError, one_line
 from rtrain.metrics.names import is_of_slice
 from rtrain.release.audit import AuditLog
+from rtrain.release.card import CARD
 from rtrain.release.gate import verdict_of
 from rtrain.release.judged import Finished
 from rtrain.storage.paths import located
@@ -74,6 +76,8 @@ class Registry:
     def register(self, name: str, run: str, reason: str) -> Version:
         """A finished run's export as the newest version of a model; one that is registered already stays what it is.
 
+        A `card.md` beside the export is linked to the version: tags `card` and `card_sha256`.
+
         Raises:
             UserError: no finished run there, or one without an export; no reason; a name that cannot be one.
         """
@@ -87,8 +91,10 @@ class Registry:
         result = finished.result
         told = {key: str(result[key]) for key in ("checkpoint", "commit") if result.get(key)}
         told["test"] = json.dumps({key: value for key, value in result["test"].items() if not is_of_slice(key)})
-        tags = {"model": finished.digest, "run": finished.name, "step": str(result["best_step"])} | told
         source = finished.export.uri
+        if finished.export.exists(CARD):
+            told |= {"card": f"{source}/{CARD}", "card_sha256": sha256(finished.export.read(CARD)).hexdigest()}
+        tags = {"model": finished.digest, "run": finished.name, "step": str(result["best_step"])} | told
         self._logged(name, "register", reason, {"model": name, "run": finished.name, "sha256": finished.digest})
         made = self._asked(lambda: self.client.create_model_version(name, source=source, tags=tags))
         return self.version(name, int(made.version))

@@ -1,5 +1,6 @@
 """Versions, aliases and the log on real runs: who may be champion, who is taken back, and what shows in the log."""
 
+import hashlib
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,7 @@ import pytest
 from rtrain.cli import console
 from rtrain.errors import ClusterError, ConfigError, UserError
 from rtrain.release.audit import AuditLog
+from rtrain.release.card import write_card
 from rtrain.release.gate import Gate
 from rtrain.release.judged import Decision, Judged
 from rtrain.release.registry import Registry
@@ -44,6 +46,13 @@ def registry(tmp_path: Path) -> Registry:
 def test_an_export_is_found_from_any_folder(runs: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
     assert registry.register("demo", "bad", "the first").export == f"{runs}/bad/export"
+
+
+def test_a_card_beside_the_export_is_linked_to_the_version(runs: Path, registry: Registry) -> None:
+    assert "card" not in registry.register("demo", f"{runs}/bad", "without one").told
+    uri = write_card(f"{runs}/good", "Orders a known user's items; not for new users.")
+    told = registry.register("demo", f"{runs}/good", "with one").told
+    assert told["card"] == uri and told["card_sha256"] == hashlib.sha256(Path(uri).read_bytes()).hexdigest()
 
 
 def test_a_champion_was_judged_against_the_one_before(runs: Path, registry: Registry) -> None:
