@@ -1,7 +1,9 @@
 """`rtrain gate`, `promote`, `rollback`, `versions` and `audit`: what they take, and what they do."""
 
 import argparse
+import os
 import sys
+from importlib import import_module
 
 from rtrain.cli.registry import MODEL, REASON, REGISTRY, registry_of
 from rtrain.cli.verb import Argument, Verb, answer
@@ -10,6 +12,7 @@ from rtrain.errors import UserError
 
 def _gate(options: argparse.Namespace) -> int:
     """Exit code 1 of a model that is refused."""
+    _import(options.module)
     from rtrain.release.gate import Gate
     from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
     from rtrain.release.servable import Faithful, SameRequests, Servable, Within
@@ -29,6 +32,16 @@ def _gate(options: argparse.Namespace) -> int:
     verdict = gate.judge(options.target, champion, say=lambda text: print(f"gate: {text}", file=sys.stderr, flush=True))
     answer(options, verdict.to_json(), verdict)
     return 0 if verdict.passed else 1
+
+
+def _import(modules: list[str]) -> None:
+    """From the folder that the command is called in, or wherever Python looks."""
+    sys.path.insert(0, os.getcwd())
+    for name in modules:
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            raise UserError(f"--module: {error}. Call rtrain in the folder that has it") from None
 
 
 def _promote(options: argparse.Namespace) -> int:
@@ -108,6 +121,10 @@ RELEASE = (
             Argument("--size-mb", type=float, help="most that its files may have"),
             Argument("--memory-mb", type=float, help="most that a process may hold that answers"),
             Argument("--latency-ms", type=float, help="most that the 99th percentile of one row's time may be"),
+            Argument(
+                "--module", action="append", default=[], metavar="NAME",
+                help="that has the class of a model of your own, as Python imports it from this folder",
+            ),
             *REGISTRY,
         ),
         _gate,

@@ -12,7 +12,7 @@ import numpy as np
 from rtrain import config
 from rtrain.errors import CheckpointError, UserError
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
-from rtrain.export.artifact import HEAD
+from rtrain.export.artifact import HEAD, modules_of
 from rtrain.export.request import rows_of
 from rtrain.launch.taking import RESULT
 from rtrain.release.probe import FOUND, Probed, probe
@@ -131,15 +131,6 @@ def _who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[di
     return rows, said
 
 
-def _modules(tree: Any) -> set[str]:
-    """Of classes that a stored config names and that are not rtrain's."""
-    if isinstance(tree, Mapping):
-        found = set[str]().union(*map(_modules, tree.values()))
-        module = str(tree.get("$type", "")).partition(":")[0]
-        return found | {module} if module and module.partition(".")[0] != "rtrain" else found
-    return set[str]().union(*map(_modules, tree)) if isinstance(tree, list) else set()
-
-
 @dataclass(frozen=True)
 class Judged:
     """A candidate, and what it would take the place of."""
@@ -151,7 +142,7 @@ class Judged:
     def probed(self) -> Probed:
         """What a process of its own saw of the candidate's export."""
         rows, said = self.candidate.asked()
-        own = [name for name in _modules(self.candidate.head) if name in sys.modules]
+        own = [name for name in modules_of(self.candidate.head) if name in sys.modules]
         return probe(self.candidate.export.uri, rows, said, modules=own)
 
 

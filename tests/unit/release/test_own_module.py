@@ -1,0 +1,46 @@
+"""A model whose class is in a module of one's own, judged by the command line, which has to import it."""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.unit.release.runs import run_of, write_rows
+from tests.unit.training.jobs import train
+
+MINE = '''
+from dataclasses import dataclass
+
+import rtrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mine(rtrain.DLRM):
+    """As DLRM."""
+'''
+
+
+def gate(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rtrain", "gate", "runs/mine", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
+
+
+def test_a_model_of_ones_own_is_judged_where_its_module_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine_here.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from mine_here import Mine  # type: ignore[import-not-found]
+
+    write_rows(tmp_path)
+    train(replace(run_of(tmp_path, "mine"), model=Mine(dim=8, bottom=(8,), top=(16,))))
+    judged = gate(tmp_path, "--module", "mine_here", "--calibration", "9")
+    assert judged.returncode == 0 and "passed" in judged.stdout, judged
+    forgotten = gate(tmp_path)
+    assert forgotten.returncode != 0 and "mine_here" in forgotten.stdout + forgotten.stderr
+    wrong = gate(tmp_path, "--module", "nowhere")
+    assert wrong.returncode == 2 and wrong.stderr.strip().endswith(
+        "--module: No module named 'nowhere'. Call rtrain in the folder that has it"
+    )
