@@ -254,11 +254,11 @@ def test_a_plan_counts_activations_or_says_why_not() -> None:
     by_parts = rtrain.plan(rtrain.override(run(), {"parallel.microbatches": 4})).bytes_per_rank[0]["activations"]
     assert kept / 4 < by_parts < 0.6 * kept  # the batch and its vectors are whole
     assert rtrain.plan(text_tower()).not_counted == ""  # in-batch softmax, features of users and items, and words
-    unknown = rtrain.plan(light_gcn())
+    assert rtrain.plan(light_gcn()).not_counted == ""
+    unknown = rtrain.plan(rtrain.override(light_gcn(), {"data.edges": None}))
     assert "activations" not in unknown.bytes_per_rank[0]
     assert str(unknown).endswith(
-        "activations not counted: data: a graph has the interactions that train as edges, whose number only open data "
-        "tell"
+        "activations not counted: data: a graph's size only open data tell. Give data.edges, the interactions that train"
     )
 
 
