@@ -258,7 +258,8 @@ def test_a_plan_counts_activations_or_says_why_not() -> None:
     unknown = rtrain.plan(rtrain.override(light_gcn(), {"data.edges": None}))
     assert "activations" not in unknown.bytes_per_rank[0]
     assert str(unknown).endswith(
-        "activations not counted: data: a graph's size only open data tell. Give data.edges, the interactions that train"
+        "activations not counted: data: a graph's size only open data tell. Give data.edges, the interactions that "
+        "train"
     )
 
 
