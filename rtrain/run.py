@@ -173,7 +173,7 @@ class Handoff:
     """What weights of tables are kept as in a ranking model's export: as they were trained, or in fewer bits."""
     tolerance: float = 0.001
     """How much worse fewer bits may make a metric of the test split, in its unit; beyond it the run ends with an
-    error, and its export has the tables as they were trained."""
+    error, and its export has the tables as they were trained. Metrics that group rows by a column are not held."""
 
     def __post_init__(self) -> None:
         if self.serve_check and not self.export:

@@ -35,8 +35,9 @@ def _gate(options: argparse.Namespace) -> int:
 
 
 def _import(modules: list[str]) -> None:
-    """From the folder that the command is called in, or wherever Python looks."""
-    sys.path.insert(0, os.getcwd())
+    """From wherever Python looks, or the folder that the command is called in."""
+    if modules:
+        sys.path.append(os.getcwd())  # behind all others: a file named like a package of theirs is not meant
     for name in modules:
         try:
             import_module(name)

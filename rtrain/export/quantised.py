@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,8 +124,13 @@ def _compared(run: Run, trained: Predictor, fewer: Predictor, dataset: Any) -> d
             tally.add(outputs, batch)
     rows = sum(batch.rows for batch in batches)
     before, after = (tally.scored()[0] for tally in tallies)
-    both = _metrics(run, before, after, rows)
-    return {"rows": rows, "difference": largest(apart), **both, **_times(dataset, trained, fewer)}
+    both, most = _metrics(run, before, after, rows), largest(apart)
+    if not isfinite(most):
+        raise ConfigError(
+            f"handoff.tables: {run.handoff.tables} makes answers that are no numbers (float16 holds up to 65,504). "
+            "Tables stay as trained. Keep other bits"
+        )
+    return {"rows": rows, "difference": most, **both, **_times(dataset, trained, fewer)}
 
 
 def _first(batches: Iterable[Batch]) -> list[Batch]:

@@ -41,7 +41,8 @@ ATTENTION_BACKWARD = 2.5
 class Kernel:
     """One call that a device runs."""
 
-    kind: Literal["product", "attention", "other"]
+    kind: Literal["product", "attention", "spread", "other"]
+    """Spread: a symmetric sparse matrix times vectors, of which backward is the same call once."""
     bfloat16: bool
     """Whether what it takes is of 16 bits."""
     model_flops: float
@@ -206,7 +207,7 @@ def _kernel(
         moved = 2 * given[0].nbytes + taken[1].nbytes
     if packet is ALONG:
         done = 2.0 * len(taken[1]) * taken[3].shape[1]  # so few for each byte that the bytes alone bound it
-        return Kernel(kind="other", bfloat16=False, model_flops=done, flops=0.0, bytes=bytes_along(*taken[1:]))
+        return Kernel(kind="spread", bfloat16=False, model_flops=done, flops=0.0, bytes=bytes_along(*taken[1:]))
     if packet is CPU_ATTENTION or ("attention" in packet.__name__ and packet in flop_registry):
         query, key, value = args[:3]
         flops = float(cast(int, sdpa_flop_count(query.shape, key.shape, value.shape)))

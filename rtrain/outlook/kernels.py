@@ -99,7 +99,8 @@ def pass_of(
     """Forward and backward of one piece; `block`: whether the model has several of it; `again`: whether backward does
     its whole forward pass again, as `Parallel.recompute` says, whatever the practice is.
 
-    Backward is twice the forward pass, in FLOPs, bytes, kernels and collectives; of attention 2.5 times.
+    Backward is twice the forward pass, in FLOPs, bytes, kernels and collectives; of attention 2.5 times, of vectors
+    spread along edges once.
 
     Raises:
         ConfigError: the device has no such precision.
@@ -149,7 +150,8 @@ def _backward(kernel: Kernel, practice: Practice) -> tuple[float, float]:
         flops = BACKWARD if practice.head_dim else ATTENTION_BACKWARD
         return BACKWARD + practice.recomputed_attention, flops + practice.recomputed_attention
     again = practice.recomputed if kernel.kind == "product" else practice.recomputed_others
-    return BACKWARD + again, BACKWARD + again
+    times = (1 if kernel.kind == "spread" else BACKWARD) + again
+    return times, times
 
 
 def _seconds(kernel: Kernel, profile: Profile, precision: Precision, practice: Practice) -> tuple[float, float]:

@@ -104,6 +104,15 @@ def test_a_loss_beyond_the_tolerance_is_refused_and_the_export_is_as_it_was(
     assert Predictor(str(export)).predict(rows) == said.predict(rows)
 
 
+def test_answers_that_are_no_numbers_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of weights that float16 cannot hold, whatever the tolerance."""
+    monkeypatch.setattr(Tensor, "half", lambda x: (x * 1e9).to(torch.float16))
+    run = run_of(folder, "too-large", MODELS["dlrm"], tables="float16", tolerance=float("inf"))
+    with pytest.raises(ConfigError, match=r"float16 (makes answers that are no numbers \(|costs nan of )"):
+        train(run)
+    assert "tables" not in head_of(Path(run.folder) / "export")
+
+
 def test_what_cannot_be_is_one_line() -> None:
     with pytest.raises(ConfigError, match="int8 is of models that score rows, and TwoTower is another. Leave it out"):
         refuse_export(replace(two_tower_movielens.run(), handoff=Handoff(tables="int8")), None)

@@ -58,6 +58,20 @@ def test_a_worse_model_is_refused_and_a_better_or_equal_one_is_not(folder: Path)
     assert SlicesNotWorse().decide(judged(folder, "again", "good")).passed
 
 
+def test_what_fewer_bits_cost_counts_against_the_candidate(folder: Path, copy: Path) -> None:
+    """Its run was judged with tables as they were trained, its clients are answered by others."""
+    head = json.loads((copy / "export" / "export.json").read_text())
+    of = Judged(Finished.read(str(copy)), Finished.read(f"{folder}/runs/again"))
+    for now, passes in ((0.70, True), (0.72, True), (0.69, False)):
+        tables = {"kept": "int8", "auc": [0.70, now]}
+        (copy / "export" / "export.json").write_text(json.dumps(head | {"tables": tables}))
+        decision = NotWorse(metric="auc", margin=0.005).decide(replace(of, candidate=Finished.read(str(copy))))
+        lost = pytest.approx(max(0.0, 0.70 - now))
+        assert decision.passed is passes and decision.numbers["lost"] == lost and "int8" in decision.said, decision
+    unstated = NotWorse(metric="gauc", margin=1.0).decide(replace(of, candidate=Finished.read(str(copy))))
+    assert unstated.passed and unstated.said.endswith("of tables as they were trained, not of int8")
+
+
 def test_runs_of_other_rows_are_not_compared(folder: Path, tmp_path: Path) -> None:
     run = run_of(folder, "shorter")
     split = replace(run, storage=str(tmp_path), data=replace(run.data, split=ByTime(valid=0.1, test=0.2)))  # type: ignore[type-var]
