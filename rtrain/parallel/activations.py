@@ -29,6 +29,7 @@ from rtrain.nn.tables import BESIDE, VECTORS, WEIGHTS, mask, sequence
 from rtrain.parallel.at_most import AtMost
 from rtrain.parallel.groups import Groups
 from rtrain.parallel.in_flight import in_flight
+from rtrain.parallel.linear import linear_of
 from rtrain.parallel.ranks import MeshRanks
 from rtrain.parallel.saved import Saved
 from rtrain.parallel.stage import Stage, build_stages, cut_into_stages, stages_of_ranks
@@ -211,7 +212,7 @@ def _run(
         stage, last = cast(Stage, modules[rank][at]), number + 1 == len(where)
         received = tuple(_as_leaf(x.detach().clone()) for x in given)
         keeps = Saved(leave_out=[*stage.parameters(), *stage.buffers(), *part.values(), target, *received])
-        with watch(number), keeps.watching(stage.pieces):
+        with linear_of(parallel), watch(number), keeps.watching(stage.pieces):
             out = stage(*received, **part)
             if last:
                 blueprint.objective.loss(out, target, ranks)

@@ -193,11 +193,12 @@ class MLflow:
                 return made
         self.made_before = True
         tags = {
+            **({"group": self.opening.tracking.group} if self.opening.tracking.group else {}),
             "attempt": str(self.opening.attempt or 1),
             "rtrain.folder": self.opening.folder.uri,
             "rtrain.marker": self.marker,
         }
-        return str(self.client.create_run(number, run_name=self.opening.run_name, tags=tags).info.run_id)
+        return str(self.client.create_run(number, run_name=self.opening.shown, tags=tags).info.run_id)
 
     def _marked(self, experiment: str) -> str:
         found = self.client.search_runs([experiment], f"tags.`rtrain.marker` = '{self.marker}'", max_results=1)

@@ -21,6 +21,9 @@ class Tracking:
     """The trackers that get the curves; empty: none."""
     project: str = "rtrain"
     """wandb project and MLflow experiment."""
+    group: str = ""
+    """What the run is one of: wandb's group, a tag `group` in MLflow, and before the run's name in both. Where none is
+    given, of a trial its search."""
     wandb_mode: Literal["offline", "online"] = "offline"
     """offline: written into the run's folder, sent later by `wandb sync`; online: sent while the run goes on."""
     mlflow_uri: str = ""
@@ -77,6 +80,12 @@ class Opening:
         """Flat and with its secrets masked."""
         self.attempt, self.resume_step = attempt, resume_step
         self._keeping = threading.Lock()
+
+    @property
+    def shown(self) -> str:
+        """The run's name where runs of several groups are listed together."""
+        group = self.tracking.group
+        return f"{group}/{self.run_name}" if group else self.run_name
 
     def id_of(self, tracker: str) -> str:
         """The id under which an earlier attempt was tracked; empty when there is none."""

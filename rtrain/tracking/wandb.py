@@ -46,7 +46,8 @@ class Wandb:
     def _start(self, opening: Opening, identity: str, mode: Literal["offline", "online"]) -> wandb.Run:
         return wandb.init(
             project=opening.tracking.project,
-            name=opening.run_name,
+            name=opening.shown,
+            group=opening.tracking.group or None,
             id=identity,
             resume="allow",
             dir=str(self.place.path.parent),

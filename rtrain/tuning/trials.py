@@ -20,7 +20,13 @@ def run_of(run: Run, space: Space, entry: Entry) -> Run:
     changed = config.override(run, changes(space, entry.drawn))
     # What a report tells of is committed: a trial that is stopped, paused or taken over goes on from there.
     checkpoint = replace(changed.checkpoint, every=run.evaluation.every, background=False)
-    return replace(changed, name=entry.run or entry.name, storage=f"{run.folder}/{TRIALS}", checkpoint=checkpoint)
+    return replace(
+        changed,
+        name=entry.run or entry.name,
+        storage=f"{run.folder}/{TRIALS}",
+        checkpoint=checkpoint,
+        tracking=replace(changed.tracking, group=changed.tracking.group or run.name),
+    )
 
 
 def needs_of(run: Run) -> dict[str, float]:

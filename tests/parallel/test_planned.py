@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.zero.linear import zero3_linear_wrap
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import checkpoint
@@ -104,8 +105,11 @@ WORLDS: dict[int, dict[str, Run]] = {
     2: {
         "decoder ddp": text(Parallel(dense="ddp")),
         "decoder zero1 x2": text(Parallel(zero_stage=1, microbatches=2)),
+        # Before those of stage 3, whose linear layer stays in the process.
+        "decoder zero2 bfloat16": text(Parallel(zero_stage=2, precision="bfloat16")),
         "decoder zero2": text(Parallel(zero_stage=2)),
         "decoder zero3": text(Parallel(zero_stage=3)),
+        "decoder zero3 bfloat16 x2": text(Parallel(zero_stage=3, precision="bfloat16", microbatches=2)),
         "decoder tp2": text(Parallel(tensor=2, dense="ddp")),
         "decoder again zero1": text(Parallel(zero_stage=1, recompute="pieces")),
         "decoder again tp2": text(Parallel(tensor=2, dense="ddp", recompute="pieces")),
@@ -359,6 +363,14 @@ def test_weights_gradients_and_moments_are_exact(size: int, name: str, found: Fo
         real = found[size][rank][name]
         for part in ("parameters", "optimizer", *(() if divided else ("gradients",))):
             assert 0 <= real[part] - row[part] <= divided * PADDED * real["tensors"], (part, rank, row, real)
+
+
+def test_a_layer_that_deepspeed_left_in_the_process_is_not_taken_for_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = WORLDS[1]["decoder again bfloat16 x4"]
+    before = planned(1, run)
+    monkeypatch.setattr("torch.nn.functional.linear", zero3_linear_wrap)
+    assert planned(1, run) == before
+    assert torch.nn.functional.linear is zero3_linear_wrap  # as it was found
 
 
 def measured_on_data(runs: dict[str, Run]) -> dict[str, dict[str, int]]:

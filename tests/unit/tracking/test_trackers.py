@@ -169,13 +169,13 @@ def test_json_lines_have_no_step_twice_and_drop_a_line_that_a_crash_cut(tmp_path
 def test_mlflow_keeps_one_run_over_attempts_in_sqlite(tmp_path, capfd):
     from mlflow.tracking import MlflowClient
 
-    two_attempts(Tracking(to=("mlflow",), project="shop"), tmp_path)
+    two_attempts(Tracking(to=("mlflow",), project="shop", group="asha"), tmp_path)
     said = capfd.readouterr()
     assert said.out == "" and said.err == ""
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("shop")
     (run,) = client.search_runs([experiment.experiment_id])
-    assert (run.info.run_name, run.info.status) == ("dlrm", "FINISHED")
+    assert (run.info.run_name, run.info.status, run.data.tags["group"]) == ("asha/dlrm", "FINISHED", "asha")
     assert run.data.params["optim.lr"] == "0.001" and run.data.params["type"] == "Run"
     assert run.data.params["data.api_token"] == "***"
     assert run.data.tags["config.attempt-2"] == "optim.lr: 0.001 -> 0.002" and run.data.tags["attempt"] == "2"
@@ -198,7 +198,7 @@ def test_mlflow_that_cannot_start_says_what_to_do(tmp_path):
 
 def test_wandb_is_offline_silent_and_one_run_over_attempts(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")  # the config decides, not what a shell left behind
-    two_attempts(Tracking(to=("wandb",)), tmp_path)
+    two_attempts(Tracking(to=("wandb",), group="asha"), tmp_path)
     said = capfd.readouterr()
     assert said.out == "" and said.err == ""
     # Its process is the one that writes: what it had not yet written when the run ended would be missing.
@@ -207,7 +207,7 @@ def test_wandb_is_offline_silent_and_one_run_over_attempts(tmp_path, capfd, monk
     stored = sorted((tmp_path / "wandb").glob(f"offline-run-*-{identity}*/run-{identity}.wandb"))
     assert stored, list((tmp_path / "wandb").iterdir())
     everything = b"".join(f.read_bytes() for f in stored)
-    for word in (b"train/loss", b"best/auc", b"optim.lr", b"***"):
+    for word in (b"train/loss", b"best/auc", b"optim.lr", b"***", b"asha/dlrm"):
         assert word in everything
     no_secrets(tmp_path)
 
