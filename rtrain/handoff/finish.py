@@ -18,8 +18,8 @@ from rtrain.report import write_report
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.tracking import mask_command
+from rtrain.training.code import code_of_recipe
 from rtrain.training.job import Outcome
-from rtrain.training.surroundings import commit_of
 
 
 def finish(
@@ -33,7 +33,7 @@ def finish(
         Fenced: another driver has taken the run; what lies in its folder is that one's to write.
         RunFailed: the served answers differ from the trainer's.
     """
-    folder, commit = Folder(run.folder), commit_of()
+    folder, commit = Folder(run.folder), code_of_recipe().short
     dataset = run.data.open()
     model = TestRows.read(folder.read(TEST_ROWS)) if folder.exists(TEST_ROWS) else {}
     baselines = of_baselines(run, dataset, model)

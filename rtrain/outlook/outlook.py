@@ -80,7 +80,7 @@ class Outlook:
             return "\n".join(lines)
         cost = f", {self.cost:,.2f} at {self.price:g} a device and hour" if self.cost is not None else ""
         counted = "" if self.expected is None else ", failures and checkpoints counted"
-        lines.append(f"{self.steps:,} steps ({self.steps_from}): {_spell_hours(self.hours)} hours{cost}{counted}")
+        lines.append(f"{self.steps:,} steps ({self.steps_from}): {spell_amount(self.hours)} hours{cost}{counted}")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -89,8 +89,9 @@ class Outlook:
         return f"<pre>{escape(str(self))}</pre>"
 
 
-def _spell_hours(hours: float) -> str:
-    return f"{hours:,.2f}" if hours >= 1 else f"{hours:.3g}"
+def spell_amount(amount: float) -> str:
+    """Hours or money: of little three digits that count."""
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.3g}"
 
 
 def on_hardware(run: Run, profile: Profile) -> Run:

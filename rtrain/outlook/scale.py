@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from rtrain.errors import ConfigError
 from rtrain.mesh import lay_out
-from rtrain.outlook.outlook import Outlook, counted_step, steps_of, summed_up
+from rtrain.outlook.outlook import Outlook, counted_step, spell_amount, steps_of, summed_up
 from rtrain.outlook.profile import Profile
 from rtrain.outlook.step import Stepper
 from rtrain.planning import check
@@ -53,8 +53,8 @@ class Scaled:
         titles = f"{'devices':>8} {'global_batch':>13} {'step':>13} {unit + '/s':>14}"
         lines.append(f"{titles} {'efficiency':>11} {'hours':>9} {'cost':>12}")
         for row in self.to_json()["rows"]:
-            hours = "-" if row["hours"] is None else f"{row['hours']:,.2f}"
-            cost = "-" if row["cost"] is None else f"{row['cost']:,.2f}"
+            hours = "-" if row["hours"] is None else spell_amount(row["hours"])
+            cost = "-" if row["cost"] is None else spell_amount(row["cost"])
             lines.append(
                 f"{row['devices']:>8,} {row['global_batch']:>13,} {1000 * row['step_s']:>10.3f} ms "
                 f"{row['per_second']:>14,.0f} {row['efficiency']:>11.1%} {hours:>9} {cost:>12}"

@@ -10,13 +10,13 @@ from rtrain.api import train
 from rtrain.errors import UserError
 from rtrain.launch.launchers import Name
 from rtrain.launch.manifest import read_starts
-from rtrain.report.facts import code_of
+from rtrain.report.facts import TRIAL, code_of
 from rtrain.report.words import number
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training import history
-from rtrain.training.code import Code, code_at, code_of_rtrain
-from rtrain.training.surroundings import SURROUNDINGS, commit_of
+from rtrain.training.code import Code, code_at, code_of_recipe, code_of_rtrain
+from rtrain.training.surroundings import SURROUNDINGS
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     """Train a finished run's config anew, under another name beside it, and compare.
 
     Raises:
-        UserError: there is no finished run, or the name is taken.
+        UserError: there is no finished run, or the name is taken; by this repetition, interrupted, it goes on.
     """
     folder = Folder(target)
     names = folder.names()
-    if "trial.json" in names and "result.json" not in names:
+    if TRIAL in names and "result.json" not in names:
         raise UserError(
             f"repeat: {target!r} is a trial of a search, which is not judged on the test split. Train its values "
             "(trial.json) as a run of its own"
@@ -66,11 +66,13 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     result = folder.read_json("result.json")
     stored: Run = config.from_dict(folder.read_json("run.json"))
     run: Run = config.override(stored, {"name": name})
-    if Folder(run.folder).exists("run.json"):
+    parent = {"kind": "repeat", "run": folder.uri}
+    own = Folder(run.folder)
+    if own.exists("run.json") and (own.exists("result.json") or not _is_begun(own, parent)):
         raise UserError(f"repeat: there is a run {name!r} already. Give another --name")
     for line in _other_code(folder, str(result.get("commit") or "")):
         say(line)
-    done = train(run, launcher=launcher, parent={"kind": "repeat", "run": folder.uri})
+    done = train(run, launcher=launcher, parent=parent)
     assert done is not None
     made_of, makes_of = (_data(where) for where in (folder, Folder(run.folder)))
     if made_of and made_of != makes_of:
@@ -86,11 +88,17 @@ def repeat(target: str, name: str, *, launcher: Name = "ray", say: Callable[[str
     return Repeated(stored.name, name, len(pairs), len(metrics), different)
 
 
+def _is_begun(folder: Folder, parent: Mapping[str, Any]) -> bool:
+    """Whether it is the same repetition, which was interrupted."""
+    starts = read_starts(folder)
+    return bool(starts) and starts[-1].get("parent") == parent
+
+
 def _other_code(folder: Folder, commit: str) -> list[str]:
     """What the run was trained with and is not there now; `commit`: of a run without a manifest."""
     starts = read_starts(folder)
     if not starts:
-        now = commit_of()
+        now = code_of_recipe().short
         return [f"the code was at {commit}, and is at {now} now"] if now and commit and now != commit else []
     found = []
     for whose in ("recipe", "rtrain"):

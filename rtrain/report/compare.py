@@ -30,10 +30,11 @@ ABSENT = "(absent)"
 def compare(runs: Sequence[str]) -> dict[str, Any]:
     """What `rtrain compare --json` prints of the folders of two runs or more.
 
-    `metrics`: of the test split; `differences` are to the first run, `best` is the number of the run that the metric's
-    own direction puts first, none where fewer than two runs have it or the first ones are equal; `intervals` are of the
-    differences, of runs that kept their scores of the same rows (`low`, `high`, `excludes_0`). `config`: the keys that
-    are not the same in all runs, secrets masked. A run that has not finished has no metrics yet.
+    `metrics`: of the `split`, which is test, of trials of a search validation; `differences` are to the first run,
+    `best` is the number of the run that the metric's own direction puts first, none where fewer than two runs have it
+    or the first ones are equal; `intervals` are of the differences, of runs that kept their scores of the same rows
+    (`low`, `high`, `excludes_0`). `config`: the keys that are not the same in all runs, secrets masked. A run that has
+    not finished has no metrics yet.
 
     Raises:
         UserError: fewer than two runs, or there is no run in one of the folders.
@@ -58,7 +59,7 @@ def write_compare(runs: Sequence[str], out: str, found: dict[str, Any] | None = 
     html = fill(
         "compare.html.j2", title=" and ".join(names) if len(names) < 4 else f"{len(names)} runs", heads=heads,
         metrics=metrics, config=config, problems=_problems(all_facts), panels=_panels(all_facts, names),
-        notes=found["notes"],
+        notes=found["notes"], split=found["split"],
     )  # fmt: skip
     parent, _, name = out.rpartition("/")
     Folder(parent or ("/" if out.startswith("/") else ".")).write(name, html.encode())
@@ -88,24 +89,26 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
     names = _names(all_facts)
     runs = [
         {
-            "name": name, "folder": facts.folder.uri, "finished": bool(facts.result), "monitor": facts.monitor,
-            "best_step": facts.result.get("best_step"), "steps": facts.result.get("steps"),
+            "name": name, "folder": facts.folder.uri, "monitor": facts.monitor,
+            "finished": bool(facts.result or facts.trial.get("ended") == "finished"),
+            "best_step": facts.result.get("best_step", facts.trial.get("best_step")),
+            "steps": facts.result.get("steps", facts.trial.get("step")),
             "world_size": facts.result.get("world_size"), "seconds": facts.result.get("seconds"),
             "examples_per_s": facts.result.get("examples_per_s"), "commit": facts.commit or None,
         }
         for name, facts in zip(names, all_facts, strict=True)
     ]  # fmt: skip
     tests = [numbers(result.get("test")) for result in results]
-    of_trials = not any(results) and all(facts.parent.get("kind") == "trial" for facts in all_facts)
+    of_trials = not any(results) and all(facts.parent.get("search") for facts in all_facts)
     if of_trials:  # which are never judged on the test split
-        tests = [_newest(facts) for facts in all_facts]
+        tests = [facts.valid for facts in all_facts]
     metrics = [_judge(name, [test.get(name) for test in tests]) for name in dict.fromkeys(itertools.chain(*tests))]
     flats = [facts.flat() for facts in all_facts]
     keys = dict.fromkeys(key for flat in flats for key in flat if key not in OF_EVERY_RUN)
     valued = {key: [flat.get(key, ABSENT) for flat in flats] for key in keys}
     config = {key: values for key, values in valued.items() if any(value != values[0] for value in values)}
     data = [key for key in config if key.startswith("data.") and key != "data.prefetch"]
-    notes = ["Trials of a search: the metrics are each one's newest of the validation split."] if of_trials else []
+    notes = ["Trials of a search: the metrics are those of each one's best step."] if of_trials else []
     between, why = intervals(all_facts, names, [row["name"] for row in metrics])
     for row in metrics:
         row["intervals"] = [None, *(found.get(row["name"]) for found in between)]
@@ -118,13 +121,8 @@ def _compare(all_facts: Sequence[Facts]) -> dict[str, Any]:
         told = "; ".join(f"{name}: {spell_code(f.starts[-1])}" for name, f in zip(names, all_facts, strict=True))
         notes.append(f"The runs are not of the same code. {told}.")
     rows = [{"key": key, "values": values} for key, values in config.items()]
-    return {"runs": runs, "metrics": metrics, "config": rows, "notes": notes}
-
-
-def _newest(facts: Facts) -> dict[str, float]:
-    """Validation metrics of the last evaluation."""
-    lines = facts.lines("valid")
-    return {name: value for name, value in numbers(lines[-1]).items() if name != "step"} if lines else {}
+    split = "validation" if of_trials else "test"
+    return {"runs": runs, "split": split, "metrics": metrics, "config": rows, "notes": notes}
 
 
 def _names(all_facts: Sequence[Facts]) -> list[str]:

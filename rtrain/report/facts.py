@@ -11,8 +11,9 @@ from rtrain.storage import Folder
 from rtrain.tracking import mask
 
 FILES = ("run.json", "history.jsonl", "placement.json", "result.json")
-SEARCH, TRIALS = "search.json", "trials"
-"""In a search's folder: what it searches, and the folder of its trials, each of which is a run."""
+SEARCH, TRIALS, TRIAL = "search.json", "trials", "trial.json"
+"""In a search's folder: what it searches, and the folder of its trials, each of which is a run; in a trial's, what
+became of it."""
 
 
 @dataclass
@@ -28,6 +29,10 @@ class Facts:
     curves: dict[str, Any] = field(default_factory=dict)
     """curves.json: label -> ROC, calibration and scores of the test split; empty of a language model's run."""
     surroundings: dict[str, Any] = field(default_factory=dict)
+    trial: dict[str, Any] = field(default_factory=dict)
+    """Of a search's trial what its journal says: `ended`, `step`, `best_step`, `values`; empty of a member that another
+    run has taken the place of (`replaced`), and of what is no trial."""
+    replaced: bool = False
     starts: list[dict[str, Any]] = field(default_factory=list)
     """Of manifest.json, the oldest first; empty of a run that an older rtrain trained."""
     refused: str = ""
@@ -62,6 +67,14 @@ class Facts:
         """What the run was made from, as its manifest says; empty where it was made from nothing."""
         parent = self.starts[-1].get("parent") if self.starts else None
         return parent if isinstance(parent, dict) else {}
+
+    @property
+    def valid(self) -> dict[str, float]:
+        """Metrics of the validation split: of a trial that has ended at its best step, else the newest."""
+        lines = self.lines("valid")
+        newest = {name: value for name, value in numbers(lines[-1]).items() if name != "step"} if lines else {}
+        best = numbers(self.trial.get("values")) if self.trial.get("ended") else {}
+        return newest | {name: value for name, value in best.items() if name in newest}
 
     def lines(self, kind: str) -> list[dict[str, Any]]:
         """History of one kind, in the order of steps."""
@@ -131,9 +144,25 @@ def read_facts(uri: str) -> Facts:
     if "manifest.json" in names:
         starts = _read_object(facts, "manifest.json").get("starts")
         facts.starts = [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
+    _read_trial(facts)
     if "refused.json" in names:
         facts.refused = str(_read_object(facts, "refused.json").get("text", ""))
     return facts
+
+
+def _read_trial(facts: Facts) -> None:
+    """A population's member that is in its second run (`trial-0003-g1`) is told of in the folder of its first."""
+    if not facts.parent.get("search"):
+        return
+    facts.problems.pop("result.json", None)  # no trial has one
+    above, _, name = facts.folder.uri.rstrip("/").rpartition("/")
+    first = Folder(f"{above}/{name.partition('-g')[0]}")
+    try:
+        entry = first.read_json(TRIAL) if first.exists(TRIAL) else {}
+        facts.replaced = bool(entry) and entry["run"] != name
+        facts.trial = {} if facts.replaced else dict(entry)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        facts.problems[TRIAL] = f"{TRIAL} cannot be read ({one_line(error)})"
 
 
 def _read_object(facts: Facts, name: str) -> dict[str, Any]:

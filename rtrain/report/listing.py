@@ -33,12 +33,12 @@ class Listed:
     model: str
     """The class of its config."""
     state: str
-    """finished, or unfinished."""
+    """finished, or unfinished; of a trial also stopped, failed, refused, or replaced by a run of a better member's."""
     steps: int
     """The last one that is known of."""
     monitor: str
     metrics: Mapping[str, float]
-    """Of the test split; of an unfinished run the newest of the validation split."""
+    """Of the test split; of an unfinished run the newest of the validation split, of a trial those of its best step."""
     seconds: float | None
     """That the last start took."""
     written: float | None
@@ -48,7 +48,8 @@ class Listed:
     """Fingerprint of what it was trained on: of the same data the same."""
     branch: str
     parent: str
-    """Name of the run or search that it was made from; `made` says how: fork, trial, fine-tune or repeat."""
+    """Name of the run or search that it was made from, of a trial always the search; `made` says how: fork, trial,
+    fine-tune or repeat."""
     made: str
     outcome: str
     """Of its last start: finished, failed, stopped or lost; empty while it goes on."""
@@ -140,23 +141,22 @@ def _is_run(names: Collection[str]) -> bool:
 
 
 def _listed(facts: Facts, search: str) -> Listed:
-    result, valid = facts.result, facts.lines("valid")
+    result, trial = facts.result, facts.trial
     steps = [int(line["step"]) for line in facts.history]
     model = facts.run.get("model")
     kind = str(model.get("$type", "")) if isinstance(model, dict) else ""
     last = facts.starts[-1] if facts.starts else {}
     outcome = last.get("outcome")
     ended = str(outcome.get("state") or "") if isinstance(outcome, dict) else ""
-    newest = {key: value for key, value in valid[-1].items() if key not in ("kind", "step")} if valid else {}
     return Listed(
         name=f"{search}/{facts.name}" if search else facts.name,
         folder=facts.folder.uri,
         model=kind.rpartition(":")[2],
-        state="finished" if result or ended == "finished" else "unfinished",  # a trial has no result
-        steps=int(result.get("steps") or max(steps, default=0)),
+        state="finished" if result else _state_of(facts, ended),
+        steps=int(result.get("steps") or trial.get("step") or max(steps, default=0)),
         monitor=facts.monitor,
-        metrics=numbers(result.get("test")) if result else numbers(newest),
-        seconds=next(iter(numbers({"s": result.get("seconds")}).values()), None),
+        metrics=numbers(result.get("test")) if result else facts.valid,
+        seconds=number(result.get("seconds") or (trial.get("values") or {}).get("seconds")),
         written=facts.alive_at,
         commit=facts.commit,
         data=facts.data,
@@ -166,6 +166,12 @@ def _listed(facts: Facts, search: str) -> Listed:
         outcome=ended,
         config=facts.flat(),
     )
+
+
+def _state_of(facts: Facts, ended: str) -> str:
+    """Of a run without a result; `ended`: how its last start did, as its manifest says."""
+    otherwise = "finished" if ended == "finished" else "unfinished"
+    return "replaced" if facts.replaced else str(facts.trial.get("ended") or otherwise)
 
 
 def _condition(text: str) -> tuple[str, Callable[[object], bool]]:

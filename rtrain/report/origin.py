@@ -43,8 +43,8 @@ def spell_parent(parent: Mapping[str, Any]) -> str:
 
 
 def parent_name(parent: Mapping[str, Any]) -> str:
-    """The name of the run or search that a run was made from; empty where it was made from none."""
-    whole = str(parent.get("run") or parent.get("search") or parent.get("checkpoint") or "")
+    """The name of the run or search that a run was made from, of a trial its search; empty: from none."""
+    whole = str(parent.get("search") or parent.get("run") or parent.get("checkpoint") or "")
     return whole.rstrip("/").rpartition("/")[2]
 
 

@@ -43,6 +43,11 @@ class Code:
     why: str = ""
     """Why something of it is not known."""
 
+    @property
+    def short(self) -> str:
+        """The commit, with `+changes` where files differ from it; empty where none is known."""
+        return self.commit[:12] + ("+changes" if self.changes else "")
+
 
 def code_at(place: Path, *, known: Path | None = None) -> Code:
     """The work tree around a folder; `known`: a file that has to be one of its own, else there is no work tree."""

@@ -1,8 +1,6 @@
-"""What a run was trained with: data, versions and hardware, told by its workers; the commit, by whoever starts it."""
+"""What a run was trained with: data, versions and hardware, told by its workers."""
 
 import platform
-import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -67,22 +65,3 @@ def processor() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
-
-
-def commit_of(script: str = "") -> str:
-    """The git commit that `script` (the running one, if empty) lies in, with `+changes` where files differ from it.
-
-    Empty without git, a repository or a script.
-    """
-    path = Path(script or sys.argv[0] or ".").resolve()
-    if not path.is_file():
-        return ""
-    git = ["git", "-C", str(path.parent)]
-    try:
-        commit, changes = (
-            subprocess.run([*git, *asked], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for asked in (("rev-parse", "--short=12", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return commit + ("+changes" if changes else "")

@@ -53,6 +53,8 @@ def searched(conductor: Conductor, scheduler: TrialScheduler, train: Train | Non
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     # What it knows is in the journal.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")
+    # Of a trial that failed `_Teller` tells in a line, Tune by the traceback of its own calls.
+    os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
     joins = bool(os.environ.get("RAY_ADDRESS")) or ray.is_initialized()
     concurrent = search.concurrent or (None if joins else 1)
     with ray_session(run.cluster, workers=run.cluster.workers * (concurrent or 1)):
@@ -227,6 +229,13 @@ class _Teller(tune.Callback):
         """Finished, stopped, or closed."""
         self._conductor.completed(self._numbers[trial.trial_id], trial.last_result)
         self._note()
+
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        """Failed, and is tried again."""
+        name = self._conductor.journal.entries[self._numbers[trial.trial_id]].name
+        said = ray.get(self._gate.failure.remote(trial.trial_id), timeout=ANSWER_S)
+        why = f" ({said[:200]})" if said else ""
+        self._conductor.board.say(f"{name} failed{why}; it is tried once more, from its last checkpoint")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Failed for the last time; whatever its process left is ended."""

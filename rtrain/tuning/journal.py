@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rtrain import config
 from rtrain.checkpoint.folders import Check
 from rtrain.errors import ConfigError
-from rtrain.report.facts import SEARCH, TRIALS
+from rtrain.report.facts import SEARCH, TRIAL, TRIALS
 from rtrain.run import Run
 from rtrain.storage import Folder
 from rtrain.training import history
@@ -24,7 +24,7 @@ from rtrain.tuning.options import Search
 from rtrain.tuning.space import Drawn, Space
 
 Ended = Literal["", "finished", "stopped", "failed", "refused"]
-TRIAL, SPENT = "trial.json", "spent.json"
+SPENT = "spent.json"
 MAY_CHANGE = ("trials", "concurrent", "hours", "cost", "price")
 """Of `Search`: what a later start of the same search may have otherwise."""
 

@@ -50,6 +50,9 @@ class Tuned:
     """URI of the page."""
     closed: str = ""
     """Why it ended before all trials had; empty when they have."""
+    source: str = ""
+    """Of a population's best the run and step whose weights it took over (`trial-0000@40`), where it did: its values
+    are not those of its first steps."""
 
     @property
     def monitor(self) -> str:
@@ -72,9 +75,16 @@ class Tuned:
         widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in [head, *rows]]
         if len(self.objectives) > 1:
-            lines += ["", f"not beaten in all of {', '.join(self.objectives)}: {', '.join(t.name for t in self.front)}"]
+            names = ", ".join(t.name for t in self.front) or "no trial has finished"
+            lines += ["", f"not beaten in all of {', '.join(self.objectives)}: {names}"]
         if self.closed:
             lines += ["", f"ended before its trials had: {self.closed}. Start it again with more, and it goes on"]
+        if self.source:
+            lines += [
+                "",
+                f"The best went on from {self.source} with these values. The command trains with them from the start, "
+                f"which is another run; what was found is its checkpoint, {self.checkpoint}",
+            ]
         return "\n".join([*lines, "", f"report: {self.report}", f"best: {self.command}"])
 
     def _repr_html_(self) -> str:
@@ -100,6 +110,7 @@ class Tuned:
             "front": [t.name for t in self.front],
             "best": {key: storable_or_same(value) for key, value in self.trials[0].changes.items()},
             "checkpoint": self.checkpoint,
+            "source": self.source,
             "command": self.command,
             "report": self.report,
             "closed": self.closed,
@@ -154,6 +165,7 @@ def tuned(
         command=f"{command} --name {run.name}-best {words}",
         report=report,
         closed=closed,
+        source=best.source,
     )
 
 

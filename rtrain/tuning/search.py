@@ -55,7 +55,6 @@ def tune(
         next(grid(space), None)  # refuses what cannot be counted
     objectives = objectives_of(run, search)
     plan(run)
-    check_writable(run.storage)
     data = run.data.open()
     data.refuse_rows()
     from rtrain.tuning.engine import searched  # ray.tune, a second to import
@@ -75,6 +74,7 @@ def tune(
         earlier = absolute(replace(run, name=name, storage=storage or "."))
         found = proposals.warm(list(Journal(earlier).entries.values()))
         _say(run, f"{found} finished trials of {warm} are known to the sampler")
+    check_writable(run.storage)  # makes the folder: last, when nothing is left to be refused
     with ExitStack() as stack:
         journal = _opened(run, space, search, objectives, stack, fresh=fresh)
         entries = list(journal.entries.values())

@@ -1,8 +1,7 @@
 """What a search may change: dotted config fields, each with the values that it may take, and when it counts at all."""
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -148,7 +147,7 @@ def grid(space: Space) -> Iterator[dict[str, float]]:
         except ConfigError as error:
             raise ConfigError(f"{key}: {error}") from None
     seen = set[tuple[tuple[str, float], ...]]()
-    for combination in itertools.product(*(domain.positions for _, domain in fields)):
+    for combination in _combinations([domain.positions for _, domain in fields]):
         drawn: dict[str, float] = {}
         for (key, domain), position in zip(fields, combination, strict=True):
             if counts(domain, drawn, space):
@@ -156,6 +155,15 @@ def grid(space: Space) -> Iterator[dict[str, float]]:
         if (what := tuple(drawn.items())) not in seen:
             seen.add(what)
             yield drawn
+
+
+def _combinations(positions: Sequence[range]) -> Iterator[tuple[int, ...]]:
+    """As `itertools.product`, which would hold every range as a tuple before it gives the first."""
+    if not positions:
+        yield ()
+        return
+    for before in _combinations(positions[:-1]):
+        yield from ((*before, position) for position in positions[-1])
 
 
 def changes(space: Space, drawn: Drawn) -> dict[str, Any]:

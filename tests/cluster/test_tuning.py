@@ -53,8 +53,12 @@ def steps_of(run: Any) -> Counter[tuple[str, str]]:
     return found
 
 
-def test_halving_several_at_a_time_and_a_failure_that_is_tried_again(run: Any, joined_ray: None) -> None:
+def test_halving_several_at_a_time_and_a_failure_that_is_tried_again(
+    run: Any, joined_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     tuned = searched(run, rtrain.Search(trials=8, sampler="random", scheduler=rtrain.Asha(), concurrent=2))
+    said = capfd.readouterr().err
+    assert "; it is tried once more, from its last checkpoint" in said and "Traceback" not in said
     assert [t.error for t in tuned.trials] == [""] * 8
     assert {t.ended for t in tuned.trials} == {"finished", "stopped"}
     best = tuned.trials[0]
@@ -290,6 +294,8 @@ def test_trials_are_distributed_runs_and_a_population_goes_on_with_equal_loss(sm
     assert CheckpointFolders(f"{trials.uri}/{taken.run}").committed()[0] == int(at) == 10
     curves = [history.read(trials.child(folder)) for folder in (name, taken.run)]
     losses = [next(x["loss"] for x in curve if x["kind"] == "train" and x["step"] == 11) for curve in curves]
+    best = next(e for e in Journal(run).entries.values() if e.name == tuned.trials[0].name)
+    assert tuned.source == best.source and ("The best went on from" in str(tuned)) == bool(best.source)
     assert losses[0] == losses[1]  # before an update: with the same weights, on the same rows
     assert tuned.command.startswith("train --name small-best --optim.lr ")
     told = {name: read_starts(trials.child(name)) for name in trials.names()}

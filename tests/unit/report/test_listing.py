@@ -67,7 +67,7 @@ def test_a_searchs_trials_are_there_by_its_folder_and_among_other_runs(storage: 
         (trials / name / "run.json").write_text(json.dumps(run | {"name": name}))
         manifest = json.loads((trials / name / "manifest.json").read_text())
         for start in manifest["starts"]:
-            start["parent"] = {"kind": "trial", "search": "runs/searched"}
+            start["parent"] = {"kind": "trial", "search": "runs/searched", "number": 0}
         (trials / name / "manifest.json").write_text(json.dumps(manifest))
     wanted = {"searched/trial-0000", "searched/trial-0001"}
     assert set(names(trials.parent)) == wanted and set(names(tmp_path / "runs")) == wanted
@@ -77,7 +77,38 @@ def test_a_searchs_trials_are_there_by_its_folder_and_among_other_runs(storage: 
     found = compare([f"{trials}/trial-0000", f"{trials}/trial-0001"])
     (auc,) = (row for row in found["metrics"] if row["name"] == "auc")
     last = json.loads([x for x in (trials / name / "history.jsonl").read_text().splitlines() if '"valid"' in x][-1])
-    assert auc["values"] == [last["auc"]] * 2 and "newest of the validation split" in found["notes"][0]
+    assert auc["values"] == [last["auc"]] * 2 and found["split"] == "validation"
+
+
+def test_of_trials_the_journal_tells_what_became_of_them(storage: Path, tmp_path: Path) -> None:
+    """One that was stopped, and one of a population whose place a run from another one's checkpoint has taken."""
+    trials = tmp_path / "searched" / "trials"
+    (tmp_path / "searched").mkdir()
+    (tmp_path / "searched" / "search.json").write_text("{}")
+    trial: dict[str, Any] = {"kind": "trial", "search": "runs/searched"}
+    fork = trial | {"kind": "fork", "run": "runs/searched/trials/trial-0000", "step": 10}
+    for name, parent in (("trial-0000", trial), ("trial-0001", trial), ("trial-0001-g1", fork)):
+        shutil.copytree(storage / "good", trials / name)
+        (trials / name / "result.json").unlink()
+        manifest = json.loads((trials / name / "manifest.json").read_text())
+        manifest["starts"][-1] |= {"parent": parent, "outcome": None}
+        (trials / name / "manifest.json").write_text(json.dumps(manifest))
+    best = {"auc": 0.625, "parameters": 7, "seconds": 12.5}
+    told = {"run": "trial-0000", "ended": "stopped", "step": 12, "best_step": 10, "values": best}
+    (trials / "trial-0000" / "trial.json").write_text(json.dumps(told))
+    (trials / "trial-0001" / "trial.json").write_text(json.dumps(told | {"run": "trial-0001-g1", "ended": "finished"}))
+    found = {Path(run.folder).name: run for run in runs_in(str(trials.parent), ["parent=searched"])}
+    assert {name: run.state for name, run in found.items()} == {
+        "trial-0000": "stopped", "trial-0001": "replaced", "trial-0001-g1": "finished",
+    }  # fmt: skip
+    stopped, replaced, made = (found[name] for name in sorted(found))
+    assert (stopped.metrics["auc"], stopped.steps, stopped.seconds) == (0.625, 12, 12.5) == (
+        made.metrics["auc"], made.steps, made.seconds,
+    )  # fmt: skip
+    assert made.made == "fork" and "parameters" not in made.metrics and replaced.metrics["auc"] != 0.625
+    pair = compare([f"{trials}/trial-0000", f"{trials}/trial-0001-g1"])
+    assert [(run["finished"], run["best_step"]) for run in pair["runs"]] == [(False, 10), (True, 10)]
+    assert next(row["values"] for row in pair["metrics"] if row["name"] == "auc") == [0.625, 0.625]
 
 
 @pytest.mark.parametrize(
@@ -167,6 +198,15 @@ def test_a_run_once_more_is_the_same(storage: Path) -> None:
         repeat(f"{storage}/good", "good-again", launcher="inline")
     with pytest.raises(UserError, match="there is no finished run in"):
         repeat(f"{storage}/half", "other", launcher="inline")
+
+
+def test_a_repetition_that_was_interrupted_goes_on_and_nothing_else_of_its_name(storage: Path) -> None:
+    with pytest.raises(UserError, match="there is a run 'half' already"):
+        repeat(f"{storage}/good", "half", launcher="inline")
+    (storage / "good-again" / "result.json").unlink()
+    assert repeat(f"{storage}/good", "good-again", launcher="inline").same
+    starts = json.loads((storage / "good-again" / "manifest.json").read_text())["starts"]
+    assert len(starts) == 2
 
 
 def test_a_trial_of_a_search_has_no_result_and_may_be_finished(storage: Path) -> None:

@@ -34,6 +34,7 @@ def test_a_grid_has_each_combination_once() -> None:
     assert len(found) == 3 + 3 * 2
     assert {"a": 0, "b": 1} in found
     assert {"a": 1, "b": 3, "c": 1} in found
+    assert next(grid({"seed": integers(0, 10**12), "a": choice("x", "y")})) == {"a": 0, "seed": 0}
     with pytest.raises(ConfigError, match=r"lr: a grid needs values that can be counted, got uniform\(0, 1\)"):
         list(grid({"lr": uniform(0, 1)}))
 
