@@ -2,9 +2,10 @@
 
 The same export of a small DLRM (13 numbers, 26 ids, dim 16) answers one row a request behind one proxy, three times:
 by a deployment of a dozen lines (`bare`), as `rtrain serve` does (`rtrain`), and as the champion of an endpoint, behind
-its router (`endpoint`). Clients of a process of their own ask as fast as they are answered; which one is asked changes
-from phase to phase, in another order each round. CPU is of Serve's processes, the proxy's with them. ONNX Runtime and
-hand-written servers without Ray are not in it.
+its router (`endpoint`). Its weights as one ONNX file, tables and all, answer in a process of FastAPI and ONNX Runtime
+alone, without Ray (`by_hand`, `bench/peers/fastapi_onnx.py`). Clients of a process of their own ask as fast as they are
+answered; which side is asked changes from phase to phase, in another order each round. CPU is of Serve's processes, the
+proxy's with them, or of the one written by hand.
 """
 
 import json
@@ -12,11 +13,13 @@ import multiprocessing
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +27,18 @@ from typing import Any
 import httpx
 import numpy as np
 import psutil
+import torch
 from fastapi import Request
+from torch import Tensor, nn
 
 from bench.asked import parser
-from bench.data import DENSE, TABLES, write
+from bench.data import DENSE, ROWS_PER_TABLE, TABLES, write
 from bench.job import run
+from rtrain.export.artifact import Predictor
 
 CLIENTS, ROUNDS, PHASE_S, WARM_S = 4, 5, 6.0, 2.0
 SERVE = ("ServeReplica", "ProxyActor", "ray::Router", "ray::Ranker", "ray::Bare", "ray::Conductor")
-PORT = 23_517
+PORT, HAND_PORT = 23_517, 23_518
 
 
 def exported(folder: Path) -> str:
@@ -55,8 +61,7 @@ def asked(url: str, seconds: float, said: Any) -> None:
         draw, deadline = random.Random(seed), time.monotonic() + seconds
         with httpx.Client(timeout=60) as http:
             while time.monotonic() < deadline:
-                row = {f"d{i}": draw.gauss(0, 1) for i in range(DENSE)}
-                row |= {f"c{i}": draw.randrange(100_000) for i in range(TABLES)}
+                row = row_of(draw)
                 began = time.perf_counter()
                 answer = http.post(url, json={"rows": [row]})
                 took.append(time.perf_counter() - began)
@@ -70,8 +75,10 @@ def asked(url: str, seconds: float, said: Any) -> None:
     said.put((took, failed[0]))
 
 
-def cpu() -> float:
-    """Seconds that Serve's processes have had."""
+def cpu(pid: int | None = None) -> float:
+    """Seconds that Serve's processes have had, or the one of that number."""
+    if pid is not None:
+        return float(sum(psutil.Process(pid).cpu_times()[:2]))
     total = 0.0
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -81,19 +88,76 @@ def cpu() -> float:
     return total
 
 
-def phase(url: str, seconds: float) -> dict[str, float]:
-    """One side for a while."""
+def phase(url: str, seconds: float, pid: int | None = None) -> dict[str, float]:
+    """One side for a while; `pid`: of the process that answers, where that is not Serve."""
     context = multiprocessing.get_context("spawn")
     said = context.Queue()
     client = context.Process(target=asked, args=(url, seconds, said))
-    before = cpu()
+    before = cpu(pid)
     client.start()
     took, failed = said.get(timeout=seconds + 180)
     client.join(60)
     if failed:
         raise RuntimeError(f"{failed} of {len(took)} requests to {url} failed")
     p50, p99 = (float(x) for x in np.quantile(np.array(took), [0.5, 0.99]))
-    return {"cpu_ms": 1e3 * (cpu() - before) / len(took), "p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99, "n": len(took)}
+    return {"cpu_ms": 1e3 * (cpu(pid) - before) / len(took), "p50_ms": 1e3 * p50, "p99_ms": 1e3 * p99, "n": len(took)}
+
+
+class Held(nn.Module):
+    """The whole model of numbers [B, 13] and ids [B, 26], tables and all, as one would export it by hand."""
+
+    def __init__(self, export: str):
+        super().__init__()
+        of = Predictor(export, program="eager").lookup
+        self.whole, self.tables = of.whole.eval(), nn.ParameterDict()
+        self.names = {name: f"table_{n}" for n, name in enumerate(of.tables)}
+        for name, weight in of.tables.items():
+            self.register_buffer(self.names[name], weight)
+
+    def forward(self, numbers: Tensor, ids: Tensor) -> Tensor:
+        """Probabilities [B]."""
+        named = {name: getattr(self, held) for name, held in self.names.items()} | {"ids": ids.T, "dense": numbers}
+        return torch.sigmoid(self.whole(*(named[name] for name in self.whole.takes)))
+
+
+@contextmanager
+def by_hand(export: str, folder: Path) -> Iterator[int]:
+    """A server written by hand, of the same weights: its process's number, when it answers."""
+    model, path = Held(export).eval(), folder / "by_hand.onnx"
+    some = (torch.zeros(3, DENSE), torch.zeros(3, TABLES, dtype=torch.int64))
+    with torch.no_grad():
+        made = torch.onnx.export(
+            model, some, dynamo=True, input_names=["numbers", "ids"], dynamic_shapes=({0: "rows"}, {0: "rows"}),
+            opset_version=18, verbose=False,
+        )  # fmt: skip
+    assert made is not None
+    made.save(str(path), external_data=False)
+    process = subprocess.Popen([sys.executable, "-m", "bench.peers.fastapi_onnx", str(path), str(HAND_PORT)])
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"http://127.0.0.1:{HAND_PORT}/openapi.json", timeout=5).status_code == 200:
+                    break
+            time.sleep(0.2)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait(60)
+
+
+def same(urls: Iterable[str]) -> None:
+    """All sides answer the same: another model's speed would say nothing."""
+    draw = random.Random(7)
+    rows = [row_of(draw) for _ in range(8)]
+    said = [httpx.post(url, json={"rows": rows}, timeout=60).raise_for_status().json()["predictions"] for url in urls]
+    if not all(np.allclose(one, said[0], rtol=0, atol=1e-5) for one in said):
+        raise RuntimeError(f"the sides answer differently: {said}")
+
+
+def row_of(draw: random.Random) -> dict[str, Any]:
+    numbers: dict[str, Any] = {f"d{i}": draw.gauss(0, 1) for i in range(DENSE)}
+    return numbers | {f"c{i}": draw.randrange(ROWS_PER_TABLE) for i in range(TABLES)}
 
 
 def measure(folder: Path) -> dict[str, list[dict[str, float]]]:
@@ -101,7 +165,6 @@ def measure(folder: Path) -> dict[str, list[dict[str, float]]]:
     from ray import serve as ray_serve
 
     from rtrain.endpoint.endpoint import Endpoint
-    from rtrain.export.artifact import Predictor
     from rtrain.release.gate import Gate
     from rtrain.release.servable import Servable
     from rtrain.serving.app import application_of, listen
@@ -111,8 +174,6 @@ def measure(folder: Path) -> dict[str, list[dict[str, float]]]:
     @ray_serve.deployment(name="Bare", ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256)
     class Bare:
         def __init__(self) -> None:
-            import torch
-
             torch.set_num_threads(1)
             self.predictor = Predictor(export)
 
@@ -130,15 +191,24 @@ def measure(folder: Path) -> dict[str, list[dict[str, float]]]:
     )  # fmt: skip
     endpoint.release(f"{folder}/runs/bench", "the bench")
     urls = {name: f"http://127.0.0.1:{PORT}/{name}/predict" for name in ("bare", "rtrain", "endpoint")}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
-    for url in urls.values():
-        phase(url, WARM_S)
-    for number in range(ROUNDS):
-        order = list(urls)[number % 3 :] + list(urls)[: number % 3]
-        for name in order:
-            found[name].append(phase(urls[name], PHASE_S))
-            print(f"bench: round {number + 1}/{ROUNDS}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+    with by_hand(export, folder) as pid:
+        urls["by_hand"] = f"http://127.0.0.1:{HAND_PORT}/predict"
+        same(urls.values())
+        found = rounds(urls, {"by_hand": pid})
     endpoint.stop()
+    return found
+
+
+def rounds(urls: Mapping[str, str], pids: Mapping[str, int]) -> dict[str, list[dict[str, float]]]:
+    """Each side for a while, again and again, each round beginning with another one."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
+    for name, url in urls.items():
+        phase(url, WARM_S, pids.get(name))
+    for number in range(ROUNDS):
+        first = number % len(urls)
+        for name in list(urls)[first:] + list(urls)[:first]:
+            found[name].append(phase(urls[name], PHASE_S, pids.get(name)))
+            print(f"bench: round {number + 1}/{ROUNDS}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     return found
 
 
