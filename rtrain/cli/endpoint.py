@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from rtrain.cli.registry import MODEL, REASON, REGISTRY
+from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
 from rtrain.errors import UserError
 
@@ -148,6 +149,11 @@ def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
     if "replicas" in given:
         given["replicas"] = Scale.of(given["replicas"])
+    retriever, ranker = (getattr(options, key, "") for key in ("retriever", "ranker"))
+    if retriever and ranker:
+        raise UserError("release: --retriever and --ranker are each the stage that RUN is not. Give one of them")
+    if retriever or ranker:
+        given["stages"] = stages_of(options, retriever, ranker)
     return Endpoint(name=name or options.model, **given)
 
 
@@ -197,6 +203,13 @@ ENDPOINT = (
                 help="one after the other, each with a Ray of its own; @PORT behind is that of its Ray Serve",
             ),
             Argument("--go-on", action="store_true", help="return once it has its first share; the endpoint decides"),
+            Argument(
+                "--retriever", default="", metavar="RUN",
+                help="of two stages: RUN is a ranking model that orders what this one finds; later releases of the "
+                "endpoint go without it",
+            ),
+            Argument("--ranker", default="", metavar="RUN", help="the same of a retrieval model, with what orders it"),
+            *STAGES,
             Argument("--port", type=int, default=8000, help="of Ray Serve (default: 8000)"),
             Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
             Argument(

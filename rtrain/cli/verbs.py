@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from typing import Any
 
 from rtrain.cli.calibrate import CALIBRATE
 from rtrain.cli.endpoint import ENDPOINT
@@ -10,6 +9,7 @@ from rtrain.cli.goodput import GOODPUT
 from rtrain.cli.recipe import serve
 from rtrain.cli.release import RELEASE
 from rtrain.cli.runs import RUNS
+from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
 
 
@@ -84,19 +84,13 @@ def _online(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    serve(_stages(options) if options.ranker else options.target, options.replicas, options.port, options.json)
+    serve(
+        stages_of(options, options.target, options.ranker) if options.ranker else options.target,
+        options.replicas,
+        options.port,
+        options.json,
+    )
     return 0
-
-
-def _stages(options: argparse.Namespace) -> Any:
-    from rtrain.stages.config import TwoStages
-    from rtrain.stages.features import features_at
-
-    return TwoStages(
-        retriever=options.target, ranker=options.ranker, candidates=options.candidates, user=options.user,
-        item=options.item, history=options.history, features=features_at(options.features),
-        timeout_ms=options.timeout_ms,
-    )  # fmt: skip
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -283,18 +277,7 @@ VERBS = (
             Argument("--replicas", default="1", metavar="N", help="how many answer, or by load 1-8 (default: 1)"),
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--ranker", default="", metavar="RUN", help="a ranking model's, which orders what the run finds"),
-            Argument("--candidates", type=int, default=200, help="items that it orders for each (default: 200)"),
-            Argument("--user", default="user", help="its feature that is who asks (default: user)"),
-            Argument("--item", default="item", help="its feature that is what is offered (default: item)"),
-            Argument("--history", default="", help="its feature that is the items that were had (default: none)"),
-            Argument(
-                "--features",
-                default="",
-                metavar="WHERE",
-                help="what is known of users and items: a file of rtrain.SQLite, redis://HOST:PORT/N, or a folder with "
-                "users.parquet and items.parquet (default: nothing)",
-            ),
-            Argument("--timeout-ms", type=float, default=50.0, help="that features may take (default: 50)"),
+            *STAGES,
         ),
         _serve,
     ),

@@ -113,6 +113,11 @@ class Conductor:
             then = [{"do": "remove", "app": gone.app}] if gone.app != state.champion.app else []
             self._decided("replace", reason, by, of=state.champion, share=1.0, then=then)
 
+    def stages(self) -> dict[str, Any] | None:
+        """The two stages that the champion is one of; none: it is no stage."""
+        with self._lock:
+            return self._state.champion.stages
+
     def status(self) -> dict[str, Any]:
         """All of it, for people and for machines."""
         with self._lock:

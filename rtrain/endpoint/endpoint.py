@@ -71,7 +71,8 @@ class Endpoint:
     state: str = "runs/endpoints"
     """Folder or URI where endpoints are kept, which their conductors must reach."""
     stages: TwoStages | None = None
-    """Where versions are one of two stages: what is released takes the place of its kind, the other is this one's."""
+    """Where versions are one of two stages: what is released takes the place of its kind, the other is this one's.
+    None: as what answers now was released."""
     page: bool | None = None
     """Whether `/NAME/-/` shows all who reach it versions, runs, decisions and who made them; none: where Ray Serve
     listens to this machine alone. Behind a proxy, which asks from this machine, shut that path there."""
@@ -101,12 +102,15 @@ class Endpoint:
         Returns as soon as it has its first share; `settled` waits for the end.
 
         Raises:
-            UserError: as `Registry.promote`; another version is being tried.
+            UserError: as `Registry.promote`; another version is being tried; it is no stage where versions are, or one
+                where they are not.
             RunFailed: it does not load: it was taken back.
         """
+        there = self._there()
+        stages = self._stages() if there else self.stages or self._kept()
         registry = Registry(self.registry, self.audit)
         version = registry.register(self.name, run, reason)
-        champion, there = registry.holder(self.name, CHAMPION), self._there()
+        champion = registry.holder(self.name, CHAMPION)
         # Of an endpoint that runs it counts what it serves: the registry may be ahead, by another region or a person.
         roles = {of["role"]: of["version"] for of in self.status()["versions"]} if there else {}
         if roles.get("champion") == version.version:
@@ -116,7 +120,7 @@ class Endpoint:
         if not there:
             first = champion or version
             say(f"version {first.version} ({first.run}) starts")
-            self._open(self._deploy(first))
+            self._open(self._deploy(first, stages))
             if first is version:
                 registry.promote(self.name, version.version, reason)
                 return version
@@ -128,7 +132,7 @@ class Endpoint:
                 f"rtrain rollback {self.name} --endpoint"
             )
         say(f"version {version.version} ({version.run}) starts")
-        candidate = self._deploy(version)
+        candidate = self._deploy(version, stages)
         self._told("begin", asdict(candidate), config.to_dict(canary or Canary()), reason, who())
         return version
 
@@ -182,7 +186,7 @@ class Endpoint:
             )
         # The registry is one for all regions, and was taken back by the first of them.
         back = holder if holder and holder.version < serves else registry.rollback(self.name, reason)
-        self._told("replace", asdict(self._deploy(back)), reason, who())
+        self._told("replace", asdict(self._deploy(back, self._stages())), reason, who())
         return f"version {back.version} ({back.run}) answers again"
 
     def stop(self) -> None:
@@ -193,8 +197,30 @@ class Endpoint:
             ray_serve.delete(of["app"])
         ray.kill(conductor_of(self.name))
 
-    def _deploy(self, version: Version) -> Deployed:
-        """An application of its own, without an address.
+    def _stages(self) -> TwoStages | None:
+        """Of versions of an endpoint that runs: asked for, or as the champion's.
+
+        Raises:
+            UserError: stages are asked for, and the champion is no stage.
+        """
+        kept = self._told("stages")
+        if kept is None and self.stages:
+            raise UserError(
+                f"endpoint {self.name!r}: what answers there is one model, not two stages, and clients ask it by other "
+                "paths. Release stages under another name"
+            )
+        found: TwoStages | None = self.stages or (config.from_dict(kept) if kept else None)
+        return found
+
+    def _kept(self) -> TwoStages | None:
+        """Of the champion that an endpoint had whose Ray is gone."""
+        folder = Folder(f"{self.state}/{self.name}")
+        kept = State.from_json(folder.read_json(STATE)).champion.stages if folder.exists(STATE) else None
+        found: TwoStages | None = config.from_dict(kept) if kept else None
+        return found
+
+    def _deploy(self, version: Version, stages: TwoStages | None) -> Deployed:
+        """An application of its own, without an address; `stages`: that it is one of.
 
         Raises:
             RunFailed: it did not load, which is logged.
@@ -202,16 +228,17 @@ class Endpoint:
         # Never a name that an application had which is being ended meanwhile.
         app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
         try:
-            served = self.stages.having(version.export) if self.stages else version.export
+            stages = stages.having(version.export) if stages else None
             options = Scale.by(self.replicas).options() | {"max_constructor_retry_count": 2}
-            application = application_of(served, **options)
+            application = application_of(stages or version.export, **options)
             ray_serve.run(application, name=app, route_prefix=None)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
             why = f"version {version.version} does not load ({_what_failed(app) or one_line(error)[:MOST_SAID]})"
             ray_serve.delete(app)
             AuditLog(self.audit).append("refused", why, {"endpoint": self.name, "version": version.version})
             raise RunFailed(f"endpoint {self.name!r}: {why}. What answered before goes on") from error
-        return Deployed(app=app, number=version.version, export=version.export, run=version.run)
+        kept = config.to_dict(stages) if stages else None
+        return Deployed(app=app, number=version.version, export=version.export, run=version.run, stages=kept)
 
     def _open(self, champion: Deployed) -> None:
         """The conductor, which goes on from what is on storage if there is anything, and the routers."""

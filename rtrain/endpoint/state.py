@@ -26,6 +26,8 @@ class Deployed:
     """In the registry."""
     export: str
     run: str
+    stages: dict[str, Any] | None = None
+    """Of one of two stages both, a `TwoStages` as `config.to_dict` has it: what comes after takes the other from it."""
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
 from rtrain.errors import ClusterError, RunFailed, UserError
 from rtrain.release.registry import Registry
+from rtrain.stages.config import TwoStages
 from tests.cluster.conftest import wait_for
 from tests.cluster.planted import Planted
 from tests.unit.endpoint.test_online import log
@@ -243,6 +244,14 @@ def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: 
     assert not seen.failed and set(seen.versions) == {"1"}
     log = [entry for entry in Registry(endpoint.registry, endpoint.audit).log.entries() if entry.what == "refused"]
     assert len(log) == 2 and "RuntimeError: it does not load where it is served" in log[0].reason, log
+
+
+def test_stages_are_not_released_where_one_model_answers(endpoint: Endpoint, runs: Path) -> None:
+    registry = Registry(endpoint.registry, endpoint.audit)
+    before = len(registry.versions(endpoint.name))
+    with pytest.raises(UserError, match="what answers there is one model, not two stages"):
+        replace(endpoint, stages=TwoStages(retriever="runs/nobody")).release(f"{runs}/wrong", "with a retrieval model")
+    assert len(registry.versions(endpoint.name)) == before
 
 
 def test_it_says_how_it_is(endpoint: Endpoint) -> None:

@@ -113,7 +113,8 @@ def test_a_stage_is_released_as_any_version(served: Any, shop: TwoStages, serve_
     try:
         assert httpx.get(f"{endpoint.url}/recommend", params={"user": 3}, timeout=60).headers["x-rtrain-version"] == "1"
         quick = Canary(steps=(1.0,), seconds=0.5, answers=3, patience_s=60)
-        version = endpoint.release(second, "a new order", quick).version
+        later = replace(endpoint, stages=None)  # as a command line that does not say it again
+        version = later.release(second, "a new order", quick).version
         for _ in range(20):
             httpx.get(f"{endpoint.url}/recommend", params={"user": 3}, timeout=60)
         settled = endpoint.settled(version, timeout_s=60)
@@ -121,6 +122,9 @@ def test_a_stage_is_released_as_any_version(served: Any, shop: TwoStages, serve_
         here = Recommender(replace(shop, ranker=second))
         found = httpx.get(f"{endpoint.url}/recommend", params={"user": 3, "k": 4}, timeout=60)
         assert found.json()["items"][0] == [i for i, _ in answer(here, here.want([3], 4))[0].lists[0]]
-        assert endpoint.rollback("as it was").startswith("version 1 (dlrm)")
+        assert later.rollback("as it was").startswith("version 1 (dlrm)")
+        found = httpx.get(f"{endpoint.url}/recommend", params={"user": 3, "k": 4}, timeout=60)
+        here = Recommender(shop)
+        assert found.json()["items"][0] == [i for i, _ in answer(here, here.want([3], 4))[0].lists[0]]
     finally:
         endpoint.stop()
