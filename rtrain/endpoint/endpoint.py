@@ -21,7 +21,7 @@ from rtrain.errors import ClusterError, RtrainError, RunFailed, UserError, one_l
 from rtrain.release.audit import AuditLog
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
-from rtrain.serving.app import application_of, check_free, check_port, listen
+from rtrain.serving.app import application_of, check_free, check_port, check_rpc_port, listen
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
@@ -90,6 +90,8 @@ class Endpoint:
         if self.routers < 1:
             raise UserError(f"endpoint {self.name!r}: routers must be at least 1, got {self.routers}")
         Scale.by(self.replicas)
+        if self.grpc_port is not None:
+            check_rpc_port(self.port, self.grpc_port)
 
     @property
     def url(self) -> str:

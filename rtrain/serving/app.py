@@ -161,6 +161,15 @@ def _check_rpc(served: "str | TwoStages", port: int, grpc_port: int) -> None:
     """
     if isinstance(served, str) and is_language(served):
         raise ConfigError("grpc_port: a language model answers OpenAI's HTTP alone. Leave it out")
+    check_rpc_port(port, grpc_port)
+
+
+def check_rpc_port(port: int, grpc_port: int) -> None:
+    """Whether it can be gRPC's, beside HTTP's.
+
+    Raises:
+        ConfigError: it can not.
+    """
     if not 0 < grpc_port < 1 << 16 or grpc_port == port:
         raise ConfigError(f"grpc_port: a port within 1 and 65535, and not HTTP's {port}, got {grpc_port}")
 
