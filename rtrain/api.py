@@ -149,10 +149,17 @@ def absolute(run: Run) -> Run:
 
 
 @notices.aside()
-def serve(target: "Result | str | TwoStages", *, replicas: "int | Scale" = 1, port: int = 8000) -> "Served":
+def serve(
+    target: "Result | str | TwoStages",
+    *,
+    replicas: "int | Scale" = 1,
+    port: int = 8000,
+    grpc_port: int | None = None,
+) -> "Served":
     """Serve an export (or a finished run, or its folder), or two stages of such, on Ray Serve, on localhost.
 
-    `replicas`: so many, or as many as a `Scale` says by the load.
+    `replicas`: so many, or as many as a `Scale` says by the load. `grpc_port`: where gRPC answers too
+    (`rtrain/serving/model.proto`); None: nowhere.
 
     The Ray that is joined is used, else one is found by RAY_ADDRESS or started; one that is started
     here ends with `Served.stop()`, or with the process.
@@ -169,7 +176,8 @@ def serve(target: "Result | str | TwoStages", *, replicas: "int | Scale" = 1, po
     if not ray.is_initialized():
         session.enter_context(ray_session(Cluster(workers=1)))
     try:
-        return deploy(served, name="rtrain", port=port, scale=Scale.by(replicas), session=session)
+        scale = Scale.by(replicas)
+        return deploy(served, name="rtrain", port=port, scale=scale, session=session, grpc_port=grpc_port)
     except BaseException:
         session.close()
         raise

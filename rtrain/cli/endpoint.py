@@ -145,7 +145,7 @@ def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     from rtrain.endpoint.endpoint import Endpoint
     from rtrain.serving.scale import Scale
 
-    names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page")
+    names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page", "grpc_port")
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
     if "replicas" in given:
         given["replicas"] = Scale.of(given["replicas"])
@@ -212,6 +212,10 @@ ENDPOINT = (
             *STAGES,
             Argument("--port", type=int, default=8000, help="of Ray Serve (default: 8000)"),
             Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
+            Argument(
+                "--grpc-port", type=int, default=None, metavar="N",
+                help="where gRPC answers too, from when the endpoint starts (default: nowhere)",
+            ),
             Argument(
                 "--page", action="store_const", const=True, default=None,
                 help="show /NAME/-/ also to others than this machine, where --host lets them ask",

@@ -21,7 +21,8 @@ from rtrain.errors import ClusterError, RtrainError, RunFailed, UserError, one_l
 from rtrain.release.audit import AuditLog
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
-from rtrain.serving.app import application_of, check_port, listen
+from rtrain.serving.app import application_of, check_free, check_port, check_rpc_port, listen
+from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder
@@ -73,6 +74,8 @@ class Endpoint:
     stages: TwoStages | None = None
     """Where versions are one of two stages: what is released takes the place of its kind, the other is this one's.
     None: as what answers now was released."""
+    grpc_port: int | None = None
+    """Where gRPC answers too, on `host` of the head node, from when the endpoint starts; none: nowhere."""
     page: bool | None = None
     """Whether `/NAME/-/` shows all who reach it versions, runs, decisions and who made them; none: where Ray Serve
     listens to this machine alone. Behind a proxy, which asks from this machine, shut that path there."""
@@ -88,6 +91,8 @@ class Endpoint:
         if self.routers < 1:
             raise UserError(f"endpoint {self.name!r}: routers must be at least 1, got {self.routers}")
         Scale.by(self.replicas)
+        if self.grpc_port is not None:
+            check_rpc_port(self.port, self.grpc_port)
 
     @property
     def url(self) -> str:
@@ -192,6 +197,7 @@ class Endpoint:
     def stop(self) -> None:
         """Take the endpoint down, with all versions; what was decided stays on storage."""
         status = self.status()
+        ray_serve.delete(name_of(self.name))
         ray_serve.delete(self.name)
         for of in status["versions"]:
             ray_serve.delete(of["app"])
@@ -254,6 +260,8 @@ class Endpoint:
         router = cast(Any, Router).options(num_replicas=self.routers, ray_actor_options={"num_cpus": 0.1})
         shown = self.page if self.page is not None else _host_of_serve() in LOCAL
         ray_serve.run(router.bind(self.name, shown), name=self.name, route_prefix=f"/{self.name}")
+        if self.grpc_port is not None:
+            listen_rpc(self.name, self.host, self.grpc_port)
 
     def _at_rest(self) -> None:
         """Wait until the registry knows what was decided last.
@@ -273,7 +281,10 @@ class Endpoint:
         """Whether it runs; starts Ray Serve if it does not."""
         check_port(self.host, self.port)
         listen(self.host, self.port)
-        return self.name in ray_serve.status().applications
+        there = self.name in ray_serve.status().applications
+        if self.grpc_port is not None and not there:
+            check_free(self.host, self.grpc_port, "grpc_port", "--grpc-port")
+        return there
 
     def _told(self, what: str, *words: Any) -> Any:
         try:

@@ -23,7 +23,7 @@ from rtrain.endpoint.page import page
 from rtrain.endpoint.routing import Routing
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import one_line
-from rtrain.serving.answers import Relayed, new_api
+from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER, Relayed, Relays, new_api
 
 EXCHANGE_S = 0.5
 """Seconds between two exchanges with the conductor: so long a change takes to be everywhere, and a bad version to be
@@ -37,8 +37,6 @@ CHAMPION_S = 55.0
 """Seconds for an answer of the champion: less than after which the proxy gives the request up."""
 AGAIN_S = 5.0
 """Seconds within which a champion that gave no answer is asked once more."""
-KEY = "x-rtrain-key"
-VERSION = "x-rtrain-version"
 BUSY = 429
 FULL = Relayed(BUSY, "application/json", b'{"detail": "as many wait as may. Ask again"}', 0, "")
 HIDDEN = {"detail": "this endpoint does not show how it is to those who ask it. See rtrain endpoints"}
@@ -57,7 +55,7 @@ def _scores(body: bytes) -> list[float]:
 
 @ray_serve.deployment(name="Router", max_ongoing_requests=1000)
 @ray_serve.ingress(api)
-class Router:
+class Router(Relays):
     """One replica of an endpoint's router."""
 
     async def __init__(self, name: str, shown: bool):  # type: ignore[misc]  # Serve awaits it
@@ -86,7 +84,7 @@ class Router:
     async def passed_on(self, path: str, request: Request) -> Response:
         """The answer of the version that the one who asks has."""
         routing, body = self._routing, await request.body()
-        key = request.headers.get(KEY) or request.query_params.get("user") or secrets.token_hex(8)
+        key = request.headers.get(KEY_HEADER) or request.query_params.get("user") or secrets.token_hex(8)
         question = (request.method, f"/{path}", request.url.query.encode(), body)
         version = routing.chosen(key)
         found: Relayed | None = None
@@ -101,7 +99,7 @@ class Router:
                 found = await self._asked(version, question, CHAMPION_S)
         if found is None:
             return JSONResponse({"detail": "no version answered. Ask again"}, 503, {"Retry-After": "1"})
-        headers = {VERSION: version.split("-")[-2]} | ({"Retry-After": "1"} if found.status == BUSY else {})
+        headers = {VERSION_HEADER: version.split("-")[-2]} | ({"Retry-After": "1"} if found.status == BUSY else {})
         return Response(found.body, found.status, headers, found.content_type)
 
     async def _asked(self, version: str, question: tuple[str, str, bytes, bytes], most_s: float) -> Relayed | None:

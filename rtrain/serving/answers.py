@@ -1,7 +1,7 @@
 """What all served exports share: limits of a request, every refusal in one line of JSON, and how a router asks them."""
 
 import socket
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -18,6 +18,13 @@ MAX_ROWS = 10_000
 """Rows that one request may carry, and that are scored in one forward pass."""
 
 
+KEY_HEADER = "x-rtrain-key"
+"""Of a question: who asks, for an endpoint, which gives each the same version again."""
+VERSION_HEADER = "x-rtrain-version"
+"""Of an endpoint's answer: the version that gave it."""
+Headers = Sequence[tuple[str, str]]
+
+
 class Relayed(NamedTuple):
     """An HTTP answer on its way through a router."""
 
@@ -27,17 +34,20 @@ class Relayed(NamedTuple):
     memory: int
     """Bytes that the replica holds, of its own and of libraries."""
     replica: str
+    version: str = ""
+    """Of an endpoint, that answered."""
 
 
 class Relays:
-    """A deployment behind FastAPI that answers a router's questions as it does a client's."""
+    """A deployment behind FastAPI that answers the questions of a router, or of gRPC, as it does a client's."""
 
-    async def relay(self, method: str, path: str, query: bytes, body: bytes) -> Relayed:
-        """What its HTTP would answer; `path` without any prefix."""
+    async def relay(self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()) -> Relayed:
+        """What its HTTP would answer; `path` without any prefix, `headers` beside those of any JSON."""
         scope: MutableMapping[str, Any] = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
             "path": path, "raw_path": path.encode(), "root_path": "", "query_string": query,
-            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())],
+            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+                        *((name.encode(), value.encode()) for name, value in headers)],
             "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "state": {},
         }  # fmt: skip
         parts: list[MutableMapping[str, Any]] = []
@@ -57,6 +67,7 @@ class Relays:
             b"".join(part.get("body", b"") for part in parts[1:]),
             me.memory_info().rss,
             f"{socket.gethostname()}:{me.pid}",
+            head.get(VERSION_HEADER.encode(), b"").decode(),
         )
 
 

@@ -14,21 +14,21 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from rtrain.errors import ClusterError, DataError, RunFailed, one_line
+from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, one_line
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.export.huggingface import is_language
 from rtrain.serving.language import language_application
+from rtrain.serving.limits import REQUEST_S
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
 from rtrain.serving.retriever import Retriever
+from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
 ONE = Scale()
-REQUEST_S = 60.0
-"""Seconds after which the proxy gives a request up."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Served:
     """The path that answers."""
     session: ExitStack
     """Left when the application is stopped: the Ray that was started for it, or nothing."""
+    rpc: str = ""
+    """Where it answers over gRPC, as `HOST:PORT`; empty: nowhere."""
 
     def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[Prediction]:
         """Probabilities over HTTP, for one row or several.
@@ -78,6 +80,8 @@ class Served:
 
     def stop(self) -> None:
         """Take the application down, and the Ray that was started for it; a cluster stays."""
+        if self.rpc:
+            ray_serve.delete(name_of(self.name))
         ray_serve.delete(self.name)
         self.session.close()
 
@@ -111,26 +115,35 @@ def deploy(
     scale: Scale = ONE,
     host: str = "127.0.0.1",
     session: ExitStack | None = None,
+    grpc_port: int | None = None,
 ) -> Served:
-    """Serve an export, or two, on the Ray that is joined, and wait until it answers.
+    """Serve an export, or two, on the Ray that is joined, and wait until it answers; with a `grpc_port` over gRPC too.
 
     Raises:
-        ClusterError: the port is taken.
+        ClusterError: a port is taken.
         CheckpointError: there is no intact export.
+        ConfigError: gRPC of what has none.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Here, where the error is one line, before any replica starts.
     app = application_of(served, **scale.options())
+    if grpc_port is not None:
+        _check_rpc(served, port, grpc_port)
     check_port(host, port)
+    if name_of(name) in ray_serve.status().applications:  # of one that was killed
+        ray_serve.delete(name_of(name))
+    if grpc_port is not None:
+        check_free(host, grpc_port, "grpc_port", "--grpc-port")
     try:
         listen(host, port)
         ray_serve.run(app, name=name, route_prefix="/")
+        rpc = listen_rpc(name, host, grpc_port) if grpc_port is not None else ""
     except (RayError, RuntimeError, TimeoutError) as error:
         raise RunFailed(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
         ) from error
-    return Served(name=name, url=f"http://{host}:{port}", asked=_asked(served), session=session or ExitStack())
+    return Served(name=name, url=f"http://{host}:{port}", asked=_asked(served), session=session or ExitStack(), rpc=rpc)
 
 
 def _asked(served: "str | TwoStages") -> str:
@@ -138,6 +151,27 @@ def _asked(served: "str | TwoStages") -> str:
     if isinstance(served, str) and is_language(served):
         return "v1/completions"
     return "recommend" if isinstance(served, TwoStages) or is_retrieval(served) else "predict"
+
+
+def _check_rpc(served: "str | TwoStages", port: int, grpc_port: int) -> None:
+    """Refuse what cannot be had over gRPC.
+
+    Raises:
+        ConfigError: a language model, or no port.
+    """
+    if isinstance(served, str) and is_language(served):
+        raise ConfigError("grpc_port: a language model answers OpenAI's HTTP alone. Leave it out")
+    check_rpc_port(port, grpc_port)
+
+
+def check_rpc_port(port: int, grpc_port: int) -> None:
+    """Whether it can be gRPC's, beside HTTP's.
+
+    Raises:
+        ConfigError: it can not.
+    """
+    if not 0 < grpc_port < 1 << 16 or grpc_port == port:
+        raise ConfigError(f"grpc_port: a port within 1 and 65535, and not HTTP's {port}, got {grpc_port}")
 
 
 def listen(host: str, port: int) -> None:
@@ -162,12 +196,21 @@ def check_port(host: str, port: int) -> None:
                 "stop what is served there"
             )
         return
+    check_free(host, port, "handoff.port", "--handoff.port")
+
+
+def check_free(host: str, port: int, field: str, option: str) -> None:
+    """Make sure that nothing listens there.
+
+    Raises:
+        ClusterError: something does.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             raise ClusterError(
-                f"handoff.port: {port} on {host} cannot be used ({error.strerror}). Stop what listens there, "
-                f"or set another with --handoff.port {port + 1}"
+                f"{field}: {port} on {host} cannot be used ({error.strerror}). Stop what listens there, "
+                f"or set another with {option} {port + 1}"
             ) from error

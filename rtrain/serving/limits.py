@@ -13,6 +13,8 @@ HEADERS_S = 15.0
 """Seconds in which a client that has connected must have sent the headers of a request."""
 HEADERS_BYTES = 64 << 10
 """Bytes that it may send for them."""
+REQUEST_S = 60.0
+"""Seconds after which a request is given up."""
 READS_S = 30.0
 """Seconds for which a client may leave an answer unread."""
 

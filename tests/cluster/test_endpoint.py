@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
 from rtrain.errors import ClusterError, RunFailed, UserError
 from rtrain.release.registry import Registry
+from rtrain.serving.wire import Answer, Question
 from rtrain.stages.config import TwoStages
-from tests.cluster.conftest import wait_for
+from tests.cluster.conftest import free_port, wait_for
 from tests.cluster.planted import Planted
 from tests.unit.endpoint.test_online import log
 from tests.unit.release.runs import ITEMS, PASSES, USERS, run_of, write_rows
@@ -68,7 +70,7 @@ def endpoint(serve_port: int, runs: Path, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("registry")
     found = Endpoint(
         name="demo", port=serve_port, registry=f"sqlite:///{folder}/registry.db", audit=f"{folder}/audit",
-        state=f"{folder}/endpoints",
+        state=f"{folder}/endpoints", grpc_port=free_port(),
     )  # fmt: skip
     assert found.release(f"{runs}/good", "the first").version == 1
     yield found
@@ -267,3 +269,29 @@ def test_it_says_how_it_is(endpoint: Endpoint) -> None:
         replace(endpoint, name="nobody").status()
     with pytest.raises(UserError, match="no version is being tried"):
         endpoint.hold(0.5, "a test")
+
+
+def test_grpc_asks_the_same_router(endpoint: Endpoint) -> None:
+    """The answer and the version that HTTP gives for a key, and its refusals."""
+    body = b'{"rows": [{"user": 1, "item": 2, "price": 0.5}]}'
+    with grpc.insecure_channel(f"127.0.0.1:{endpoint.grpc_port}") as channel:
+        ask = channel.unary_unary(
+            "/rtrain.Model/Predict",
+            request_serializer=Question.SerializeToString,
+            response_deserializer=Answer.FromString,
+        )
+        for key in KEYS[:20]:
+            over_http = httpx.post(
+                f"{endpoint.url}/predict",
+                content=body,
+                headers={"x-rtrain-key": key, "content-type": "application/json"},
+                timeout=60,
+            )
+            answer, call = ask.with_call(Question(json=body), timeout=60, metadata=(("x-rtrain-key", key),))
+            assert over_http.status_code == 200 and answer.json == over_http.content
+            version = dict(call.trailing_metadata())["x-rtrain-version"]
+            assert version == over_http.headers["x-rtrain-version"]
+        with pytest.raises(grpc.RpcError) as refused:
+            ask(Question(json=b'{"rows": [{}]}'), timeout=60)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "rows.0.user: Field required" in refused.value.details()
