@@ -14,6 +14,8 @@ from rtrain.errors import UserError
 from rtrain.version import VERSION
 
 RECIPE = "path of the recipe's Python file"
+OF_RUNS = ("repeat", "compare")
+"""Verbs that are also found below `rtrain runs`."""
 
 
 def console() -> None:
@@ -39,6 +41,8 @@ def _console(given: list[str]) -> int:
         of_recipe = Verb(name, f"{VERBS[name]} (of a recipe)", (Argument("recipe", nargs="?", help=RECIPE),))
         _add(verbs, of_recipe, add_help=False)
 
+    if len(given) > 2 and given[0] == "runs" and given[1] in OF_RUNS and not given[2].startswith("-"):
+        given = given[1:]  # `rtrain runs repeat` alone lists a folder of that name
     options, rest = parser.parse_known_args(given)
     if options.verb is None:
         parser.print_help()

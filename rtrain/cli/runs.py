@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from rtrain.cli.verb import Argument, Verb, answer
 
@@ -22,7 +23,8 @@ def _repeat(options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"repeat: {text}", file=sys.stderr, flush=True)
 
-    found = repeat(options.target, options.name, launcher=options.launcher, say=say)
+    name = options.name or f"{Path(options.target.rstrip('/')).name}-again"
+    found = repeat(options.target, name, launcher=options.launcher, say=say)
     answer(options, found.to_json(), found)
     return 0 if found.same else 1
 
@@ -50,7 +52,7 @@ def _sync(options: argparse.Namespace) -> int:
 RUNS = (
     Verb(
         "runs",
-        "list the runs of a folder: how far each came and how good it is; rtrain compare shows some beside each other",
+        "list the runs of a folder: how far each came and how good it is; repeat and compare are found below it too",
         (
             Argument("storage", nargs="?", default="runs", help="the folder they lie in, any storage (default: runs)"),
             Argument(
@@ -68,7 +70,7 @@ RUNS = (
         "train a finished run's stored config anew, and say whether losses and metrics are the same (exit code 1: not)",
         (
             Argument("target", metavar="RUN", help="the run's folder"),
-            Argument("--name", required=True, help="of the new run, beside the other"),
+            Argument("--name", default="", help="of the new run, beside the other (default: RUN-again)"),
             Argument(
                 "--launcher", choices=("ray", "inline"), default="ray", help="inline: no Ray (default: ray)"
             ),

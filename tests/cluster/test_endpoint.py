@@ -221,7 +221,7 @@ def test_a_version_that_people_click_on_less_is_taken_back(endpoint: Endpoint, r
 
 @pytest.mark.slow
 def test_a_replica_and_the_conductor_die_and_nobody_notices(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
-    two = replace(endpoint, name="two", replicas=2, routers=1, state=f"{tmp_path}/endpoints")
+    two = replace(endpoint, name="two", replicas=2, routers=1, state=f"{tmp_path}/endpoints", grpc_port=None)
     two.release(f"{runs}/good", "the first")
     with load(two.url) as seen:
         wait_for(lambda: len(two.status()["versions"][0]["replicas"]) == 2, "both replicas answered")

@@ -185,6 +185,9 @@ def test_the_command_line(storage: Path, capsys: pytest.CaptureFixture[str]) -> 
         "commit",
     ]
     assert spell_runs(runs_in(f"{storage}")).count("DLRM") == 3
+    two = [f"{storage}/good", f"{storage}/half", "--json"]
+    told = [_console([*words, *two]) or capsys.readouterr().out for words in (["compare"], ["runs", "compare"])]
+    assert told[0] == told[1] and "good" in told[0]
 
 
 def test_a_run_once_more_is_the_same(storage: Path) -> None:
@@ -204,7 +207,7 @@ def test_a_repetition_that_was_interrupted_goes_on_and_nothing_else_of_its_name(
     with pytest.raises(UserError, match="there is a run 'half' already"):
         repeat(f"{storage}/good", "half", launcher="inline")
     (storage / "good-again" / "result.json").unlink()
-    assert repeat(f"{storage}/good", "good-again", launcher="inline").same
+    assert _console(["runs", "repeat", f"{storage}/good/", "--launcher", "inline"]) == 0, "named so by itself"
     starts = json.loads((storage / "good-again" / "manifest.json").read_text())["starts"]
     assert len(starts) == 2
 
