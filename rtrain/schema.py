@@ -291,6 +291,17 @@ class Schema:
         return tuple(f for f in self.features if isinstance(f, Dense | Embedding | Age))
 
     @cached_property
+    def plain_numbers(self) -> tuple[Dense, ...]:
+        """Those of one number a row."""
+        return tuple(f for f in self.features if isinstance(f, Dense))
+
+    @cached_property
+    def plain_ids(self) -> tuple[Id, ...]:
+        """Those of one id a row, of a table of less than 2^31 rows, that the data hold as it is."""
+        single = (f for f in self.features if type(f) is Id and f.table_rows <= 2**31)
+        return tuple(f for f in single if not (f.vocabulary or f.hashed) and (f.numbered or not f.vocabulary_file))
+
+    @cached_property
     def dense_widths(self) -> tuple[int, ...]:
         """Columns of `Batch.dense` of each number; their sum is what a model is built for."""
         return tuple(f.width for f in self.dense)

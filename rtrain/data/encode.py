@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rtrain.data.columns import Columns, Lists, concat
+from rtrain.data.few import FEW, of_few
 from rtrain.data.hashed import hashes, into_keys, into_rows
 from rtrain.data.id_weights import weights_of
 from rtrain.data.made import ages, moment_ids
@@ -49,19 +50,23 @@ def encode(
         where: what messages call the table: `train.parquet rows 0..65535 (row group 0)`, `request`.
         first_row: number of the table's first row in the data set (`Batch.row`).
         shown: each row's number as messages count it; none: from `first_row` on.
-        fits: columns that were checked before; a table of the same is not asked again.
+        fits: columns of the very types of `schema.arrow`, as requests have; a table of the same is not asked again.
 
     Raises:
         DataError: a column missing or of the wrong type, or a value that cannot be used, with its row.
     """
-    if fits is None or not table.schema.equals(fits):
+    rows, fitting = table.num_rows, fits is not None and table.schema.equals(fits)
+    if not fitting:
         check_columns(table.schema, schema, label=label, where=where)
-    rows = table.num_rows
+    numbers, ids = of_few(table, schema) if fitting and rows <= FEW else ({}, {})
     at = Place(where, np.arange(first_row, first_row + rows) if shown is None else shown)
     dense, number = np.empty((rows, len(schema.kept_widths)), np.float32), 0
     for feature in schema.dense:
         after = number + len(feature.kept)
-        dense[:, number:after] = _dense(table, feature, schema, at)
+        if feature.name in numbers:
+            dense[:, number] = numbers[feature.name]
+        else:
+            dense[:, number:after] = _dense(table, feature, schema, at)
         number = after
     singles: list[NDArray[np.integer]] = []
     lists: list[Lists] = []
@@ -69,6 +74,9 @@ def encode(
     for spec in schema.ids:
         if isinstance(spec, Moment):
             singles.append(moment_ids(table, spec, schema, at))
+            continue
+        if spec.name in ids and spec.name != schema.group:
+            singles.append(ids[spec.name])
             continue
         column = table.column(spec.name)
         if isinstance(spec, Text):

@@ -26,7 +26,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainWarning, UserError
-from rtrain.export.flat import as_table, flat_row
+from rtrain.export.flat import Requests, flat_row
 from rtrain.export.huggingface import is_language
 from rtrain.export.lookup import Lookup
 from rtrain.export.program import PROGRAM, RUNS, Program, missing
@@ -217,7 +217,7 @@ class Predictor:
         self.model = model_config.build(self.schema, seed=0, table_device="meta")
         self.asked = asked_of(self.schema)
         """What requests hold."""
-        self._wanted = self.asked.arrow(label=False)
+        self._requests = Requests(self.asked.arrow(label=False))
         adopting: dict[str, Callable[[Path], None]]
         adopting = {_file_of(one): partial(adopt, one) for one in vocabularies_of(self.schema)}
         adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
@@ -252,7 +252,7 @@ class Predictor:
         if not rows:
             return []
         try:
-            table = as_table([flat_row(row, self.asked) for row in rows], self._wanted)
+            table = self._requests.table([flat_row(row, self.asked) for row in rows])
         except ValueError as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         outputs = self._of(table, self.asked, where="request", first_row=0)
@@ -275,7 +275,7 @@ class Predictor:
         return self._batch(table, self.schema, where, first_row)
 
     def _batch(self, table: pa.Table, schema: Schema, where: str, first_row: int) -> Batch:
-        fits = self._wanted if schema is self.asked else None  # a request's table is made by it
+        fits = self._requests.wanted if schema is self.asked else None  # a request's table is made by it
         columns = encode(table, schema, label=False, where=where, first_row=first_row, fits=fits)
         return columns.batch(global_rows=columns.rows)
 

@@ -24,6 +24,7 @@ from rtrain.data.retrieval_batch import Ids
 from rtrain.errors import CheckpointError, DataError, one_line
 from rtrain.export.artifact import HEAD, read_head
 from rtrain.export.index import INDEX, Index, Stated, Vectors, find, seen_of
+from rtrain.export.popular import Popular, Unknown
 from rtrain.export.retrieval import (
     ITEMS,
     KNOWN,
@@ -50,6 +51,8 @@ class Asked:
     """Of histories, when."""
     hidden: Lists
     """Places in the catalogue that are not offered."""
+    strangers: NDArray[np.bool_]
+    """Of whom nothing is known, and whose context tells nothing: they are offered what is popular."""
 
     @classmethod
     def joined(cls, several: "Sequence[Asked]") -> "Asked":
@@ -59,6 +62,7 @@ class Asked:
             _end_to_end([one.context for one in several]),
             _end_to_end(whens) if whens else None,
             _end_to_end([one.hidden for one in several]),
+            np.concatenate([one.strangers for one in several]),
         )
 
 
@@ -108,6 +112,7 @@ class Encoders:
         self._raw = self._users is not None
         self.vectors: Tensor = torch.from_numpy(vectors_in(items).copy())
         """Of each of them, float32 [I, E]."""
+        self._popular = Popular(items["often"].to_numpy()) if "often" in items.column_names else None
         self.index = stated
         """What the export says of its index; none: it has none, and all items are compared."""
         self._index = index[0] if index else None
@@ -140,7 +145,7 @@ class Encoders:
         Raises:
             DataError: somebody or something that is not in the data, an empty history, or times that do not fit it.
         """
-        return self._vectors(*self._asked(whom, times))
+        return self._vectors(*self._asked(whom, times, "refuse")[:2])
 
     @notices.aside()
     def _vectors(self, context: Lists, when: Lists | None) -> Vectors:
@@ -168,6 +173,7 @@ class Encoders:
         times: Sequence[Sequence[int]] | None = None,
         seen: Sequence[Sequence[Any]] | None = None,
         exact: bool = False,
+        unknown: Unknown = "refuse",
     ) -> list[list[tuple[Any, float]]]:
         """The best k items of the catalogue for each of those who ask, with their scores, best first.
 
@@ -177,11 +183,14 @@ class Encoders:
             seen: items that each one is not to be offered, as the data call them; none: all are candidates, but that of
                 a model of histories those of the history are left out where the data say `hide_seen`.
             exact: compare all items also where the export has an index, which misses some: `index` says how many.
+            unknown: of users, and items of a history, that are not in the data. `popular`: such items are left out, and
+                such users, and whose history is empty then, are offered the items that training had most often, each
+                with the share that it was of all, as its score.
 
         Raises:
             DataError: as `user`, or another number of `seen` lists.
         """
-        return self.find(self.ask(whom, times, seen), k, exact=exact)
+        return self.find(self.ask(whom, times, seen, unknown), k, exact=exact)
 
     def some(self, count: int) -> tuple[list[Any], list[list[int]] | None]:
         """Up to so many who may ask, and the times of their histories where those are wanted: to try the model with."""
@@ -196,6 +205,7 @@ class Encoders:
         whom: Sequence[Any],
         times: Sequence[Sequence[int]] | None = None,
         seen: Sequence[Sequence[Any]] | None = None,
+        unknown: Unknown = "refuse",
     ) -> "Asked":
         """Who asks, checked, as `recommend` takes it: several can be joined, and found for at once.
 
@@ -204,14 +214,16 @@ class Encoders:
         """
         if seen is not None and len(seen) != len(whom):
             raise DataError(f"seen: {len(seen)} lists for {len(whom)} who ask. Give one for each")
-        context, when = self._asked(whom, times)
+        if unknown == "popular" and not self._popular:
+            raise DataError("unknown: this export does not say which items are popular. Export the run again")
+        context, when, strangers = self._asked(whom, times, unknown)
         if seen is None and self._data.longest is not None and self._data.hide_seen:
             seen = whom
         lists = [
-            places_of(self._item_rows(those, f"seen[{n}]"), self._rows)
+            places_of(self._item_rows(those, f"seen[{n}]", unknown), self._rows)
             for n, those in enumerate(seen or [[]] * len(whom))
         ]
-        return Asked(context, when, joined(lists))
+        return Asked(context, when, joined(lists), strangers)
 
     def find(self, asked: "Asked", k: int, *, exact: bool = False) -> list[list[tuple[Any, float]]]:
         """As `recommend`, for who was asked for by `ask`."""
@@ -220,42 +232,65 @@ class Encoders:
             found = find(self._index, self.index.depths, queries, self.vectors, asked.hidden, k)
         else:
             found = rank_catalogue(queries, self.vectors, k=k, seen=seen_of(asked.hidden))
-        pairs = zip(found.items_UK.tolist(), found.scores_UK.tolist(), strict=True)
-        return [
-            [(self.items[at].as_py(), score) for at, score in zip(*both, strict=True) if at != NO_ITEM]
-            for both in pairs
+        lists = [
+            [(at, score) for at, score in zip(*both, strict=True) if at != NO_ITEM]
+            for both in zip(found.items_UK.tolist(), found.scores_UK.tolist(), strict=True)
         ]
+        for number in np.flatnonzero(asked.strangers):
+            assert self._popular, "else nobody is asked for who is not known"
+            first, stop = asked.hidden.offsets[number : number + 2]
+            lists[number] = self._popular.best(k, asked.hidden.values[first:stop])
+        return [[(self.items[at].as_py(), score) for at, score in of] for of in lists]
 
-    def _asked(self, whom: Sequence[Any], times: Sequence[Sequence[int]] | None) -> tuple[Lists, Lists | None]:
+    def _asked(
+        self, whom: Sequence[Any], times: Sequence[Sequence[int]] | None, unknown: Unknown
+    ) -> tuple[Lists, Lists | None, NDArray[np.bool_]]:
         longest = self._data.longest
         if longest is None:
             if times is not None:
                 raise DataError("times: this model reads users' ids, which have none. Leave them out")
-            rows = self._found(whom, self._users, self._data.users, "user", "users")
-            return Lists.of(rows, np.ones(len(rows), np.int64)), None
+            rows = self._found(whom, self._users, self._data.users, "user", "users", unknown)
+            return Lists.of(np.maximum(rows, 0), np.ones(len(rows), np.int64)), None, rows < 0
         if self._timed and times is None:
             raise DataError("times: this model reads when each item was had, seconds since 1970. Give a list a history")
         if times is not None and len(times) != len(whom):
             raise DataError(f"times: {len(times)} lists for {len(whom)} histories. Give one for each")
-        histories, moments = list[Ids](), list[Ids]()
+        histories, moments, strangers = list[Ids](), list[Ids](), list[bool]()
         for number, history in enumerate(whom):
             where = f"histories[{number}]"
-            if isinstance(history, str | bytes) or not isinstance(history, Sequence | np.ndarray) or not len(history):
-                raise DataError(f"{where}: it must be a list of items, oldest first, of one at least, got {history!r}")
-            rows = self._item_rows(history, where)
+            least = 1 if unknown == "refuse" else 0
+            if (
+                isinstance(history, str | bytes)
+                or not isinstance(history, Sequence | np.ndarray)
+                or len(history) < least
+            ):
+                of = ", of one at least" if least else ""
+                raise DataError(f"{where}: it must be a list of items, oldest first{of}, got {history!r}")
+            rows = self._item_rows(history, where, unknown)
             when = np.arange(len(rows)) if times is None else _moments(times[number], len(rows), f"times[{number}]")
+            rows, when = rows[rows >= 0], when[rows >= 0]
+            strangers.append(not len(rows))
+            if strangers[-1]:
+                rows, when = self._rows[:1], np.zeros(1, np.int64)
             histories.append(rows[-longest:])
             moments.append(when[-longest:])
         lengths = np.array([len(rows) for rows in histories], np.int64)
-        return tuple(Lists.of(np.concatenate([self._rows[:0], *x]), lengths) for x in (histories, moments))  # type: ignore
+        had, at = (Lists.of(np.concatenate([self._rows[:0], *x]), lengths) for x in (histories, moments))
+        return had, at, np.array(strangers, bool)
 
-    def _item_rows(self, items: Sequence[Any] | NDArray[Any], where: str) -> Ids:
-        return self._found(items, self.items if self._raw else None, self._data.items, "item", where)
+    def _item_rows(self, items: Sequence[Any] | NDArray[Any], where: str, unknown: Unknown = "refuse") -> Ids:
+        return self._found(items, self.items if self._raw else None, self._data.items, "item", where, unknown)
 
     def _found(
-        self, values: Sequence[Any] | NDArray[Any], names: pa.Array | None, rows: int, what: str, where: str
+        self,
+        values: Sequence[Any] | NDArray[Any],
+        names: pa.Array | None,
+        rows: int,
+        what: str,
+        where: str,
+        unknown: Unknown,
     ) -> Ids:
-        """The row of each in its table."""
+        """The row of each in its table; -1 of an unknown one that is not refused."""
         kind = pa.int64() if names is None else names.type
         try:
             given = pa.array(values)
@@ -269,10 +304,10 @@ class Encoders:
         found = given if names is None else pc.index_in(given, value_set=names)
         known = f"valid are 0..{rows - 1}" if names is None else f"the data have {len(names)} others"
         wrong = pc.fill_null(pc.or_(pc.less(found, 0), pc.greater_equal(found, rows)), True)
-        if pc.any(wrong).as_py():
-            unknown = given[pc.index(wrong, True).as_py()].as_py()
-            raise DataError(f"{where}: there is no {what} {unknown!r} in the data that it was trained on; {known}")
-        places: Ids = found.cast(pa.int64()).to_numpy()
+        if unknown == "refuse" and pc.any(wrong).as_py():
+            first = given[pc.index(wrong, True).as_py()].as_py()
+            raise DataError(f"{where}: there is no {what} {first!r} in the data that it was trained on; {known}")
+        places: Ids = pc.if_else(wrong, -1, found.cast(pa.int64())).to_numpy()
         return places
 
 

@@ -32,23 +32,42 @@ def flat_row(row: Mapping[str, Any], schema: Schema) -> dict[str, Any]:
     return {**row, **{name: _flat(row[name]) for name in listed(schema) if name in row}}
 
 
-def as_table(rows: Sequence[Mapping[str, Any]], wanted: pa.Schema) -> pa.Table:
-    """Of each row what is wanted; null where it has no such key.
+class Requests:
+    """Rows of requests as tables of the columns that are wanted."""
 
-    Raises:
-        ValueError: a value that its column cannot hold; names the column.
-    """
-    columns = []
-    for field in wanted:
-        values = [row.get(field.name) for row in rows]
-        try:
-            columns.append(pa.array(values, field.type))
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
-            raise ValueError(f"{field.name}: {error}") from error
-        nested = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-        if pa.types.is_integer(field.type.value_type if nested else field.type):
-            _refuse_fractions(field.name, chain.from_iterable(v for v in values if v is not None) if nested else values)
-    return pa.table(columns, schema=wanted)
+    def __init__(self, wanted: pa.Schema):
+        self.wanted = wanted
+        self._row = pa.struct(list(wanted))
+        nested = {f.name: pa.types.is_list(f.type) or pa.types.is_large_list(f.type) for f in wanted}
+        self._nested = {f.name: nested[f.name] for f in wanted if _is_whole(f.type, nested[f.name])}
+        """Of the columns of whole numbers, whether they hold lists."""
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+        """Of each row what is wanted; null where it has no such key.
+
+        Raises:
+            ValueError: a value that its column cannot hold; names the column.
+        """
+        try:  # all at once, for a call a column takes longer than one row's value
+            whole = pa.RecordBatch.from_struct_array(pa.array([dict(row) for row in rows], self._row))
+            table = pa.Table.from_batches([whole], self.wanted)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError):
+            table = pa.table([_column(rows, field) for field in self.wanted], schema=self.wanted)
+        for name, nested in self._nested.items():
+            values = (row.get(name) for row in rows)
+            _refuse_fractions(name, chain.from_iterable(v for v in values if v is not None) if nested else values)
+        return table
+
+
+def _is_whole(kind: pa.DataType, nested: bool) -> bool:
+    return bool(pa.types.is_integer(kind.value_type if nested else kind))
+
+
+def _column(rows: Sequence[Mapping[str, Any]], field: pa.Field) -> pa.Array:
+    try:
+        return pa.array([row.get(field.name) for row in rows], field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{field.name}: {error}") from error
 
 
 def _refuse_fractions(name: str, values: Iterable[Any]) -> None:

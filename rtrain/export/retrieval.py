@@ -1,8 +1,8 @@
 """The export of a model that finds items among all: what encodes users and items, and the catalogue's vectors.
 
     export/model-00000.safetensors ...   weights under the unsharded module's own names
-           items.parquet                 the catalogue: `item` as the data call it, `row` of its table, and `vector`, as
-                                         it is compared: its product with a user's is the score
+           items.parquet                 the catalogue: `item` as the data call it, `row` of its table, `vector`, as it is
+                                         compared: its product with a user's is the score, and how `often` training had it
            users.parquet                 of data with raw ids alone: `user` as the data call it, and its `row`
            known.safetensors             of data with features or a graph alone: what is known of each id, and the edges
            items.faiss                   of many items alone: see `rtrain.export.index`
@@ -79,7 +79,8 @@ def export_retrieval(
         who = pa.table({"user": names["user"], "row": np.arange(len(names["user"]))})
         files |= put(folder, USERS, partial(pq.write_table, who), check)
     catalogue, of = dataset.catalogue, names.get("item")
-    files |= put(folder, ITEMS, partial(_write_items, model, dataset.assembly, catalogue, of), check)
+    write = partial(_write_items, model, dataset.assembly, catalogue, dataset.often, of)
+    files |= put(folder, ITEMS, write, check)
     stated = None
     if wants_index(run, dataset):
         index, stated = _indexed(run, folder, model, dataset, check)
@@ -200,8 +201,10 @@ def joined(lists: Sequence[Ids]) -> Lists:
     return Lists.of(np.concatenate([nothing, *lists]), np.array([len(x) for x in lists], np.int64))
 
 
-def _write_items(model: Unsharded, assembly: Assembly, catalogue: Ids, names: pa.Array | None, path: Path) -> None:
-    writer = None
+def _write_items(
+    model: Unsharded, assembly: Assembly, catalogue: Ids, often: Ids, names: pa.Array | None, path: Path
+) -> None:
+    writer, written = None, 0
     for rows, vectors in vectors_of(model, assembly, catalogue):
         flat = pa.array(vectors.flatten().numpy())
         table = pa.table(
@@ -209,8 +212,10 @@ def _write_items(model: Unsharded, assembly: Assembly, catalogue: Ids, names: pa
                 "item": pa.array(rows) if names is None else names.take(pa.array(rows)),
                 "row": rows,
                 "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+                "often": often[written : written + len(rows)],
             }
         )
+        written += len(rows)
         writer = writer or pq.ParquetWriter(path, table.schema, write_page_checksum=True)
         writer.write_table(table)
     assert writer is not None, "a data set has items"

@@ -1,6 +1,6 @@
 """Two stages behind HTTP, asked as a retrieval export is.
 
-    POST /recommend  {"whom": [...], "k": 10}     ->  {"items": [[...], ...], "scores": [[...], ...], "without": []}
+    POST /recommend  {"whom": [...], "k": 10}     ->  {"items": [[...], ...], "scores": [[...], ...], "without": [], ...}
     GET  /recommend?user=196&k=10                 ->  the same of one user, of a model that knows users by name
     GET  /schema                                  ->  JSON Schema of the body
     GET  /openapi.json                            ->  OpenAPI of these very models
@@ -22,8 +22,9 @@ from pydantic import Field
 from ray import serve as ray_serve
 
 from rtrain.errors import DataError
+from rtrain.export.popular import Unknown
 from rtrain.serving.answers import REFUSALS, Relays, new_api
-from rtrain.serving.retriever import MAX_K, Found, Name, Question, one_user, schema_of
+from rtrain.serving.retriever import MAX_K, STRANGERS, Found, Name, Question, one_user, schema_of
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
 
@@ -70,8 +71,9 @@ class Recommends(Relays):
             raise HTTPException(413, f"{len(body.whom)} ask in one request; at most {MAX_ASKING}")
         try:
             wanted = self.recommender.want(
-                body.whom, body.k, users=body.users, times=body.times, seen=body.seen, context=body.context
-            )
+                body.whom, body.k, users=body.users, times=body.times, seen=body.seen, context=body.context,
+                unknown=body.unknown,
+            )  # fmt: skip
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         found: Answer = await self.find(wanted) if body.whom else Answer()
@@ -81,13 +83,17 @@ class Recommends(Relays):
             "items": [[item for item, _ in of] for of in found.lists],
             "scores": [[score for _, score in of] for of in found.lists],
             "without": found.without,
+            "unknown": found.unknown,
         }
 
     @api.get("/recommend", response_model=Ordered, responses=REFUSALS)
-    async def recommend_one(self, user: str, k: int = Query(10, ge=1, le=MAX_K)) -> dict[str, Any]:
+    async def recommend_one(
+        self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = Query("refuse", description=STRANGERS)
+    ) -> dict[str, Any]:
         """The best items for one user, by name."""
         name = one_user(self.recommender.encoders, user)
-        return await self.recommend(Asking(whom=[name], k=k, times=None, seen=None, context=None, users=None))
+        body = Asking(whom=[name], k=k, times=None, seen=None, context=None, users=None, unknown=unknown)
+        return await self.recommend(body)
 
     @ray_serve.batch(max_batch_size=MAX_ASKING, batch_wait_timeout_s=0.005, batch_size_fn=_asking)
     async def find(self, questions: list[Wanted]) -> list[Answer]:

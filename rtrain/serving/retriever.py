@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from fastapi import HTTPException, Query
 from fastapi.openapi.utils import get_openapi
@@ -22,6 +23,7 @@ from ray import serve as ray_serve
 
 from rtrain.errors import DataError
 from rtrain.export.encoders import Asked, Encoders
+from rtrain.export.popular import Unknown
 from rtrain.serving.answers import REFUSALS, Relays, new_api
 
 MAX_WHOM = 1000
@@ -31,6 +33,10 @@ MAX_K = 1000
 api = new_api()
 Name = int | str
 """Of a user or an item, as the data call them."""
+STRANGERS = (
+    "users, and items of histories, that the data do not have; popular: such items are left out, and such users, and "
+    "empty histories, are offered the most frequent items, with the share of all that each was as its score"
+)
 
 
 class Question(BaseModel):
@@ -41,6 +47,7 @@ class Question(BaseModel):
     k: int = Field(10, ge=1, le=MAX_K, description="how many items")
     times: list[list[int]] | None = Field(None, description="when each item was had, seconds since 1970, rising")
     seen: list[list[Name]] | None = Field(None, description="items that each one is not to be offered")
+    unknown: Unknown = Field("refuse", description=STRANGERS)
 
 
 class Found(BaseModel):
@@ -48,6 +55,7 @@ class Found(BaseModel):
 
     items: list[list[Name]]
     scores: list[list[float]]
+    unknown: list[int] = Field(description="which of those who ask, from 0, were offered what is popular")
 
 
 def _asking(questions: list[tuple[Asked, int]]) -> int:
@@ -72,7 +80,7 @@ def schema_of(body: type[Question], encoders: Encoders, most: int) -> dict[str, 
     """The body's, with what an export wants of it; `most` may ask."""
     found = body.model_json_schema()
     name = {"type": "string" if encoders.of_words else "integer"}
-    history = {"type": "array", "items": name, "minItems": 1}
+    history = {"type": "array", "items": name}
     whom = {"type": "array", "items": history if encoders.of_histories else name, "maxItems": most}
     found["properties"]["whom"] = whom | {"description": found["properties"]["whom"]["description"]}
     found["required"] = ["whom", *(["times"] if encoders.timed else [])]
@@ -97,16 +105,23 @@ class Retriever(Relays):
         if len(body.whom) > MAX_WHOM:
             raise HTTPException(413, f"{len(body.whom)} ask in one request; at most {MAX_WHOM}")
         try:
-            asked = self.encoders.ask(body.whom, body.times, body.seen)
+            asked = self.encoders.ask(body.whom, body.times, body.seen, body.unknown)
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         found: list[list[tuple[Any, float]]] = await self.find((asked, body.k)) if body.whom else []
-        return {"items": [[i for i, _ in of] for of in found], "scores": [[s for _, s in of] for of in found]}
+        return {
+            "items": [[item for item, _ in of] for of in found],
+            "scores": [[score for _, score in of] for of in found],
+            "unknown": np.flatnonzero(asked.strangers).tolist(),
+        }
 
     @api.get("/recommend", response_model=Found, responses=REFUSALS)
-    async def recommend_one(self, user: str, k: int = Query(10, ge=1, le=MAX_K)) -> dict[str, Any]:
+    async def recommend_one(
+        self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = Query("refuse", description=STRANGERS)
+    ) -> dict[str, Any]:
         """The best items for one user, by name."""
-        return await self.recommend(Question(whom=[one_user(self.encoders, user)], k=k, times=None, seen=None))
+        name = one_user(self.encoders, user)
+        return await self.recommend(Question(whom=[name], k=k, times=None, seen=None, unknown=unknown))
 
     @ray_serve.batch(max_batch_size=MAX_WHOM, batch_wait_timeout_s=0.005, batch_size_fn=_asking)
     async def find(self, questions: list[tuple[Asked, int]]) -> list[list[list[tuple[Any, float]]]]:

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from rtrain.errors import ConfigError, DataError, did_you_mean, one_line
 from rtrain.export.artifact import Predictor, export_in
 from rtrain.export.encoders import Asked, Encoders
+from rtrain.export.popular import Unknown
 from rtrain.schema import Id
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import Known, Name, Of
@@ -52,6 +53,8 @@ class Answer:
     """Of each who asks, items with scores, best first."""
     without: list[Of] = field(default_factory=list)
     """Of whom nothing was known in time."""
+    unknown: list[int] = field(default_factory=list)
+    """Who the retrieval model does not know, by number: their items are the most popular ones, in that order."""
     problem: str = ""
     """Why there is no answer."""
 
@@ -146,6 +149,7 @@ class Recommender:
         times: Sequence[Sequence[int]] | None = None,
         seen: Sequence[Sequence[Any]] | None = None,
         context: Sequence[Known] | None = None,
+        unknown: Unknown = "refuse",
     ) -> Wanted:
         """A request, checked.
 
@@ -168,7 +172,7 @@ class Recommender:
                     self._values[name].validate_python(columns[name])
                 except ValidationError as error:
                     raise DataError(f"context[{number}].{name}: {error.errors()[0]['msg']}") from None
-        asked = self.encoders.ask(whom, times, seen)
+        asked = self.encoders.ask(whom, times, seen, unknown)
         return Wanted(asked=asked, whom=whom, k=k, users=users, times=times, context=context)
 
     async def answer(self, wanted: Sequence[Wanted]) -> list[Answer]:
@@ -190,7 +194,7 @@ class Recommender:
                 return [Answer(problem=str(error))]
             return [(await self.answer([one]))[0] for one in wanted]  # whose it is, is found by asking each alone
         return [
-            Answer(self._shown(one, those, its, of_items), without)
+            Answer(self._shown(one, those, its, of_items), without, np.flatnonzero(one.asked.strangers).tolist())
             for one, those, its in zip(wanted, lists, scores, strict=True)
         ]
 
@@ -217,9 +221,11 @@ class Recommender:
         of_users: Mapping[Name, Known],
         of_items: Mapping[Name, Known],
     ) -> list[dict[str, Any]]:
-        """What the ranking model is asked: of each who asks a row for each candidate."""
+        """What the ranking model is asked: of each who is known a row for each candidate."""
         stages, rows, users = self.stages, list[dict[str, Any]](), self._users(one)
         for number, found in enumerate(lists):
+            if one.asked.strangers[number]:
+                continue
             base = dict(stages.defaults) | ({self._clock: int(time.time())} if self._clock else {})
             if users:
                 base |= {**of_users.get(users[number], {}), stages.user: users[number]}
@@ -249,7 +255,10 @@ class Recommender:
         """The items of each who asks, in their order, as far as the filters let them through."""
         given, answer = iter(scores), []
         for number, found in enumerate(lists):
-            ranked: Sequence[Ranked] = [Ranked(item, next(given), of_items.get(item, {})) for item, _ in found]
+            known = not one.asked.strangers[number]
+            ranked: Sequence[Ranked] = [
+                Ranked(item, next(given) if known else share, of_items.get(item, {})) for item, share in found
+            ]
             ranked = sorted(ranked, key=lambda of: -of.score)
             for rule in self.stages.filters:
                 ranked = rule.keep(ranked, one.context[number] if one.context else {})

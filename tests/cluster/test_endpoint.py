@@ -3,12 +3,10 @@
 import os
 import shutil
 import signal
-import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -27,13 +25,12 @@ from rtrain.release.registry import Registry
 from rtrain.serving.wire import Answer, Question
 from rtrain.stages.config import TwoStages
 from tests.cluster.conftest import free_port, wait_for
+from tests.cluster.load import KEYS, Seen, load
 from tests.cluster.planted import Planted
 from tests.unit.endpoint.test_online import log
 from tests.unit.release.runs import ITEMS, PASSES, USERS, run_of, write_rows
 from tests.unit.training.jobs import train
 
-CLIENTS = 4
-KEYS = [f"user-{n}" for n in range(400)]
 QUICK = Canary(steps=(0.1, 0.5, 1.0), seconds=1.0, answers=40, patience_s=60, timeout_s=5)
 PLANTED = {
     "slow": Planted(dim=8, bottom=(8,), top=(16,), sleeps_s=0.2),
@@ -85,55 +82,19 @@ def nothing_is_tried(endpoint: Endpoint) -> Iterator[None]:
         endpoint.rollback("the test is over")
 
 
-@dataclass
-class Seen:
-    """What the clients of a load were answered."""
+def predicting(url: str) -> AbstractContextManager[Seen]:
+    """A load of rows that are drawn."""
 
-    statuses: Counter[int] = field(default_factory=Counter)
-    versions: dict[str, set[str]] = field(default_factory=dict)
-    """Version -> who had it."""
+    def ask(http: httpx.Client, draw: np.random.Generator, headers: dict[str, str]) -> httpx.Response:
+        row = {"user": int(draw.integers(USERS)), "item": int(draw.integers(ITEMS)), "price": float(draw.normal())}
+        return http.post(f"{url}/predict", json={"rows": [row]}, headers=headers)
 
-    @property
-    def failed(self) -> int:
-        return sum(n for status, n in self.statuses.items() if status != 200)
-
-
-@contextmanager
-def load(url: str) -> Iterator[Seen]:
-    """Requests of `CLIENTS` clients, one after the other each, until it is left."""
-    seen, over, lock = Seen(), threading.Event(), threading.Lock()
-
-    def client(number: int) -> None:
-        draw = np.random.default_rng(number)
-        with httpx.Client(timeout=60) as http:
-            while not over.is_set():
-                key = KEYS[draw.integers(len(KEYS))]
-                row = {
-                    "user": int(draw.integers(USERS)), "item": int(draw.integers(ITEMS)), "price": float(draw.normal()),
-                }  # fmt: skip
-                try:
-                    answer = http.post(f"{url}/predict", json={"rows": [row]}, headers={"x-rtrain-key": key})
-                    status, version = answer.status_code, answer.headers.get("x-rtrain-version", "")
-                except httpx.HTTPError:
-                    status, version = 0, ""
-                with lock:
-                    seen.statuses[status] += 1
-                    seen.versions.setdefault(version, set()).add(key)
-
-    threads = [threading.Thread(target=client, args=(n,), daemon=True) for n in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(60)
+    return load(ask)
 
 
 def released(endpoint: Endpoint, run: str, canary: Canary = QUICK) -> tuple[Settled, Seen]:
     """A release under load, to its end."""
-    with load(endpoint.url) as seen:
+    with predicting(endpoint.url) as seen:
         version = endpoint.release(run, "a test", canary)
         settled = endpoint.settled(version.version, timeout_s=120)
     assert settled is not None
@@ -155,7 +116,7 @@ def test_releases_weights_and_rollbacks_under_load_fail_no_request(endpoint: End
     decisions = [(d["what"], d["version"], d["share"]) for d in reversed(endpoint.status()["decisions"])]
     steps = [("begin", 2, 0.0), ("advance", 2, 0.1), ("advance", 2, 0.5), ("advance", 2, 1.0)]
     assert [d for d in decisions if d[1] == 2][:4] == steps, decisions
-    with load(endpoint.url) as seen:
+    with predicting(endpoint.url) as seen:
         assert endpoint.rollback("slower than it seemed") == "version 1 (good) answers again"
         wait_for(lambda: endpoint.status()["everywhere"], "all routers heard of it")
         time.sleep(1)  # answers that were under way
@@ -210,7 +171,7 @@ def test_a_bad_version_is_taken_back_by_itself(
 def test_a_version_that_people_click_on_less_is_taken_back(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
     online = Online(log=f"{tmp_path}/log.parquet", every_s=0.5)
     canary = replace(QUICK, steps=(0.2, 1.0), answers=10_000, limits=Limits(online=online))
-    with load(endpoint.url) as seen:
+    with predicting(endpoint.url) as seen:
         version = endpoint.release(f"{runs}/again", "a test", canary).version
         wait_for(lambda: endpoint.status()["decisions"][0]["what"] == "problem", "that there is no log was said")
         log(tmp_path, {1: 0.05, version: 0.01})
@@ -223,7 +184,7 @@ def test_a_version_that_people_click_on_less_is_taken_back(endpoint: Endpoint, r
 def test_a_replica_and_the_conductor_die_and_nobody_notices(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
     two = replace(endpoint, name="two", replicas=2, routers=1, state=f"{tmp_path}/endpoints", grpc_port=None)
     two.release(f"{runs}/good", "the first")
-    with load(two.url) as seen:
+    with predicting(two.url) as seen:
         wait_for(lambda: len(two.status()["versions"][0]["replicas"]) == 2, "both replicas answered")
         os.kill(int(two.status()["versions"][0]["replicas"][0].partition(":")[2]), signal.SIGKILL)
         ray.kill(conductor_of("two"), no_restart=False)
@@ -235,7 +196,7 @@ def test_a_replica_and_the_conductor_die_and_nobody_notices(endpoint: Endpoint, 
 
 
 def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
-    with load(endpoint.url) as seen:
+    with predicting(endpoint.url) as seen:
         with pytest.raises(RunFailed, match=r"version \d+ does not load .*What answered before goes on"):
             endpoint.release(f"{runs}/crashes", "a test", QUICK)
         shutil.copytree(runs / "again", tmp_path / "altered")

@@ -81,6 +81,9 @@ def test_answers_are_those_of_the_encoders_also_of_many_at_once(pairs: tuple[Any
     one = httpx.get(f"{served.url}/recommend", params={"user": "u3", "k": 2}).json()
     assert one["items"] == [[i for i, _ in encoders.recommend(["u3"], 2)[0]]]
     assert httpx.get(f"{served.url}/healthz").json()["items"] == len(encoders.items)
+    new = httpx.get(f"{served.url}/recommend", params={"user": "new", "k": 2, "unknown": "popular"}).json()
+    popular = encoders.recommend(["new"], 2, unknown="popular")[0]
+    assert (new["items"], new["unknown"], one["unknown"]) == ([[i for i, _ in popular]], [0], [])
 
 
 def test_what_does_not_fit_is_one_line(pairs: tuple[Any, Encoders]) -> None:

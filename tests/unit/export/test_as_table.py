@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rtrain.export.flat import as_table
+from rtrain.export.flat import Requests
 
 WANTED = pa.schema([("user", pa.int64()), ("seen", pa.list_(pa.int64())), ("age", pa.float32()), ("word", pa.string())])
 
@@ -17,7 +17,7 @@ def test_what_fits_is_held_and_what_is_missing_is_null() -> None:
         {"seen": None},
         {"seen": [np.float32(3.0), None], "user": 2**63 - 1},
     ]
-    assert as_table(rows, WANTED).to_pylist() == [
+    assert Requests(WANTED).table(rows).to_pylist() == [
         {"user": 2, "seen": [1, 2], "age": 1.5, "word": "a"},
         {"user": None, "seen": None, "age": None, "word": None},
         {"user": 2**63 - 1, "seen": [3, None], "age": None, "word": None},
@@ -41,5 +41,5 @@ def test_what_fits_is_held_and_what_is_missing_is_null() -> None:
 )
 def test_what_does_not_fit_is_refused_by_its_column(row: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as caught:
-        as_table([{}, row], WANTED)
+        Requests(WANTED).table([{}, row])
     assert str(caught.value).startswith(said)

@@ -4,6 +4,7 @@ The catalogue is ranked here by plain loops over what the encoders give, so that
 own ranking is trusted.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rtrain import BPR, InBatchSoftmax, SampledSoftmax
-from rtrain.data.holdout import TEST, LeaveOneOut, RandomPerUser
+from rtrain.data.holdout import TEST, TRAIN, LeaveOneOut, RandomPerUser
 from rtrain.data.negatives import Negatives
 from rtrain.data.protocol import Data
 from rtrain.data.retrieval import Graph, Histories, Pairs
@@ -28,7 +29,7 @@ from rtrain.data.words import Words
 from rtrain.duration import Duration
 from rtrain.errors import CheckpointError, ConfigError, DataError
 from rtrain.export.artifact import Predictor
-from rtrain.export.encoders import Encoders
+from rtrain.export.encoders import Asked, Encoders
 from rtrain.metrics import NDCG, HitRate
 from rtrain.models.hstu import HSTU
 from rtrain.models.light_gcn import LightGCN
@@ -202,6 +203,50 @@ def test_who_asks_wrongly_is_told(folder: Path) -> None:
             hstu.user(whom, times)  # type: ignore[arg-type]
     newest = hstu.user([[9, 8, 1, 2, 3, 4, 5, 6]], [[1, 2, 3, 4, 5, 6, 7, 8]])
     assert np.array_equal(newest, hstu.user([[1, 2, 3, 4, 5, 6]], [[3, 4, 5, 6, 7, 8]]))
+
+
+def names(found: list[tuple[Any, float]]) -> list[Any]:
+    """Batches of another size round scores otherwise, by float32's last bits."""
+    return [item for item, _ in found]
+
+
+def popular(encoders: Encoders, run: Run) -> list[tuple[Any, float]]:
+    """All items with the share that training had of each, counted anew; of equals the first."""
+    dataset = run.data.open()
+    of, train_rows = dataset.feedback, dataset.codes == TRAIN
+    item = np.asarray(of.names["item"]) if of.names else np.arange(ITEMS)
+    had = item[of.item[train_rows]].tolist()
+    return sorted(((i, had.count(i) / len(had)) for i in encoders.items.to_pylist()), key=lambda pair: -pair[1])
+
+
+def test_who_is_not_known_is_offered_what_is_popular(folder: Path, tmp_path: Path) -> None:
+    words = Encoders(str(train(run_of(folder, "words"), fresh=True)["export"]))
+    first = popular(words, run_of(folder, "words"))
+    asked = words.ask(["u1", "nobody", "u2"], seen=[[], [first[0][0], first[2][0], "gone"], []], unknown="popular")
+    assert asked.strangers.tolist() == [False, True, False]
+    one, stranger, two = words.find(Asked.joined([asked, words.ask(["u3"])]), 4)[:3]
+    assert stranger == [first[1], *first[3:6]]
+    assert [names(one), names(two)] == [names(words.recommend([u], 4)[0]) for u in ("u1", "u2")]
+    with pytest.raises(DataError, match=r"users: the data call each user by strings"):
+        words.recommend([7], unknown="popular")
+    hstu = Encoders(str(train(run_of(folder, "hstu"), fresh=True)["export"]))
+    known = names(hstu.recommend([[1, 2]], 5, times=[[5, 7]])[0])
+    found = hstu.recommend([[1, ITEMS, 2], [], [ITEMS]], 5, times=[[5, 6, 7], [], [3]], unknown="popular")
+    assert names(found[0]) == known and found[1:] == [popular(hstu, run_of(folder, "hstu"))[:5]] * 2
+    with pytest.raises(DataError, match=r"times\[0\]: 1 times for 2 items"):
+        hstu.recommend([[ITEMS, 1]], times=[[5]], unknown="popular")
+
+
+def test_an_export_of_before_does_not_say_what_is_popular(folder: Path) -> None:
+    export = Path(str(train(run_of(folder, "words"), fresh=True)["export"]))
+    items = pq.read_table(export / "items.parquet").drop_columns(["often"])
+    pq.write_table(items, export / "items.parquet")
+    head = json.loads((export / "export.json").read_text())
+    head["files"]["items.parquet"] = hashlib.sha256((export / "items.parquet").read_bytes()).hexdigest()
+    (export / "export.json").write_text(json.dumps(head))
+    assert len(Encoders(str(export)).recommend(["u1"], 3)[0]) == 3
+    with pytest.raises(DataError, match="unknown: this export does not say which items are popular"):
+        Encoders(str(export)).recommend(["u1"], unknown="popular")
 
 
 def test_files_that_were_altered_and_other_kinds_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -116,6 +116,18 @@ def test_filters_come_after_the_ranking(stages: TwoStages) -> None:
     assert alike(found, sorted(wanted, key=lambda pair: -pair[1]))
 
 
+def test_who_is_not_known_is_offered_what_is_popular_as_far_as_filters_let_it(stages: TwoStages) -> None:
+    some = Recommender(replace(stages, filters=(Only(feature="shelf", values=(0, 1)),)))
+    found = answer(some, some.want([3, USERS + 7, 4], 25, unknown="popular"), some.want([5], 2))
+    assert (found[0].unknown, found[1].unknown) == ([1], [])
+    popular = some.encoders.recommend([USERS + 7], 25, unknown="popular")[0]
+    assert found[0].lists[1] == [pair for pair in popular if pair[0] % 3 < 2]
+    for user, those in zip((3, 4), found[0].lists[::2], strict=True):
+        assert alike(those, [pair for pair in by_hand(stages, user, 25, [], None) if pair[0] % 3 < 2])
+    with pytest.raises(DataError, match=f"there is no user {USERS + 7}"):
+        some.want([USERS + 7], 3)
+
+
 @pytest.mark.parametrize("error", [True, False])
 @pytest.mark.parametrize("of", ["item", "user"])
 def test_a_store_that_is_late_or_away_costs_no_answer(stages: TwoStages, of: str, error: bool) -> None:
