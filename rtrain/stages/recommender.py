@@ -238,6 +238,8 @@ class Recommender:
         return rows
 
     def _scores(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
+        if not rows:
+            return []
         scores = np.array(self.ranker.predict(rows), np.float64).reshape(len(rows), -1)[:, self._label]
         if not np.isfinite(scores).all():
             row = rows[int(np.argmin(np.isfinite(scores)))]

@@ -124,6 +124,8 @@ def test_who_is_not_known_is_offered_what_is_popular_as_far_as_filters_let_it(st
     assert found[0].lists[1] == [pair for pair in popular if pair[0] % 3 < 2]
     for user, those in zip((3, 4), found[0].lists[::2], strict=True):
         assert alike(those, [pair for pair in by_hand(stages, user, 25, [], None) if pair[0] % 3 < 2])
+    nobody = answer(some, some.want([USERS, USERS + 7], 3, unknown="popular"))[0]
+    assert nobody.unknown == [0, 1] and nobody.lists == [[pair for pair in popular if pair[0] % 3 < 2][:3]] * 2
     with pytest.raises(DataError, match=f"there is no user {USERS + 7}"):
         some.want([USERS + 7], 3)
 
