@@ -1,6 +1,6 @@
 """What a search finds and what it costs: halving against chance, and a trial against its run alone.
 
-python -m bench.tuning curves      train the demo's model at 48 pairs of learning rates: bench/results/tuning.json
+python -m bench.tuning curves      train the demo's model at 120 pairs of learning rates: bench/results/tuning.json
 python -m bench.tuning asha        over these curves: 16 trials with ASHA / as many steps of whole trials, 5 seeds
 python -m bench.tuning overhead    a trial of a search / the same run alone, 5 pairs, alternating
 
@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -30,8 +30,9 @@ from rtrain.training import history
 from rtrain.tuning import engine
 
 CURVES = Path(__file__).parent / "results" / "tuning.json"
-DENSE_LR = (1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
-TABLE_LR = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+DENSE_LR = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 3e-1)
+TABLE_LR = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+"""As wide as who knows nothing would search."""
 EVERY, STEPS, TRIALS = 20, 320, 16
 SPACE = {"optim.lr": rtrain.choice(*DENSE_LR), "sparse_optim.lr": rtrain.choice(*TABLE_LR)}
 
@@ -56,20 +57,26 @@ def key(dense: float, table: float) -> str:
 
 
 def curves() -> int:
-    """Record one run a pair, one after the other, in this process."""
-    found: dict[str, list[float]] = {}
+    """Record one run a pair that is not there yet, one after the other, in this process."""
+    found: dict[str, list[float]] = json.loads(CURVES.read_text())["auc"] if CURVES.exists() else {}
     with tempfile.TemporaryDirectory() as storage:
         for dense, table in product(DENSE_LR, TABLE_LR):
+            if key(dense, table) in found:
+                continue
             name = f"d{dense:g}-t{table:g}"
             run = replace(asked(storage, name), parallel=Parallel(dense="ddp"))
             run = rtrain.override(run, {"optim.lr": dense, "sparse_optim.lr": table, "cluster.workers": 1})
             rtrain.train(run, launcher="inline")
             lines = history.read(Folder(run.folder))
-            found[key(dense, table)] = [line["auc"] for line in lines if line["kind"] == "valid"]
+            found[key(dense, table)] = [round(line["auc"], 5) for line in lines if line["kind"] == "valid"]
             print(f"{name}: {found[key(dense, table)][-1]:.4f}", file=sys.stderr, flush=True)
-    lines = ",\n".join(f" {json.dumps(pair)}: {json.dumps([round(auc, 5) for auc in found[pair]])}" for pair in found)
-    CURVES.write_text(f'{{"every": {EVERY}, "steps": {STEPS}, "auc": {{\n{lines}\n}}}}\n')
+            _write(found)
     return 0
+
+
+def _write(found: Mapping[str, Sequence[float]]) -> None:
+    lines = ",\n".join(f" {json.dumps(pair)}: {json.dumps(found[pair])}" for pair in found)
+    CURVES.write_text(f'{{"every": {EVERY}, "steps": {STEPS}, "auc": {{\n{lines}\n}}}}\n')
 
 
 def recorded(run: Run, gate: Any, trial: str, token: str) -> dict[str, Any]:

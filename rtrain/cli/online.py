@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from rtrain.errors import ConfigError
-from rtrain.evaluation.online import Columns, Events, measure_online
+from rtrain.evaluation.online import Assigned, Columns, Events, measure_online
 from rtrain.evaluation.online.log import option
 from rtrain.evaluation.online.rates import RATES
 
@@ -19,8 +19,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         columns["by"] = _names("by", columns["by"])
     events = {f.name: _names(f.name, value) for f in fields(Events) if (value := getattr(options, f.name)) is not None}
     return measure_online(
-        options.log, Columns(**columns), Events(**events), memory_gb=options.memory_gb, against=options.against
-    )
+        options.log, Columns(**columns), Events(**events), memory_gb=options.memory_gb, against=options.against,
+        assigned=_assigned(options),
+    )  # fmt: skip
+
+
+def _assigned(options: argparse.Namespace) -> Assigned | None:
+    if not options.assigned:
+        return None
+    from rtrain.endpoint.assigned import assigned_of
+    from rtrain.release.audit import AuditLog
+
+    model, _, version = options.assigned.rpartition(":")
+    if not model or not version.isdecimal():
+        raise ConfigError(f"--assigned: {options.assigned!r} is no MODEL:VERSION, as demo:2")
+    return assigned_of(AuditLog(options.audit), model, int(version))
 
 
 def spell(found: dict[str, Any]) -> str:

@@ -126,6 +126,15 @@ ONLINE = (
     Argument("log", help="one row an event: Parquet, CSV or JSON lines, or a folder of them; a path or any URI"),
     Argument("--by", metavar="COLUMNS", help="one row of rates for each of their values: variant, or variant,country"),
     Argument("--against", metavar="VALUE", default="", help="of the one column of --by: the others differ by how much"),
+    Argument(
+        "--assigned", metavar="MODEL:VERSION", default="",
+        help="a version that an endpoint tried: the log of changes tells who had it, and who the champion, by --unit, "
+        "the column of who asked (x-rtrain-key, or user); no event needs to name it",
+    ),
+    Argument(
+        "--audit", default="runs/audit", metavar="FOLDER",
+        help="the log of changes, for --assigned (default: runs/audit)",
+    ),
     Argument("--session", metavar="COLUMN", help="which visit the event is of (default: session_id)"),
     Argument("--event", metavar="COLUMN", help="what happened (default: event)"),
     Argument("--time", metavar="COLUMN", help="when: numbers, times or ISO 8601 text (default: timestamp)"),
@@ -152,7 +161,7 @@ ONLINE = (
     Argument(
         "--memory-gb", type=float, default=1.0, help="for DuckDB; beyond, it uses a temporary folder (default: 1)"
     ),
-)
+)  # fmt: skip
 PREPARE = (
     Argument("source", help="CSV, TSV, JSON lines or Parquet, or a folder of one of these; a path or any URI"),
     Argument("--out", required=True, help="folder or URI of what is made; new or empty"),

@@ -16,7 +16,7 @@ import ray
 
 from rtrain import config
 from rtrain.endpoint.online import Online
-from rtrain.endpoint.routing import Routing
+from rtrain.endpoint.routing import Routing, salt_of
 from rtrain.endpoint.state import STATE, Deployed, State, stamp
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import ClusterError, UserError, one_line
@@ -224,9 +224,10 @@ class Conductor:
         seen = {app: tally.to_json() for app, tally in self._tallies.items()}
         self._tallies, self._began = memory, time.monotonic()
         details = {"version": of.number if of else None, "share": self._share() if share is None else share}
-        state.decisions.append({"at": stamp(), "what": what, "why": why, "by": by, **details, "seen": seen})
+        at = stamp()
+        state.decisions.append({"at": at, "what": what, "why": why, "by": by, **details, "seen": seen})
         del state.decisions[:-DECISIONS]
-        logged = {"endpoint": state.model, **details, "told": by}
+        logged = {"endpoint": state.model, **details, "told": by, "champion": state.champion.number, "since": at}
         state.to_do += [{"do": "log", "what": what, "why": why, "details": logged}, *then]
         self._later.put(self._settle)
 
@@ -286,7 +287,7 @@ class Conductor:
             share=self._share(),
             shadow=shadow,
             timeout_s=state.canary.timeout_s,
-            salt=f"{state.model}-{state.candidate.number}",
+            salt=salt_of(state.model, state.candidate.number),
         )
 
     def _promote(self, number: int, why: str) -> None:

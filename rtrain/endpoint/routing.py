@@ -28,6 +28,11 @@ class Routing:
         return self.candidate if self.candidate and place(f"{self.salt}:{key}") < self.share else self.champion
 
 
+def salt_of(model: str, version: int) -> str:
+    """`Routing.salt` of a version that is tried."""
+    return f"{model}-{version}"
+
+
 def place(key: str) -> float:
     """Of a key in [0, 1): the same in every process and on every machine, as Python's own hash is not."""
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64

@@ -1,8 +1,9 @@
 """The export of a model that finds items among all: what encodes users and items, and the catalogue's vectors.
 
     export/model-00000.safetensors ...   weights under the unsharded module's own names
-           items.parquet                 the catalogue: `item` as the data call it, `row` of its table, `vector`, as it is
-                                         compared: its product with a user's is the score, and how `often` training had it
+           items.parquet                 the catalogue: `item` as the data call it, `row` of its table, `vector`, as
+                                         it is compared: its product with a user's is the score, and how `often`
+                                         training had it
            users.parquet                 of data with raw ids alone: `user` as the data call it, and its `row`
            known.safetensors             of data with features or a graph alone: what is known of each id, and the edges
            items.faiss                   of many items alone: see `rtrain.export.index`

@@ -1,6 +1,6 @@
 """Two stages behind HTTP, asked as a retrieval export is.
 
-    POST /recommend  {"whom": [...], "k": 10}     ->  {"items": [[...], ...], "scores": [[...], ...], "without": [], ...}
+    POST /recommend  {"whom": [...], "k": 10}     ->  {"items": [[...], ...], "scores": [[...], ...], ...}
     GET  /recommend?user=196&k=10                 ->  the same of one user, of a model that knows users by name
     GET  /schema                                  ->  JSON Schema of the body
     GET  /openapi.json                            ->  OpenAPI of these very models
@@ -24,7 +24,7 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.popular import Unknown
 from rtrain.serving.answers import REFUSALS, Relays, new_api
-from rtrain.serving.retriever import MAX_K, STRANGERS, Found, Name, Question, one_user, schema_of
+from rtrain.serving.retriever import MAX_K, Found, Name, Question, one_user, schema_of
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
 
@@ -88,7 +88,7 @@ class Recommends(Relays):
 
     @api.get("/recommend", response_model=Ordered, responses=REFUSALS)
     async def recommend_one(
-        self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = Query("refuse", description=STRANGERS)
+        self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = "refuse"
     ) -> dict[str, Any]:
         """The best items for one user, by name."""
         name = one_user(self.recommender.encoders, user)

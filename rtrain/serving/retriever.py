@@ -117,7 +117,7 @@ class Retriever(Relays):
 
     @api.get("/recommend", response_model=Found, responses=REFUSALS)
     async def recommend_one(
-        self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = Query("refuse", description=STRANGERS)
+        self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = "refuse"
     ) -> dict[str, Any]:
         """The best items for one user, by name."""
         name = one_user(self.encoders, user)

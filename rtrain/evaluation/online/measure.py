@@ -1,12 +1,13 @@
 """An event log measured by DuckDB, which reads it as a stream and spills to disk beyond the memory it is given."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rtrain.data.duck import opened, quoted
 from rtrain.data.files import Files, find_files
 from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.evaluation.online import tally
+from rtrain.evaluation.online.assigned import COLUMN, Assigned, assigned_source, check_assigned
 from rtrain.evaluation.online.experiment import hold
 from rtrain.evaluation.online.intervals import Moments
 from rtrain.evaluation.online.log import (
@@ -50,12 +51,16 @@ def measure_online(
     *,
     memory_gb: float = 1.0,
     against: str = "",
+    assigned: Assigned | None = None,
 ) -> dict[str, Any]:
     """The log's `events` and `sessions`, its `groups` with each rate of theirs, what was `left_out` and why, `notes`.
 
     `against`: of one column of `by` the value of the group that the others are held against: each of these has
     `differences`, of each rate the `value`, the 95 % interval's ends, the `share` of the other's rate that it is, and
     whether it `excludes_0`.
+
+    `assigned`: an experiment that tells the group of each who asks; its two versions are the groups, held against each
+    other, of the events of its time. `columns.unit` is who asked.
 
     The log is a file of Parquet, CSV or JSON lines, or a folder of them, anywhere that fsspec reaches. A rate is a
     dict of `value`, the 95 % interval's `low` and `high`, and the `numerator` and `denominator` that it is made of;
@@ -67,13 +72,16 @@ def measure_online(
             an event that no name matches.
     """
     columns, events = columns or Columns(), events or Events()
-    if against and len(columns.by) != 1:
+    if assigned:
+        check_assigned(columns)
+        against = against or assigned.old
+    elif against and len(columns.by) != 1:
         raise ConfigError(f"--against: {against!r} is a value of one column; give that one, and no other, as --by")
     if not memory_gb > 0:
         raise ConfigError(f"--memory-gb: must be positive, got {memory_gb:g}")
     files = find_files(uri, table="event log", row="event")
     with opened(files.uri, files.filesystem, memory_gb, asker="metrics online", extra="online") as connection:
-        found = _count(connection, files, columns, events)
+        columns, found = _count(connection, files, columns, events, assigned)
         connection.execute(tally.sessions(columns))
         kinds = {kind for (kind,) in connection.execute("SELECT DISTINCT kind FROM tally").fetchall()}
         left_out = _left_out(columns, events, found, kinds)
@@ -99,8 +107,10 @@ def measure_online(
     }
 
 
-def _count(connection: "Connection", files: Files, columns: Columns, events: Events) -> Found:
-    """Read the log into the table `tally`, and refuse what cannot be measured."""
+def _count(
+    connection: "Connection", files: Files, columns: Columns, events: Events, assigned: Assigned | None
+) -> tuple[Columns, Found]:
+    """Read the log into the table `tally`, and refuse what cannot be measured; with what makes groups."""
     types = _types(connection, files, columns)
     source, given = files.source(list(types)), {"files": list(files.paths)}
     sample = None
@@ -113,13 +123,18 @@ def _count(connection: "Connection", files: Files, columns: Columns, events: Eve
         raise DataError(
             f"{files.uri}: column {columns.time!r} (--time) is {types[columns.time]}, and neither numbers nor times"
         )
+    if assigned:
+        kind = types[columns.time]
+        kind = "TIMESTAMPTZ" if kind == "VARCHAR" and not tally.is_number(sample) else kind
+        source = assigned_source(connection, files.uri, source, given, columns, time, kind, assigned)
+        columns, types = replace(columns, by=(COLUMN,)), types | {COLUMN: "VARCHAR"}
     connection.execute("CREATE TEMP TABLE kinds (event VARCHAR, kind VARCHAR)")
     if events.kinds:
         connection.executemany("INSERT INTO kinds VALUES (?, ?)", [list(pair) for pair in events.kinds.items()])
     connection.execute(tally.tally(source, columns, types, time), given)
     found = Found(*(int(value or 0) for value in _one(connection, tally.found(columns))))
     _check(connection, files.uri, columns, events, found)
-    return found
+    return columns, found
 
 
 def _types(connection: "Connection", files: Files, columns: Columns) -> dict[str, str]:

@@ -129,7 +129,7 @@ def time_expression(name: str, kind: str, sample: object) -> str | None:
     `kind`: the column's SQL type; `sample`: a value, of text alone looked at.
     """
     if kind == "VARCHAR":
-        return f"CAST(nullif({quoted(name)}, '') AS {'DECIMAL(38, 9)' if _is_number(sample) else 'TIMESTAMPTZ'})"
+        return f"CAST(nullif({quoted(name)}, '') AS {'DECIMAL(38, 9)' if is_number(sample) else 'TIMESTAMPTZ'})"
     if kind in ("FLOAT", "DOUBLE"):
         return f"CASE WHEN NOT isnan({quoted(name)}) THEN {quoted(name)} END"
     if kind == '"NULL"':  # Parquet's type of a column without any value
@@ -138,7 +138,8 @@ def time_expression(name: str, kind: str, sample: object) -> str | None:
     return quoted(name) if kind.removeprefix("U").startswith(orders) else None
 
 
-def _is_number(sample: object) -> bool:
+def is_number(sample: object) -> bool:
+    """Whether a text is one."""
     try:
         float(str(sample))
     except ValueError:
