@@ -62,7 +62,15 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(timer.cancel)
 
 
-RAYS_OF_THEIR_OWN = ("test_cluster", "test_first_hour", "test_notebook", "test_readme", "test_secrets", "test_storage")
+RAYS_OF_THEIR_OWN = (
+    "test_cluster",
+    "test_first_hour",
+    "test_haproxy",
+    "test_notebook",
+    "test_readme",
+    "test_secrets",
+    "test_storage",
+)
 """Files of `tests/cluster` that neither use the one Ray nor look at what all others leave on the machine."""
 
 
