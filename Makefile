@@ -28,8 +28,8 @@ demo: install ## the main job end to end: data, training, test metrics, export, 
 	@$(small_machine) $(bin)/python recipes/dlrm_movielens.py train --json $(ARGS)
 
 # Two processes at a time: the tests wait as much as they compute.
-test: install ## the tests that need no GPU, of the slow ones a fifth drawn by the day; e.g. make test ARGS="tests/unit -x"
-	@$(small_machine) $(bin)/python -m pytest -m "not gpu and not long" -n 2 --dist loadscope --no-loadscope-reorder --slow-share 0.2 $(ARGS)
+test: install ## the tests that need no GPU, of the slow ones a tenth drawn by the day; e.g. make test ARGS="tests/unit -x"
+	@$(small_machine) $(bin)/python -m pytest -m "not gpu and not long" -n 2 --dist loadscope --no-loadscope-reorder --slow-share 0.1 $(ARGS)
 
 test-all: install ## all tests that need no GPU
 	@$(small_machine) $(bin)/python -m pytest -m "not gpu" -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)

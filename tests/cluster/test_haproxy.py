@@ -1,4 +1,4 @@
-"""Behind HAProxy, Ray Serve's ingress for production: the same answers, and a replica that is killed costs one retry."""
+"""Behind HAProxy, Ray Serve's ingress for production: the same answers, and a replica that dies costs a retry."""
 
 import os
 import signal
