@@ -28,8 +28,10 @@ import rtrain
 from bench.asked import parser
 from bench.data import DENSE, DIM, ROWS_PER_TABLE, TABLES, write
 from bench.job import SCHEMA, run
+from rtrain.batch import Batch
+from rtrain.data.encode import encode
 from rtrain.export.artifact import Predictor
-from rtrain.export.flat import flat_row
+from rtrain.export.flat import Requests, flat_row
 from rtrain.models.ranking import RankingConfig
 
 MODELS: Mapping[str, RankingConfig] = {
@@ -82,20 +84,23 @@ def pairs(count: int, eager: list[Callable[[], Any]], onnx: list[Callable[[], An
 
 def floor_of(predictor: Predictor, rows: list[dict[str, Any]]) -> dict[str, float]:
     """Milliseconds of the parts of `predict` of one row, one after the other as there."""
-    asked, model = predictor.asked, predictor.model
-    wanted = asked.arrow(label=False)
-    table_of = lambda row: pa.Table.from_pylist([{n: row.get(n) for n in wanted.names}], schema=wanted)  # noqa: E731
+    asked, model, requests = predictor.asked, predictor.model, Requests(predictor.asked.arrow(label=False))
+
+    def encoded(table: pa.Table) -> Batch:
+        columns = encode(table, asked, label=False, where="bench", first_row=0, fits=requests.wanted)
+        return columns.batch(global_rows=columns.rows)
+
     flat = [flat_row(row, asked) for row in rows]
-    tables = [table_of(row) for row in flat]
-    batches = [predictor.batch(table, where="bench", first_row=0) for table in tables]
+    tables = [requests.table([row]) for row in flat]
+    batches = [encoded(table) for table in tables]
     given = [predictor.given(batch) for batch in batches]
     assert predictor.program is not None
     program = predictor.program
     outputs = [program(one) for one in given]
     parts: dict[str, list[Callable[[], Any]]] = {
         "flat": [lambda row=row: flat_row(row, asked) for row in rows],
-        "table": [lambda row=row: table_of(row) for row in flat],
-        "encode and batch": [lambda t=t: predictor.batch(t, where="bench", first_row=0) for t in tables],
+        "table": [lambda row=row: requests.table([row]) for row in flat],
+        "encode and batch": [lambda t=t: encoded(t) for t in tables],
         "ids": [lambda b=b: predictor.given(b) for b in batches],
         "lookups and dense part, onnx": [lambda g=g: program(g) for g in given],
         "link": [lambda x=x: model.objective.link(x).tolist() for x in outputs],

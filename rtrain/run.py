@@ -171,9 +171,12 @@ class Handoff:
     measured to be faster and to answer the same, which an export takes some seconds for; onnx: always that."""
     tables: Literal["trained", "float16", "int8", "int4"] = "trained"
     """What weights of tables are kept as in a ranking model's export: as they were trained, or in fewer bits."""
+    dense: Literal["trained", "int8"] = "trained"
+    """What weights of the dense part are kept as in the program of a ranking model's export: int8 where that is
+    measured to be faster."""
     tolerance: float = 0.001
     """How much worse fewer bits may make a metric of the test split, in its unit; beyond it the run ends with an
-    error, and its export has the tables as they were trained. Metrics that group rows by a column are not held."""
+    error, and its export is as it was trained. Metrics that group rows by a column are not held."""
 
     def __post_init__(self) -> None:
         if self.serve_check and not self.export:
@@ -188,6 +191,10 @@ class Handoff:
             raise ConfigError(f"handoff.program: must be measured, eager or onnx, got {self.program!r}")
         if self.tables not in ("trained", "float16", "int8", "int4"):
             raise ConfigError(f"handoff.tables: must be trained, float16, int8 or int4, got {self.tables!r}")
+        if self.dense not in ("trained", "int8"):
+            raise ConfigError(f"handoff.dense: must be trained or int8, got {self.dense!r}")
+        if self.dense == "int8" and self.program == "eager":
+            raise ConfigError("handoff.dense: int8 is of a program. Set handoff.program to measured, or onnx")
         if not self.tolerance >= 0:
             raise ConfigError(f"handoff.tolerance: must be at least 0, got {self.tolerance}")
 

@@ -154,9 +154,15 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     return head
 
 
+def fewer_bits(head: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Of `tables` and of the `dense` part what a head states, where they are kept in fewer bits than trained."""
+    stated = {"tables": head.get("tables", {}), "dense": head.get("program", {}).get("dense", {})}
+    return {part: told for part, told in stated.items() if told.get("kept", "trained") != "trained"}
+
+
 def apart_of(head: Mapping[str, Any]) -> float:
-    """By how much answers may be apart from the trainer's, which quantised tables make them."""
-    return float(head.get("tables", {}).get("difference", 0.0))
+    """By how much answers may be apart from the trainer's, which fewer bits make them."""
+    return float(sum(told["difference"] for told in fewer_bits(head).values()))
 
 
 def modules_of(head: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from rtrain.export.artifact import export
 from rtrain.export.chosen import ROWS, choose, refuse_program
 from rtrain.export.huggingface import export_decoder
 from rtrain.export.quantised import quantise
+from rtrain.export.quantised_program import quantise_program
 from rtrain.export.retrieval import export_retrieval, wants_index
 from rtrain.export.tokenizer import write_tokenizer
 from rtrain.run import Run
@@ -28,6 +29,8 @@ def _rows(
     if wanted != "eager":
         rows = dataset.raw("test", 0, min(ROWS, dataset.rows("test")))
         choose(done, wanted, rows, tables=run.blueprint.tables, check=check)
+    if run.handoff.dense != "trained":
+        quantise_program(run, done, dataset, check)
     return done
 
 

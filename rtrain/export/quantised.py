@@ -3,7 +3,7 @@
     "tables": {"kept": "int8", "rows": 65536, "bytes": [6400000, 2000000], "difference": 0.0004,
                "auc": [0.8012, 0.8011], "ms_1": [0.21, 0.19], ...}
 
-Of each pair the first is of the tables as they were trained. Only tables lose bits: the dense part is small.
+Of each pair the first is of the tables as they were trained. Of the dense part see `quantised_program`.
 """
 
 import shutil
@@ -32,6 +32,8 @@ from rtrain.scratch import Scratch
 from rtrain.storage import Folder, sha256_of
 
 Kept = Literal["float16", "int8", "int4"]
+Part = Literal["tables", "dense"]
+STAYS: Mapping[Part, str] = {"tables": "Tables stay as trained", "dense": "The dense part stays as trained"}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 ROWS = 1 << 16
 """Of the test split, at most, that are answered both ways: a few more, to the end of a batch."""
@@ -57,7 +59,7 @@ def quantise(run: Run, uri: str, dataset: Any, check: Callable[[], None]) -> Non
         stated = {"kept": kept, "bytes": sizes, "difference": 0.0}
         beside = Folder(str(scratch))
         beside.write_json(HEAD, head | {"format": LOOKS_UP, "files": files, "tables": stated})
-        stated |= _compared(run, Predictor(uri, program="eager"), Predictor(beside.uri), dataset)
+        stated |= compared(run, Predictor(uri, program="eager"), Predictor(beside.uri), dataset, field="tables")
         for name in files.keys() - head["files"].keys():
             put(folder, name, partial(shutil.move, scratch / name), check)
     check()
@@ -109,11 +111,18 @@ def _of_blocks(x: Tensor, bits: int, part: int) -> Iterator[Tensor]:
 
 
 @torch.inference_mode()
-def _compared(run: Run, trained: Predictor, fewer: Predictor, dataset: Any) -> dict[str, Any]:
-    """What the head says of the test split's first rows."""
+def compared(run: Run, trained: Predictor, fewer: Predictor, dataset: Any, *, field: Part) -> dict[str, Any]:
+    """What the head says of the test split's first rows: metrics, difference and times, as trained and in fewer bits.
+
+    `field`: of `run.handoff`, that asked for them.
+
+    Raises:
+        ConfigError: as `quantise`.
+    """
+    kept = getattr(run.handoff, field)
     batches = _first(dataset.scan("test", global_batch=run.evaluation.batch, rank=0, world_size=1))
     if not batches:
-        raise ConfigError("handoff.tables: the test split has no row to hold them against. Set it to 'trained'")
+        raise ConfigError(f"handoff.{field}: the test split has no row to hold it against. Set it to 'trained'")
     link = trained.model.objective.link
     tallies = [trained.model.objective.tally(None, None) for _ in range(2)]
     apart = []
@@ -124,11 +133,11 @@ def _compared(run: Run, trained: Predictor, fewer: Predictor, dataset: Any) -> d
             tally.add(outputs, batch)
     rows = sum(batch.rows for batch in batches)
     before, after = (tally.scored()[0] for tally in tallies)
-    both, most = _metrics(run, before, after, rows), largest(apart)
+    both, most = _metrics(run, before, after, rows, field), largest(apart)
     if not isfinite(most):
         raise ConfigError(
-            f"handoff.tables: {run.handoff.tables} makes answers that are no numbers (float16 holds up to 65,504). "
-            "Tables stay as trained. Keep other bits"
+            f"handoff.{field}: {kept} makes answers that are no numbers (float16 holds up to 65,504). {STAYS[field]}. "
+            "Keep other bits"
         )
     return {"rows": rows, "difference": most, **both, **_times(dataset, trained, fewer)}
 
@@ -144,7 +153,9 @@ def _first(batches: Iterable[Batch]) -> list[Batch]:
     return found
 
 
-def _metrics(run: Run, before: Mapping[str, Any], after: Mapping[str, Any], rows: int) -> dict[str, list[float]]:
+def _metrics(
+    run: Run, before: Mapping[str, Any], after: Mapping[str, Any], rows: int, field: Part
+) -> dict[str, list[float]]:
     """Of each label, those that need no column beside what rows are scored by; what is nan both times is left out."""
     found = {}
     for prefix, metric in ((p, m) for p in before for m in run.metrics if not group_columns(m)):
@@ -153,17 +164,18 @@ def _metrics(run: Run, before: Mapping[str, Any], after: Mapping[str, Any], rows
             continue
         loss = was - now if metric.higher_is_better else now - was
         if not loss <= run.handoff.tolerance:
+            kept = getattr(run.handoff, field)
             raise ConfigError(
-                f"handoff.tables: {run.handoff.tables} costs {loss:.5f} of {prefix}{metric.name} ({was:.5f} to "
-                f"{now:.5f}) on {rows:,} test rows, and handoff.tolerance is {run.handoff.tolerance:g}. Tables stay "
-                "as trained. Raise the tolerance, or keep more bits"
+                f"handoff.{field}: {kept} costs {loss:.5f} of {prefix}{metric.name} ({was:.5f} to {now:.5f}) on "
+                f"{rows:,} test rows, and handoff.tolerance is {run.handoff.tolerance:g}. {STAYS[field]}. "
+                "Raise the tolerance, or keep more bits"
             )
         found[f"{prefix}{metric.name}"] = [was, now]
     return found
 
 
 def _times(dataset: Any, trained: Predictor, fewer: Predictor) -> dict[str, list[float]]:
-    """Milliseconds of lookups and dense part by torch, one thread, medians of calls that alternate."""
+    """Milliseconds of lookups and dense part, one thread, medians of calls that alternate."""
     found = {}
     with one_thread():
         for size in SIZES:

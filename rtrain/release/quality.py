@@ -8,6 +8,7 @@ import numpy as np
 
 from rtrain.errors import ConfigError
 from rtrain.evaluation.rows import TestRows
+from rtrain.export.artifact import fewer_bits
 from rtrain.metrics.names import is_of_slice, metric_of, spelled
 from rtrain.metrics.paired import Side, paired_intervals
 from rtrain.metrics.state import Scored, takes
@@ -61,7 +62,7 @@ class NotWorse:
 class SlicesNotWorse:
     """In no slice of the test split a metric is worse than the champion's by more than a margin.
 
-    Of both as they were trained: what fewer bits of tables cost is stated of all rows alone.
+    Of both as they were trained: what fewer bits cost is stated of all rows alone.
     """
 
     metric: str = ""
@@ -121,15 +122,18 @@ def _margin(margin: float) -> None:
 
 
 def _lost(name: str, head: Mapping[str, Any], higher: bool) -> tuple[float, str]:
-    """By how much fewer bits make the metric worse than its run tells, which was judged with tables as trained."""
-    if "tables" not in head:
-        return 0.0, ""
-    kept = head["tables"]["kept"]
-    if name not in head["tables"]:
-        return 0.0, f"; of tables as they were trained, not of {kept}"
-    was, now = head["tables"][name]
-    lost = max(0.0, was - now if higher else now - was)
-    return lost, f", of which {kept} tables take {lost:.5f}"
+    """By how much fewer bits make the metric worse than its run tells, which was judged as it was trained."""
+    all_lost, said = 0.0, ""
+    for part, stated in fewer_bits(head).items():
+        called = f"{stated['kept']} {'tables' if part == 'tables' else 'dense part'}"
+        if name not in stated:
+            said += f"; of {part if part == 'tables' else 'a dense part'} as trained, not of {stated['kept']}"
+            continue
+        was, now = stated[name]
+        lost = max(0.0, was - now if higher else now - was)
+        all_lost += lost
+        said += f", of which {called} take{'' if part == 'tables' else 's'} {lost:.5f}"
+    return all_lost, said
 
 
 def _interval(

@@ -69,7 +69,7 @@ def test_what_fewer_bits_cost_counts_against_the_candidate(folder: Path, copy: P
         lost = pytest.approx(max(0.0, 0.70 - now))
         assert decision.passed is passes and decision.numbers["lost"] == lost and "int8" in decision.said, decision
     unstated = NotWorse(metric="gauc", margin=1.0).decide(replace(of, candidate=Finished.read(str(copy))))
-    assert unstated.passed and unstated.said.endswith("of tables as they were trained, not of int8")
+    assert unstated.passed and unstated.said.endswith("of tables as trained, not of int8")
 
 
 def test_runs_of_other_rows_are_not_compared(folder: Path, tmp_path: Path) -> None:
