@@ -167,7 +167,7 @@ def test_a_folder_without_runs(tmp_path: Path) -> None:
         runs_in(f"{tmp_path}")
 
 
-def test_the_command_line(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line(storage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _console(["runs", f"{storage}", "--by", "auc", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["runs"]
     aucs = [run["metrics"]["auc"] for run in found]
@@ -185,7 +185,7 @@ def test_the_command_line(storage: Path, capsys: pytest.CaptureFixture[str]) -> 
         "commit",
     ]
     assert spell_runs(runs_in(f"{storage}")).count("DLRM") == 3
-    two = [f"{storage}/good", f"{storage}/half", "--json"]
+    two = [f"{storage}/good", f"{storage}/half", "--out", f"{tmp_path}/compare.html", "--json"]
     told = [_console([*words, *two]) or capsys.readouterr().out for words in (["compare"], ["runs", "compare"])]
     assert told[0] == told[1] and "good" in told[0]
 
