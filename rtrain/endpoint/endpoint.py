@@ -18,6 +18,8 @@ from rtrain.endpoint.conductor import NAMESPACE, actor_name, conductor_of, start
 from rtrain.endpoint.router import Router
 from rtrain.endpoint.state import STATE, Deployed, State
 from rtrain.errors import ClusterError, RtrainError, RunFailed, UserError, one_line
+from rtrain.export.artifact import export_in
+from rtrain.export.huggingface import is_language
 from rtrain.release.audit import AuditLog
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -111,6 +113,10 @@ class Endpoint:
                 where they are not.
             RunFailed: it does not load: it was taken back.
         """
+        if self.grpc_port is not None and is_language(export_in(run)):
+            raise UserError(
+                f"endpoint {self.name!r}: a language model answers OpenAI's HTTP alone. Leave out grpc_port"
+            )
         there = self._there()
         stages = self._stages() if there else self.stages or self._kept()
         registry = Registry(self.registry, self.audit)
@@ -236,7 +242,7 @@ class Endpoint:
         try:
             stages = stages.having(version.export) if stages else None
             options = Scale.by(self.replicas).options() | {"max_constructor_retry_count": 2}
-            application = application_of(stages or version.export, **options)
+            application = application_of(stages or version.export, self.name, **options)
             ray_serve.run(application, name=app, route_prefix=None)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
             why = f"version {version.version} does not load ({_what_failed(app) or one_line(error)[:MOST_SAID]})"

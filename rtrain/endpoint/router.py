@@ -1,8 +1,8 @@
 """What answers for all versions of an endpoint: it passes a request on to one of them, and counts what comes back.
 
-Whoever asks is known by the header `x-rtrain-key`, else by the query's `user`, and has the same version each time; who
-is not known has any. The answer names the version in `x-rtrain-version`. What a candidate does not answer, or answers
-with 500 and above, the champion answers.
+Whoever asks is known by the header `x-rtrain-key`, else by the query's `user`, or OpenAI's, and has the same version
+each time; who is not known has any. The answer names the version in `x-rtrain-version`. What a candidate does not
+answer, or answers with 500 and above, the champion answers.
 """
 
 import asyncio
@@ -10,17 +10,19 @@ import json
 import secrets
 import time
 from collections import defaultdict
+from collections.abc import AsyncGenerator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from fastapi import Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from ray import serve as ray_serve
 from ray.serve.exceptions import BackPressureError
 
 from rtrain.endpoint.conductor import conductor_of
 from rtrain.endpoint.page import page
 from rtrain.endpoint.routing import Routing
+from rtrain.endpoint.streams import TEXTS, Opened, Question, asked_of_text, broken, opened, tokens_of
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import one_line
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER, Relayed, Relays, new_api
@@ -38,6 +40,8 @@ CHAMPION_S = 55.0
 AGAIN_S = 5.0
 """Seconds within which a champion that gave no answer is asked once more."""
 BUSY = 429
+ANSWERS = ("/predict", "/recommend", *TEXTS)
+"""Paths whose answers are a model's."""
 FULL = Relayed(BUSY, "application/json", b'{"detail": "as many wait as may. Ask again"}', 0, "")
 HIDDEN = {"detail": "this endpoint does not show how it is to those who ask it. See rtrain endpoints"}
 
@@ -84,44 +88,70 @@ class Router(Relays):
     async def passed_on(self, path: str, request: Request) -> Response:
         """The answer of the version that the one who asks has."""
         routing, body = self._routing, await request.body()
-        key = request.headers.get(KEY_HEADER) or request.query_params.get("user") or secrets.token_hex(8)
+        streams, user = asked_of_text(path, body)
+        key = request.headers.get(KEY_HEADER) or request.query_params.get("user") or user or secrets.token_hex(8)
         question = (request.method, f"/{path}", request.url.query.encode(), body)
         version = routing.chosen(key)
-        found: Relayed | None = None
+        found: Relayed | Opened | None = None
         if version != routing.champion:
-            found = await self._asked(version, question, routing.timeout_s)
+            found = await self._asked(version, question, routing.timeout_s, streams)
         elif routing.shadow and self._shadows < SHADOWS and secrets.randbelow(1 << 30) < routing.shadow * (1 << 30):
             self._behind(self._shadowed(routing, question))
         if found is None or found.status >= 500 or (found.status == BUSY and version != routing.champion):
             version, began = routing.champion, time.perf_counter()
-            found = await self._asked(version, question, CHAMPION_S)
+            found = await self._asked(version, question, CHAMPION_S, streams)
             if found is None and time.perf_counter() - began < AGAIN_S:  # of a replica that died; another one may live
-                found = await self._asked(version, question, CHAMPION_S)
+                found = await self._asked(version, question, CHAMPION_S, streams)
         if found is None:
             return JSONResponse({"detail": "no version answered. Ask again"}, 503, {"Retry-After": "1"})
         headers = {VERSION_HEADER: version.split("-")[-2]} | ({"Retry-After": "1"} if found.status == BUSY else {})
+        if isinstance(found, Opened):
+            return StreamingResponse(self._told_on(version, found), found.status, headers, found.head.content_type)
         return Response(found.body, found.status, headers, found.content_type)
 
-    async def _asked(self, version: str, question: tuple[str, str, bytes, bytes], most_s: float) -> Relayed | None:
-        """A version's answer, counted; none where there is none in time."""
-        began, found = time.perf_counter(), None
+    async def _asked(
+        self, version: str, question: Question, most_s: float, streams: bool = False
+    ) -> Relayed | Opened | None:
+        """A version's answer, counted; none where there is none in time. Of one that streams as soon as it begins,
+        counted when it is over."""
+        began, found = time.perf_counter(), cast(Relayed | Opened | None, None)
         with suppress(Exception):  # a replica that died, one that is full, an error of Ray's own: all are no answer
-            asked = self._handle(version).relay.remote(*question)
+            handle = self._handle(version)
+            asked = opened(handle, question) if streams else handle.relay.remote(*question)
             try:
                 found = await asyncio.wait_for(asked, most_s)
             except BackPressureError:
                 found = FULL
-        tally = self._tallies[version]
-        if question[1] in ("/predict", "/recommend") or found is None:  # schema and health say nothing of the model
-            tally.count(found.status if found else 504, time.perf_counter() - began)
+        if isinstance(found, Opened):
+            return found
+        tally, seconds = self._tallies[version], time.perf_counter() - began
+        written = tokens_of(found.body) if found and found.status == 200 and question[1] in TEXTS else 0
+        if question[1] in ANSWERS or found is None:  # schema and health say nothing of the model
+            tally.count(found.status if found else 504, seconds / max(1, written))
         if found and found.replica:
             tally.holds(found.replica, found.memory)
             if found.status == 200 and self._read[version] < READ:
                 self._read[version] += 1
-                tally.said(_scores(found.body))
+                tally.said([float(written)] if written else _scores(found.body))
         return found
 
-    async def _shadowed(self, routing: Routing, question: tuple[str, str, bytes, bytes]) -> None:
+    async def _told_on(self, version: str, found: Opened) -> AsyncGenerator[bytes, None]:
+        """The parts of an answer as they come, counted at their end."""
+        status = found.status
+        try:
+            async for part in found.parts():
+                yield part
+        except Exception as error:  # of a replica that died: what is out cannot be taken back, so it is said
+            status = 504
+            yield broken(error)
+        finally:
+            tally = self._tallies[version]
+            tally.count(status, found.seconds / max(1, found.events))
+            tally.holds(found.head.replica, found.head.memory)
+            if status == 200:
+                tally.said([float(found.events)])
+
+    async def _shadowed(self, routing: Routing, question: Question) -> None:
         self._shadows += 1
         try:
             await self._asked(routing.candidate, question, routing.timeout_s)

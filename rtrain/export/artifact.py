@@ -149,7 +149,7 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     if head["format"] > LOOKS_UP:
         raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {LOOKS_UP}. Update rtrain")
     if part not in head:
-        kind = head["model"]["$type"].rpartition(":")[2]
+        kind, other = head["model"]["$type"].rpartition(":")[2], "serve" if "language" in head else other
         raise CheckpointError(f"export {uri!r}: {kind} is a model of another kind. Read it with rtrain.{other}")
     return head
 

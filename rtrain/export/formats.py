@@ -7,11 +7,10 @@ from rtrain.checkpoint.format import Stored
 from rtrain.errors import ConfigError
 from rtrain.export.artifact import export
 from rtrain.export.chosen import ROWS, choose, refuse_program
-from rtrain.export.huggingface import export_decoder
+from rtrain.export.language import export_language, refuse_served
 from rtrain.export.quantised import quantise
 from rtrain.export.quantised_program import quantise_program
 from rtrain.export.retrieval import export_retrieval, wants_index
-from rtrain.export.tokenizer import write_tokenizer
 from rtrain.run import Run
 
 Export = Callable[[Run, Stored, str, Mapping[str, float], Callable[[], None], Any], str]
@@ -34,14 +33,7 @@ def _rows(
     return done
 
 
-def _tokens(
-    run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None], dataset: Any
-) -> str:
-    write_tokenizer(dataset.shards, uri, check)
-    return export_decoder(run.model, stored, uri, context=run.data.context, check=check)  # type: ignore
-
-
-FORMATS: Mapping[str, Export] = {"rtrain": _rows, "encoders": export_retrieval, "hugging face": _tokens}
+FORMATS: Mapping[str, Export] = {"rtrain": _rows, "encoders": export_retrieval, "hugging face": export_language}
 
 
 def refuse_export(run: Run, dataset: Any) -> None:
@@ -65,3 +57,5 @@ def refuse_export(run: Run, dataset: Any) -> None:
         refuse_program()
     if run.handoff.export and run.model.exported == "encoders":
         wants_index(run, dataset)
+    if run.handoff.serve_check and run.model.exported == "hugging face":
+        refuse_served(run)

@@ -8,6 +8,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from safetensors.torch import save_file
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import DataError, did_you_mean
+from rtrain.export.weights import put, put_text
 from rtrain.models.decoder import Decoder
-from rtrain.scratch import Scratch
 from rtrain.storage import Folder
 
 CONFIG = "config.json"
@@ -120,8 +121,8 @@ def is_language(uri: str) -> bool:
 
 def export_decoder(
     config: Decoder, stored: Stored, uri: str, *, context: int, check: Callable[[], None] = lambda: None
-) -> str:
-    """Write the model of a checkpoint, whatever layout it was trained at; returns its URI.
+) -> dict[str, str]:
+    """Write the model of a checkpoint, whatever layout it was trained at; its files, and the sha256 of each.
 
     Tensors pass through memory in files of at most about 2 GiB. `check`: as in `rtrain.export.artifact.export`.
     """
@@ -130,12 +131,12 @@ def export_decoder(
 
 def write_decoder(
     config: Decoder, weights: Mapping[str, Tensor], uri: str, *, context: int, check: Callable[[], None] = lambda: None
-) -> str:
-    """Write weights, by logical name, as a Hugging Face folder; returns its URI."""
+) -> dict[str, str]:
+    """Write weights, by logical name, as a Hugging Face folder; its files, and the sha256 of each."""
     folder = Folder(uri)
     check()
     folder.discard(INDEX)
-    folder.write_json(CONFIG, their_config(config, context=context))
+    files = put_text(folder, CONFIG, json.dumps(their_config(config, context=context), indent=2))
     packs = list(_packs(weights))
     index: dict[str, str] = {}
     total = 0
@@ -143,14 +144,12 @@ def write_decoder(
         file = f"model-{number:05d}-of-{len(packs):05d}.safetensors"
         tensors = {their_name(n): weights[n].detach().contiguous() for n in names}
         total += sum(t.nbytes for t in tensors.values())
-        with Scratch("export") as scratch:
-            save_file(tensors, scratch / file, metadata={"format": "pt"})
-            check()
-            folder.adopt(scratch / file, file)
+        files |= put(folder, file, partial(save_file, tensors, metadata={"format": "pt"}), check)
         index |= dict.fromkeys(tensors, file)
     check()
-    folder.write(INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1).encode())
-    return folder.uri
+    return files | put_text(
+        folder, INDEX, json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=1)
+    )
 
 
 def _packs(weights: Mapping[str, Tensor]) -> Iterator[list[str]]:

@@ -12,27 +12,33 @@ from typing import Any
 from rtrain.data.tokenize import BYTES, END, TOKENIZER
 from rtrain.data.tokens import Shards
 from rtrain.export.huggingface import INDEX
+from rtrain.export.weights import put_text
 from rtrain.storage import Folder
 
 CONFIG = "tokenizer_config.json"
 GENERATION = "generation_config.json"
+TEMPLATE = "chat_template.jinja"
 
 
-def write_tokenizer(shards: Shards, uri: str, check: Callable[[], None] = lambda: None) -> None:
-    """Write the tokenizer that the shards were made with, before the model; `check`: as in `rtrain.export.artifact`."""
+def write_tokenizer(shards: Shards, uri: str, check: Callable[[], None] = lambda: None) -> dict[str, str]:
+    """Write the tokenizer that the shards were made with, before the model; its files, and the sha256 of each.
+
+    `check`: as in `rtrain.export.artifact`.
+    """
     folder = Folder(uri)
     check()
     folder.discard(INDEX)
     end: int | None
     if shards.tokenizer == BYTES:
-        content, end = json.dumps(byte_tokenizer(), ensure_ascii=False).encode(), 0
+        content, end = json.dumps(byte_tokenizer(), ensure_ascii=False), 0
     else:
-        content = (shards.folder / shards.tokenizer).read_bytes()
+        content = (shards.folder / shards.tokenizer).read_bytes().decode()
         end = _id_of_end(json.loads(content))
-    folder.write(TOKENIZER, content)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-    folder.write_json(CONFIG, config | ({} if end is None or shards.tokenizer == BYTES else {"eos_token": END}))
-    folder.write_json(GENERATION, {"bos_token_id": None, "eos_token_id": end})
+    config |= {} if end is None or shards.tokenizer == BYTES else {"eos_token": END}
+    generation = {"bos_token_id": None, "eos_token_id": end}
+    files = put_text(folder, TOKENIZER, content) | put_text(folder, CONFIG, json.dumps(config, indent=2))
+    return files | put_text(folder, GENERATION, json.dumps(generation, indent=2))
 
 
 def byte_tokenizer() -> dict[str, Any]:
@@ -47,6 +53,12 @@ def byte_tokenizer() -> dict[str, Any]:
             "vocab": {_letter(byte): byte for byte in range(256)}, "merges": [],
         },
     }  # fmt: skip
+
+
+def has_chat(uri: str) -> bool:
+    """Whether a language export says how a conversation is written."""
+    folder = Folder(uri)
+    return folder.exists(TEMPLATE) or (folder.exists(CONFIG) and bool(folder.read_json(CONFIG).get("chat_template")))
 
 
 def _letter(byte: int) -> str:

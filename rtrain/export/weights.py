@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def put(folder: Folder, name: str, write: Callable[[Path], object], check: Check
         check()
         folder.adopt(scratch / name, name)
     return found
+
+
+def put_text(folder: Folder, name: str, text: str) -> dict[str, str]:
+    """A small file of an export; its name, and its sha256."""
+    content = text.encode()
+    folder.write(name, content)
+    return {name: sha256(content).hexdigest()}
 
 
 def fetched(uri: str, files: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

@@ -52,7 +52,7 @@ def finish(
     if run.handoff.serve_check and exported:
         say(f"serving it on port {run.handoff.port} and comparing {run.handoff.rows} answers with the trainer's")
         difference = compare_served(run, exported, dataset)
-        allowed = SAME + apart_of(Folder(exported).read_json(HEAD)) if run.model.exported == "rtrain" else SAME
+        allowed = SAME + apart_of(Folder(exported).read_json(HEAD))
         served = difference <= allowed
         clock.lap("serving check")
     monitor = run.evaluation.monitor

@@ -1,5 +1,7 @@
 """Whether a served export answers as the trainer did."""
 
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ SAME = 1e-5
 products, but in batches of other sizes and so in another order: some hundred roundings of 6e-8 in a
 logit of a few units, seen here as 5e-7. A wrong weight, row or feature shows as 1e-3 and more.
 A number beyond 1 differs by its share of it."""
+AT_ONCE = 16
+"""Requests under way, fewer than may wait for a language model."""
 
 
 def compare_served(run: Run, exported: str, dataset: Any) -> float:
@@ -21,12 +25,32 @@ def compare_served(run: Run, exported: str, dataset: Any) -> float:
     from rtrain.serving.app import deploy
 
     recorded = Folder(run.folder).read_json(PREDICTIONS)
+    if run.model.exported == "hugging face":
+        return _tokens_served(run, exported, recorded, dataset)
     rows = rows_of(dataset.raw("test", 0, len(recorded["rows"])), dataset.schema)
     served = deploy(exported, name=run.name, port=run.handoff.port)
     try:
         answers = served.predict_concurrently([rows[i : i + 16] for i in range(0, len(rows), 16)])
     finally:
         served.stop()
-    flat = [p for answer in answers for p in answer]
-    wanted = np.array(recorded["predictions"])
-    return float(np.max(np.abs(np.array(flat) - wanted) / np.maximum(1.0, np.abs(wanted))))
+    return apart([p for answer in answers for p in answer], recorded["predictions"])
+
+
+def _tokens_served(run: Run, exported: str, recorded: Mapping[str, Any], dataset: Any) -> float:
+    """The same of a language model: the losses of rows, of what it says of their tokens."""
+    from rtrain.serving.app import deploy
+
+    rows = [dataset.shards.sample(number).tolist() for number in recorded["rows"]]
+    served = deploy(exported, name=run.name, port=run.handoff.port)
+    try:
+        with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(rows))) as pool:
+            losses = list(pool.map(served.loss, rows))
+    finally:
+        served.stop()
+    return apart(losses, recorded["predictions"])
+
+
+def apart(answers: Sequence[Any], wanted: Sequence[Any]) -> float:
+    """Largest difference of answers from those that are wanted, of a number beyond 1 by its share."""
+    found, of = np.array(answers), np.array(wanted)
+    return float(np.max(np.abs(found - of) / np.maximum(1.0, np.abs(of))))

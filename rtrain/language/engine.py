@@ -78,7 +78,8 @@ class Engine:
         wrong = [i for i in ids if not 0 <= i < self.language.vocab]
         if wrong:
             raise DataError(f"prompt: token {wrong[0]} is not of the vocabulary, 0..{self.language.vocab - 1}")
-        if len(ids) + sampling.max_tokens > self.language.context:
+        # Of a prompt that is only scored the last token is never computed.
+        if len(ids) + (sampling.max_tokens or -1) > self.language.context:
             raise TooLong(
                 f"prompt: {len(ids)} tokens and {sampling.max_tokens} of the answer, but the model's context has "
                 f"{self.language.context}. Give a shorter prompt, or ask for fewer tokens"
@@ -157,9 +158,14 @@ class Engine:
 
     def _join(self, sequence: Sequence) -> bool:
         """Compute its prompt and first token; whether there will be another."""
-        prompt = list(sequence.ticket.prompt)
+        prompt, sampling = sequence.computed, sequence.ticket.sampling
         try:
-            going = sequence.take(self._computed.join(sequence, prompt))
+            going = True
+            if prompt:
+                logits_V = self._computed.join(sequence, prompt, sequence.see if sampling.echo else None)
+            if sampling.echo:
+                going = sequence.echo()
+            going = going and sequence.take(logits_V)
             if going and self._guesses and sequence.greedy:
                 self._guesses.join(sequence, prompt)
         except Exception as error:  # of its prompt; the others have their own

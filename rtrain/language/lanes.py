@@ -11,7 +11,7 @@ Shape legend: B sequences, Q new tokens, T slots, H heads, D numbers of a head, 
 """
 
 import inspect
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,11 +24,17 @@ FIRST_SLOTS = 64
 """Slots that a row begins with; they double as they are needed."""
 
 
+See = Callable[[Tensor], None]
+"""Is given logits [Q, V] behind tokens of a prompt, float32 on CPU, part by part in their order."""
+PART = 256
+"""Tokens of a part: of a long prompt all logits of a large vocabulary would be gigabytes."""
+
+
 class Lanes(Protocol):
     """Sequences under way, by any key of the caller's."""
 
-    def join(self, key: Hashable, prompt: list[int]) -> Tensor:
-        """Begin a sequence; the logits [V] of its next token, float32 on CPU."""
+    def join(self, key: Hashable, prompt: list[int], see: See | None = None) -> Tensor:
+        """Begin a sequence; the logits [V] of its next token, float32 on CPU. `see`: is given those of the prompt."""
 
     def forward(self, fed: Mapping[Any, list[int]]) -> dict[Any, Tensor]:
         """Compute further tokens of each; the logits [Q, V] behind each of them, float32 on CPU."""
@@ -123,10 +129,15 @@ class Together:
         self._layers = [_Rows(self._place, lanes, context + guesses) for _ in DynamicCache(config=model.config).layers]
         self._cache = Cache(layers=list(self._layers))
 
-    def join(self, key: Hashable, prompt: list[int]) -> Tensor:
+    def join(self, key: Hashable, prompt: list[int], see: See | None = None) -> Tensor:
         """See `Lanes`; the prompt is computed by itself."""
         # Without a mask: with nothing before them, the new tokens only need to be causal.
-        logits_1QV = self._pass(len(self.rows), [prompt], [0], masked=False, logits_to_keep=1)
+        if see is None:
+            logits_1QV = self._pass(len(self.rows), [prompt], [0], masked=False, logits_to_keep=1)
+        else:
+            for at in range(0, len(prompt), PART):
+                logits_1QV = self._pass(len(self.rows), [prompt[at : at + PART]], [at], masked=at > 0)
+                see(logits_1QV[0])
         self.rows.append(key)
         self.lengths.append(len(prompt))
         return logits_1QV[0, -1]
@@ -198,10 +209,15 @@ class Alone:
         self.model = model
         self._caches: dict[Hashable, Any] = {}
 
-    def join(self, key: Hashable, prompt: list[int]) -> Tensor:
+    def join(self, key: Hashable, prompt: list[int], see: See | None = None) -> Tensor:
         """See `Lanes`."""
         self._caches[key] = DynamicCache(config=self.model.config)
-        return self._pass(key, prompt, logits_to_keep=1)[-1]
+        if see is None:
+            return self._pass(key, prompt, logits_to_keep=1)[-1]
+        for at in range(0, len(prompt), PART):
+            logits_QV = self._pass(key, prompt[at : at + PART])
+            see(logits_QV)
+        return logits_QV[-1]
 
     def forward(self, fed: Mapping[Any, list[int]]) -> dict[Any, Tensor]:
         """See `Lanes`."""

@@ -9,6 +9,7 @@ import torch
 from rtrain.data.tokenize import TOKENIZER
 from rtrain.errors import CheckpointError, ConfigError, DataError, one_line
 from rtrain.export.huggingface import CONFIG, INDEX, is_language
+from rtrain.export.language import verify
 from rtrain.storage import Folder
 
 
@@ -64,7 +65,7 @@ def load(uri: str, *, device: str = "") -> Language:
     """Read a local export, onto a device; by default a GPU where there is one.
 
     Raises:
-        CheckpointError: no whole export, or one without a tokenizer.
+        CheckpointError: no whole export, one without a tokenizer, or files that were altered since it was exported.
         ConfigError: transformers is not installed, or the export is not on a local disk.
     """
     try:
@@ -82,6 +83,7 @@ def load(uri: str, *, device: str = "") -> Language:
         raise CheckpointError(
             f"{uri}: there is no {TOKENIZER}, so it takes no text. Export the run again, or copy its tokenizer there"
         )
+    verify(uri)
     path = str(Path(uri).absolute())
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)

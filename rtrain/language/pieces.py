@@ -11,7 +11,8 @@ class Token:
     """A token of an answer, with its log probability before temperature, and the likeliest in its place."""
 
     id: int
-    logprob: float
+    logprob: float | None
+    """None of a prompt's first token: nothing stands before it."""
     likeliest: tuple[tuple[int, float], ...] = ()
 
 

@@ -19,7 +19,9 @@ class Sampling:
     """What a request asks of its tokens; the messages begin with the field that does not fit."""
 
     max_tokens: int = 16
-    """Tokens at most."""
+    """Tokens at most; 0, with `echo`: none, the prompt's alone are scored."""
+    echo: bool = False
+    """Whether the answer begins with the prompt, and its tokens have log probabilities where those are asked for."""
     temperature: float = 1.0
     """What logits are divided by; 0: the likeliest token, always."""
     top_p: float = 1.0
@@ -32,8 +34,8 @@ class Sampling:
     """How many of the likeliest tokens to name at each place; none: no log probabilities at all."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise DataError(f"max_tokens: must be at least 1, got {self.max_tokens}")
+        if self.max_tokens < (0 if self.echo else 1):
+            raise DataError(f"max_tokens: must be at least 1, or 0 with echo, got {self.max_tokens}")
         if not 0 <= self.temperature <= 2:
             raise DataError(f"temperature: must be from 0 to 2, got {self.temperature}")
         if not 0 < self.top_p <= 1:

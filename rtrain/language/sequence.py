@@ -24,6 +24,29 @@ class Sequence:
         """Characters that the tokens have made, and that are out."""
         self.held: deque[tuple[Token, int, int]] = deque()
         """Tokens whose text is not out yet, with where it begins and ends."""
+        self.seen: list[Token] = []
+        """Of a prompt that is echoed, the tokens behind its first, scored."""
+
+    @property
+    def computed(self) -> list[int]:
+        """What of the prompt is computed: without an answer nothing follows from its last token."""
+        prompt = list(self.ticket.prompt)
+        return prompt if self.ticket.sampling.max_tokens else prompt[:-1]
+
+    def see(self, logits_QV: Tensor) -> None:
+        """Logits behind further tokens of a prompt that is a part of the answer."""
+        asked, prompt = self.ticket.sampling.logprobs, self.ticket.prompt
+        if asked is None:
+            return
+        for logits_V, token in zip(logits_QV, prompt[len(self.seen) + 1 :], strict=False):
+            self.seen.append(_scored(token, logits_V, asked))
+
+    def echo(self) -> bool:
+        """The prompt as the answer's beginning; whether an answer follows."""
+        sampling, prompt = self.ticket.sampling, list(self.ticket.prompt)
+        tokens = (Token(prompt[0], None), *self.seen) if sampling.logprobs is not None else ()
+        self.seen = []
+        return self._emit(Piece(self.language.text(prompt), tokens, "" if sampling.max_tokens else "length"))
 
     @property
     def text(self) -> list[int]:

@@ -73,6 +73,7 @@ class Decoder(Model):
 
     reads: ClassVar[Any] = TokenBatch
     exported: ClassVar[str] = "hugging face"
+    served: ClassVar[bool] = True
 
     def blueprint(self, facts: TokenFacts) -> Blueprint:
         """See `rtrain.models.protocol`."""

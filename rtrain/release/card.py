@@ -57,7 +57,11 @@ def write_card(run: str, use: str) -> str:
 def _what(of: Finished, config: Mapping[str, Any]) -> list[str]:
     lines = [f"A {_kind(config['model'])} of rtrain {of.head['rtrain']}: {_spelled(config['model'])}."]
     schema = config["data"].get("schema")
-    if not (of.ranks and schema):
+    if of.kind == "writes text":
+        told = of.head["language"]
+        text = f"It goes on from a text of at most {told['context']:,} tokens, its own among them"
+        return [*lines, f"{text}; its vocabulary has {told['vocab']:,}."]
+    if not (of.kind == "ranks rows" and schema):
         return [*lines, "It answers a user's history with items of its catalogue."]
     labels = [schema["label"], *schema["more_labels"]]
     says = ", ".join(

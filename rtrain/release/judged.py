@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from rtrain.storage import Folder
 from rtrain.training.records import PREDICTIONS
 
 EXPORT = "export"
+Kind = Literal["ranks rows", "finds items", "writes text"]
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,42 @@ class Finished:
         return str(self.result["run"])
 
     @property
-    def ranks(self) -> bool:
-        """Whether it gives each row an answer; else it finds items of a catalogue."""
-        return "schema" in self.head
+    def kind(self) -> Kind:
+        """What it does for those who ask."""
+        return "writes text" if "language" in self.head else "ranks rows" if "schema" in self.head else "finds items"
 
-    def asked(self) -> tuple[list[dict[str, Any]], list[Any]]:
-        """Requests, the first rows of the test split, and what the trainer said of each.
+    @cached_property
+    def recorded(self) -> tuple[list[int], list[Any]]:
+        """Numbers of the first rows of the test split, and what the trainer said of each.
+
+        Raises:
+            CheckpointError: it recorded nothing.
+        """
+        if not self.folder.exists(PREDICTIONS):
+            raise CheckpointError(f"run {self.name!r}: it recorded no {PREDICTIONS} to hold its answers against")
+        recorded = self.folder.read_json(PREDICTIONS)
+        return recorded["rows"], recorded["predictions"]
+
+    @cached_property
+    def texts(self) -> list[list[int]]:
+        """Of a language model the tokens of those rows.
+
+        Raises:
+            DataError: the data cannot be read.
+            CheckpointError: as `recorded`.
+        """
+        dataset: Any = self.run.data.open()
+        return [dataset.shards.sample(number).tolist() for number in self.recorded[0]]
+
+    @cached_property
+    def run(self) -> Run:
+        """As it was asked for."""
+        run = config.from_dict(self.folder.read_json("run.json"))
+        assert isinstance(run, Run)
+        return run
+
+    def asked(self) -> tuple[list[Any], list[Any]]:
+        """Requests, the first rows of the test split, and what the trainer said of each; of a language model its loss.
 
         Of a model that finds items who asks, when they had theirs and what is not to be offered to them, and the items
         that it found first; none where it ranked drawn candidates alone.
@@ -91,19 +122,18 @@ class Finished:
             DataError: the data cannot be read.
             CheckpointError: the run recorded no answers.
         """
-        if self.ranks and not self.folder.exists(PREDICTIONS):
-            raise CheckpointError(f"run {self.name!r}: it recorded no {PREDICTIONS} to hold its answers against")
-        run = config.from_dict(self.folder.read_json("run.json"))
-        assert isinstance(run, Run)
-        if not self.ranks:
+        run = self.run
+        if self.kind == "writes text":
+            return self.texts, self.recorded[1]
+        if self.kind == "finds items":
             depth = max((getattr(metric, "k", 0) for metric in run.metrics), default=0)
             found = {} if any(getattr(metric, "sampled", 0) for metric in run.metrics) else self.rows
             if not found:
                 return [], []
             return _who_asked(run.data.open(), found[""].scored, min(depth, FOUND), run.handoff.rows)
-        recorded = self.folder.read_json(PREDICTIONS)
+        rows, said = self.recorded
         dataset: Any = run.data.open()
-        return rows_of(dataset.raw("test", 0, len(recorded["rows"])), dataset.schema), recorded["predictions"]
+        return rows_of(dataset.raw("test", 0, len(rows)), dataset.schema), said
 
 
 def _who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[dict[str, Any]], list[Any]]:

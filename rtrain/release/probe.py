@@ -25,6 +25,8 @@ SIZES = (1, 64)
 """Rows of a request whose time is taken."""
 TIMES = 100
 """Requests of each size."""
+SCORED_S, TIMED_S = 300.0, 60.0
+"""Of a language model, for scoring rows, of which at least one is, and for timing requests."""
 FOUND = 10
 """Items that a retrieval model is asked for."""
 
@@ -54,7 +56,7 @@ class Probed:
 
 def probe(
     export: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Any],
     said: Sequence[Any],
     *,
     modules: Sequence[str] = (),
@@ -64,10 +66,10 @@ def probe(
 
     Args:
         export: its folder.
-        rows: requests of a ranking model; of a retrieval model `whom`, `seen` and `times` each, or none: it is asked
-            for some of its own users or items.
-        said: what the trainer said of each row; of a retrieval model the items that it found, by place. None of them:
-            nothing is compared.
+        rows: requests of a ranking model; tokens, for a language model to score; of a retrieval model `whom`, `seen`
+            and `times` each, or none: it is asked for some of its own users or items.
+        said: what the trainer said of each row; of a retrieval model the items that it found, by place, of a language
+            model a row's loss. None of them: nothing is compared.
         modules: of a model of one's own, imported here, which the process imports first.
         deadline_s: how long it may take.
     """
@@ -101,9 +103,12 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
 
     from rtrain.export.artifact import Predictor, is_retrieval
     from rtrain.export.encoders import Encoders
+    from rtrain.export.huggingface import is_language
 
     torch.set_num_threads(1)
     began, difference, recall, error = time.perf_counter(), None, None, 0.0
+    if is_language(export):
+        return _spoken(export, rows, said)
     if is_retrieval(export):
         encoders = Encoders(export)
         load_s = time.perf_counter() - began
@@ -142,8 +147,36 @@ def _ask(export: str, rows: list[Any], said: list[Any]) -> Probed:
             predictor.predict(rows[:count])
 
     latency = {str(count): _timed(ask, count) for count in SIZES}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Probed("", load_s, peak, asked, answered, difference, recall, error, latency)
+    return Probed("", load_s, _peak(), asked, answered, difference, recall, error, latency)
+
+
+def _spoken(export: str, rows: list[list[int]], said: list[float]) -> Probed:
+    """Of a language model: what the tokens of rows cost it, as many of them as there is time for."""
+    from rtrain.handoff.served import apart
+    from rtrain.language.engine import Engine
+    from rtrain.language.model import load
+    from rtrain.language.sampling import Sampling
+
+    began = time.perf_counter()
+    engine = Engine(load(export), lanes=1)
+    load_s, losses = time.perf_counter() - began, list[float]()
+    scored, first = Sampling(max_tokens=0, echo=True, logprobs=0), Sampling(max_tokens=1, temperature=0)
+    for row in rows:
+        tokens = engine.answer(row, scored).tokens
+        losses.append(-sum(token.logprob for token in tokens if token.logprob is not None))
+        if time.perf_counter() - began > SCORED_S:
+            break
+
+    prompt = rows[0][:-2] or rows[0][:1]  # as long as leaves room for one token
+    latency = {"1": _timed(lambda _: engine.answer(prompt, first), 1, most_s=TIMED_S)}
+    engine.close()
+    difference = apart(losses, said[: len(losses)]) if said else None
+    answered = int(np.isfinite(losses).sum())
+    return Probed("", load_s, _peak(), len(losses), answered, difference, latency_ms=latency)
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _apart(encoders: Any, whom: list[Any], times: Any, found: list[tuple[Any, float]], wanted: list[Any]) -> float:
@@ -180,9 +213,9 @@ def _indexed(encoders: Any, whom: list[Any], times: Any) -> tuple[float, float, 
     return float(np.mean(shares)), float(np.std(shares) / len(shares) ** 0.5), apart
 
 
-def _timed(ask: Callable[[int], None], count: int) -> list[float]:
-    taken = []
-    for _ in range(TIMES):
+def _timed(ask: Callable[[int], object], count: int, most_s: float = DEADLINE_S) -> list[float]:
+    taken, end = list[float](), time.perf_counter() + most_s
+    while len(taken) < TIMES and (not taken or time.perf_counter() < end):
         began = time.perf_counter()
         ask(count)
         taken.append((time.perf_counter() - began) * 1000)

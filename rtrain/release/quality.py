@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from rtrain.errors import ConfigError
-from rtrain.evaluation.rows import TestRows
 from rtrain.export.artifact import fewer_bits
 from rtrain.metrics.names import is_of_slice, metric_of, spelled
 from rtrain.metrics.paired import Side, paired_intervals
 from rtrain.metrics.state import Scored, takes
-from rtrain.release.judged import Decision, Judged
+from rtrain.release.judged import Decision, Finished, Judged
+from rtrain.release.losses import interval_of_losses
 
 NOBODY = "there is no champion to compare with"
 
@@ -45,13 +45,16 @@ class NotWorse:
             lacking = of.candidate.name if mine is None else champion.name
             return Decision(check, False, f"run {lacking!r} has no {name} of its test split", {})
         numbers = {"candidate": mine, "champion": theirs, "margin": self.margin}
-        interval, why = _interval(name, champion.rows, of.candidate.rows)
+        speaks = of.candidate.kind == "writes text"
+        between = interval_of_losses if speaks else _interval
+        interval, why = between(name, champion, of.candidate)
         if interval is None:
             return Decision(check, False, f"{mine:.4f} against {theirs:.4f}, but {why}", numbers)
         low, high = interval
         metric = metric_of(name)
         higher = metric is None or metric.higher_is_better
         said = f"{mine:.4f} against {theirs:.4f}: difference 95 % [{low:+.4f}, {high:+.4f}], margin {self.margin:g}"
+        said += f" (of the test split's first {len(of.candidate.texts)} rows)" if speaks else ""
         lost, of_bits = _lost(name, of.candidate.head, higher)
         worst = (low if higher else -high) - lost
         numbers |= {"low": low, "high": high, "lost": lost}
@@ -107,7 +110,7 @@ class Calibrated:
         """See `Check`."""
         check = "calibrated"
         labels = {prefix: rows.scored for prefix, rows in of.candidate.rows.items() if type(rows.scored) is Scored}
-        if not of.candidate.ranks or not labels:
+        if of.candidate.kind != "ranks rows" or not labels:
             return Decision(check, True, "it gives no probabilities", {})
         ratios = {prefix: _ratio(scored) for prefix, scored in labels.items()}
         worst = max(ratios, key=lambda prefix: abs(ratios[prefix] - 1))
@@ -136,14 +139,13 @@ def _lost(name: str, head: Mapping[str, Any], higher: bool) -> tuple[float, str]
     return all_lost, said
 
 
-def _interval(
-    name: str, champion: Mapping[str, TestRows], candidate: Mapping[str, TestRows]
-) -> tuple[tuple[float, float] | None, str]:
+def _interval(name: str, champion: Finished, candidate: Finished) -> tuple[tuple[float, float] | None, str]:
     """Of the candidate's metric minus the champion's; else why there is none."""
-    prefix = max((p for p in candidate if name.startswith(p) and p in champion), key=len, default=None)
+    before, after = champion.rows, candidate.rows
+    prefix = max((p for p in after if name.startswith(p) and p in before), key=len, default=None)
     if prefix is None:
         return None, "the two runs kept no test rows of it to pair"
-    a, b, metric = champion[prefix], candidate[prefix], spelled(name.removeprefix(prefix))
+    a, b, metric = before[prefix], after[prefix], spelled(name.removeprefix(prefix))
     if not a.same_rows(b):
         return None, "the two were not scored on the same test rows. Train both on the same data and split"
     if metric is None or not takes(metric, type(a.scored)) or (metric.by_group and not a.grouped):

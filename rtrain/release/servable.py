@@ -1,16 +1,23 @@
 """Checks of whether a candidate can be served: by a process of its own, for the same clients, within a budget."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rtrain.errors import ConfigError, RtrainError, one_line
 from rtrain.export.artifact import apart_of
 from rtrain.export.index import Stated
+from rtrain.export.tokenizer import has_chat
 from rtrain.handoff.served import SAME
-from rtrain.release.judged import Decision, Judged
+from rtrain.release.judged import Decision, Finished, Judged, Kind
 from rtrain.release.probe import SIZES
 
 SCHEMA = "input.schema.json"
+SAID: Mapping[Kind, str] = {
+    "ranks rows": "answers differ from",
+    "finds items": "lists of items have scores that differ from",
+    "writes text": "losses of rows differ from",
+}
 DOUBT = 3.0
 """Standard errors by which two measurements of one recall may differ."""
 
@@ -54,7 +61,7 @@ class Faithful:
         difference = of.probed.difference
         if difference is None:
             return Decision("faithful", True, "the trainer ranked drawn items alone, which says nothing of all", {})
-        what = "answers differ from" if of.candidate.ranks else "lists of items have scores that differ from"
+        what = SAID[of.candidate.kind]
         most = self.most + apart_of(of.candidate.head)
         said = f"{of.probed.answered} {what} the trainer's by {difference:.1e} at most; {most:g} may be"
         numbers, passed = {"difference": difference}, difference <= most
@@ -75,7 +82,8 @@ class Within:
     memory_mb: float | None = None
     """Most that the process held, libraries and all."""
     latency_ms: float | None = None
-    """99th percentile of a request's time, without the network."""
+    """99th percentile of a request's time, without the network; of a language model until an answer's first token, of
+    prompts as long as they may be."""
     rows: int = 1
     """Rows of that request, 1 or 64."""
 
@@ -93,11 +101,14 @@ class Within:
             return Decision("within budget", False, problem, {})
         sizes, files = of.candidate.export.sizes(), of.candidate.head["files"]
         size = sum(sizes[name] for name in files) / 1e6
+        if str(self.rows) not in of.probed.latency_ms:
+            return Decision("within budget", False, "of a language model one request is timed. Set rows to 1", {})
         latency = of.probed.latency_ms[str(self.rows)][1]
+        what = "ms to a first token" if of.candidate.kind == "writes text" else f"ms for {self.rows} rows"
         found = [
             ("size_mb", "MB on disk", size, self.size_mb),
             ("memory_mb", "MB in memory", of.probed.peak_bytes / 1e6, self.memory_mb),
-            ("latency_ms", f"ms for {self.rows} rows (p99)", latency, self.latency_ms),
+            ("latency_ms", f"{what} (p99)", latency, self.latency_ms),
         ]
         over = [name for name, _, value, most in found if most is not None and value > most]
         said = ", ".join(f"{v:.4g} {what}" + (f" of {most:g}" if most else "") for _, what, v, most in found)
@@ -113,13 +124,14 @@ class SameRequests:
         check = "same requests"
         if of.champion is None:
             return Decision(check, True, "there is no champion whose clients it would have", {})
-        if of.candidate.ranks != of.champion.ranks:
-            kinds = ("ranks rows", "finds items")
-            said = f"the champion {kinds[not of.champion.ranks]}, the candidate {kinds[not of.candidate.ranks]}"
+        if of.candidate.kind != of.champion.kind:
+            said = f"the champion {of.champion.kind}, the candidate {of.candidate.kind}"
             return Decision(check, False, said, {})
-        if of.candidate.ranks:
+        if of.candidate.kind == "ranks rows":
             ours, theirs = (one.export.read_json(SCHEMA) for one in (of.candidate, of.champion))
             problem = narrower(ours, theirs)
+        elif of.candidate.kind == "writes text":
+            problem = _other_speaker(of.candidate, of.champion)
         else:
             problem = _other_asker(of.candidate.head, of.champion.head)
         return Decision(check, not problem, problem or "what the champion takes, it takes", {})
@@ -168,6 +180,17 @@ def _other_asker(candidate: dict[str, Any], champion: dict[str, Any]) -> str:
         return f"the champion is asked for {'histories' if theirs[0] else 'users'}, and it is not"
     if ours[1] and not theirs[1]:
         return "it needs the times of histories, which the champion's clients do not give"
+    return ""
+
+
+def _other_speaker(candidate: Finished, champion: Finished) -> str:
+    ours, theirs = (one.head["language"] for one in (candidate, champion))
+    if ours["context"] < theirs["context"]:
+        return f"its context has {ours['context']} tokens, the champion's {theirs['context']}"
+    if ours["tokenizer"] != theirs["tokenizer"]:
+        return "it has another tokenizer: prompts given as tokens, and counts of them, would mean something else"
+    if has_chat(champion.export.uri) and not has_chat(candidate.export.uri):
+        return "it has no chat template, and the champion's clients may ask /v1/chat/completions"
     return ""
 
 

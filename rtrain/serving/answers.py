@@ -1,7 +1,8 @@
 """What all served exports share: limits of a request, every refusal in one line of JSON, and how a router asks them."""
 
+import asyncio
 import socket
-from collections.abc import MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ KEY_HEADER = "x-rtrain-key"
 """Of a question: who asks, for an endpoint, which gives each the same version again."""
 VERSION_HEADER = "x-rtrain-version"
 """Of an endpoint's answer: the version that gave it."""
+GONE_S = 3600.0
+"""Seconds after which a router that takes no part of an answer any more counts as gone; it ends what it leaves."""
 Headers = Sequence[tuple[str, str]]
 
 
@@ -43,13 +46,6 @@ class Relays:
 
     async def relay(self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()) -> Relayed:
         """What its HTTP would answer; `path` without any prefix, `headers` beside those of any JSON."""
-        scope: MutableMapping[str, Any] = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
-            "path": path, "raw_path": path.encode(), "root_path": "", "query_string": query,
-            "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
-                        *((name.encode(), value.encode()) for name, value in headers)],
-            "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "state": {},
-        }  # fmt: skip
         parts: list[MutableMapping[str, Any]] = []
 
         async def receive() -> MutableMapping[str, Any]:
@@ -58,17 +54,62 @@ class Relays:
         async def send(message: MutableMapping[str, Any]) -> None:
             parts.append(message)
 
-        await self(scope, receive, send)  # type: ignore[operator]
-        head = {name.lower(): value for name, value in parts[0]["headers"]}
-        me = _this_process()
-        return Relayed(
-            parts[0]["status"],
-            head.get(b"content-type", b"application/json").decode(),
-            b"".join(part.get("body", b"") for part in parts[1:]),
-            me.memory_info().rss,
-            f"{socket.gethostname()}:{me.pid}",
-            head.get(VERSION_HEADER.encode(), b"").decode(),
-        )
+        await self(_scope(method, path, query, body, headers), receive, send)  # type: ignore[operator]
+        return _head_of(parts[0])._replace(body=b"".join(part.get("body", b"") for part in parts[1:]))
+
+    async def relay_parts(
+        self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()
+    ) -> AsyncGenerator[Relayed | bytes, None]:
+        """The same as it comes: first the answer without its body, then the parts of that. Who leaves this ends it."""
+        parts = asyncio.Queue[MutableMapping[str, Any] | None]()
+        given = False
+
+        async def receive() -> MutableMapping[str, Any]:
+            nonlocal given
+            if given:  # asked by what waits for a client that leaves
+                await asyncio.sleep(GONE_S)
+                return {"type": "http.disconnect"}
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            parts.put_nowait(message)
+
+        asked: Any = self(_scope(method, path, query, body, headers), receive, send)  # type: ignore[operator]
+        task = asyncio.ensure_future(asked)
+        task.add_done_callback(lambda _: parts.put_nowait(None))
+        try:
+            while (part := await parts.get()) is not None:
+                if part["type"] == "http.response.start":
+                    yield _head_of(part)
+                elif part.get("body"):
+                    yield part["body"]
+            await task  # its error, where it had one
+        finally:
+            task.cancel()
+
+
+def _scope(method: str, path: str, query: bytes, body: bytes, headers: Headers) -> MutableMapping[str, Any]:
+    return {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
+        "path": path, "raw_path": path.encode(), "root_path": "", "query_string": query,
+        "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
+                    *((name.encode(), value.encode()) for name, value in headers)],
+        "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0), "state": {},
+    }  # fmt: skip
+
+
+def _head_of(part: Mapping[str, Any]) -> Relayed:
+    head = {name.lower(): value for name, value in part["headers"]}
+    me = _this_process()
+    return Relayed(
+        part["status"],
+        head.get(b"content-type", b"application/json").decode(),
+        b"",
+        me.memory_info().rss,
+        f"{socket.gethostname()}:{me.pid}",
+        head.get(VERSION_HEADER.encode(), b"").decode(),
+    )
 
 
 @lru_cache(maxsize=1)

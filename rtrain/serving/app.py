@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -64,10 +65,28 @@ class Served:
         pairs = zip(answer["items"], answer["scores"], strict=True)
         return [list(zip(items, scores, strict=True)) for items, scores in pairs]
 
+    def loss(self, tokens: Sequence[int]) -> float:
+        """Of a language model: what tokens cost it over HTTP, each after those before it, in nats, summed.
+
+        Raises:
+            DataError: the server refused them (its words).
+        """
+        body = {"model": self.model, "prompt": list(tokens), "max_tokens": 0, "echo": True, "logprobs": 0}
+        (choice,) = self._post("v1/completions", body)["choices"]
+        return -float(sum(choice["logprobs"]["token_logprobs"][1:]))
+
+    @cached_property
+    def model(self) -> str:
+        """What a language model is called by those who ask it."""
+        answer = httpx.get(f"{self.url}/v1/models", timeout=60)
+        answer.raise_for_status()
+        return str(answer.json()["data"][0]["id"])
+
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         answer = httpx.post(f"{self.url}/{path}", json=body, timeout=60)
-        if answer.status_code in (404, 413, 422):
-            raise DataError(f"{self.url}/{path}: {answer.json()['detail']}")
+        if answer.status_code in (400, 404, 413, 422):
+            told = answer.json()
+            raise DataError(f"{self.url}/{path}: {told['detail'] if 'detail' in told else told['error']['message']}")
         answer.raise_for_status()
         found: dict[str, Any] = answer.json()
         return found
@@ -86,15 +105,17 @@ class Served:
         self.session.close()
 
 
-def application_of(served: "str | TwoStages", **options: Any) -> Any:
+def application_of(served: "str | TwoStages", called: str = "", **options: Any) -> Any:
     """What serves an intact export, or two; `options` of its deployment.
+
+    `called`: the name of a language model for those who ask it; by default its run's.
 
     Raises:
         CheckpointError: there is no intact export.
         ConfigError: no replica can import a class of its model, or two stages do not fit each other.
     """
     if isinstance(served, str) and is_language(served):
-        return language_application(served, **options)
+        return language_application(served, called=called, **options)
     deployment: Any
     if isinstance(served, TwoStages):
         both = Recommender(served)

@@ -25,7 +25,7 @@ from rtrain.language.guard import Guard
 from rtrain.language.model import load
 from rtrain.language.pieces import Piece
 from rtrain.language.sampling import Sampling
-from rtrain.serving.answers import new_api
+from rtrain.serving.answers import Relays, new_api
 from rtrain.serving.openai import Ask, Chat, Completion, Refused, Shape, event, refused, unread
 
 
@@ -72,12 +72,21 @@ def name_of(export: str) -> str:
 
 @ray_serve.deployment(name="Language", max_ongoing_requests=256)
 @ray_serve.ingress(api)
-class LanguageServer:
+class LanguageServer(Relays):
     """One replica: a model in memory, and the thread that computes with it."""
 
-    def __init__(self, export: str, *, guard: Guard | None = None, draft: str = "", device: str = "", **of_engine: Any):
+    def __init__(
+        self,
+        export: str,
+        *,
+        called: str = "",
+        guard: Guard | None = None,
+        draft: str = "",
+        device: str = "",
+        **of_engine: Any,
+    ):
         torch.set_num_threads(1)
-        self.name = name_of(export)
+        self.name = called or name_of(export)
         self.guard = guard
         smaller = load(draft, device=device) if draft else None
         self.engine = Engine(load(export, device=device), draft=smaller, **of_engine)
@@ -192,6 +201,7 @@ class LanguageServer:
 def language_application(
     export: str,
     *,
+    called: str = "",
     guard: Guard | None = None,
     lanes: int = 8,
     waiting: int = 64,
@@ -203,9 +213,10 @@ def language_application(
 ) -> Any:
     """What serves an intact language export; `options` of its deployment, as `num_replicas`.
 
-    `lanes`: answers that a replica computes at once. `waiting`: requests that wait for one, beyond which it says 429.
-    `together`: all of them in one forward pass; else each by itself. `guesses`: tokens of a greedy answer that are
-    guessed at once, by `draft`, the export of a smaller model of the same tokenizer, or else by what the text repeats.
+    `called`: the model's name for those who ask; by default its run's. `lanes`: answers that a replica computes at
+    once. `waiting`: requests that wait for one, beyond which it says 429. `together`: all of them in one forward pass;
+    else each by itself. `guesses`: tokens of a greedy answer that are guessed at once, by `draft`, the export of a
+    smaller model of the same tokenizer, or else by what the text repeats.
 
     Raises:
         CheckpointError: there is no intact export.
@@ -215,6 +226,6 @@ def language_application(
     smaller = load(draft, device="cpu") if draft else None
     way(load(export, device="cpu"), lanes, together, smaller, guesses)
     server: Any = LanguageServer
-    given = {"guard": guard, "lanes": lanes, "waiting": waiting, "device": device}
+    given = {"called": called, "guard": guard, "lanes": lanes, "waiting": waiting, "device": device}
     given |= {"together": together, "draft": draft, "guesses": guesses}
     return server.options(**options).bind(export, **given)

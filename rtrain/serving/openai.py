@@ -62,6 +62,7 @@ class Ask(BaseModel):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    user: str | None = Field(None, description="who asks: an endpoint gives each the same version again")
 
     @property
     def wants_usage(self) -> bool:
@@ -77,6 +78,11 @@ class Ask(BaseModel):
     def is_chat(self) -> bool:
         """Whether the answer is a message."""
         raise NotImplementedError
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the answer begins with the prompt."""
+        return False
 
     def most_tokens(self, room: int) -> int:
         """Tokens of the answer, where `room` are left in the context."""
@@ -96,6 +102,7 @@ class Ask(BaseModel):
             seed=self.seed,
             stop=stop,
             logprobs=self.wants_logprobs,
+            echo=self.echoes,
         )
 
 
@@ -104,11 +111,17 @@ class Completion(Ask):
 
     prompt: str | list[int] = Field(description="a text, or its tokens")
     logprobs: int | None = None
+    echo: bool = Field(False, description="begin with the prompt; with max_tokens 0 its tokens are scored alone")
 
     @property
     def wants_logprobs(self) -> int | None:
         """See `Ask`."""
         return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        """See `Ask`."""
+        return self.echo
 
     @property
     def is_chat(self) -> bool:
@@ -216,7 +229,10 @@ class Shape:
         for token in tokens:
             offsets.append(self.characters)
             self.characters += len(self._text(token.id))
-        likeliest = [{self._text(i): p for i, p in reversed(token.likeliest)} for token in tokens]
+        likeliest = [
+            None if token.logprob is None else {self._text(i): p for i, p in reversed(token.likeliest)}
+            for token in tokens
+        ]
         return {
             "tokens": [self._text(token.id) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],

@@ -288,7 +288,7 @@ class _Job:
                 self.folder.write_json(CURVES, found.curves)
             if found.rows.tasks:
                 self.folder.write(TEST_ROWS, found.rows.to_parquet(first=self.data.numbers("test").start))
-        if replica.objective.link:
+        if replica.objective.link or replica.objective.tallies == "losses":
             write_predictions(self.run, self.data, replica, self.folder, self.attempt, self.ready)
         valid = self.state.best
         if valid.keys() != found.values.keys():  # other metrics than it was trained with, or its score was lost

@@ -112,6 +112,8 @@ def write_predictions(
 ) -> None:
     """predictions.json: the trainer's own probabilities of the first test rows (of several labels, a list a row).
 
+    Of a language model the loss of each row, in nats, summed over its tokens.
+
     A collective over all ranks. `attempt` as in `write_placement`, `ready` as for `Samples.reader`.
     """
     rows = min(run.handoff.rows, dataset.rows("test"))
@@ -119,9 +121,9 @@ def write_predictions(
     covered = 0
     for given in scan(run, dataset, "test", replica.mesh, replica.world.rank, ready):
         batch, there = arrived(given, replica.world.device)
-        probabilities = replica.predict(there)
-        if probabilities is not None:
-            local |= dict(zip(batch.row.tolist(), probabilities.tolist(), strict=True))
+        said = replica.predict(there) if replica.objective.link else replica.losses(there)
+        if said is not None:
+            local |= dict(zip(batch.row.tolist(), said.tolist(), strict=True))
         covered += batch.global_rows
         if covered >= rows:
             break

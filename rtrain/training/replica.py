@@ -323,15 +323,30 @@ class Replica:
         return tally.scored()
 
     @torch.no_grad()
+    def losses(self, batch: AnyBatch) -> Tensor | None:
+        """The loss of each of the batch's rows, a sum over its targets: float64 [B]; a collective.
+
+        None on ranks whose rows another one tells of: further tensor ranks, and stages before the last.
+        """
+        found: list[float] = []
+        with self._evaluating():
+            for outputs, target in self._in_parts(batch):
+                each = () if outputs is None else zip(outputs.split(1), target.split(1), strict=True)
+                found += [float(self._loss(*of_row)) for of_row in each]
+        return torch.tensor(found[: batch.rows], dtype=torch.float64) if self.counts else None
+
+    @torch.no_grad()
     def _sum_of_losses(self, batch: AnyBatch) -> float:
-        """Of a batch of any size, in parts of a training step's."""
+        """Of a batch of any size."""
+        parts = self._in_parts(batch)
+        return sum(0.0 if outputs is None else float(self._loss(outputs, target)) for outputs, target in parts)
+
+    def _in_parts(self, batch: AnyBatch) -> Iterator[tuple[Any, Tensor]]:
+        """Outputs and targets of a batch of any size, in parts of a training step's."""
         rows = self.per_microbatch * self.run.parallel.microbatches
         batch = batch.padded(round_up(self._share(batch), rows))  # as many parts on every rank
-        total = 0.0
         for *inputs, target in zip(*(x.split(rows) for x in (*batch.inputs.values(), batch.target)), strict=True):
-            outputs = self._forward(dict(zip(batch.inputs, inputs, strict=True)))
-            total += 0.0 if outputs is None else float(self._loss(outputs, target))
-        return total
+            yield self._forward(dict(zip(batch.inputs, inputs, strict=True))), target
 
     def chunks(self) -> Iterator[Chunk]:
         """All state of this rank for a checkpoint; a collective."""

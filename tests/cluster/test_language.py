@@ -12,6 +12,7 @@ import pytest
 
 import rtrain
 from recipes.gpt_stdlib import debug
+from rtrain.handoff.served import SAME
 from rtrain.parity import LOSS
 from tests.cluster.conftest import committed_step, history_of, wait_for
 from tests.cluster.test_recovery import losses
@@ -28,10 +29,13 @@ SHORT = {
 
 
 @pytest.mark.slow
-def test_a_killed_rank_of_a_tensor_parallel_run(joined_ray: None, tmp_path: Path) -> None:
+def test_a_killed_rank_of_a_tensor_parallel_run(joined_ray: None, serve_port: int, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
     run = rtrain.override(debug(), {**SHORT, "storage": str(tmp_path / "runs")})
-    calm = rtrain.train(rtrain.override(run, {"name": "calm"}), quiet=True)
+    served = {"name": "calm", "handoff.serve_check": True, "handoff.port": serve_port, "handoff.rows": 50}
+    calm = rtrain.train(rtrain.override(run, served), quiet=True)
     assert calm is not None
+    assert calm.values["served"] is True and 0 <= calm.values["served_max_difference"] <= SAME
     assert (calm.values["world_size"], calm.values["attempts"]) == (2, 1)
 
     victim, step = random.randrange(2), random.randrange(5, 40)
@@ -52,7 +56,6 @@ def test_a_killed_rank_of_a_tensor_parallel_run(joined_ray: None, tmp_path: Path
     assert result.metrics == calm.metrics
 
     # The export, read by transformers, has the trainer's own loss on the test split.
-    transformers = pytest.importorskip("transformers")
     import torch
 
     model = transformers.AutoModelForCausalLM.from_pretrained(result.export)

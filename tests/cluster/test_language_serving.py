@@ -15,8 +15,12 @@ from ray import serve
 
 import rtrain
 from recipes.gpt_stdlib import debug
+from rtrain import config
+from rtrain.errors import CheckpointError, DataError
+from rtrain.handoff.served import SAME, apart
 from rtrain.language.guard import Guard
 from rtrain.serving.language import language_application
+from rtrain.storage import Folder
 from tests.cluster.conftest import wait_for
 
 PROMPTS = ["def f(", "import os\n", "class A:\n    ", "self", "return", "#", "    if x", "'''Words"]
@@ -96,6 +100,37 @@ def test_one_answer_in_whole(served: Any, exported: str) -> None:
     assert httpx.get(f"{served.url}/healthz").json()["status"] == "ok"
 
 
+def test_what_tokens_cost_is_what_the_trainer_said(served: Any, exported: str) -> None:
+    run = Folder(exported.removesuffix("/export"))
+    recorded = run.read_json("predictions.json")
+    shards = config.from_dict(run.read_json("run.json")).data.open().shards
+    rows = [shards.sample(number).tolist() for number in recorded["rows"]]
+    assert len(rows) > 1 and len(rows[0]) == 513  # one token more than the context: the last is never computed
+    assert apart([served.loss(row) for row in rows], recorded["predictions"]) <= SAME
+    with pytest.raises(DataError, match="514 tokens"):
+        served.loss([*rows[0], 1])
+    assert served.loss(rows[0][:1]) == 0
+    # As lm-evaluation-harness asks: the prompt, scored, and one token more.
+    body = {"model": MODEL, "prompt": "def f(", "temperature": 0, "logprobs": 1}
+    asked = body | {"echo": True, "max_tokens": 3}
+    whole = httpx.post(f"{served.url}/v1/completions", json=asked, timeout=60).json()
+    (choice,), told = whole["choices"], whole["choices"][0]["logprobs"]
+    assert choice["text"] == "def f(" + offline(exported, "def f(", 3)
+    assert told["token_logprobs"][0] is None and told["top_logprobs"][0] is None
+    assert len(told["tokens"]) == 9 and told["text_offset"][:7] == [*range(7)]
+    assert -sum(told["token_logprobs"][1:6]) == pytest.approx(served.loss(list(b"def f(")), rel=1e-6)
+    assert whole["usage"] == {"prompt_tokens": 6, "completion_tokens": 3, "total_tokens": 9}
+    streamed = events(served.url, asked)
+    assert "".join(piece["choices"][0]["text"] for piece in streamed) == choice["text"]
+
+
+def test_an_altered_export_is_refused(exported: str, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "altered")
+    (tmp_path / "altered" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="config.json is missing or was altered"):
+        language_application(str(tmp_path / "altered"))
+
+
 @pytest.mark.parametrize(
     ("path", "change", "status", "param", "code"),
     [
@@ -138,6 +173,7 @@ def test_a_client_that_leaves_ends_its_sequence(
 ) -> None:
     folder = tmp_path / "endless"  # no token ends it, and its context takes a minute to fill
     shutil.copytree(exported, folder)
+    (folder / "export.json").unlink()  # from elsewhere: nothing says what its files were
     config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 100_000}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"bos_token_id": null, "eos_token_id": null}')
