@@ -148,7 +148,7 @@ def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page", "grpc_port")
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
     if "replicas" in given:
-        given["replicas"] = Scale.of(given["replicas"])
+        given["replicas"] = Scale.of(given["replicas"], options.gpus)
     retriever, ranker = (getattr(options, key, "") for key in ("retriever", "ranker"))
     if retriever and ranker:
         raise UserError("release: --retriever and --ranker are each the stage that RUN is not. Give one of them")
@@ -221,6 +221,10 @@ ENDPOINT = (
                 help="show /NAME/-/ also to others than this machine, where --host lets them ask",
             ),
             Argument("--replicas", default="1", metavar="N", help="of each version, or by load 1-8 (default: 1)"),
+            Argument(
+                "--gpus", type=float, default=0.0, metavar="N",
+                help="of each replica, or a fraction that several share, as 0.25 (default: none, it computes on CPU)",
+            ),
             Argument("--routers", type=int, default=2, metavar="N", help="that pass requests on (default: 2)"),
             Argument(
                 "--state", default="runs/endpoints", metavar="FOLDER", help="of endpoints (default: runs/endpoints)"

@@ -248,14 +248,21 @@ def _summary(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def serve(target: "str | TwoStages", replicas: str, port: int, as_json: bool, grpc_port: int | None = None) -> None:
+def serve(
+    target: "str | TwoStages",
+    replicas: str,
+    port: int,
+    as_json: bool,
+    grpc_port: int | None = None,
+    gpus: float = 0.0,
+) -> None:
     """Serve an export, a finished run's, or two stages of such, until it is interrupted."""
     import threading
 
     from rtrain.api import serve
     from rtrain.serving.scale import Scale
 
-    served = serve(target, replicas=Scale.of(replicas), port=port, grpc_port=grpc_port)
+    served = serve(target, replicas=Scale.of(replicas, gpus), port=port, grpc_port=grpc_port)
     rpc = f", gRPC on {served.rpc}" if served.rpc else ""
     told = {"url": served.url} | ({"grpc": served.rpc} if served.rpc else {})
     text = json.dumps(told) if as_json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"

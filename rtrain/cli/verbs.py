@@ -85,7 +85,7 @@ def _online(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     served = stages_of(options, options.target, options.ranker) if options.ranker else options.target
-    serve(served, options.replicas, options.port, options.json, options.grpc_port)
+    serve(served, options.replicas, options.port, options.json, options.grpc_port, options.gpus)
     return 0
 
 
@@ -280,6 +280,13 @@ VERBS = (
         (
             Argument("target", help="the run's folder or its export/ folder"),
             Argument("--replicas", default="1", metavar="N", help="how many answer, or by load 1-8 (default: 1)"),
+            Argument(
+                "--gpus",
+                type=float,
+                default=0.0,
+                metavar="N",
+                help="of each replica, or a fraction that several share, as 0.25 (default: none, it computes on CPU)",
+            ),
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),
             Argument("--ranker", default="", metavar="RUN", help="a ranking model's, which orders what the run finds"),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rtrain import config
-from rtrain.batch import Batch
+from rtrain.batch import Batch, copied, each
 from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
@@ -209,10 +209,11 @@ def _stated(uri: str, head: Mapping[str, Any]) -> str:
 class Predictor:
     """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
-    def __init__(self, uri: str, *, program: Literal["stated", "eager"] = "stated"):
+    def __init__(self, uri: str, *, program: Literal["stated", "eager"] = "stated", device: str = "cpu"):
         """Load and check an export.
 
-        `program`: answer by what its head states, or by torch's modules whatever it states.
+        `program`: answer by what its head states, or by torch's modules whatever it states. `device`: where these
+        compute, and tables lie; on a GPU torch's modules answer, since a program is measured on CPU.
 
         Raises:
             CheckpointError: no export there, a newer format, files that were altered, or a program that is not known.
@@ -229,7 +230,8 @@ class Predictor:
         adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
         self.program = cast(Program | None, None)
         """What answers instead of the model's modules."""
-        stated = _stated(uri, self.head) if program == "stated" else "eager"
+        self.device = torch.device(device)
+        stated = _stated(uri, self.head) if program == "stated" and self.device.type == "cpu" else "eager"
         adopting[PROGRAM] = self._run_by if stated == "onnx" else lambda local: None
         self.looks_up = stated == "onnx" and self.head["format"] >= LOOKS_UP
         """Whether the program has the lookups, too; else the model's tables look up."""
@@ -239,6 +241,9 @@ class Predictor:
         files, names = fetched(uri, self.head["files"]), tuple(map(weights_of, blueprint.tables))
         apart = self.looks_up or self.quantised
         tables = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=apart)
+        if self.device.type != "cpu":
+            tables = {name: table.to(self.device) for name, table in tables.items()}
+            (self.model.dense() if self.quantised else self.model).to(self.device)
         self.lookup = Lookup(self.model, blueprint, self.schema, tables)
         """What hands such a program its tables and ids."""
         if self.program is not None and self.looks_up:
@@ -293,8 +298,9 @@ class Predictor:
         """Logits, or numbers, float32 [rows] or [rows, labels], by whatever answers of this export."""
         if self.program is not None:
             return self.program(self.given(batch))
-        outputs: Tensor = self.lookup(batch) if self.quantised else self.model(batch)
-        return outputs
+        there = batch if self.device.type == "cpu" else copied(each(batch, Tensor.pin_memory), self.device)
+        outputs: Tensor = self.lookup(there) if self.quantised else self.model(there)
+        return outputs.cpu()
 
     def given(self, batch: Batch) -> dict[str, Tensor]:
         """What the program may take of a batch."""

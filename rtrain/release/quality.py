@@ -55,7 +55,7 @@ class NotWorse:
         higher = metric is None or metric.higher_is_better
         said = f"{mine:.4f} against {theirs:.4f}: difference 95 % [{low:+.4f}, {high:+.4f}], margin {self.margin:g}"
         said += f" (of the test split's first {len(of.candidate.texts)} rows)" if speaks else ""
-        lost, of_bits = _lost(name, of.candidate.head, higher)
+        lost, of_bits = lost_to_bits(name, of.candidate.head, higher)
         worst = (low if higher else -high) - lost
         numbers |= {"low": low, "high": high, "lost": lost}
         return Decision(check, bool(worst >= -self.margin), said + of_bits, numbers)
@@ -124,7 +124,7 @@ def _margin(margin: float) -> None:
         raise ConfigError(f"margin: must be at least 0, got {margin}")
 
 
-def _lost(name: str, head: Mapping[str, Any], higher: bool) -> tuple[float, str]:
+def lost_to_bits(name: str, head: Mapping[str, Any], higher: bool) -> tuple[float, str]:
     """By how much fewer bits make the metric worse than its run tells, which was judged as it was trained."""
     all_lost, said = 0.0, ""
     for part, stated in fewer_bits(head).items():

@@ -112,11 +112,14 @@ def application_of(served: "str | TwoStages", called: str = "", **options: Any) 
 
     Raises:
         CheckpointError: there is no intact export.
-        ConfigError: no replica can import a class of its model, or two stages do not fit each other.
+        ConfigError: no replica can import a class of its model, two stages do not fit each other, or GPUs are asked for
+            where none would be used.
     """
     if isinstance(served, str) and is_language(served):
         return language_application(served, called=called, **options)
     deployment: Any
+    if options.get("ray_actor_options", {}).get("num_gpus") and (isinstance(served, TwoStages) or is_retrieval(served)):
+        raise ConfigError("Scale.gpus: what finds items computes on CPU. Leave it out")
     if isinstance(served, TwoStages):
         both = Recommender(served)
         heads, deployment = [both.encoders.head, both.ranker.head], Recommends

@@ -27,6 +27,7 @@ from rtrain.language.pieces import Piece
 from rtrain.language.sampling import Sampling
 from rtrain.serving.answers import Relays, new_api
 from rtrain.serving.openai import Ask, Chat, Completion, Refused, Shape, event, refused, unread
+from rtrain.serving.scale import device_of_replica
 
 
 def _api() -> FastAPI:
@@ -88,6 +89,7 @@ class LanguageServer(Relays):
         torch.set_num_threads(1)
         self.name = called or name_of(export)
         self.guard = guard
+        device = device or device_of_replica()
         smaller = load(draft, device=device) if draft else None
         self.engine = Engine(load(export, device=device), draft=smaller, **of_engine)
         self.started = int(time.time())

@@ -23,6 +23,7 @@ from rtrain.errors import DataError
 from rtrain.export.artifact import Prediction, Predictor
 from rtrain.export.request import json_schema
 from rtrain.serving.answers import MAX_ROWS, REFUSALS, Relays, new_api
+from rtrain.serving.scale import device_of_replica
 
 
 class Rows(BaseModel):
@@ -56,7 +57,7 @@ class Ranker(Relays):
         torch.set_num_threads(1)
         for module in modules:
             import_module(module)
-        self.predictor = Predictor(export)
+        self.predictor = Predictor(export, device=device_of_replica())
         self.rows: TypeAdapter[Any] = TypeAdapter(list[self.predictor.rows])  # type: ignore[name-defined]
 
     @api.post("/predict", response_model=Predictions, responses=REFUSALS)

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+import torch
+
 from rtrain.errors import ConfigError, UserError
 
 LOOK_BACK_S = 10.5
@@ -35,6 +38,8 @@ class Scale:
     """Seconds for which fewer replicas have to be wanted before some end."""
     at_once: int = 256
     """Requests that a replica takes at once: it answers them in one pass."""
+    gpus: float = 0.0
+    """GPUs of each replica, or a fraction of one, which several then share; 0: it computes on CPU."""
     waiting: int = 1000
     """Requests that may wait for a replica, at each proxy and router; further ones are answered 429, Retry-After."""
 
@@ -42,6 +47,8 @@ class Scale:
         for name in ("least", "at_once", "waiting"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Scale.{name}: must be at least 1, got {getattr(self, name)}")
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise ConfigError(f"Scale.gpus: a fraction of one, or a whole number, got {self.gpus:g}")
         if self.most is not None and self.most < self.least:
             raise ConfigError(f"Scale.most: {self.most}, less than the {self.least} of Scale.least")
         for name in ("ongoing", "every_s"):
@@ -59,8 +66,8 @@ class Scale:
         return cls(least=replicas) if isinstance(replicas, int) else replicas
 
     @classmethod
-    def of(cls, text: str) -> "Scale":
-        """What a command line says: `3`, or from `1-8` as the load is.
+    def of(cls, text: str, gpus: float = 0.0) -> "Scale":
+        """What a command line says: `3`, or from `1-8` as the load is; `gpus`: of each.
 
         Raises:
             UserError: it says something else.
@@ -68,7 +75,7 @@ class Scale:
         least, dash, most = text.partition("-")
         if not least.isdecimal() or not (most.isdecimal() if dash else True):
             raise UserError(f"--replicas: a number, or two as 1-8, got {text!r}")
-        return cls(least=int(least), most=int(most) if dash else None)
+        return cls(least=int(least), most=int(most) if dash else None, gpus=gpus)
 
     def options(self) -> dict[str, Any]:
         """Of a deployment."""
@@ -76,7 +83,7 @@ class Scale:
             "max_ongoing_requests": self.at_once,
             "max_queued_requests": self.waiting,
             "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_S},
-            "ray_actor_options": {"num_cpus": 0.5},
+            "ray_actor_options": {"num_cpus": 0.5} | ({"num_gpus": self.gpus} if self.gpus else {}),
         }
         if self.most is None or self.most == self.least:
             return found | {"num_replicas": self.least}
@@ -91,3 +98,18 @@ class Scale:
                 "policy_kwargs": {"ahead_s": self.ahead_s, "season_s": self.season_s, "every_s": self.every_s},
             }
         return found | {"autoscaling_config": scaling}
+
+
+def device_of_replica() -> str:
+    """Where this replica computes: on its GPU, where it was given one.
+
+    Raises:
+        ConfigError: Ray gave it one, which torch cannot use.
+    """
+    if not ray.get_gpu_ids():
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            f"Scale.gpus: Ray gave this replica a GPU, but torch {torch.__version__} sees none. Install torch for CUDA"
+        )
+    return "cuda"

@@ -12,7 +12,7 @@ from rtrain.export import quantised_program
 from rtrain.export.artifact import Predictor, apart_of
 from rtrain.export.program import Program
 from rtrain.release.gate import Gate
-from rtrain.release.quality import _lost
+from rtrain.release.quality import lost_to_bits
 from rtrain.release.servable import Faithful, Servable
 from rtrain.run import Handoff
 from tests.unit.export.test_program import DIM, asked_of, folder, head_of, run_of
@@ -56,7 +56,7 @@ def test_it_answers_as_it_states(folder: Path, pays: Any, tables: Any) -> None:
     assert 0 < apart <= whole + 1e-5 and whole < 0.1 and apart_of(head) == pytest.approx(whole)
     verdict = Gate(checks=(Servable(), Faithful())).judge(run.folder)
     assert verdict.passed, verdict.decisions
-    lost, told = _lost("auc", head | {"program": {"dense": stated | {"auc": [0.8, 0.7]}}, "tables": {}}, True)
+    lost, told = lost_to_bits("auc", head | {"program": {"dense": stated | {"auc": [0.8, 0.7]}}, "tables": {}}, True)
     assert lost == pytest.approx(0.1) and told == ", of which int8 dense part takes 0.10000"
 
 

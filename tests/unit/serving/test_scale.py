@@ -9,7 +9,7 @@ import pytest
 
 from rtrain.errors import ConfigError, UserError
 from rtrain.serving.forecast import ALIKE, Forecast, Foreseeing
-from rtrain.serving.scale import Scale
+from rtrain.serving.scale import Scale, device_of_replica
 
 
 def seen(values: Any, season: int = 0) -> Forecast:
@@ -134,3 +134,18 @@ def test_options_are_serves_own() -> None:
     policy = found.policy.get_policy()(**found.policy.policy_kwargs)
     assert policy(Context(40, 0.0, Config()))[0] == 8
     assert "policy" not in Scale(least=1, most=4).options()["autoscaling_config"], "by the load of now: Serve's own"
+
+
+def test_gpus_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "num_gpus" not in Scale.of("2").options()["ray_actor_options"]
+    assert Scale.of("1-4", 0.25).options()["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0.25}
+    for wrong in (-1.0, 1.5):
+        with pytest.raises(ConfigError, match="Scale.gpus"):
+            Scale(gpus=wrong)
+    assert device_of_replica() == "cpu"
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [0])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="Ray gave this replica a GPU"):
+        device_of_replica()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert device_of_replica() == "cuda"
