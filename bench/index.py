@@ -1,10 +1,10 @@
 """The best 10 of many items, all compared or by an index, one thread; prints JSON: python -m bench.index
 
 Vectors are trained: a matrix factorisation of 20,000 items on interactions that are drawn here (groups of 500 items,
-users who like four groups, popularity by a power law, 34 of each item on average). To train a million takes hours, so
+users who like four groups, popularity by a power law, 34 of each item on average). To train a million takes long, so
 that they are scaled up: each trained item stands for 50, which lie on the way to one of the ten nearest by direction,
-none further than half of it. 1,024 users ask, by their trained vectors. Milliseconds are of CPU: `exact` is
-what an export without an index does, `bare` a product and a top-k.
+none further than half of it. `--trained 1000000` trains them all, on 13 of each on average. 1,024 users ask, by their
+trained vectors. Milliseconds are of CPU: `exact` is what an export without an index does, `bare` a product and a top-k.
 """
 
 import json
@@ -28,31 +28,37 @@ from rtrain.export.index import INDEX, Index, Vectors, find, measured, write_ind
 from rtrain.metrics.catalogue import rank_catalogue
 from rtrain.optim import RowWiseAdagrad
 
-TRAINED, USERS, GROUP, LIKED, EACH, TESTED, NEAR, K = 20_000, 2_000, 500, 4, 8, 1024, 10, 10
+TRAINED, GROUP, LIKED, TESTED, NEAR, K = 20_000, 500, 4, 1024, 10, 10
+EACH, MANY, EACH_OF_MANY = 8, 200_000, 3
+"""Interactions that an item has at least, and of more items than `MANY`."""
+JUDGED = 4000
+"""Rows of a test split of many items, each of which is compared with all of them."""
 QUERIES = 100
 """Whose time is taken."""
 
 
-def trained(folder: Path) -> tuple[Vectors, Vectors, float]:
+def trained(folder: Path, items: int) -> tuple[Vectors, Vectors, float]:
     """Items' and users' vectors, and the hit rate at 10."""
     draw = np.random.default_rng(0)
-    groups = TRAINED // GROUP
-    item = np.repeat(np.arange(TRAINED), np.minimum(EACH * (1 + draw.pareto(1.2, TRAINED)), 2000).astype(np.int64))
-    per_group = USERS * LIKED // groups
-    likes = draw.permuted(np.arange(groups * per_group) % USERS).reshape(groups, per_group)
+    groups, users = items // GROUP, items // 10
+    each = EACH_OF_MANY if items > MANY else EACH
+    item = np.repeat(np.arange(items), np.minimum(each * (1 + draw.pareto(1.2, items)), 2000).astype(np.int64))
+    per_group = users * LIKED // groups
+    likes = draw.permuted(np.arange(groups * per_group) % users).reshape(groups, per_group)
     user = likes[item % groups, draw.integers(0, per_group, len(item))]
     moments = draw.permutation(len(item))
     pq.write_table(pa.table({"user_id": user, "item_id": item, "timestamp": moments}), folder / "rows.parquet")
+    part = 0.01 if items <= MANY else JUDGED / len(item)
     data = Pairs(
-        source=f"{folder}/rows.parquet", users=USERS, items=TRAINED, negatives=Negatives(count=0), leakage="allow",
-        split=ByTime(valid=0.01, test=0.01),
+        source=f"{folder}/rows.parquet", users=users, items=items, negatives=Negatives(count=0), leakage="allow",
+        split=ByTime(valid=part, test=part),
     )  # fmt: skip
     run = Run(
         name="index", storage=str(folder), model=MF(dim=64, objective=InBatchSoftmax()), data=data,
         optim=AdamW(lr=1e-3), sparse_optim=RowWiseAdagrad(lr=0.1), global_batch=1024, duration=Duration(epochs=2),
         evaluation=Evaluation(monitor=f"hit_rate@{K}"), metrics=(HitRate(k=K),), handoff=Handoff(index_from=None),
     )  # fmt: skip
-    result = rtrain.train(run, launcher="inline", quiet=True)
+    result = rtrain.train(run, launcher="inline", quiet=items <= MANY)
     assert result is not None and result.export is not None
     encoders = Encoders(result.export)
     return encoders.vectors.numpy(), encoders.user(list(range(TESTED))), result.metrics[f"hit_rate@{K}"]
@@ -85,10 +91,11 @@ def cpu_ms(ask: Callable[[int], Any]) -> float:
 def main() -> None:
     asking = parser("bench.index", __doc__)
     asking.add_argument("--items", type=int, nargs="+", default=[20_000, 100_000, 1_000_000], help="how many")
+    asking.add_argument("--trained", type=int, default=TRAINED, help=f"items that are trained (default {TRAINED})")
     asked = asking.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        own, users, hit_rate = trained(Path(name))
+        own, users, hit_rate = trained(Path(name), asked.trained)
         print(json.dumps({"trained": len(own), f"hit_rate@{K}": hit_rate}), flush=True)
         queries = torch.from_numpy(users)
         for items in asked.items:

@@ -33,11 +33,11 @@ RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 LAUNCHERS = ("ray", "inline", "torchrun")
 DEFAULTS = {
     "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "replicas": "1", "layouts": "own",
-    "ranks": 4,
+    "ranks": 4, "grpc_port": None, "gpus": 0.0,
 }  # fmt: skip
 TAKEN_BY = {
     "fresh": ("train", "tune"), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
-    "replicas": ("serve",), "layouts": ("parity",), "ranks": ("parity",),
+    "replicas": ("serve",), "grpc_port": ("serve",), "gpus": ("serve",), "layouts": ("parity",), "ranks": ("parity",),
     **dict.fromkeys(SEARCH_OPTIONS, ("tune",)),
     **dict.fromkeys(foresight.OPTIONS, ("plan",)), "price": ("plan", "tune"),
 }  # fmt: skip
@@ -156,7 +156,8 @@ def _tune(call: _Call) -> int:
 
 
 def _serve(call: _Call) -> int:
-    serve(f"{call.run.storage}/{call.run.name}", call.options.replicas, call.run.handoff.port, call.options.json)
+    options, handoff = call.options, call.run.handoff
+    serve(call.run.folder, options.replicas, handoff.port, options.json, options.grpc_port, options.gpus)
     return 0
 
 
@@ -228,6 +229,8 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     add("--draw", type=int, metavar="SEED", help="chaos: draws the steps and ranks (default: 0)")
     add_search_options(parser)
     add("--replicas", metavar="N", help="serve: how many, or by load 1-8 (default: 1)")
+    add("--grpc-port", type=int, metavar="N", help="serve: answer gRPC there too (default: not)")
+    add("--gpus", type=float, metavar="N", help="serve: of each replica, or a fraction that several share (default: 0)")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
     foresight.add_options(add)

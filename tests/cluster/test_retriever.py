@@ -1,10 +1,12 @@
 """Retrieval exports behind HTTP: items as the encoders find them, one line for what does not fit, and its OpenAPI."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from rtrain.errors import ClusterError, DataError
 from rtrain.export.encoders import Encoders
 from rtrain.serving.retriever import MAX_WHOM
 from tests.cluster.conftest import free_port
+from tests.cluster.test_grpc import call, refusal
 
 USERS, ITEMS, NOW = 40, 60, 1_700_000_000
 
@@ -52,7 +55,7 @@ def exported(folder: Path, model: Any) -> str:
 @pytest.fixture(scope="module")
 def pairs(serve_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Encoders]]:
     export = exported(tmp_path_factory.mktemp("pairs"), MF(dim=8))
-    serving = rtrain.serve(export, port=serve_port)
+    serving = rtrain.serve(export, port=serve_port, grpc_port=free_port())
     yield serving, Encoders(export)
     serving.stop()
 
@@ -63,6 +66,19 @@ def alike(found: Any, wanted: Any) -> bool:
         ([i for of in those for i, _ in of], [s for of in those for _, s in of]) for those in (found, wanted)
     )
     return list(map(len, found)) == list(map(len, wanted)) and names == right and np.allclose(scores, theirs, atol=1e-6)
+
+
+def test_grpc_answers_as_http_does(pairs: tuple[Any, Encoders]) -> None:
+    served, _ = pairs
+    body = {"whom": ["u1", "u2"], "k": 5, "seen": [["i1"], []]}
+    with grpc.insecure_channel(served.rpc) as channel:
+        found = json.loads(call(channel, "Recommend", body))
+        assert found == httpx.post(f"{served.url}/recommend", json=body, timeout=60).json() and len(found["items"]) == 2
+        assert json.loads(call(channel, "Schema")) == httpx.get(f"{served.url}/schema", timeout=60).json()
+        error, *_ = refusal(channel, "Recommend", {"whom": ["nobody"]})
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and "there is no user 'nobody'" in error.details()
+        error, *_ = refusal(channel, "Predict", {"rows": []})
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED, error
 
 
 def test_answers_are_those_of_the_encoders_also_of_many_at_once(pairs: tuple[Any, Encoders]) -> None:

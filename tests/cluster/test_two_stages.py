@@ -1,11 +1,13 @@
 """Two stages behind HTTP: what both models say one after the other, refusals, its OpenAPI, and a release of one."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 import schemathesis
@@ -19,6 +21,8 @@ from rtrain.serving.recommender import MAX_ASKING
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import SQLite
 from rtrain.stages.recommender import Recommender
+from tests.cluster.conftest import free_port
+from tests.cluster.test_grpc import call, refusal
 from tests.unit.release.runs import PASSES
 from tests.unit.stages.shop import AGES, ITEMS, PRICES, USERS, ranker, retriever
 from tests.unit.stages.test_recommender import alike, answer
@@ -37,7 +41,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> TwoStages:
 
 @pytest.fixture(scope="module")
 def served(serve_port: int, shop: TwoStages) -> Iterator[Any]:
-    found = rtrain.serve(shop, port=serve_port)
+    found = rtrain.serve(shop, port=serve_port, grpc_port=free_port())
     yield found
     found.stop()
 
@@ -57,6 +61,18 @@ def test_answers_are_those_of_both_models_also_of_many_at_once(served: Any, shop
     assert served.recommend([]) == []
     health = httpx.get(f"{served.url}/healthz", timeout=60).json()
     assert (health["run"], health["retriever"], health["candidates"]) == ("dlrm", "mf", 20)
+
+
+def test_grpc_answers_as_http_does(served: Any) -> None:
+    body = {"whom": [3, 4], "k": 5, "context": [{"hour": 23.0}, {"hour": 1.0}]}
+    with grpc.insecure_channel(served.rpc) as channel:
+        found = json.loads(call(channel, "Recommend", body))
+        assert found == httpx.post(f"{served.url}/recommend", json=body, timeout=60).json()
+        assert json.loads(call(channel, "Schema")) == httpx.get(f"{served.url}/schema", timeout=60).json()
+        error, fields, _ = refusal(channel, "Recommend", body | {"context": [{"hour": "late"}, {}]})
+        assert (error.code(), fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["context[0].hour"]), error
+        error, *_ = refusal(channel, "Predict", body)
+        assert error.code() is grpc.StatusCode.UNIMPLEMENTED, error
 
 
 def test_what_does_not_fit_is_one_line(served: Any) -> None:
