@@ -96,6 +96,7 @@ if TYPE_CHECKING:
     from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
     from rtrain.release.registry import Registry
     from rtrain.release.servable import Faithful, SameRequests, Servable, Within
+    from rtrain.release.together import Together
     from rtrain.run import Checkpoint, Cluster, Evaluation, Faults, Handoff, Run
     from rtrain.schema import Dense, Id, IdList, IdSequence, Label, Schema
     from rtrain.serving.scale import Scale
@@ -196,6 +197,7 @@ _HOMES = {
     "rtrain.release.quality": ("Calibrated", "NotWorse", "SlicesNotWorse"),
     "rtrain.release.registry": ("Registry",),
     "rtrain.release.servable": ("Faithful", "SameRequests", "Servable", "Within"),
+    "rtrain.release.together": ("Together",),
     "rtrain.run": ("Checkpoint", "Cluster", "Evaluation", "Faults", "Handoff", "Run"),
     "rtrain.schema": ("Dense", "Id", "IdList", "Label", "Schema", "IdSequence"),
     "rtrain.serving.scale": ("Scale",),
@@ -236,10 +238,10 @@ __all__ = [
     "RandomPerUser", "RankingConfig", "Recall", "RecallAt", "Redis", "Registry", "Result", "RetrievalConfig",
     "RowWiseAdagrad", "Run", "SASRec", "SQLite", "SameRequests", "SampledBinary", "SampledSoftmax", "Scale", "Schedule",
     "Schema", "Search", "Serendipity", "Servable", "SideFeatures", "SlicesNotWorse", "Table", "TableLayout",
-    "TableOptions", "Text", "TextPairs", "TextTower", "TokenLoss", "TokenizerFile", "Tokens", "Tracking", "Tuned",
-    "TwoStages", "TwoTower", "Vocabulary", "WeightedSum", "Within", "Without", "Words", "__version__", "choice", "diff",
-    "integers", "loguniform", "main", "mask", "override", "plan", "predict_column", "sequence", "serve", "train",
-    "tune", "uniform", "vocabulary_of",
+    "TableOptions", "Text", "TextPairs", "TextTower", "Together", "TokenLoss", "TokenizerFile", "Tokens", "Tracking",
+    "Tuned", "TwoStages", "TwoTower", "Vocabulary", "WeightedSum", "Within", "Without", "Words", "__version__",
+    "choice", "diff", "integers", "loguniform", "main", "mask", "override", "plan", "predict_column", "sequence",
+    "serve", "train", "tune", "uniform", "vocabulary_of",
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def _release(options: argparse.Namespace) -> int:
         return _over_regions(options, canary, most)
     with join_running("release"):
         endpoint = _endpoint(options)
-        if not _judged(options):
+        if not _judged(options, endpoint.stages_of_release()):
             return 1
         version = endpoint.release(options.target, options.reason, canary, say=_said)
         if options.go_on:
@@ -61,15 +61,15 @@ def _over_regions(options: argparse.Namespace, canary: Any, most: float) -> int:
     if options.go_on:
         raise UserError("release: --regions wait for each other, and --go-on for nobody. Leave one of them out")
     regions, endpoint = Region.of(options.regions), _endpoint(options)
-    if not _judged(options):
+    if not _judged(options, endpoint.stages):
         return 1
     reached = release_in(endpoint, regions, options.target, options.reason, canary, timeout_s=most, say=_said)
     answer(options, reached.to_json(), reached)
     return 1 if reached.stopped_at else 0
 
 
-def _judged(options: argparse.Namespace) -> bool:
-    """Whether the gate lets it pass, which is asked where it was not against the champion of now."""
+def _judged(options: argparse.Namespace, stages: Any) -> bool:
+    """Whether the gate lets it pass, which is asked where it was not against the champion of now, or not as a stage."""
     from rtrain.release.gate import Gate, verdict_of
     from rtrain.release.judged import Finished
     from rtrain.release.registry import Registry
@@ -78,8 +78,9 @@ def _judged(options: argparse.Namespace) -> bool:
     holder = Registry(options.registry, options.audit).holder(options.model, "champion")
     champion = holder if holder and holder.model != candidate.digest else None
     verdict, against = verdict_of(candidate), champion.model if champion else None
-    if verdict is None or (against and (verdict.champion or {}).get("model") != against):
-        verdict = Gate().judge(options.target, champion.export if champion else None, say=_said)
+    other = bool(against and verdict and (verdict.champion or {}).get("model") != against)
+    if verdict is None or other or bool(stages) > verdict.of_both:
+        verdict = Gate().judge(options.target, champion.export if champion else None, stages=stages, say=_said)
         print(verdict, file=sys.stderr, flush=True)
     if not verdict.passed:
         refused = [f"{one.check}: {one.said}" for one in verdict.decisions if not one.passed]

@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 
 from rtrain.cli.registry import MODEL, REASON, REGISTRY, registry_of
+from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
 from rtrain.errors import UserError
 
@@ -29,7 +30,15 @@ def _gate(options: argparse.Namespace) -> int:
             raise UserError("gate: --champion and --model both say who answers now. Give one of them")
         holder = registry_of(options).holder(options.model, "champion")
         champion = holder.export if holder else None
-    verdict = gate.judge(options.target, champion, say=lambda text: print(f"gate: {text}", file=sys.stderr, flush=True))
+    if options.retriever and options.ranker:
+        raise UserError("gate: --retriever and --ranker are each the stage that RUN is not. Give one of them")
+    both = options.retriever or options.ranker
+    stages = stages_of(options, options.retriever, options.ranker) if both else None
+
+    def say(text: str) -> None:
+        print(f"gate: {text}", file=sys.stderr, flush=True)
+
+    verdict = gate.judge(options.target, champion, stages=stages, say=say)
     answer(options, verdict.to_json(), verdict)
     return 0 if verdict.passed else 1
 
@@ -126,6 +135,12 @@ RELEASE = (
                 "--module", action="append", default=[], metavar="NAME",
                 help="that has the class of a model of your own, as Python imports it from this folder",
             ),
+            Argument(
+                "--retriever", default="", metavar="RUN",
+                help="of two stages: RUN is a ranking model that orders what this one finds; both are judged together",
+            ),
+            Argument("--ranker", default="", metavar="RUN", help="the same of a retrieval model, with what orders it"),
+            *STAGES,
             *REGISTRY,
         ),
         _gate,

@@ -117,8 +117,7 @@ class Endpoint:
             raise UserError(
                 f"endpoint {self.name!r}: a language model answers OpenAI's HTTP alone. Leave out grpc_port"
             )
-        there = self._there()
-        stages = self._stages() if there else self.stages or self._kept()
+        there, stages = self._there(), self.stages_of_release()
         registry = Registry(self.registry, self.audit)
         version = registry.register(self.name, run, reason)
         champion = registry.holder(self.name, CHAMPION)
@@ -146,6 +145,14 @@ class Endpoint:
         candidate = self._deploy(version, stages)
         self._told("begin", asdict(candidate), config.to_dict(canary or Canary()), reason, who())
         return version
+
+    def stages_of_release(self) -> TwoStages | None:
+        """The two stages that a release is to be one of, without it; none: versions answer alone.
+
+        Raises:
+            UserError: stages are asked for, and the champion is no stage.
+        """
+        return self._stages() if self._there() else self.stages or self._kept()
 
     def settled(self, version: int, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> Settled | None:
         """How the release of a version ended; none where it goes on after `timeout_s`, or waits for a person."""

@@ -5,7 +5,7 @@ Rows that belong together (a user's) are drawn together, with replacement, as ma
 easy for both does not count. The interval lies between the quantiles of the differences.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,21 @@ def paired_intervals(
         for number, (one, other) in enumerate(measures):
             differences[number, draw] = other(counts[1]) - one(counts[0])
     return {name: _between(values) for name, values in zip(metrics, differences, strict=True)}
+
+
+def mean_interval(
+    first: NDArray[np.float64],
+    second: NDArray[np.float64],
+    of: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda means: means,
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Interval:
+    """The second's mean minus the first's, of numbers [n] of the same n >= 2 units; `of`: of each mean."""
+    often_Dn = np.random.default_rng(seed).multinomial(len(first), np.full(len(first), 1 / len(first)), size=draws)
+    means = [of(often_Dn @ numbers / len(numbers)) for numbers in (first, second)]
+    low, high = np.quantile(means[1] - means[0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
 
 
 def _between(differences: NDArray[np.float64]) -> Interval | None:

@@ -12,6 +12,8 @@ from rtrain.errors import UserError
 from rtrain.release.judged import Check, Decision, Finished, Judged
 from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
 from rtrain.release.servable import Faithful, SameRequests, Servable, Within
+from rtrain.release.together import CHECK, Together
+from rtrain.stages.config import TwoStages
 from rtrain.version import VERSION
 
 RECORD = "gate.json"
@@ -40,6 +42,11 @@ class Verdict:
     def passed(self) -> bool:
         """Whether every check did."""
         return all(decision.passed for decision in self.decisions)
+
+    @property
+    def of_both(self) -> bool:
+        """Whether it was judged as one of two stages."""
+        return any(decision.check == CHECK for decision in self.decisions)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts."""
@@ -74,20 +81,29 @@ class Gate:
             raise UserError("Gate.checks: there are none, and whatever is asked would pass. Give at least one")
 
     @notices.aside()
-    def judge(self, run: str, champion: str | None = None, *, say: Callable[[str], None] = lambda _: None) -> Verdict:
+    def judge(
+        self,
+        run: str,
+        champion: str | None = None,
+        *,
+        stages: TwoStages | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> Verdict:
         """Judge a finished run's export, and leave the record beside it.
 
         Args:
             run: its folder, or its export's.
             champion: those of the run that answers now; none: there is none yet.
+            stages: that it is to be one of, with the other one; `Together` is then asked too, last.
             say: is told what is asked.
 
         Raises:
             UserError: no finished run there, or one without an export.
         """
         candidate, before = Finished.read(run), Finished.read(champion) if champion else None
-        of, decisions = Judged(candidate, before), list[Decision]()
-        for check in self.checks:
+        of, decisions = Judged(candidate, before, stages), list[Decision]()
+        own = any(isinstance(check, Together) for check in self.checks)
+        for check in self.checks if own or not stages else (*self.checks, Together()):
             say(type(check).__name__)
             decisions.append(check.decide(of))
         them = {"run": before.name, "export": before.export.uri, "model": before.digest} if before else None

@@ -17,6 +17,7 @@ from rtrain.export.request import rows_of
 from rtrain.launch.taking import RESULT
 from rtrain.release.probe import FOUND, Probed, probe
 from rtrain.run import Run
+from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder
 from rtrain.training.records import PREDICTIONS
 
@@ -115,8 +116,8 @@ class Finished:
     def asked(self) -> tuple[list[Any], list[Any]]:
         """Requests, the first rows of the test split, and what the trainer said of each; of a language model its loss.
 
-        Of a model that finds items who asks, when they had theirs and what is not to be offered to them, and the items
-        that it found first; none where it ranked drawn candidates alone.
+        Of a model that finds items who asks, when they had theirs, what is not to be offered to them and what they had
+        then (`wanted`), and the items that it found first; none where it ranked drawn candidates alone.
 
         Raises:
             DataError: the data cannot be read.
@@ -158,6 +159,7 @@ def _who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[di
             rows[-1]["times"] = nth(times, at).tolist()
         mine = (found.groups == number) & (-found.logits < depth)
         said.append(called(found.items[mine][np.argsort(-found.logits[mine], kind="stable")], item))
+        rows[-1]["wanted"] = called(found.items[(found.groups == number) & (found.labels == 1)], item)
     return rows, said
 
 
@@ -167,6 +169,8 @@ class Judged:
 
     candidate: Finished
     champion: Finished | None
+    stages: TwoStages | None = None
+    """That both are to be one of, which has the other one; none: they answer alone."""
 
     @cached_property
     def probed(self) -> Probed:

@@ -1,13 +1,11 @@
-"""How far apart two language models are on the same tokens: a paired bootstrap of what each row cost them.
-
-Shape legend: n rows, D draws.
-"""
+"""How far apart two language models are on the same tokens: a paired bootstrap of what each row cost them."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtrain.errors import RtrainError, one_line
 from rtrain.metrics.language import Perplexity, TokenLoss
-from rtrain.metrics.paired import DRAWS, LEVEL
+from rtrain.metrics.paired import mean_interval
 from rtrain.release.judged import Finished
 
 MOST_EXPONENT = 709.0
@@ -27,9 +25,10 @@ def interval_of_losses(name: str, champion: Finished, candidate: Finished) -> tu
     rows, tokens = len(mine[1]), len(mine[0][0]) - 1
     if rows < 2:
         return None, "one row makes no interval. Set handoff.rows higher, or data.test"
-    often_Dn = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), size=DRAWS)
-    means = [often_Dn @ losses / (rows * tokens) for losses in (mine[1], theirs[1])]
-    if name == Perplexity.name:
-        means = [np.exp(np.minimum(mean, MOST_EXPONENT)) for mean in means]
-    low, high = np.quantile(means[0] - means[1], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return (float(low), float(high)), ""
+    of = _perplexity if name == Perplexity.name else np.asarray
+    between = mean_interval(theirs[1] / tokens, mine[1] / tokens, of)
+    return (between.low, between.high), ""
+
+
+def _perplexity(losses: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.exp(np.minimum(losses, MOST_EXPONENT))

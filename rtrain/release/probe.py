@@ -7,7 +7,6 @@ A model that takes the process down, or never ends, takes down or holds that pro
 
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from rtrain.errors import RtrainError, one_line
+from rtrain.release.process import apart_from_here
 
 DEADLINE_S = 600.0
 """For loading and answering."""
@@ -73,17 +73,9 @@ def probe(
         modules: of a model of one's own, imported here, which the process imports first.
         deadline_s: how long it may take.
     """
-    asked = json.dumps({"export": export, "rows": list(rows), "said": list(said), "modules": list(modules)})
-    command = [sys.executable, "-m", "rtrain.release.probe"]
-    try:
-        done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=deadline_s)
-    except subprocess.TimeoutExpired:
-        return Probed(error=f"it had not answered after {deadline_s:g} s")
-    if done.returncode:
-        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
-        ended = f"signal {-done.returncode}" if done.returncode < 0 else f"code {done.returncode}"
-        return Probed(error=f"its process ended with {ended}: {last.strip()}")
-    return Probed(**json.loads(done.stdout.splitlines()[-1]))
+    asked = {"export": export, "rows": list(rows), "said": list(said), "modules": list(modules)}
+    told, error = apart_from_here("rtrain.release.probe", asked, deadline_s)
+    return Probed(error=error) if error else Probed(**told)
 
 
 def main() -> None:

@@ -1,0 +1,139 @@
+"""The gate of two stages: what a ranking model makes of what a retrieval model finds, beside the champion's pair."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rtrain import DLRM, MF, AdamW, Dense, Duration, Evaluation, HitRate, Id, Interactions, Pairs, Run, Schema
+from rtrain.cli import console
+from rtrain.data.holdout import Random, RandomPerUser
+from rtrain.release.gate import Gate, verdict_of
+from rtrain.release.judged import Finished, Judged
+from rtrain.release.together import Together
+from rtrain.stages.config import TwoStages
+from rtrain.stages.filters import Ranked
+from tests.unit.release.runs import PASSES
+from tests.unit.training.jobs import train
+
+USERS, ITEMS, LIKED = 60, 40, 20
+SCHEMA = Schema(
+    features=(
+        Id(name="user", rows=USERS), Id(name="item", rows=ITEMS), Dense(name="hour", missing=12.0, mean=12, std=6),
+    ),
+    group="user",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Shows nothing."""
+
+    def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
+        return []
+
+
+def finder(folder: Path, name: str, seed: int = 0) -> str:
+    """Of users who had twelve of the first `LIKED` items."""
+    draw = np.random.default_rng(seed)
+    rows = [(u, int(i)) for u in range(USERS) for i in draw.choice(LIKED, size=12, replace=False)]
+    rows += [(u, int(draw.integers(LIKED, ITEMS))) for u in range(USERS)]  # that all items are known
+    user, item = (np.array(x) for x in zip(*rows, strict=True))
+    columns = {"user_id": user, "item_id": item, "timestamp": np.arange(len(rows))}
+    pq.write_table(pa.table(columns), folder / f"{name}.parquet")
+    data = Pairs(source=f"{folder}/{name}.parquet", users=USERS, items=ITEMS, split=RandomPerUser(valid=0.1, test=0.1))
+    run = Run(
+        name=name, model=MF(dim=8), data=data, global_batch=64, duration=Duration(epochs=2), storage=f"{folder}/runs",
+        evaluation=Evaluation(monitor="hit_rate@5"), metrics=(HitRate(k=5),),
+    )  # fmt: skip
+    train(run)
+    return run.folder
+
+
+def orderer(folder: Path, name: str, *, good: bool) -> str:
+    """Which puts those items first, or last."""
+    draw, count = np.random.default_rng(1), 3000
+    user, item = draw.integers(0, USERS, count), draw.integers(0, ITEMS, count)
+    label = ((item < LIKED) == good).astype(int)
+    pq.write_table(
+        pa.table({"user": user, "item": item, "hour": np.full(count, 12.0), "label": label}), folder / f"{name}.parquet"
+    )
+    data = Interactions(
+        source=f"{folder}/{name}.parquet", schema=SCHEMA, split=Random(valid=0.1, test=0.1), leakage="allow"
+    )
+    run = Run(
+        name=name, model=DLRM(dim=8, bottom=(8,), top=(16,)), data=data, optim=AdamW(lr=5e-2), global_batch=128,
+        duration=Duration(epochs=4), storage=f"{folder}/runs",
+    )  # fmt: skip
+    train(run)
+    return run.folder
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("together")
+    found = {name: finder(folder, name, seed) for name, seed in (("finds", 0), ("other", 1))}
+    return found | {name: orderer(folder, name, good=name == "good") for name in ("good", "bad")}
+
+
+def judged(candidate: str, champion: str | None, stages: TwoStages) -> Judged:
+    return Judged(Finished.read(candidate), Finished.read(champion) if champion else None, stages)
+
+
+def test_who_orders_badly_is_refused(shop: dict[str, str]) -> None:
+    stages = TwoStages(retriever=f"{shop['finds']}/export", candidates=ITEMS)
+    first = Together().decide(judged(shop["good"], None, stages))
+    assert first.passed and first.numbers["asked"] > 50 and first.numbers["empty"] == 0, first
+    assert first.numbers["hit_rate"] > 0.6 and "against" not in first.said, first
+    worse = Together().decide(judged(shop["bad"], shop["good"], stages))
+    assert not worse.passed and worse.numbers["high"] < -0.4, worse
+    assert worse.numbers["champion"] == first.numbers["hit_rate"]
+    better = Together(latency_ms=1e-6).decide(judged(shop["good"], shop["bad"], stages))
+    assert better.numbers["low"] > 0.4 and not better.passed, "better, but too slow"
+    assert Together().decide(judged(shop["good"], shop["bad"], stages)).passed
+
+
+def test_who_finds_is_compared_on_the_same_users(shop: dict[str, str]) -> None:
+    stages = TwoStages(ranker=f"{shop['good']}/export", candidates=ITEMS)
+    same = Together().decide(judged(shop["finds"], shop["finds"], stages))
+    assert same.passed and same.numbers["low"] == same.numbers["high"] == 0, same
+    other = Together().decide(judged(shop["other"], shop["finds"], stages))
+    assert not other.passed and "not tested by the same users and items" in other.said
+
+
+def test_what_cannot_be_shown(shop: dict[str, str]) -> None:
+    stages = TwoStages(retriever=f"{shop['finds']}/export", candidates=ITEMS)
+    hidden = replace(stages, filters=(Nothing(),))
+    for of, said in (
+        (replace(stages, item="itm"), "the ranking model has no 'itm'"),
+        (replace(stages, retriever=f"{shop['finds']}/nowhere"), "there is no finished run"),
+    ):
+        decision = Together().decide(judged(shop["good"], None, of))
+        assert not decision.passed and said in decision.said, decision
+    empty = Together().decide(judged(shop["good"], None, hidden))
+    assert not empty.passed and "offered nothing" in empty.said, empty
+
+
+def test_the_command_line_judges_both(
+    shop: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Together().decide(Judged(Finished.read(shop["good"]), None)).said == "it answers alone"
+    assert not PASSES.judge(shop["good"]).of_both
+    verdict = Gate(checks=PASSES.checks).judge(
+        shop["good"], stages=TwoStages(retriever=shop["finds"], candidates=ITEMS)
+    )
+    assert verdict.of_both and verdict.passed and verdict_of(Finished.read(shop["good"])) == verdict
+    words = ["gate", shop["bad"], "--champion", shop["good"], "--retriever", shop["finds"], "--candidates", str(ITEMS)]
+    for more, code, where, said in (
+        ([], 1, "out", "hit rate of 10"),
+        (["--ranker", shop["good"]], 2, "err", "each the stage that RUN is not"),
+    ):
+        monkeypatch.setattr("sys.argv", ["rtrain", *words, *more])
+        with pytest.raises(SystemExit) as ended:
+            console()
+        assert ended.value.code == code and said in getattr(capsys.readouterr(), where)
