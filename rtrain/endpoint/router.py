@@ -22,7 +22,7 @@ from ray.serve.exceptions import BackPressureError
 from rtrain.endpoint.conductor import conductor_of
 from rtrain.endpoint.page import page
 from rtrain.endpoint.routing import Routing
-from rtrain.endpoint.streams import TEXTS, Opened, Question, asked_of_text, broken, opened, tokens_of
+from rtrain.endpoint.streams import TEXTS, Opened, Question, asked_of_text, broken, opened, status_of, tokens_of
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import one_line
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER, Relayed, Relays, new_api
@@ -125,9 +125,9 @@ class Router(Relays):
         if isinstance(found, Opened):
             return found
         tally, seconds = self._tallies[version], time.perf_counter() - began
-        written = tokens_of(found.body) if found and found.status == 200 and question[1] in TEXTS else 0
+        written = tokens_of(found) if found and found.status == 200 and question[1] in TEXTS else 0
         if question[1] in ANSWERS or found is None:  # schema and health say nothing of the model
-            tally.count(found.status if found else 504, seconds / max(1, written))
+            tally.count(status_of(found) if found else 504, seconds / max(1, written))
         if found and found.replica:
             tally.holds(found.replica, found.memory)
             if found.status == 200 and self._read[version] < READ:
@@ -137,18 +137,17 @@ class Router(Relays):
 
     async def _told_on(self, version: str, found: Opened) -> AsyncGenerator[bytes, None]:
         """The parts of an answer as they come, counted at their end."""
-        status = found.status
         try:
             async for part in found.parts():
                 yield part
         except Exception as error:  # of a replica that died: what is out cannot be taken back, so it is said
-            status = 504
+            found.status = 504
             yield broken(error)
         finally:
             tally = self._tallies[version]
-            tally.count(status, found.seconds / max(1, found.events))
+            tally.count(found.status, found.seconds / max(1, found.events))
             tally.holds(found.head.replica, found.head.memory)
-            if status == 200:
+            if found.status == 200:
                 tally.said([float(found.events)])
 
     async def _shadowed(self, routing: Routing, question: Question) -> None:

@@ -16,6 +16,7 @@ from rtrain.serving.openai import Refused, event
 
 TEXTS = ("/v1/completions", "/v1/chat/completions")
 STREAM = "text/event-stream"
+EVENT, ERROR = b"data: ", b'data: {"error"'
 Question = tuple[str, str, bytes, bytes]
 """Method, path, query and body."""
 
@@ -30,16 +31,26 @@ def asked_of_text(path: str, body: bytes) -> tuple[bool, str]:
     return False, ""
 
 
-def tokens_of(body: bytes) -> int:
-    """Of a whole answer those that the model wrote."""
-    return int(json.loads(body)["usage"]["completion_tokens"])
+def tokens_of(answer: Relayed) -> int:
+    """Of a whole answer those that the model wrote; of one that streamed its events."""
+    if answer.content_type.startswith(STREAM):
+        return answer.body.count(EVENT)
+    return int(json.loads(answer.body)["usage"]["completion_tokens"])
+
+
+def status_of(answer: Relayed) -> int:
+    """Of a whole answer; 500 of a stream that says of an error, whose own began well."""
+    streamed = answer.content_type.startswith(STREAM)
+    return 500 if streamed and ERROR in answer.body else answer.status
 
 
 class Opened:
     """An answer that has begun, and of which parts are to come."""
 
     def __init__(self, head: Relayed, asked: Any, began: float):
-        self.head, self.status, self._asked, self._began = head, head.status, asked, began
+        self.head, self._asked, self._began = head, asked, began
+        self.status = head.status
+        """500 once it has said of an error."""
         self.events, self.seconds = 0, 0.0
         """Parts that came, and from the question to the last of them."""
 
@@ -47,7 +58,9 @@ class Opened:
         """Once, to their end; who leaves before ends what writes them."""
         try:
             async for part in self._asked:
-                self.events += part.startswith(b"data: ")
+                self.events += part.startswith(EVENT)
+                if part.startswith(ERROR):
+                    self.status = 500
                 self.seconds = time.perf_counter() - self._began
                 yield part
         finally:

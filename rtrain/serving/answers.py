@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -48,13 +48,10 @@ class Relays:
         """What its HTTP would answer; `path` without any prefix, `headers` beside those of any JSON."""
         parts: list[MutableMapping[str, Any]] = []
 
-        async def receive() -> MutableMapping[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
         async def send(message: MutableMapping[str, Any]) -> None:
             parts.append(message)
 
-        await self(_scope(method, path, query, body, headers), receive, send)  # type: ignore[operator]
+        await self(_scope(method, path, query, body, headers), _receive(body), send)  # type: ignore[operator]
         return _head_of(parts[0])._replace(body=b"".join(part.get("body", b"") for part in parts[1:]))
 
     async def relay_parts(
@@ -62,20 +59,11 @@ class Relays:
     ) -> AsyncGenerator[Relayed | bytes, None]:
         """The same as it comes: first the answer without its body, then the parts of that. Who leaves this ends it."""
         parts = asyncio.Queue[MutableMapping[str, Any] | None]()
-        given = False
-
-        async def receive() -> MutableMapping[str, Any]:
-            nonlocal given
-            if given:  # asked by what waits for a client that leaves
-                await asyncio.sleep(GONE_S)
-                return {"type": "http.disconnect"}
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
 
         async def send(message: MutableMapping[str, Any]) -> None:
             parts.put_nowait(message)
 
-        asked: Any = self(_scope(method, path, query, body, headers), receive, send)  # type: ignore[operator]
+        asked: Any = self(_scope(method, path, query, body, headers), _receive(body), send)  # type: ignore[operator]
         task = asyncio.ensure_future(asked)
         task.add_done_callback(lambda _: parts.put_nowait(None))
         try:
@@ -87,6 +75,21 @@ class Relays:
             await task  # its error, where it had one
         finally:
             task.cancel()
+
+
+def _receive(body: bytes) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
+    """ASGI's of a body that is there whole."""
+    given = False
+
+    async def receive() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:  # asked by what streams, to hear of a client that leaves; an answer at once would be asked for ever
+            await asyncio.sleep(GONE_S)
+            return {"type": "http.disconnect"}
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
 
 
 def _scope(method: str, path: str, query: bytes, body: bytes, headers: Headers) -> MutableMapping[str, Any]:

@@ -161,6 +161,8 @@ class LanguageServer(Relays):
         shape = Shape(body, self.name, language, len(ids), uuid.uuid4().hex, int(time.time()))
         pieces = self._guarded(self._pieces(ids, sampling)) if self.guard else self._pieces(ids, sampling)
         first = await anext(pieces)  # here, where a refusal is still a status of its own
+        if first.error:
+            raise Refused(500, first.error, kind="server_error")
         if body.stream:
             return StreamingResponse(_events(first, pieces, shape), media_type="text/event-stream")
         async with aclosing(pieces):

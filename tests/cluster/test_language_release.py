@@ -27,7 +27,7 @@ from tests.unit.release.runs import PASSES
 
 PROMPTS = ["def f(", "import os\n", "class A:\n    ", "self"]
 TOKENS = 24
-QUICK = Canary(steps=(0.2, 1.0), seconds=1.0, answers=30, patience_s=60, timeout_s=10)
+QUICK = Canary(steps=(0.2, 1.0), seconds=1.0, answers=30, patience_s=90, timeout_s=30, shadow=0.5)
 ASKED: dict[str, Any] = {"model": "writer", "max_tokens": TOKENS, "temperature": 0}
 
 

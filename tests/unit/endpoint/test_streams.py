@@ -1,0 +1,57 @@
+"""What a router counts of texts: tokens, events, and streams that began well and then say of an error."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from rtrain.endpoint.streams import STREAM, Opened, asked_of_text, broken, status_of, tokens_of
+from rtrain.serving.answers import Relayed
+from rtrain.serving.openai import event
+
+FINE, WRONG, DONE = event({"choices": []}), event({"error": {"message": "no"}}), b"data: [DONE]\n\n"
+
+
+def answer(body: bytes, content_type: str = STREAM) -> Relayed:
+    return Relayed(200, content_type, body, 0, "here:1")
+
+
+class Parts:
+    """As Serve gives them."""
+
+    def __init__(self, *parts: bytes):
+        self.parts, self.cancelled = parts, False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            yield part
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_whole_answers() -> None:
+    assert tokens_of(answer(json.dumps({"usage": {"completion_tokens": 7}}).encode(), "application/json")) == 7
+    assert (tokens_of(answer(FINE + FINE + DONE)), status_of(answer(FINE + DONE))) == (3, 200)
+    assert status_of(answer(FINE + WRONG + DONE)) == 500
+    assert status_of(answer(WRONG, "application/json")) == 200, "no stream"
+
+
+def test_a_stream_that_says_of_an_error_has_failed() -> None:
+    async def read(*parts: bytes) -> tuple[Opened, Parts, list[bytes]]:
+        given = Parts(*parts)
+        found = Opened(answer(b""), given, 0.0)
+        return found, given, [part async for part in found.parts()]
+
+    found, given, parts = asyncio.run(read(FINE, FINE, DONE))
+    assert (found.status, found.events, parts, given.cancelled) == (200, 3, [FINE, FINE, DONE], True)
+    found, _, parts = asyncio.run(read(FINE, WRONG, DONE))
+    assert (found.status, parts) == (500, [FINE, WRONG, DONE])
+    assert json.loads(broken(ValueError("why")).removeprefix(b"data: "))["error"]["type"] == "server_error"
+
+
+def test_who_asks_and_whether_it_streams() -> None:
+    asked = json.dumps({"stream": True, "user": "u"}).encode()
+    assert asked_of_text("v1/completions", asked) == asked_of_text("v1/chat/completions", asked) == (True, "u")
+    assert asked_of_text("predict", asked) == asked_of_text("v1/completions", b"{") == (False, "")
+    assert asked_of_text("v1/completions", b'[{"stream": true}]') == (False, "")
+    assert asked_of_text("v1/completions", b'{"stream": "yes"}') == (False, "")
