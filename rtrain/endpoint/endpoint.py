@@ -23,7 +23,15 @@ from rtrain.export.huggingface import is_language
 from rtrain.release.audit import AuditLog
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
-from rtrain.serving.app import application_of, check_free, check_port, check_rpc_port, listen
+from rtrain.serving.app import (
+    MOST_SAID,
+    application_of,
+    check_free,
+    check_port,
+    check_rpc_port,
+    listen,
+    what_failed,
+)
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
@@ -35,8 +43,6 @@ ANSWER_S = 60.0
 """Seconds that a conductor has for an answer."""
 SAY_S = 10.0
 """Seconds after which it is said again how far a step is."""
-MOST_SAID = 300
-"""Letters of an error that a message has."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 LOOK_S = 0.5
 """Seconds between two looks at a release that goes on."""
@@ -252,7 +258,7 @@ class Endpoint:
             application = application_of(stages or version.export, self.name, **options)
             ray_serve.run(application, name=app, route_prefix=None)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
-            why = f"version {version.version} does not load ({_what_failed(app) or one_line(error)[:MOST_SAID]})"
+            why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"
             ray_serve.delete(app)
             AuditLog(self.audit).append("refused", why, {"endpoint": self.name, "version": version.version})
             raise RunFailed(f"endpoint {self.name!r}: {why}. What answered before goes on") from error
@@ -309,15 +315,6 @@ class Endpoint:
             raise
         except RayActorError as error:
             raise ClusterError(f"endpoint {self.name!r}: its conductor died ({one_line(error)})") from error
-
-
-def _what_failed(app: str) -> str:
-    """The last line of what Serve says of an application's replicas: the error itself; empty, if it says nothing."""
-    found = ray_serve.status().applications.get(app)
-    told = [one.message.strip() for one in found.deployments.values()] if found else []
-    lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.partition(":")[0]]
-    return str((errors or lines or [""])[-1])[:MOST_SAID]
 
 
 def endpoints() -> list[str]:

@@ -1,6 +1,7 @@
 """A language export in memory: a Hugging Face folder with its tokenizer, read by transformers."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from rtrain.errors import CheckpointError, ConfigError, DataError, one_line
 from rtrain.export.huggingface import CONFIG, INDEX, is_language
 from rtrain.export.language import verify
 from rtrain.storage import Folder
+
+SHRINKS = 4
+"""Times that a text may become shorter before it is cut into tokens, as where runs of blanks are one."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,12 @@ class Language:
     def has_chat(self) -> bool:
         """Whether its tokenizer says how a conversation is written."""
         return bool(self.tokenizer.chat_template)
+
+    @cached_property
+    def most_bytes(self) -> int:
+        """Of a text that may fit the context: a longer one need not be read to be refused."""
+        longest = max(map(len, self.tokenizer.get_vocab()))
+        return self.context * longest * SHRINKS
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a prompt."""

@@ -4,13 +4,13 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import psutil
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 
 from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits
 from rtrain.version import VERSION
@@ -26,6 +26,18 @@ VERSION_HEADER = "x-rtrain-version"
 GONE_S = 3600.0
 """Seconds after which a router that takes no part of an answer any more counts as gone; it ends what it leaves."""
 Headers = Sequence[tuple[str, str]]
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a surrogate pair, which is no character") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_whole)]
+"""Of a request: JSON can spell what is no text."""
 
 
 class Relayed(NamedTuple):
@@ -131,6 +143,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The body is not JSON"},
     408: {"model": Refusal, "description": "The body was too slow"},
     413: {"model": Refusal, "description": "Too many rows or bytes"},
+    415: {"model": Refusal, "description": "The body says that it is no JSON"},
     422: {"model": Refusal, "description": "Rows or keys that do not fit"},
 }
 
@@ -138,12 +151,17 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 def new_api() -> FastAPI:
     """Without its own OpenAPI, which is of every export: a replica gives the one of the export that it serves."""
     api = FastAPI(title="rtrain", version=VERSION, openapi_url=None)
-    api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S)
+    api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S, json_alone=True)
     api.add_exception_handler(RequestValidationError, _refused)  # type: ignore[arg-type]
     return api
 
 
 async def _refused(request: Request, error: RequestValidationError) -> JSONResponse:
     """In one line, as every other refusal."""
-    problems = [f"{'.'.join(map(str, e['loc'][1:])) or 'the body'}: {e['msg']}" for e in error.errors()[:5]]
+    problems = [f"{_where(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors()[:5]]
     return JSONResponse({"detail": "; ".join(problems)}, 422)
+
+
+def _where(loc: Sequence[Any]) -> str:
+    """A field's place, without what pydantic calls the members of a union."""
+    return ".".join(str(part) for part in loc if "[" not in str(part))

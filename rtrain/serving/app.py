@@ -30,6 +30,8 @@ from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
 ONE = Scale()
+MOST_SAID = 300
+"""Letters of an error that a message has."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,9 @@ def deploy(
         ray_serve.run(app, name=name, route_prefix="/")
         rpc = listen_rpc(name, host, grpc_port) if grpc_port is not None else ""
     except (RayError, RuntimeError, TimeoutError) as error:
+        if why := what_failed(name):
+            ray_serve.delete(name)
+            raise RunFailed(f"serve: a replica does not start ({why})") from error
         raise RunFailed(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
@@ -238,3 +243,12 @@ def check_free(host: str, port: int, field: str, option: str) -> None:
                 f"{field}: {port} on {host} cannot be used ({error.strerror}). Stop what listens there, "
                 f"or set another with {option} {port + 1}"
             ) from error
+
+
+def what_failed(app: str) -> str:
+    """The last error in what Serve says of an application's replicas; empty, if it says of none."""
+    found = ray_serve.status().applications.get(app)
+    told = [one.message.strip() for one in found.deployments.values()] if found else []
+    lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error" in line.partition(":")[0]]
+    return str((errors or [""])[-1])[:MOST_SAID]

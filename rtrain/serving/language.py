@@ -153,7 +153,10 @@ class LanguageServer(Relays):
         if self.guard and (why := await asyncio.to_thread(self.guard.ask, said)):
             raise Refused(400, f"prompt: {why}", code="content_filter")
         language = self.engine.language
-        ids = prompt if isinstance(prompt, list) else language.ids(prompt)
+        if isinstance(prompt, str) and (size := len(prompt.encode())) > language.most_bytes:
+            why = f"prompt: {size} bytes, more than any text that fits the context of {language.context} tokens"
+            raise Refused(400, why, code="context_length_exceeded")
+        ids = prompt if isinstance(prompt, list) else await asyncio.to_thread(language.ids, prompt)
         try:
             sampling = body.sampling(language.context - len(ids))
         except DataError as error:

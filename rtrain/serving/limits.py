@@ -28,15 +28,22 @@ class BodyLimits:
 
     413 when it is longer than `most_bytes`, by its Content-Length or by what comes; 408 when it is not
     complete after `most_s`. Both close the connection, since the rest of the body may still be under way.
+    `json_alone`: 415 where a request says that its body is something else.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], *, most_bytes: int, most_s: float):
-        self.app, self.most_bytes, self.most_s = app, most_bytes, most_s
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], *, most_bytes: int, most_s: float, json_alone: bool = False
+    ):
+        self.app, self.most_bytes, self.most_s, self.json_alone = app, most_bytes, most_s, json_alone
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        said = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
+        if self.json_alone and said and not said.endswith(b"json"):
+            why = f"content-type: {said.decode('latin-1')[:100]!r} is not read here. Send application/json"
+            return await self._refuse(send, 415, why)
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.most_bytes:
             return await self._refuse(send, 413, f"a body of {int(declared)} bytes; at most {self.most_bytes}")

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rtrain.language.model import Language
 from rtrain.language.pieces import Piece, Token
 from rtrain.language.sampling import Sampling
+from rtrain.serving.answers import Text
 
 
 class Refused(Exception):
@@ -38,7 +39,7 @@ async def unread(request: Request, error: RequestValidationError) -> JSONRespons
     if first["type"] == "json_invalid":
         return await refused(request, Refused(400, f"the body is not JSON ({first['ctx']['error']})"))
     # Of a union each member complains; its name is no part of the field's.
-    where = ".".join(str(part) for part in first["loc"][1:] if part not in ("str", "list[int]", "list[str]"))
+    where = ".".join(str(part) for part in first["loc"][1:] if part != "str" and "[" not in str(part))
     return await refused(request, Refused(422, f"{where or 'the body'}: {first['msg']}"))
 
 
@@ -59,10 +60,10 @@ class Ask(BaseModel):
     top_p: float = 1.0
     n: Literal[1] = 1
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Text | list[Text] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, description="who asks: an endpoint gives each the same version again")
+    user: Text | None = Field(None, description="who asks: an endpoint gives each the same version again")
 
     @property
     def wants_usage(self) -> bool:
@@ -109,7 +110,7 @@ class Ask(BaseModel):
 class Completion(Ask):
     """The body of /v1/completions."""
 
-    prompt: str | list[int] = Field(description="a text, or its tokens")
+    prompt: Text | list[int] = Field(description="a text, or its tokens")
     logprobs: int | None = None
     echo: bool = Field(False, description="begin with the prompt; with max_tokens 0 its tokens are scored alone")
 
@@ -138,7 +139,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class Chat(Ask):

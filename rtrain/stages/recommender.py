@@ -22,7 +22,7 @@ from rtrain.stages.features import Known, Name, Of
 from rtrain.stages.filters import Ranked
 
 TRIED = 8
-"""Items whose features are looked at when a process starts."""
+"""Items, and users, whose features are looked at when a process starts: the first ones may be no one's."""
 LOG = logging.getLogger("rtrain.stages")
 QUIET_S = 60.0
 """Seconds between two lines of the log about a store that says nothing."""
@@ -112,13 +112,13 @@ class Recommender:
             )
 
     async def start(self) -> None:
-        """Ask the store of some items, and a user, as a request would.
+        """Ask the store of some items and users, as a request would.
 
         Raises:
             ConfigError: what the ranking model needs of them is neither known nor has a default.
         """
         items = self.encoders.items[:TRIED].to_pylist()
-        users = [] if self.encoders.of_histories else self.encoders.some(1)[0]
+        users = [] if self.encoders.of_histories else self.encoders.some(TRIED)[0]
         for of, names in (("item", items), ("user", users)):
             try:
                 found = await asyncio.wait_for(self._store.get(of, names), START_S)  # type: ignore[arg-type]

@@ -162,6 +162,22 @@ def test_refusals_are_openais(
     assert error["type"] == "invalid_request_error" and error["message"].startswith(param)
 
 
+def test_what_is_no_text_or_far_too_long(served: Any) -> None:
+    body = json.dumps({"model": MODEL, "prompt": "\ud800"}).encode()
+    answer = httpx.post(f"{served.url}/v1/completions", content=body, headers=JSON, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "prompt"), answer.text
+    long = {"model": MODEL, "prompt": "a" * 4_000_000}  # not cut into tokens, which takes many seconds
+    answer = httpx.post(f"{served.url}/v1/completions", json=long, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded") and "4000000 bytes" in error[
+        "message"
+    ]
+    answer = httpx.post(
+        f"{served.url}/v1/completions", content=b"x", headers={"content-type": "text/plain"}, timeout=60
+    )
+    assert answer.status_code == 415 and "'text/plain'" in answer.json()["detail"]
+
+
 def test_what_is_no_json(served: Any) -> None:
     answer = httpx.post(f"{served.url}/v1/completions", content=b"{", headers=JSON, timeout=60)
     assert answer.status_code == 400 and "not JSON" in answer.json()["error"]["message"]

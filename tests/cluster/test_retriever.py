@@ -77,6 +77,8 @@ def test_grpc_answers_as_http_does(pairs: tuple[Any, Encoders]) -> None:
         assert json.loads(call(channel, "Schema")) == httpx.get(f"{served.url}/schema", timeout=60).json()
         error, *_ = refusal(channel, "Recommend", {"whom": ["nobody"]})
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and "there is no user 'nobody'" in error.details()
+        error, *_ = refusal(channel, "Recommend", {"whom": ["\ud800"]})
+        assert error.code() is grpc.StatusCode.INVALID_ARGUMENT and "half of a surrogate pair" in error.details()
         error, *_ = refusal(channel, "Predict", {"rows": []})
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED, error
 

@@ -12,14 +12,16 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from ray import serve as ray_serve
 
 import rtrain
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint
 from rtrain.errors import ConfigError, DataError
+from rtrain.serving.app import application_of, what_failed
 from rtrain.serving.recommender import MAX_ASKING
 from rtrain.stages.config import TwoStages
-from rtrain.stages.features import SQLite
+from rtrain.stages.features import NoFeatures, SQLite
 from rtrain.stages.recommender import Recommender
 from tests.cluster.conftest import free_port
 from tests.cluster.test_grpc import call, refusal
@@ -113,6 +115,16 @@ def test_it_answers_as_its_openapi_says(served: Any) -> None:
 def test_two_stages_that_do_not_fit_do_not_start(shop: TwoStages, serve_port: int) -> None:
     with pytest.raises(ConfigError, match="TwoStages.item: the ranking model has no 'itm'"):
         rtrain.serve(replace(shop, item="itm"), port=serve_port)
+
+
+def test_why_a_replica_does_not_start_is_told(served: Any, shop: TwoStages, serve_port: int) -> None:
+    application = application_of(replace(shop, features=NoFeatures()), max_constructor_retry_count=1)
+    with pytest.raises(RuntimeError):
+        ray_serve.run(application, name="lacks", route_prefix="/lacks")
+    try:
+        assert "needs 'price' of each item" in what_failed("lacks") and what_failed("rtrain") == ""
+    finally:
+        ray_serve.delete("lacks")
 
 
 @pytest.mark.slow
