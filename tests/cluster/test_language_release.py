@@ -113,6 +113,7 @@ def test_released_under_streams_and_rolled_back(endpoint: Endpoint, runs: Path) 
     assert told["failed"] == 0 and 0 < told["mean_score"] <= TOKENS + 1, told  # tokens, or events, of an answer
 
 
+@pytest.mark.slow
 def test_who_asks_has_one_version(endpoint: Endpoint, runs: Path) -> None:
     """By OpenAI's `user`; and the model is called as the endpoint."""
     version = endpoint.release(f"{runs}/two", "another", Canary(steps=(0.5,), seconds=1, answers=1000, patience_s=600))
@@ -135,6 +136,7 @@ def test_who_asks_has_one_version(endpoint: Endpoint, runs: Path) -> None:
     assert unread.status_code == 400 and "not JSON" in unread.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_streams_that_are_left_or_broken_off(endpoint: Endpoint, runs: Path) -> None:
     """One that is left ends its sequence; one whose replica dies says so; both through the router."""
     settled = endpoint.release(f"{runs}/long", "a longer context", Canary(steps=(1.0,), seconds=0, answers=0))

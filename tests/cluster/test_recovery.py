@@ -71,6 +71,7 @@ def test_no_failures_allowed_names_the_cause(small_run: Any, joined_ray: None) -
         rtrain.train(hopeless, quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # three starts, each of which may take minutes beside other work
 def test_interrupted_and_resumed_by_name(tmp_path: Path, ray_temp_dir: str, undisturbed: dict[str, Any]) -> None:
     words = ["train", "--json", "--name", "interrupted", *(w for k, v in SHORT.items() for w in (f"--{k}", str(v)))]

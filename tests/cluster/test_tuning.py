@@ -92,6 +92,7 @@ def test_a_population_learns_from_its_best(run: Any, joined_ray: None) -> None:
     assert not own
 
 
+@pytest.mark.slow
 def test_a_real_run_that_is_stopped_takes_no_further_step(small_run: Any, joined_ray: None) -> None:
     run = rtrain.override(small_run, {"duration.steps": 20, "evaluation.every.steps": 5, "cluster.workers": 1})
     search = rtrain.Search(trials=2, sampler="grid", scheduler=rtrain.Asha(grace=5, factor=2), concurrent=1)

@@ -204,6 +204,7 @@ def test_an_export_finds_by_its_index(folder: Path, name: str, monkeypatch: pyte
     assert all(of[i] == pytest.approx(right[i], abs=1e-5) for of, right in scores for i in of.keys() & right.keys())
 
 
+@pytest.mark.slow
 def test_the_gate_holds_an_index_to_what_is_stated(folder: Path) -> None:
     run = run_of(folder, "pairs", ITEMS // 2)
     export = Path(str(train(run)["export"]))
@@ -228,6 +229,7 @@ def test_the_gate_holds_an_index_to_what_is_stated(folder: Path) -> None:
     (export / "export.json").write_text(json.dumps(head))
 
 
+@pytest.mark.slow
 def test_an_export_of_few_items_or_of_none_asked_for_has_none(folder: Path) -> None:
     for least in (ITEMS + 1, None):
         done = train(run_of(folder, "pairs", least))

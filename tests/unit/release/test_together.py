@@ -98,6 +98,7 @@ def test_who_orders_badly_is_refused(shop: dict[str, str]) -> None:
     assert Together().decide(judged(shop["good"], shop["bad"], stages)).passed
 
 
+@pytest.mark.slow
 def test_who_finds_is_compared_on_the_same_users(shop: dict[str, str]) -> None:
     stages = TwoStages(ranker=f"{shop['good']}/export", candidates=ITEMS)
     same = Together().decide(judged(shop["finds"], shop["finds"], stages))
@@ -106,6 +107,7 @@ def test_who_finds_is_compared_on_the_same_users(shop: dict[str, str]) -> None:
     assert not other.passed and "not tested by the same users and items" in other.said
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shown(shop: dict[str, str]) -> None:
     stages = TwoStages(retriever=f"{shop['finds']}/export", candidates=ITEMS)
     hidden = replace(stages, filters=(Nothing(),))
