@@ -1,13 +1,13 @@
-"""Programs of an export: torch's modules against ONNX Runtime, one thread, alternating; JSON: python -m bench.programs
+"""Programs of an export: torch's modules, ONNX Runtime and what AOTInductor compiles; JSON: python -m bench.programs
 
-Models of bench.job's data (26 tables of 100,000 x 16, 13 numbers), trained for a few steps and exported.
+Models of bench.job's data (26 tables of 100,000 x 16, 13 numbers), trained for a few steps and exported; one thread.
 
-model     milliseconds of lookups and dense part of encoded rows, by either program
+model     milliseconds of lookups and dense part of encoded rows, by each program
 predict   a whole `Predictor.predict` of one row, a dict
 floor     of that the parts: rows to a table, encoding and batch, ids as the program takes them, the program, the link
 
-Each pair runs both sides, the first one changing from pair to pair; a side's figure is the median of its calls. Medians
-of the pairs, with the least and greatest.
+Each pair runs all sides, another one first from pair to pair; a side's figure is the median of its calls. Medians of
+the pairs, with the least and greatest, and of eager's milliseconds by the side's.
 """
 
 import json
@@ -16,7 +16,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,22 +66,30 @@ def median_ms(calls: list[Callable[[], Any]]) -> float:
     return statistics.median(taken)
 
 
-def pairs(count: int, eager: list[Callable[[], Any]], onnx: list[Callable[[], Any]]) -> dict[str, Any]:
-    """Of each side the median of the pairs' medians, and of their ratio with its least and greatest."""
-    sides = (eager, onnx)
-    for side in sides:
-        side[0]()
-    found: tuple[list[float], list[float]] = ([], [])
+def pairs(count: int, sides: Mapping[str, list[Callable[[], Any]]]) -> dict[str, Any]:
+    """Of each side the median of the pairs' medians, and of eager's ratio to it, with least and greatest."""
+    for calls in sides.values():
+        calls[0]()
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    order = list(sides)
     for number in range(count):
-        for side in (1, 0) if number % 2 else (0, 1):
-            found[side].append(median_ms(sides[side]))
-    ratios = [e / o for e, o in zip(*found, strict=True)]
-    return {
-        name: [round(x, 4) for x in (statistics.median(of), min(of), max(of))]
-        for name, of in (("eager_ms", found[0]), ("onnx_ms", found[1]), ("eager/onnx", ratios))
+        first = number % len(order)
+        for name in order[first:] + order[:first]:
+            found[name].append(median_ms(sides[name]))
+    told = {f"{name}_ms": spread(of) for name, of in found.items()}
+    eager = next(iter(found))
+    others = [name for name in found if name != eager]
+    return told | {
+        f"{eager}/{name}": spread([e / o for e, o in zip(found[eager], found[name], strict=True)]) for name in others
     }
 
 
+def spread(of: list[float]) -> list[float]:
+    """Median, least and greatest."""
+    return [round(x, 4) for x in (statistics.median(of), min(of), max(of))]
+
+
+@torch.inference_mode()
 def floor_of(predictor: Predictor, rows: list[dict[str, Any]]) -> dict[str, float]:
     """Milliseconds of the parts of `predict` of one row, one after the other as there."""
     asked, model, requests = predictor.asked, predictor.model, Requests(predictor.asked.arrow(label=False))
@@ -94,41 +102,47 @@ def floor_of(predictor: Predictor, rows: list[dict[str, Any]]) -> dict[str, floa
     tables = [requests.table([row]) for row in flat]
     batches = [encoded(table) for table in tables]
     given = [predictor.given(batch) for batch in batches]
-    assert predictor.program is not None
     program = predictor.program
+    assert program is not None
     outputs = [program(one) for one in given]
     parts: dict[str, list[Callable[[], Any]]] = {
         "flat": [lambda row=row: flat_row(row, asked) for row in rows],
         "table": [lambda row=row: requests.table([row]) for row in flat],
         "encode and batch": [lambda t=t: encoded(t) for t in tables],
         "ids": [lambda b=b: predictor.given(b) for b in batches],
-        "lookups and dense part, onnx": [lambda g=g: program(g) for g in given],
+        "lookups and dense part": [lambda g=g: program(g) for g in given],
         "link": [lambda x=x: model.objective.link(x).tolist() for x in outputs],
     }
     return {name: round(median_ms(calls), 4) for name, calls in parts.items()}
 
 
 @torch.inference_mode()
-def of_model(export: str, count: int) -> dict[str, Any]:
-    onnx, eager = Predictor(export), Predictor(export, program="eager")
-    assert onnx.program is not None
-    program, model = onnx.program, eager.model
+def of_model(sides: Mapping[str, Predictor], count: int, whole: Collection[int]) -> dict[str, Any]:
+    """`sides`: the first one is what others are compared with; `whole`: sizes of which `predict` is taken, too."""
     draw, found = random.Random(0), dict[str, Any]()
-    wanted = onnx.asked.arrow(label=False)
+    some = next(iter(sides.values()))
+    wanted = some.asked.arrow(label=False)
     for size, calls in CALLS.items():
-        tables = (pa.Table.from_pylist([row_of(draw) for _ in range(size)], schema=wanted) for _ in range(calls))
-        batches = [onnx.batch(table, where="bench", first_row=0) for table in tables]
+        rows = [[row_of(draw) for _ in range(size)] for _ in range(calls)]
+        tables = [pa.Table.from_pylist(one, schema=wanted) for one in rows]
+        batches = [some.batch(table, where="bench", first_row=0) for table in tables]
         found[f"model, {size}"] = pairs(
-            count,
-            [lambda b=b: model(b) for b in batches],
-            [lambda b=b: program(onnx.given(b)) for b in batches],
+            count, {name: [lambda p=p, b=b: p.computed(b) for b in batches] for name, p in sides.items()}
         )
-    rows = [row_of(draw) for _ in range(CALLS[1])]
-    found["predict, 1"] = pairs(
-        count, [lambda r=r: eager.predict([r]) for r in rows], [lambda r=r: onnx.predict([r]) for r in rows]
-    )
-    found["floor"] = floor_of(onnx, rows)
+        if size in whole:
+            found[f"predict, {size}"] = pairs(
+                count, {name: [lambda p=p, r=r: p.predict(r) for r in rows] for name, p in sides.items()}
+            )
     return found
+
+
+def on_cpu(export: str) -> dict[str, Predictor]:
+    """Every program of an export whose head states ONNX."""
+    return {
+        "eager": Predictor(export, program="eager"),
+        "onnx": Predictor(export),
+        "compiled": Predictor(export, program="compiled"),
+    }
 
 
 def main() -> None:
@@ -143,7 +157,12 @@ def main() -> None:
         assert len(SCHEMA.ids) == TABLES
         for model in MODELS:
             if asked.only in (None, model):
-                print(json.dumps({model: of_model(exported(folder, model), asked.pairs)}), flush=True)
+                sides = on_cpu(exported(folder, model))
+                found = of_model(sides, asked.pairs, whole=(1,))
+                draw = random.Random(1)
+                rows = [row_of(draw) for _ in range(CALLS[1])]
+                floors = {name: floor_of(side, rows) for name, side in sides.items() if side.program is not None}
+                print(json.dumps({model: found | {"floor": floors}}), flush=True)
 
 
 if __name__ == "__main__":

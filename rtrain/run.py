@@ -166,9 +166,10 @@ class Handoff:
     """HTTP port of Ray Serve, on localhost."""
     index_from: int | None = 100_000
     """Items from which on a retrieval model's export has an index to find them by; none: all are always compared."""
-    program: Literal["eager", "measured", "onnx"] = "eager"
-    """What answers of a ranking model's export: torch's modules; measured: lookups and dense part as ONNX where that is
-    measured to be faster and to answer the same, which an export takes some seconds for; onnx: always that."""
+    program: Literal["eager", "measured", "onnx", "compiled"] = "eager"
+    """What answers of a ranking model's export: torch's modules; onnx: lookups and dense part by ONNX Runtime;
+    compiled: by AOTInductor, on each machine that answers, which takes that one half a minute at its first start;
+    measured: the fastest of the three here, if it answers the same."""
     tables: Literal["trained", "float16", "int8", "int4"] = "trained"
     """What weights of tables are kept as in a ranking model's export: as they were trained, or in fewer bits."""
     dense: Literal["trained", "int8"] = "trained"
@@ -187,14 +188,14 @@ class Handoff:
             raise ConfigError(f"handoff.port: must be 1..65535, got {self.port}")
         if self.index_from is not None and self.index_from < 1:
             raise ConfigError(f"handoff.index_from: must be at least 1, or none, got {self.index_from}")
-        if self.program not in ("measured", "eager", "onnx"):
-            raise ConfigError(f"handoff.program: must be measured, eager or onnx, got {self.program!r}")
+        if self.program not in ("measured", "eager", "onnx", "compiled"):
+            raise ConfigError(f"handoff.program: must be measured, eager, onnx or compiled, got {self.program!r}")
         if self.tables not in ("trained", "float16", "int8", "int4"):
             raise ConfigError(f"handoff.tables: must be trained, float16, int8 or int4, got {self.tables!r}")
         if self.dense not in ("trained", "int8"):
             raise ConfigError(f"handoff.dense: must be trained or int8, got {self.dense!r}")
-        if self.dense == "int8" and self.program == "eager":
-            raise ConfigError("handoff.dense: int8 is of a program. Set handoff.program to measured, or onnx")
+        if self.dense == "int8" and self.program in ("eager", "compiled"):
+            raise ConfigError("handoff.dense: int8 is of an ONNX program. Set handoff.program to measured, or onnx")
         if not self.tolerance >= 0:
             raise ConfigError(f"handoff.tolerance: must be at least 0, got {self.tolerance}")
 

@@ -26,6 +26,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainWarning, UserError
+from rtrain.export.compiled import Compiled, compiled
 from rtrain.export.flat import Requests, flat_row
 from rtrain.export.huggingface import is_language
 from rtrain.export.lookup import Lookup
@@ -196,7 +197,7 @@ def _stated(uri: str, head: Mapping[str, Any]) -> str:
         CheckpointError: one that is not known, or whose file is not among the export's.
     """
     kind = str(head.get("program", {}).get("kind", "eager"))
-    if kind not in ("eager", "onnx") or (kind == "onnx" and PROGRAM not in head["files"]):
+    if kind not in ("eager", "onnx", "compiled") or (kind == "onnx" and PROGRAM not in head["files"]):
         raise CheckpointError(f"export {uri!r}: it states a program {kind!r}, which is not there. Export the run again")
     lacking = missing(RUNS)
     if kind == "onnx" and lacking:
@@ -206,17 +207,27 @@ def _stated(uri: str, head: Mapping[str, Any]) -> str:
     return kind
 
 
+def library_of(uri: str, head: Mapping[str, Any], device: str = "cpu") -> tuple[Path | None, str]:
+    """An export compiled for this machine; or, second, why it is not: see `rtrain.export.compiled`."""
+    try:
+        modules = modules_of(head)
+    except ConfigError as error:
+        return None, str(error)
+    return compiled(uri, head, modules, device)
+
+
 class Predictor:
     """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
-    def __init__(self, uri: str, *, program: Literal["stated", "eager"] = "stated", device: str = "cpu"):
+    def __init__(self, uri: str, *, program: Literal["stated", "eager", "compiled"] = "stated", device: str = "cpu"):
         """Load and check an export.
 
-        `program`: answer by what its head states, or by torch's modules whatever it states. `device`: where these
-        compute, and tables lie; on a GPU torch's modules answer, since a program is measured on CPU.
+        `program`: answer by what its head states, or by torch's modules, or compiled, whatever it states. `device`:
+        where these compute, and tables lie; what is stated was measured on CPU, so that on a GPU it is torch's modules.
 
         Raises:
-            CheckpointError: no export there, a newer format, files that were altered, or a program that is not known.
+            CheckpointError: no export there, a newer format, files that were altered, or a program that is not known;
+                or `compiled` was asked for, and cannot be had here.
         """
         self.head = read_head(uri, "schema", "Encoders")
         self.schema: Schema = config.from_dict(self.head["schema"])
@@ -228,12 +239,14 @@ class Predictor:
         adopting: dict[str, Callable[[Path], None]]
         adopting = {_file_of(one): partial(adopt, one) for one in vocabularies_of(self.schema)}
         adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
-        self.program = cast(Program | None, None)
+        self.program = cast(Program | Compiled | None, None)
         """What answers instead of the model's modules."""
         self.device = torch.device(device)
-        stated = _stated(uri, self.head) if program == "stated" and self.device.type == "cpu" else "eager"
-        adopting[PROGRAM] = self._run_by if stated == "onnx" else lambda local: None
-        self.looks_up = stated == "onnx" and self.head["format"] >= LOOKS_UP
+        on_cpu = self.device.type == "cpu"
+        answers: str = program if program != "stated" else _stated(uri, self.head) if on_cpu else "eager"
+        library = self._library(uri, must=program == "compiled") if answers == "compiled" else None
+        adopting[PROGRAM] = self._run_by if answers == "onnx" else lambda local: None
+        self.looks_up = library is not None or (answers == "onnx" and self.head["format"] >= LOOKS_UP)
         """Whether the program has the lookups, too; else the model's tables look up."""
         self.quantised = "tables" in self.head
         """Whether tables lie there in fewer bits than the model's modules can hold."""
@@ -243,15 +256,26 @@ class Predictor:
         tables = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=apart)
         if self.device.type != "cpu":
             tables = {name: table.to(self.device) for name, table in tables.items()}
-            (self.model.dense() if self.quantised else self.model).to(self.device)
+            (self.model.dense() if apart else self.model).to(self.device)
         self.lookup = Lookup(self.model, blueprint, self.schema, tables)
         """What hands such a program its tables and ids."""
+        if library is not None:
+            self.program = Compiled(library, self.lookup.whole.takes)
         if self.program is not None and self.looks_up:
             self.program.keep(self.lookup.tables)
         self.rows = row_model(self.schema)
 
     def _run_by(self, local: Path) -> None:
         self.program = Program(local)
+
+    def _library(self, uri: str, *, must: bool) -> Path | None:
+        library, why = library_of(uri, self.head, str(self.device))
+        if why and must:
+            raise CheckpointError(f"export {uri!r}: it cannot be compiled here: {why}")
+        if why:
+            text = f"export {uri!r}: it cannot be compiled here, torch's modules answer: {why}"
+            warnings.warn(text, RtrainWarning, stacklevel=3)
+        return library
 
     @torch.inference_mode()
     def predict(self, rows: Sequence[Mapping[str, Any]]) -> list[Prediction]:
@@ -296,9 +320,9 @@ class Predictor:
 
     def computed(self, batch: Batch) -> Tensor:
         """Logits, or numbers, float32 [rows] or [rows, labels], by whatever answers of this export."""
-        if self.program is not None:
-            return self.program(self.given(batch))
         there = batch if self.device.type == "cpu" else copied(each(batch, Tensor.pin_memory), self.device)
+        if self.program is not None:
+            return self.program(self.given(there)).cpu()
         outputs: Tensor = self.lookup(there) if self.quantised else self.model(there)
         return outputs.cpu()
 

@@ -1,7 +1,10 @@
-"""Which program answers of an export: both are run on rows of the run, and the head names the faster one.
+"""Which program answers of an export: all are run on rows of the run, and the head names the fastest one.
 
-    "program": {"kind": "onnx", "ms_1": 0.05, "ms_64": 0.2, "difference": 3e-7, "eager": {"ms_1": 0.1, "ms_64": 0.3}}
-    "program": {"kind": "eager", "why": "..."}      where there was nothing to compare with
+    "program": {"kind": "compiled", "ms_1": 0.06, "ms_64": 0.2, "difference": 3e-7,
+                "onnx": {"ms_1": 0.1, "ms_64": 0.4, "difference": 2e-7, "opset": 18},
+                "eager": {"ms_1": 0.6, "ms_64": 0.9}}
+    "program": {..., "onnx": {"why": "..."}}        of one that could not be compared
+    "program": {"kind": "eager", "why": "..."}      where there was none to compare with
 
 Times are of lookups and dense part of 1 and of 64 rows, one thread, the median of calls that alternate.
 """
@@ -9,7 +12,7 @@ Times are of lookups and dense part of 1 and of 64 rows, one thread, the median 
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +24,9 @@ from torch import Tensor
 
 from rtrain.batch import Batch
 from rtrain.errors import ConfigError, RtrainWarning
-from rtrain.export.artifact import HEAD, LOOKS_UP, Predictor
+from rtrain.export.artifact import HEAD, LOOKS_UP, Predictor, library_of
+from rtrain.export.compiled import Compiled, lacks_compiler
+from rtrain.export.lookup import Lookup
 from rtrain.export.program import MAKES, OPSET, PROGRAM, Program, missing, write_program
 from rtrain.export.weights import put
 from rtrain.nn.tables import Table
@@ -42,23 +47,28 @@ WIDENED = 1 << 30
 INSTALL = "pip install 'rtrain[onnx]'"
 
 Call = Callable[[Batch], Tensor]
+Kind = Literal["onnx", "compiled"]
+KINDS: tuple[Kind, ...] = ("onnx", "compiled")
+"""All that are compared where nobody says which."""
+NAMES: Mapping[Kind, str] = {"onnx": "ONNX", "compiled": "what was compiled"}
 
 
-def refuse_program() -> None:
-    """Of a run that wants ONNX whatever it is worth.
+def refuse_program(kind: Kind) -> None:
+    """Of a run that wants one whatever it is worth.
 
     Raises:
-        ConfigError: a package that it needs is not installed.
+        ConfigError: something that it needs is not installed.
     """
-    if lacking := missing(MAKES):
-        raise ConfigError(f"handoff.program: onnx needs {lacking}: {INSTALL}. Or set it to eager")
+    if lacking := _lacks(kind):
+        raise ConfigError(f"handoff.program: {kind} cannot be had: {lacking}. Or set it to eager")
 
 
 def choose(
     uri: str,
-    wanted: Literal["measured", "onnx"],
+    kinds: Sequence[Kind],
     rows: pa.Table,
     *,
+    must: bool = False,
     tables: Sequence[Table] = (),
     check: Callable[[], None] = lambda: None,
 ) -> None:
@@ -66,24 +76,27 @@ def choose(
 
     Args:
         uri: the export.
-        wanted: ONNX by all means, or where it is the faster.
+        kinds: that are compared with torch's modules.
         rows: of the run's own, as the data hold them.
+        must: whether it is one of `kinds` however fast that is.
         tables: the model's.
         check: as `rtrain.export.artifact.export`.
 
     Raises:
-        ConfigError: ONNX is wanted by all means, and it cannot be had, or answers otherwise.
+        ConfigError: it must be one of them, and none can be had, or all answer otherwise.
     """
     folder = Folder(uri)
     head = folder.read_json(HEAD)
     with Scratch("program") as scratch:
-        stated = _compared(uri, wanted, rows, tables, scratch / PROGRAM)
-        if stated["kind"] == "onnx":
+        stated = _compared(uri, head, kinds, rows, must, tables, scratch / PROGRAM)
+        if stated["kind"] != "eager":
             head["format"] = LOOKS_UP
+        if stated["kind"] == "onnx":
             head["files"] |= put(folder, PROGRAM, lambda to: shutil.move(scratch / PROGRAM, to), check)
-    if wanted == "onnx" and "why" in stated:
+    if must and "why" in stated:
         folder.discard(HEAD)
-        raise ConfigError(f"handoff.program: onnx cannot be had: {stated['why']}. Set it to measured or eager")
+        wanted = " or ".join(kinds)
+        raise ConfigError(f"handoff.program: {wanted} cannot be had: {stated['why']}. Set it to measured or eager")
     if "why" in stated:
         text = f"handoff.program: the export answers by torch's modules: {stated['why']}. Or set it to eager"
         warnings.warn(text, RtrainWarning, stacklevel=2)
@@ -91,44 +104,81 @@ def choose(
     folder.write_json(HEAD, head | {"program": stated})
 
 
-def _compared(uri: str, wanted: str, rows: pa.Table, tables: Sequence[Table], path: Path) -> dict[str, Any]:
+def _compared(
+    uri: str,
+    head: Mapping[str, Any],
+    kinds: Sequence[Kind],
+    rows: pa.Table,
+    must: bool,
+    tables: Sequence[Table],
+    path: Path,
+) -> dict[str, Any]:
     """What the head says; where it says ONNX the program is at `path`."""
-    if why := _against(wanted, rows, tables):
+    if why := _against(must, rows, tables):
         return {"kind": "eager", "why": why}
     predictor = Predictor(uri, program="eager")
-    whole = predictor.batch(rows, where="test", first_row=0)
     lookup = predictor.lookup
-    if why := write_program(lookup.whole, {**lookup.tables, **lookup.given(whole)}, path):
-        return {"kind": "eager", "why": f"it cannot be written as ONNX ({why})"}
+    batches = {size: list(_batches(predictor, rows, size)) for size in SIZES}
+    every = [
+        predictor.batch(rows, where="test", first_row=0),
+        *(batch for found in batches.values() for batch in found),
+    ]
+    stated, calls = dict[str, dict[str, Any]](), dict[str, Call]()
     with one_thread(), torch.inference_mode():
-        program = Program(path)
-        program.keep(lookup.tables)
+        for kind in kinds:
+            program, why = _made(kind, uri, head, lookup, every[0], path)
+            if program is None:
+                stated[kind] = {"why": why}
+                continue
+            program.keep(lookup.tables)
 
-        def onnx(batch: Batch) -> Tensor:
-            return program(lookup.given(batch))
+            def call(batch: Batch, program: Program | Compiled = program) -> Tensor:
+                return program(lookup.given(batch))
 
-        batches = {size: list(_batches(predictor, rows, size)) for size in SIZES}
-        every = [whole, *(batch for found in batches.values() for batch in found)]
-        apart = largest(difference(predictor.computed(batch), onnx(batch)) for batch in every)
-        if not apart <= SAME:
-            return {"kind": "eager", "why": f"ONNX answers otherwise, by {apart:.1e} (allowed: {SAME:g})"}
-        eager_ms, onnx_ms = zip(
-            *(alternated(found, predictor.computed, onnx) for found in batches.values()), strict=True
-        )
-    faster = wanted == "onnx" or np.prod(onnx_ms) < np.prod(eager_ms)
-    times = {"onnx": _of_sizes(onnx_ms), "eager": _of_sizes(eager_ms)}
-    kind, other = ("onnx", "eager") if faster else ("eager", "onnx")
-    return {"kind": kind, **times[kind], "difference": apart, other: times[other], "opset": OPSET}
+            apart = largest(difference(predictor.computed(batch), call(batch)) for batch in every)
+            if not apart <= SAME:
+                stated[kind] = {"why": f"{NAMES[kind]} answers otherwise, by {apart:.1e} (allowed: {SAME:g})"}
+                continue
+            stated[kind] = {"difference": apart, **({"opset": OPSET} if kind == "onnx" else {})}
+            calls[kind] = call
+        if not calls:
+            return {"kind": "eager", "why": "; ".join(told["why"] for told in stated.values())}
+        calls["eager"], stated["eager"] = predictor.computed, {}
+        times = np.array([alternated(found, *calls.values()) for found in batches.values()])
+    for name, taken in zip(calls, times.T, strict=True):
+        stated[name] = _of_sizes(taken) | stated[name]
+    products = dict(zip(calls, times.prod(0), strict=True))
+    fastest = min((name for name in calls if name != "eager" or not must), key=products.__getitem__)
+    return {"kind": fastest, **stated.pop(fastest), **stated}
 
 
-def _against(wanted: str, rows: pa.Table, tables: Sequence[Table]) -> str:
-    """What speaks against it before anything is loaded."""
-    if lacking := missing(MAKES):
-        return f"{lacking} is not installed: {INSTALL}"
+def _made(
+    kind: Kind, uri: str, head: Mapping[str, Any], lookup: Lookup, some: Batch, path: Path
+) -> tuple[Program | Compiled | None, str]:
+    """A program of an export; or, second, why there is none."""
+    if lacking := _lacks(kind):
+        return None, lacking
+    if kind == "compiled":
+        library, why = library_of(uri, head)
+        return (Compiled(library, lookup.whole.takes) if library else None), why
+    if why := write_program(lookup.whole, {**lookup.tables, **lookup.given(some)}, path):
+        return None, f"it cannot be written as ONNX ({why})"
+    return Program(path), ""
+
+
+def _lacks(kind: Kind) -> str:
+    if kind == "compiled":
+        return lacks_compiler()
+    lacking = missing(MAKES)
+    return f"{lacking} is not installed: {INSTALL}" if lacking else ""
+
+
+def _against(must: bool, rows: pa.Table, tables: Sequence[Table]) -> str:
+    """What speaks against all of them before anything is loaded."""
     if not len(rows):
         return "the test split has no row to compare by"
     widened = sum(table.rows * table.dim * 4 for table in tables if table.dtype != "float32")
-    if widened > WIDENED and wanted != "onnx":
+    if widened > WIDENED and not must:
         return f"its tables of 16 bits would take {widened / 1e9:.1f} GB of memory to be compared"
     return ""
 
@@ -151,22 +201,23 @@ def largest(differences: Iterable[float]) -> float:
     return float(np.max(list(differences)))
 
 
-def alternated(batches: Sequence[Batch], one: Call, other: Call) -> tuple[float, float]:
-    """Milliseconds of a call of each, the median, first one and then the other."""
-    taken: tuple[list[float], list[float]] = ([], [])
-    for call in (one, other):
+def alternated(batches: Sequence[Batch], *calls: Call) -> tuple[float, ...]:
+    """Milliseconds of a call of each, the median; who is first changes from batch to batch."""
+    taken = tuple(list[float]() for _ in calls)
+    for call in calls:
         call(batches[0])
     for number in range(CALLS):
         batch = batches[number % len(batches)]
-        for side in (0, 1) if number % 2 else (1, 0):
+        for turn in range(len(calls)):
+            side = (number + turn) % len(calls)
             began = time.perf_counter()
-            (one, other)[side](batch)
+            calls[side](batch)
             taken[side].append((time.perf_counter() - began) * 1000)
-    return float(np.median(taken[0])), float(np.median(taken[1]))
+    return tuple(float(np.median(of)) for of in taken)
 
 
-def _of_sizes(taken: Sequence[float]) -> dict[str, float]:
-    return {f"ms_{size}": round(ms, 4) for size, ms in zip(SIZES, taken, strict=True)}
+def _of_sizes(taken: Iterable[float]) -> dict[str, float]:
+    return {f"ms_{size}": round(float(ms), 4) for size, ms in zip(SIZES, taken, strict=True)}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import ConfigError
 from rtrain.export.artifact import export
-from rtrain.export.chosen import ROWS, choose, refuse_program
+from rtrain.export.chosen import KINDS, ROWS, Kind, choose, refuse_program
 from rtrain.export.language import export_language, refuse_served
 from rtrain.export.quantised import quantise
 from rtrain.export.quantised_program import quantise_program
@@ -27,7 +27,10 @@ def _rows(
     wanted = run.handoff.program
     if wanted != "eager":
         rows = dataset.raw("test", 0, min(ROWS, dataset.rows("test")))
-        choose(done, wanted, rows, tables=run.blueprint.tables, check=check)
+        kinds: tuple[Kind, ...] = KINDS if wanted == "measured" else (wanted,)
+        if run.handoff.dense != "trained":
+            kinds = ("onnx",)  # of which alone there are fewer bits
+        choose(done, kinds, rows, must=wanted != "measured", tables=run.blueprint.tables, check=check)
     if run.handoff.dense != "trained":
         quantise_program(run, done, dataset, check)
     return done
@@ -53,8 +56,8 @@ def refuse_export(run: Run, dataset: Any) -> None:
             f"handoff.tables: {run.handoff.tables} is of models that score rows, and {type(run.model).__name__} is "
             "another. Leave it out"
         )
-    if run.handoff.export and program == "onnx":
-        refuse_program()
+    if run.handoff.export and program in KINDS:
+        refuse_program(program)
     if run.handoff.export and run.model.exported == "encoders":
         wants_index(run, dataset)
     if run.handoff.serve_check and run.model.exported == "hugging face":

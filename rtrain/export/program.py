@@ -28,6 +28,8 @@ OPSET = 18
 """Of the operators; ONNX Runtime has had all of them since 1.14."""
 RUNS = ("onnxruntime",)
 """Packages that answer needs."""
+FREE = "rows"
+"""Name of the axis that all rows of a call are."""
 MAKES = (*RUNS, "onnx", "onnxscript")
 """Packages that writing needs."""
 
@@ -59,7 +61,7 @@ def write_program(whole: Whole, named: Mapping[str, Tensor], path: Path) -> str:
 
     `named`: what it takes of some rows, for names, kinds and sizes.
     """
-    some, axes = _shown(whole, named)
+    some, axes = shown(whole, named)
     try:
         with torch.no_grad():
             made = torch.onnx.export(
@@ -69,11 +71,11 @@ def write_program(whole: Whole, named: Mapping[str, Tensor], path: Path) -> str:
             assert made is not None, "torch gives none to the older exporter alone"
             made.save(str(path), external_data=False)
     except Exception as error:  # of many kinds, of torch, onnxscript and of the model; none is a reason to lose the run
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
-def _shown(whole: Whole, named: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
+def shown(whole: Whole, named: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
     """Tensors to trace the model with, and of each the axes that may be of any size.
 
     No two such axes are of the same size here, nor of 1: torch would take them for one, or for one that never changes.
@@ -91,17 +93,17 @@ def _shown(whole: Whole, named: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...
             axes.append({})
             continue
         at = 1 if name == IDS else 0
-        shape, free = list(like.shape), {at: "rows"}
+        shape, free = list(like.shape), {at: FREE}
         shape[at] = rows
         for n, feature in enumerate(lists):
             if name in (ids_of(feature), share(feature), mask(feature), times(feature)):
                 shape[1], free[1] = longest[feature], f"longest_{n}"
-        some.append(torch.zeros(shape, dtype=like.dtype))
+        some.append(torch.zeros(shape, dtype=like.dtype, device=like.device))
         axes.append(free)
     return tuple(some), tuple(axes)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What went wrong at the bottom: exporters wrap it, and write pages."""
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__

@@ -111,9 +111,9 @@ def _best(scores_UI: Tensor, places: int) -> tuple[Tensor, Tensor]:
         last, beyond = values[:, places - 1], values[:, places]
         split = torch.nonzero((last == beyond) & (last > -torch.inf))[:, 0]
         values, items = values[:, :places].clone(), items[:, :places].clone()
-        for row in split.tolist():  # rare with trained vectors; a whole sort of the row is then cheap enough
-            order = scores_UI[row].sort(descending=True, stable=True)
-            values[row], items[row] = order.values[:places], order.indices[:places]
+        for row in split.tolist():  # of trained vectors few; of counts nearly all, so that none is sorted whole
+            above = int((values[row] > last[row]).sum())
+            items[row, above:] = torch.nonzero(scores_UI[row] == last[row])[: places - above, 0]
     items, by_item = items.sort(dim=1)
     values, by_score = values.gather(1, by_item).sort(dim=1, descending=True, stable=True)
     return values, items.gather(1, by_score)

@@ -77,7 +77,8 @@ class Gathered(nn.Module):
         found = {IDS: self._ones(ids)} if self.ones else {}
         for feature in self.lists:
             found[ids_of(feature)] = padded = ids.padded(feature)
-            real = torch.arange(padded.shape[1]) < ids.lengths.view(len(ids.keys), -1)[ids.keys.index(feature)][:, None]
+            places = torch.arange(padded.shape[1], device=padded.device)
+            real = places < ids.lengths.view(len(ids.keys), -1)[ids.keys.index(feature)][:, None]
             if feature in self.sequences:
                 found[mask(feature)] = real
             if feature in self.pooled:
@@ -89,7 +90,8 @@ class Gathered(nn.Module):
         if feature in self.weighted and weights is not None:
             at = ids.keys.index(feature)
             start = sum(ids.per_key[:at])
-            return torch.zeros(real_BT.shape).masked_scatter(real_BT, weights[start : start + ids.per_key[at]])
+            own = weights[start : start + ids.per_key[at]]
+            return weights.new_zeros(real_BT.shape).masked_scatter(real_BT, own)
         parts = real_BT.sum(1, keepdim=True).clamp(min=1) if feature in self.means else 1
         return real_BT / parts
 

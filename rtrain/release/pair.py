@@ -14,7 +14,7 @@ import numpy as np
 from rtrain import config
 from rtrain.errors import RtrainError, one_line
 from rtrain.export.artifact import modules_of
-from rtrain.release.process import apart_from_here
+from rtrain.process import apart_from_here
 from rtrain.stages.config import TwoStages
 
 DEADLINE_S = 600.0

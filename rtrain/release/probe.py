@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rtrain.errors import RtrainError, one_line
-from rtrain.release.process import apart_from_here
+from rtrain.process import apart_from_here
 
 DEADLINE_S = 600.0
 """For loading and answering."""

@@ -27,8 +27,10 @@ def test_answers_are_those_of_the_processor(tmp_path: Path, tables: str) -> None
     export, dataset = f"{run.folder}/export", run.data.open()
     rows = rows_of(dataset.raw("test", 0, 256), dataset.schema)
     there, here = Predictor(export, device="cuda"), Predictor(export, program="eager")
-    assert there.program is None and there.device.type == "cuda"
+    compiled = Predictor(export, device="cuda", program="compiled")
+    assert there.program is None and there.device.type == "cuda" and compiled.program is not None
     if tables == "trained":
         assert {parameter.device.type for parameter in there.model.parameters()} == {"cuda"}
     for count in (1, 64, 256):
         assert apart(there.predict(rows[:count]), here.predict(rows[:count])) <= SAME
+        assert apart(compiled.predict(rows[:count]), here.predict(rows[:count])) <= SAME

@@ -111,6 +111,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled here is not for the user's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 def run_of(folder: Path, name: str, model: RankingConfig, **handoff: Any) -> Run:
     schema = TWO if model.several_labels else SCHEMA
     return Run(
@@ -199,16 +205,16 @@ def test_the_gate_asks_the_program(by_onnx: Run) -> None:
     assert verdict.passed, verdict.decisions
 
 
-@pytest.mark.parametrize("times, kind", [((2.0, 1.0), "onnx"), ((1.0, 2.0), "eager")])
+@pytest.mark.parametrize("times, kind", [((1.0, 2.0), "onnx"), ((2.0, 1.0), "eager")])
 def test_the_faster_one_is_named(
     times: tuple[float, float], kind: str, plain: Path, by_onnx: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chosen, "alternated", lambda batches, eager, onnx: times)
-    choose(str(plain), "measured", by_onnx.data.open().raw("test", 0, 100))
+    monkeypatch.setattr(chosen, "alternated", lambda batches, onnx, eager: times)
+    choose(str(plain), ("onnx",), by_onnx.data.open().raw("test", 0, 100))
     head = head_of(plain)
     other = "eager" if kind == "onnx" else "onnx"
     assert head["program"]["kind"] == kind and head["program"]["ms_1"] == 1.0
-    assert head["program"][other] == {"ms_1": 2.0, "ms_64": 2.0}
+    assert head["program"][other].items() >= {"ms_1": 2.0, "ms_64": 2.0}.items()
     assert ("program.onnx" in head["files"]) == (plain / "program.onnx").exists() == (kind == "onnx")
     assert head["format"] == (3 if kind == "onnx" else 1)
     assert (Predictor(str(plain)).program is not None) == (kind == "onnx")
@@ -217,9 +223,12 @@ def test_the_faster_one_is_named(
 def test_what_is_measured_is_what_the_head_says(folder: Path) -> None:
     export = train(run_of(folder, "measured", MODELS["dlrm"], program="measured"))["export"]
     stated = head_of(export)["program"]
-    other = stated["onnx" if stated["kind"] == "eager" else "eager"]
-    assert 0 < stated["ms_1"] * stated["ms_64"] <= other["ms_1"] * other["ms_64"]
-    assert stated["ms_1"] < stated["ms_64"] and stated["difference"] <= 1e-5
+    others = [stated[kind] for kind in ("eager", "onnx", "compiled") if kind != stated["kind"]]
+    assert all(0 < stated["ms_1"] * stated["ms_64"] <= other["ms_1"] * other["ms_64"] for other in others)
+    programs = [told for told in (stated, *others) if "difference" in told]
+    assert stated["ms_1"] < stated["ms_64"] and len(programs) == 2
+    assert all(told["difference"] <= 1e-5 for told in programs)
+    assert Path(f"{export}/program.onnx").exists() == (stated["kind"] == "onnx")
 
 
 def test_eager_makes_none(folder: Path) -> None:
@@ -238,13 +247,13 @@ def test_one_that_was_altered_is_refused(copied: Path) -> None:
             Predictor(str(copied), program=program)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("change", [{"program": {"kind": "compiled"}}, {"files": {}}])
+@pytest.mark.parametrize("change", [{"program": {"kind": "other"}}, {"files": {}}])
 def test_a_program_that_is_not_there_is_refused(change: dict[str, Any], copied: Path) -> None:
     head = head_of(copied)
     if "files" in change:
         change = {"files": {name: digest for name, digest in head["files"].items() if name != "program.onnx"}}
     (copied / "export.json").write_text(json.dumps(head | change))
-    with pytest.raises(CheckpointError, match="it states a program '(compiled|onnx)', which is not there"):
+    with pytest.raises(CheckpointError, match="it states a program '(other|onnx)', which is not there"):
         Predictor(str(copied))
     assert Predictor(str(copied), program="eager").program is None
 
@@ -259,12 +268,15 @@ def test_without_the_package_it_is_eager_and_says_so(
     folder: Path, by_onnx: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setenv("CXX", "no-compiler")
     with pytest.warns(RtrainWarning, match=r"onnxruntime is not installed: pip install 'rtrain\[onnx\]'") as told:
         export = str(train(run_of(folder, "bare", MODELS["dlrm"], program="measured"))["export"])
     assert len([x for x in told if issubclass(x.category, RtrainWarning)]) == 1
     assert head_of(export)["program"]["kind"] == "eager" and Predictor(export).program is None
     run = run_of(folder, "bare-onnx", MODELS["dlrm"], program="onnx")
-    with pytest.raises(ConfigError, match="handoff.program: onnx needs onnxruntime: pip install"):
+    with pytest.raises(
+        ConfigError, match="handoff.program: onnx cannot be had: onnxruntime is not installed: pip install"
+    ):
         train(run)
     assert not list(Path(run.folder).glob("checkpoints/*"))
     rows, said = asked_of(by_onnx)
@@ -302,10 +314,10 @@ def test_one_that_answers_otherwise_is_not_taken(plain: Path, by_onnx: Run, monk
     monkeypatch.setattr(chosen, "write_program", spoiled)
     rows = by_onnx.data.open().raw("test", 0, 100)
     with pytest.warns(RtrainWarning, match="ONNX answers otherwise, by .*allowed: 1e-05"):
-        choose(str(plain), "measured", rows)
+        choose(str(plain), ("onnx",), rows)
     assert head_of(plain)["program"]["kind"] == "eager"
     with pytest.raises(ConfigError, match="onnx cannot be had: ONNX answers otherwise"):
-        choose(str(plain), "onnx", rows)
+        choose(str(plain), ("onnx",), rows, must=True)
 
 
 def test_tables_of_16_bits_are_not_widened_for_it(plain: Path, by_onnx: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,8 +325,8 @@ def test_tables_of_16_bits_are_not_widened_for_it(plain: Path, by_onnx: Run, mon
     (table, *_) = [t for t in by_onnx.blueprint.tables if t.rows == ITEMS]
     rows = by_onnx.data.open().raw("test", 0, 100)
     with pytest.warns(RtrainWarning, match="its tables of 16 bits would take 0.0 GB of memory to be compared"):
-        choose(str(plain), "measured", rows, tables=(replace(table, dtype="float16"),))
-    choose(str(plain), "onnx", rows, tables=(table,))
+        choose(str(plain), ("onnx",), rows, tables=(replace(table, dtype="float16"),))
+    choose(str(plain), ("onnx",), rows, must=True, tables=(table,))
     assert head_of(plain)["program"]["kind"] == "onnx"
 
 
@@ -331,5 +343,5 @@ def test_only_a_ranking_model_has_one(program: Any) -> None:
         ConfigError, match=f"{program} is of models that score rows, and TwoTower is another. Leave it out"
     ):
         refuse_export(run, None)
-    with pytest.raises(ConfigError, match="handoff.program: must be measured, eager or onnx, got 'fast'"):
+    with pytest.raises(ConfigError, match="handoff.program: must be measured, eager, onnx or compiled, got 'fast'"):
         Handoff(program="fast")  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ def test_a_loss_beyond_the_tolerance_is_refused_and_the_export_is_as_it_was(
 
 
 def test_what_cannot_be_is_one_line() -> None:
-    with pytest.raises(ConfigError, match="handoff.dense: int8 is of a program. Set handoff.program to measured"):
+    with pytest.raises(ConfigError, match="handoff.dense: int8 is of an ONNX program. Set handoff.program to measured"):
         Handoff(dense="int8")
     with pytest.raises(ConfigError, match="handoff.dense: must be trained or int8, got 'int4'"):
         Handoff(dense="int4", program="onnx")  # type: ignore[arg-type]

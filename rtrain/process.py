@@ -4,16 +4,23 @@ A model that takes the process down, or never ends, takes down or holds that pro
 """
 
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 
-def apart_from_here(module: str, asked: Any, deadline_s: float) -> tuple[Any, str]:
-    """What it says; or, second, why it said nothing."""
+def apart_from_here(
+    module: str, asked: Any, deadline_s: float, *, environment: Mapping[str, str] | None = None
+) -> tuple[Any, str]:
+    """What it says; or, second, why it said nothing. `environment`: what its own has beside this process's."""
     command = [sys.executable, "-m", module]
     try:
-        done = subprocess.run(command, input=json.dumps(asked), capture_output=True, text=True, timeout=deadline_s)
+        done = subprocess.run(
+            command, input=json.dumps(asked), capture_output=True, text=True, timeout=deadline_s,
+            env={**os.environ, **(environment or {})},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return None, f"it had not answered after {deadline_s:g} s"
     if done.returncode:
