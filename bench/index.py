@@ -65,6 +65,8 @@ def trained(folder: Path, items: int) -> tuple[Vectors, Vectors, float]:
 
 
 def scaled(vectors: Vectors, items: int) -> Vectors:
+    if items <= len(vectors):  # nothing is made, for which all would be compared with all
+        return vectors[:items]
     draw = np.random.default_rng(1)
     directions = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
     near = rank_catalogue(directions, directions, k=NEAR + 1).items_UK[:, 1:].numpy()  # the first is the item itself
