@@ -155,11 +155,12 @@ def serve(
     replicas: "int | Scale" = 1,
     port: int = 8000,
     grpc_port: int | None = None,
+    replace: bool = False,
 ) -> "Served":
     """Serve an export (or a finished run, or its folder), or two stages of such, on Ray Serve, on localhost.
 
     `replicas`: so many, or as many as a `Scale` says by the load. `grpc_port`: where gRPC answers too
-    (`rtrain/serving/model.proto`); None: nowhere.
+    (`rtrain/serving/model.proto`); None: nowhere. `replace`: also where another process serves on this cluster.
 
     The Ray that is joined is used, else one is found by RAY_ADDRESS or started; one that is started
     here ends with `Served.stop()`, or with the process.
@@ -177,7 +178,9 @@ def serve(
         session.enter_context(ray_session(Cluster(workers=1)))
     try:
         scale = Scale.by(replicas)
-        return deploy(served, name="rtrain", port=port, scale=scale, session=session, grpc_port=grpc_port)
+        return deploy(
+            served, name="rtrain", port=port, scale=scale, session=session, grpc_port=grpc_port, replace=replace
+        )
     except BaseException:
         session.close()
         raise

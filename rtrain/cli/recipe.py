@@ -33,11 +33,12 @@ RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 LAUNCHERS = ("ray", "inline", "torchrun")
 DEFAULTS = {
     "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "replicas": "1", "layouts": "own",
-    "ranks": 4, "grpc_port": None, "gpus": 0.0,
+    "ranks": 4, "grpc_port": None, "gpus": 0.0, "replace": False,
 }  # fmt: skip
 TAKEN_BY = {
     "fresh": ("train", "tune"), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
-    "replicas": ("serve",), "grpc_port": ("serve",), "gpus": ("serve",), "layouts": ("parity",), "ranks": ("parity",),
+    **dict.fromkeys(("replicas", "grpc_port", "gpus", "replace"), ("serve",)),
+    **dict.fromkeys(("layouts", "ranks"), ("parity",)),
     **dict.fromkeys(SEARCH_OPTIONS, ("tune",)),
     **dict.fromkeys(foresight.OPTIONS, ("plan",)), "price": ("plan", "tune"),
 }  # fmt: skip
@@ -157,7 +158,9 @@ def _tune(call: _Call) -> int:
 
 def _serve(call: _Call) -> int:
     options, handoff = call.options, call.run.handoff
-    serve(call.run.folder, options.replicas, handoff.port, options.json, options.grpc_port, options.gpus)
+    serve(
+        call.run.folder, options.replicas, handoff.port, options.json, options.grpc_port, options.gpus, options.replace
+    )
     return 0
 
 
@@ -231,6 +234,7 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     add("--replicas", metavar="N", help="serve: how many, or by load 1-8 (default: 1)")
     add("--grpc-port", type=int, metavar="N", help="serve: answer gRPC there too (default: not)")
     add("--gpus", type=float, metavar="N", help="serve: of each replica, or a fraction that several share (default: 0)")
+    add("--replace", action="store_true", help="serve: take the place of what another process serves there")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
     foresight.add_options(add)
@@ -258,6 +262,7 @@ def serve(
     as_json: bool,
     grpc_port: int | None = None,
     gpus: float = 0.0,
+    replace: bool = False,
 ) -> None:
     """Serve an export, a finished run's, or two stages of such, until it is interrupted."""
     import threading
@@ -265,7 +270,7 @@ def serve(
     from rtrain.api import serve
     from rtrain.serving.scale import Scale
 
-    served = serve(target, replicas=Scale.of(replicas, gpus), port=port, grpc_port=grpc_port)
+    served = serve(target, replicas=Scale.of(replicas, gpus), port=port, grpc_port=grpc_port, replace=replace)
     rpc = f", gRPC on {served.rpc}" if served.rpc else ""
     told = {"url": served.url} | ({"grpc": served.rpc} if served.rpc else {})
     text = json.dumps(told) if as_json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"

@@ -102,7 +102,10 @@ def _log(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Exit code 1 where something was altered."""
-    problems = registry_of(options).verify()
+    registry = registry_of(options)
+    problems = registry.verify()
+    if not problems and not registry.log.digests():
+        raise UserError(f"audit verify: there is no log in {options.audit!r}. Give its folder with --audit")
     answer(options, {"problems": problems}, "\n".join(problems) or "the log is whole, and the registry is as it says")
     return 1 if problems else 0
 

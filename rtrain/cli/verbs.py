@@ -85,7 +85,7 @@ def _online(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     served = stages_of(options, options.target, options.ranker) if options.ranker else options.target
-    serve(served, options.replicas, options.port, options.json, options.grpc_port, options.gpus)
+    serve(served, options.replicas, options.port, options.json, options.grpc_port, options.gpus, options.replace)
     return 0
 
 
@@ -289,6 +289,7 @@ VERBS = (
             ),
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),
+            Argument("--replace", action="store_true", help="take the place of what another process serves there"),
             Argument("--ranker", default="", metavar="RUN", help="a ranking model's, which orders what the run finds"),
             *STAGES,
         ),

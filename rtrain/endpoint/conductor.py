@@ -204,7 +204,8 @@ class Conductor:
         assert gone is not None
         share = self._share()
         state.candidate, state.step, state.held = None, 0, None
-        self._decided("take back", why, by, of=gone, share=share, then=[{"do": "remove", "app": gone.app}])
+        then: list[dict[str, Any]] = [{"do": "withdraw", "number": gone.number, "why": why}]
+        self._decided("take back", why, by, of=gone, share=share, then=[{"do": "remove", "app": gone.app}, *then])
 
     def _decided(
         self,
@@ -252,8 +253,8 @@ class Conductor:
     def _do(self, task: Mapping[str, Any]) -> None:
         if task["do"] == "log":
             AuditLog(self._state.audit).append(task["what"], task["why"], task["details"])
-        elif task["do"] == "promote":
-            self._promote(task["number"], task["why"])
+        elif task["do"] in ("promote", "withdraw"):
+            self._mark(task["do"], task["number"], task["why"])
         else:
             self._remove(task["app"])
 
@@ -290,10 +291,11 @@ class Conductor:
             salt=salt_of(state.model, state.candidate.number),
         )
 
-    def _promote(self, number: int, why: str) -> None:
+    def _mark(self, how: str, number: int, why: str) -> None:
         from rtrain.release.registry import Registry
 
-        Registry(self._state.registry, self._state.audit).promote(self._state.model, number, why)
+        registry = Registry(self._state.registry, self._state.audit)
+        (registry.promote if how == "promote" else registry.withdraw)(self._state.model, number, why)
 
     def _remove(self, app: str) -> None:
         """End an application that no router asks any more."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from rtrain.data.moments import in_seconds
 from rtrain.data.nested import one_list
@@ -20,8 +20,41 @@ from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 from rtrain.text import Text
 from rtrain.vector import Embedding
 
-Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST)]
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a surrogate pair, which is no character") from None
+    return text
+
+
+def _number(value: Any) -> Any:
+    """Refuses what pydantic would make a whole number of: a word of digits, true and false. 7.0 is one, as in JSON."""
+    if isinstance(value, bool | str):
+        raise ValueError(f"it must be a whole number, not {_kind(value)}")
+    return value
+
+
+def _numbers(values: Any) -> Any:
+    """The same of a list's, all at once."""
+    if (
+        isinstance(values, list)
+        and (at := next((n for n, x in enumerate(values) if isinstance(x, bool | str)), -1)) >= 0
+    ):
+        raise ValueError(f"at {at}: it must be a whole number, not {_kind(values[at])}")
+    return values
+
+
+def _kind(value: bool | str) -> str:
+    return "a word" if isinstance(value, str) else "true or false"
+
+
+Word = Annotated[str, AfterValidator(_whole)]
+"""JSON can spell what is no text."""
+Whole = Annotated[int, BeforeValidator(_number)]
+Second = Annotated[Whole, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST, strict=True)]
 
 
 def asked_of(schema: Schema) -> Schema:
@@ -40,7 +73,7 @@ def row_model(schema: Schema) -> type[BaseModel]:
         doc = f"{type(feature).__name__.lower()} feature of the {feature.entity}"
         if isinstance(feature, Dense):
             ends = feature.reach()
-            bounds = Field(allow_inf_nan=False, json_schema_extra={"minimum": ends[0], "maximum": ends[1]})
+            bounds = Field(allow_inf_nan=False, strict=True, json_schema_extra={"minimum": ends[0], "maximum": ends[1]})
             number = Annotated[float, bounds, AfterValidator(_fits(feature))]
             optional = feature.missing is not None
             fields[feature.name] = (
@@ -52,7 +85,7 @@ def row_model(schema: Schema) -> type[BaseModel]:
                 )
             )
         elif isinstance(feature, Text):
-            fields[feature.name] = (str | None, Field(None, description=doc))
+            fields[feature.name] = (Word | None, Field(None, description=doc))
         elif isinstance(feature, Embedding):
             fields[feature.name] = _vector(feature, doc)
         else:
@@ -152,7 +185,8 @@ def _fits(feature: Dense) -> Callable[[float], float]:
 
 def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
     least, most = (-(2**63), 2**63) if feature.hashed or feature.vocabulary_file else (0, feature.table_rows)
-    one: Any = str if feature.of_words else Annotated[int, Field(ge=least, lt=most)]
+    whole: Any = Annotated[int, Field(ge=least, lt=most)]
+    one: Any = Word if feature.of_words else Annotated[whole, BeforeValidator(_number)]
     if feature.vocabulary:
         doc += f"; known: {', '.join(feature.vocabulary)}"
     if feature.vocabulary_file:
@@ -161,17 +195,27 @@ def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
         # A missing word reads the table's row of unknown words; a missing integer has no such row.
         return (one | None, Field(None, description=doc)) if feature.knows_missing else (one, Field(description=doc))
     limit = None if isinstance(feature, IdSequence) else feature.max_length
-    return _list(one, doc, limit)
+    return _list(Word if feature.of_words else whole, doc, limit, numbers=not feature.of_words)
 
 
-def _list(one: Any, doc: str, limit: int | None = None) -> tuple[Any, Any]:
-    """The field of a list; its JSON Schema tells of lists of lists, which `flat_row` makes one before it is checked."""
-    field: Any = Field(default_factory=list, max_length=limit, description=doc, json_schema_extra=_nested)
-    return list[one], field
+def _list(one: Any, doc: str, limit: int | None = None, *, numbers: bool = False) -> tuple[Any, Any]:
+    """The field of a list, which null stands for an empty one of, as in data; `numbers`: of whole ones.
+
+    Its JSON Schema tells of lists of lists, which `flat_row` makes one before it is checked.
+    """
+    field: Any = Field(default_factory=list, description=doc, json_schema_extra=_nested)
+    kind: Any = Annotated[list[one], Field(max_length=limit)]
+    kind = Annotated[kind, BeforeValidator(_numbers)] if numbers else kind
+    return Annotated[kind | None, AfterValidator(_or_empty)], field
+
+
+def _or_empty(values: list[Any] | None) -> list[Any]:
+    return [] if values is None else values
 
 
 def _nested(told: dict[str, Any]) -> None:
-    told["items"] = {"anyOf": [told["items"], {"type": "array", "items": told["items"]}]}
+    array = told["anyOf"][0]  # beside null
+    array["items"] = {"anyOf": [array["items"], {"type": "array", "items": array["items"]}]}
 
 
 def json_schema(schema: Schema) -> dict[str, Any]:

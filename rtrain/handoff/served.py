@@ -28,7 +28,7 @@ def compare_served(run: Run, exported: str, dataset: Any) -> float:
     if run.model.exported == "hugging face":
         return _tokens_served(run, exported, recorded, dataset)
     rows = rows_of(dataset.raw("test", 0, len(recorded["rows"])), dataset.schema)
-    served = deploy(exported, name=run.name, port=run.handoff.port)
+    served = deploy(exported, name=run.name, port=run.handoff.port, replace=True)
     try:
         answers = served.predict_concurrently([rows[i : i + 16] for i in range(0, len(rows), 16)])
     finally:
@@ -41,7 +41,7 @@ def _tokens_served(run: Run, exported: str, recorded: Mapping[str, Any], dataset
     from rtrain.serving.app import deploy
 
     rows = [dataset.shards.sample(number).tolist() for number in recorded["rows"]]
-    served = deploy(exported, name=run.name, port=run.handoff.port)
+    served = deploy(exported, name=run.name, port=run.handoff.port, replace=True)
     try:
         with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(rows))) as pool:
             losses = list(pool.map(served.loss, rows))

@@ -95,11 +95,17 @@ def load(uri: str, *, device: str = "") -> Language:
         )
     verify(uri)
     path = str(Path(uri).absolute())
+    told: Any = transformers.utils.logging
+    bars = told.is_progress_bar_enabled()
+    told.disable_progress_bar()  # of one file, in a replica's log or a verb's answer
     try:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # of transformers, safetensors and tokenizers: each its own
         raise CheckpointError(f"{uri}: transformers cannot read it ({one_line(error)[:300]})") from None
+    finally:
+        if bars:
+            told.enable_progress_bar()
     model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     end = model.generation_config.eos_token_id
     ends = frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)

@@ -8,7 +8,9 @@ entries that are cut off the end are missed.
 
 import hashlib
 import json
+import random
 import re
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -33,7 +35,7 @@ class Entry:
     at: str
     by: str
     what: str
-    """`register`, `promote` or `rollback`."""
+    """`register`, `promote`, `withdraw` or `rollback`."""
     reason: str
     details: Mapping[str, Any]
     before: str
@@ -56,7 +58,7 @@ class AuditLog:
         Raises:
             RunFailed: others took every number that it tried.
         """
-        for _ in range(TRIES):
+        for tried in range(TRIES):
             names = self._names()
             before = _sha256(self.folder.read(names[-1])) if names else FIRST
             number, at = len(names) + 1, datetime.now(UTC).isoformat(timespec="seconds")
@@ -64,6 +66,7 @@ class AuditLog:
             data = (json.dumps(asdict(entry), indent=1) + "\n").encode()
             if self.folder.create(f"{number:08}.json", data):
                 return _sha256(data)
+            time.sleep(random.uniform(0, 0.01 * (tried + 1)))  # or the faster one of two always takes the next
         raise RunFailed(f"audit log {self.folder.uri!r}: others took each of {TRIES} numbers. Try again")
 
     def entries(self) -> Iterator[Entry]:

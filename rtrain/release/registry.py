@@ -100,7 +100,7 @@ class Registry:
         return self.version(name, int(made.version))
 
     def promote(self, name: str, version: int, reason: str, *, alias: str = CHAMPION) -> Version:
-        """Give a version an alias, which another one may lose by it.
+        """Give a version an alias, which another one may lose by it; the champion is the challenger no more.
 
         Raises:
             UserError: no such version, one whose gate was not passed, or not against the present champion.
@@ -110,10 +110,26 @@ class Registry:
             raise ConfigError(f"alias {alias!r}: it is one of {', '.join(ALIASES)}")
         found, holder = self.version(name, version), self.holder(name, alias)
         if holder and holder.version == version:
-            return found
+            return self.withdraw(name, version, reason) if alias == CHAMPION else found
         champion = self.holder(name, CHAMPION)
         _refuse_unjudged(found, champion if champion and champion.version != version else None)
-        return self._give(found, alias, "promote", reason, holder)
+        made = self._give(found, alias, "promote", reason, holder)
+        return self.withdraw(name, version, reason) if alias == CHAMPION else made
+
+    def withdraw(self, name: str, version: int, reason: str) -> Version:
+        """Take the alias `challenger` from a version, if it has it: it is tried no more.
+
+        Raises:
+            UserError: no such version.
+        """
+        _check(name, reason)
+        found = self.version(name, version)
+        if CHALLENGER not in found.aliases:
+            return found
+        details = {"model": name, "version": version, "alias": CHALLENGER, "sha256": found.model}
+        self._logged(name, "withdraw", reason, details)
+        self._asked(lambda: self.client.delete_registered_model_alias(name, CHALLENGER))
+        return self.version(name, version)
 
     def rollback(self, name: str, reason: str) -> Version:
         """Make the version the champion again that was it before this one, as the log says; no gate is asked.
@@ -178,14 +194,15 @@ class Registry:
 
     def _apart(self, newest: Mapping[str, str]) -> list[str]:
         """Changes that were made beside the log, or of which the log knows no more."""
-        problems, held = list[str](), dict[tuple[str, str], int]()
+        problems, held = list[str](), dict[tuple[str, str], int | None]()
         there = self.log.digests()
         for name, sha in newest.items():
             if sha not in there:
                 problems.append(f"model {name!r}: its last change is not in the log: entries were cut off or altered")
         for entry in self.log.entries():
             if "alias" in entry.details:
-                held[entry.details["model"], entry.details["alias"]] = entry.details["version"]
+                of = entry.details
+                held[of["model"], of["alias"]] = None if entry.what == "withdraw" else of["version"]
         for name in newest:
             for alias in ALIASES:
                 holder, said = self.holder(name, alias), held.get((name, alias))

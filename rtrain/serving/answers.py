@@ -4,13 +4,13 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel
+from pydantic import BaseModel
 
 from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits
 from rtrain.version import VERSION
@@ -26,18 +26,6 @@ VERSION_HEADER = "x-rtrain-version"
 GONE_S = 3600.0
 """Seconds after which a router that takes no part of an answer any more counts as gone; it ends what it leaves."""
 Headers = Sequence[tuple[str, str]]
-
-
-def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("it has half of a surrogate pair, which is no character") from None
-    return text
-
-
-Text = Annotated[str, AfterValidator(_whole)]
-"""Of a request: JSON can spell what is no text."""
 
 
 class Relayed(NamedTuple):
@@ -158,6 +146,10 @@ def new_api() -> FastAPI:
 
 async def _refused(request: Request, error: RequestValidationError) -> JSONResponse:
     """In one line, as every other refusal."""
+    broken = next((e for e in error.errors() if e["type"] == "json_invalid"), None)
+    if broken:
+        at, why = broken["loc"][-1], broken["ctx"]["error"]
+        return JSONResponse({"detail": f"the body: it is no JSON: {why}, at letter {at}"}, 400)
     problems = [f"{_where(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors()[:5]]
     return JSONResponse({"detail": "; ".join(problems)}, 422)
 

@@ -32,6 +32,8 @@ from rtrain.stages.recommender import Recommender
 ONE = Scale()
 MOST_SAID = 300
 """Letters of an error that a message has."""
+_OWN: set[str] = set()
+"""Applications that this process serves; a notebook that serves another model means to replace them."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Served:
         if self.rpc:
             ray_serve.delete(name_of(self.name))
         ray_serve.delete(self.name)
+        _OWN.discard(self.name)
         self.session.close()
 
 
@@ -142,11 +145,14 @@ def deploy(
     host: str = "127.0.0.1",
     session: ExitStack | None = None,
     grpc_port: int | None = None,
+    replace: bool = False,
 ) -> Served:
     """Serve an export, or two, on the Ray that is joined, and wait until it answers; with a `grpc_port` over gRPC too.
 
+    `replace`: also where another process serves on this cluster by that name.
+
     Raises:
-        ClusterError: a port is taken.
+        ClusterError: a port is taken, or another process serves already.
         CheckpointError: there is no intact export.
         ConfigError: gRPC of what has none.
     """
@@ -156,7 +162,13 @@ def deploy(
     if grpc_port is not None:
         _check_rpc(served, port, grpc_port)
     check_port(host, port)
-    if name_of(name) in ray_serve.status().applications:  # of one that was killed
+    there = ray_serve.status().applications
+    if name in there and name not in _OWN and not replace:
+        raise ClusterError(
+            f"serve: another process serves {name!r} on this cluster already ({there[name].status.value}). Stop it, or "
+            "take its place: --replace"
+        )
+    if name_of(name) in there:  # of one that was killed
         ray_serve.delete(name_of(name))
     if grpc_port is not None:
         check_free(host, grpc_port, "grpc_port", "--grpc-port")
@@ -172,6 +184,7 @@ def deploy(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
         ) from error
+    _OWN.add(name)
     return Served(name=name, url=f"http://{host}:{port}", asked=_asked(served), session=session or ExitStack(), rpc=rpc)
 
 

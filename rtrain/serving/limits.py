@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from uuid import uuid4
 
 MAX_BYTES = 32 << 20
 """Bytes of one request's body: 3 KB for each of the rows that a request may have."""
@@ -15,6 +16,7 @@ HEADERS_BYTES = 64 << 10
 """Bytes that it may send for them."""
 REQUEST_S = 60.0
 """Seconds after which a request is given up."""
+REQUEST_ID = b"x-request-id"
 READS_S = 30.0
 """Seconds for which a client may leave an answer unread."""
 
@@ -28,13 +30,21 @@ class BodyLimits:
 
     413 when it is longer than `most_bytes`, by its Content-Length or by what comes; 408 when it is not
     complete after `most_s`. Both close the connection, since the rest of the body may still be under way.
-    `json_alone`: 415 where a request says that its body is something else.
+    `json_alone`: 415 where a request says that its body is something else; one that says nothing is taken for JSON.
+    `outermost`: a refusal has the request's id, which Serve's own middleware, behind this one, gives all other answers.
     """
 
     def __init__(
-        self, app: Callable[..., Awaitable[None]], *, most_bytes: int, most_s: float, json_alone: bool = False
+        self,
+        app: Callable[..., Awaitable[None]],
+        *,
+        most_bytes: int,
+        most_s: float,
+        json_alone: bool = False,
+        outermost: bool = False,
     ):
-        self.app, self.most_bytes, self.most_s, self.json_alone = app, most_bytes, most_s, json_alone
+        self.app, self.most_bytes, self.most_s = app, most_bytes, most_s
+        self.json_alone, self.outermost = json_alone, outermost
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -43,18 +53,20 @@ class BodyLimits:
         said = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
         if self.json_alone and said and not said.endswith(b"json"):
             why = f"content-type: {said.decode('latin-1')[:100]!r} is not read here. Send application/json"
-            return await self._refuse(send, 415, why)
+            return await self._refuse(scope, send, 415, why)
+        if self.json_alone and not said:  # or FastAPI takes it for bytes
+            scope = {**scope, "headers": [*scope["headers"], (b"content-type", b"application/json")]}
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.most_bytes:
-            return await self._refuse(send, 413, f"a body of {int(declared)} bytes; at most {self.most_bytes}")
+            return await self._refuse(scope, send, 413, f"a body of {int(declared)} bytes; at most {self.most_bytes}")
         try:
             body = await asyncio.wait_for(self._read(receive), self.most_s)
         except TimeoutError:
-            return await self._refuse(send, 408, f"the body was not complete after {self.most_s:g} s")
+            return await self._refuse(scope, send, 408, f"the body was not complete after {self.most_s:g} s")
         if body is None:
             return None  # the client has gone
         if len(body) > self.most_bytes:
-            return await self._refuse(send, 413, f"a body of more than {self.most_bytes} bytes")
+            return await self._refuse(scope, send, 413, f"a body of more than {self.most_bytes} bytes")
         given = False
 
         async def whole() -> Message:
@@ -77,11 +89,12 @@ class BodyLimits:
             if len(body) > self.most_bytes or not message.get("more_body", False):
                 return bytes(body)
 
-    @staticmethod
-    async def _refuse(send: Send, status: int, why: str) -> None:
+    async def _refuse(self, scope: MutableMapping[str, Any], send: Send, status: int, why: str) -> None:
         body = json.dumps({"detail": why}).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers.append((b"connection", b"close"))
+        if self.outermost:
+            headers.append((REQUEST_ID, dict(scope["headers"]).get(REQUEST_ID, str(uuid4()).encode())))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -156,4 +169,4 @@ def limit_clients_of_proxy() -> list[Any]:
     from uvicorn.protocols.http import auto
 
     auto.AutoHTTPProtocol = with_limits(auto.AutoHTTPProtocol)
-    return [Middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S)]
+    return [Middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S, outermost=True)]

@@ -10,10 +10,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from rtrain.export.request import Word
 from rtrain.language.model import Language
 from rtrain.language.pieces import Piece, Token
 from rtrain.language.sampling import Sampling
-from rtrain.serving.answers import Text
 
 
 class Refused(Exception):
@@ -60,10 +60,10 @@ class Ask(BaseModel):
     top_p: float = 1.0
     n: Literal[1] = 1
     seed: int | None = None
-    stop: Text | list[Text] | None = None
+    stop: Word | list[Word] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    user: Text | None = Field(None, description="who asks: an endpoint gives each the same version again")
+    user: Word | None = Field(None, description="who asks: an endpoint gives each the same version again")
 
     @property
     def wants_usage(self) -> bool:
@@ -110,7 +110,7 @@ class Ask(BaseModel):
 class Completion(Ask):
     """The body of /v1/completions."""
 
-    prompt: Text | list[int] = Field(description="a text, or its tokens")
+    prompt: Word | list[int] = Field(description="a text, or its tokens")
     logprobs: int | None = None
     echo: bool = Field(False, description="begin with the prompt; with max_tokens 0 its tokens are scored alone")
 
@@ -139,7 +139,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     role: Literal["system", "user", "assistant"]
-    content: Text
+    content: Word
 
 
 class Chat(Ask):

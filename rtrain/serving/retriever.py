@@ -24,14 +24,15 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.encoders import Asked, Encoders
 from rtrain.export.popular import Unknown
-from rtrain.serving.answers import REFUSALS, Relays, Text, new_api
+from rtrain.export.request import Whole, Word
+from rtrain.serving.answers import REFUSALS, Relays, new_api
 
 MAX_WHOM = 1000
 """Who may ask in one request, and is answered in one pass."""
 MAX_K = 1000
 
 api = new_api()
-Name = int | Text
+Name = Whole | Word
 """Of a user or an item, as the data call them."""
 STRANGERS = (
     "users, and items of histories, that the data do not have; popular: such items are left out, and such users, and "

@@ -17,7 +17,8 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import rtrain
 from recipes.dlrm_movielens import debug
-from rtrain.errors import DataError
+from rtrain.errors import ClusterError, DataError
+from rtrain.serving import app
 from rtrain.serving.answers import MAX_ROWS
 from rtrain.serving.limits import MAX_BYTES
 from tests.cluster.conftest import environment, free_port
@@ -26,12 +27,17 @@ DENSE = {feature.name: feature.std for feature in debug().data.schema.dense}
 
 
 @pytest.fixture(scope="module")
-def served(serve_port: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def export(tmp_path_factory: pytest.TempPathFactory) -> str:
     storage = str(tmp_path_factory.mktemp("served"))
     changes = {"storage": storage, "duration.steps": 5, "handoff.serve_check": "false", "tracking.to": ()}
     result = rtrain.train(rtrain.override(debug(), changes), launcher="inline", quiet=True)
-    assert result is not None
-    serving = rtrain.serve(result, port=serve_port)
+    assert result is not None and result.export is not None
+    return result.export
+
+
+@pytest.fixture(scope="module")
+def served(export: str, serve_port: int) -> Iterator[Any]:
+    serving = rtrain.serve(export, port=serve_port)
     yield serving
     serving.stop()
 
@@ -70,6 +76,14 @@ def test_limits_of_a_request(served: Any) -> None:
         served.predict([{}] * (MAX_ROWS + 1))
     long = httpx.post(f"{served.url}/predict", content=b" " * (MAX_BYTES + 1), timeout=60)
     assert (long.status_code, "at most" in long.json()["detail"]) == (413, True)
+    (named,) = long.headers.get_list("x-request-id")
+    csv = {"x-request-id": "mine", "content-type": "text/csv"}
+    mine = httpx.post(f"{served.url}/predict", content=b"{}", headers=csv)
+    assert (mine.status_code, mine.headers.get_list("x-request-id")) == (415, ["mine"]) and len(named) > 8
+    broken = httpx.post(f"{served.url}/predict", content=b'{"rows": [}')
+    assert broken.status_code == 400 and broken.json() == {
+        "detail": "the body: it is no JSON: Expecting value, at letter 10"
+    }
     for body, said in (({"rows": [], "more": 1}, "more: Extra inputs"), ({"rows": 3}, "rows: Input should be")):
         refused = httpx.post(f"{served.url}/predict", json=body)
         assert refused.status_code == 422 and refused.json()["detail"].startswith(said), refused.text
@@ -117,6 +131,16 @@ def test_values_that_the_model_makes_no_number_of_are_refused(served: Any) -> No
             assert "rows.1: the model gives no number for such values" in str(error)
             refused += 1
     assert refused, "the model's sums of numbers close to float32's end are numbers: this test shows nothing any more"
+
+
+def test_what_another_process_serves_stays(served: Any, export: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "_OWN", set())  # as in another process
+    port = int(served.url.rpartition(":")[2])
+    with pytest.raises(ClusterError, match=r"another process serves 'rtrain' on this cluster already \(RUNNING\)"):
+        rtrain.serve(export, port=port)
+    assert httpx.get(f"{served.url}/healthz").status_code == 200
+    monkeypatch.undo()
+    assert httpx.get(f"{rtrain.serve(export, port=port).url}/healthz").status_code == 200  # its own it may replace
 
 
 def test_a_second_ray_of_one_process_has_a_serve_of_its_own(ray_temp_dir: str) -> None:

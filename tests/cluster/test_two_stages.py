@@ -20,6 +20,7 @@ from rtrain.endpoint.endpoint import Endpoint
 from rtrain.errors import ConfigError, DataError
 from rtrain.serving.app import application_of, what_failed
 from rtrain.serving.recommender import MAX_ASKING
+from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import NoFeatures, SQLite
 from rtrain.stages.recommender import Recommender
@@ -115,6 +116,12 @@ def test_it_answers_as_its_openapi_says(served: Any) -> None:
 def test_two_stages_that_do_not_fit_do_not_start(shop: TwoStages, serve_port: int) -> None:
     with pytest.raises(ConfigError, match="TwoStages.item: the ranking model has no 'itm'"):
         rtrain.serve(replace(shop, item="itm"), port=serve_port)
+
+
+def test_gpus_of_what_finds_items_are_refused(shop: TwoStages) -> None:
+    for finds in (shop, shop.retriever):
+        with pytest.raises(ConfigError, match="Scale.gpus: what finds items computes on CPU. Leave it out"):
+            application_of(finds, **Scale(gpus=0.25).options())
 
 
 def test_why_a_replica_does_not_start_is_told(served: Any, shop: TwoStages, serve_port: int) -> None:

@@ -73,10 +73,26 @@ def test_a_champion_was_judged_against_the_one_before(runs: Path, registry: Regi
         registry.promote("demo", 2, "go")
     PASSES.judge(f"{runs}/good", f"{runs}/bad")
     assert registry.promote("demo", 2, "go", alias="challenger").aliases == ("challenger",)
-    assert registry.promote("demo", 2, "go").aliases == ("champion", "challenger")
-    assert [v.aliases for v in registry.versions("demo")] == [(), ("champion", "challenger")]
+    assert registry.promote("demo", 2, "go").aliases == ("champion",)
+    assert [v.aliases for v in registry.versions("demo")] == [(), ("champion",)]
     assert registry.verify() == []
-    assert [e.what for e in registry.log.entries()] == ["register", "promote", "register", "promote", "promote"]
+    done = ["register", "promote", "register", "promote", "promote", "withdraw"]
+    assert [e.what for e in registry.log.entries()] == done
+
+
+def test_a_challenger_that_is_tried_no_more(runs: Path, registry: Registry) -> None:
+    for run, champion in (("bad", None), ("good", f"{runs}/bad")):
+        registry.register("demo", f"{runs}/{run}", "new")
+        PASSES.judge(f"{runs}/{run}", champion)
+    registry.promote("demo", 1, "go")
+    PASSES.judge(f"{runs}/good", f"{runs}/bad")
+    registry.promote("demo", 2, "go", alias="challenger")
+    assert registry.withdraw("demo", 2, "it errs").aliases == ()
+    assert registry.withdraw("demo", 2, "once more").aliases == () and registry.verify() == []
+    newest = list(registry.log.entries())[-1]
+    assert (newest.what, newest.reason, newest.details["version"]) == ("withdraw", "it errs", 2)
+    registry.client.set_registered_model_alias("demo", "challenger", "2")
+    assert registry.verify() == ["model 'demo': version 2 is challenger, but the log says nobody"]
 
 
 def test_taken_back_is_who_was_champion_before(runs: Path, registry: Registry) -> None:
