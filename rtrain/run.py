@@ -175,9 +175,11 @@ class Handoff:
     dense: Literal["trained", "int8"] = "trained"
     """What weights of the dense part are kept as in the program of a ranking model's export: int8 where that is
     measured to be faster."""
+    pruned: float = 0.0
+    """Share of each matrix's weights of a ranking model's dense part, the least ones, that its export leaves out."""
     tolerance: float = 0.001
-    """How much worse fewer bits may make a metric of the test split, in its unit; beyond it the run ends with an
-    error, and its export is as it was trained. Metrics that group rows by a column are not held."""
+    """How much worse fewer bits or weights may make a metric of the test split, in its unit; beyond it the run ends
+    with an error, and its export is as it was trained. Metrics that group rows by a column are not held."""
 
     def __post_init__(self) -> None:
         if self.serve_check and not self.export:
@@ -196,6 +198,8 @@ class Handoff:
             raise ConfigError(f"handoff.dense: must be trained or int8, got {self.dense!r}")
         if self.dense == "int8" and self.program in ("eager", "compiled"):
             raise ConfigError("handoff.dense: int8 is of an ONNX program. Set handoff.program to measured, or onnx")
+        if not 0 <= self.pruned < 1:
+            raise ConfigError(f"handoff.pruned: must be a share, from 0 to below 1, got {self.pruned}")
         if not self.tolerance >= 0:
             raise ConfigError(f"handoff.tolerance: must be at least 0, got {self.tolerance}")
 

@@ -47,6 +47,8 @@ WITH_PROGRAM = 2
 """The format of an export that has a program of its dense part, which rtrain before it cannot read."""
 LOOKS_UP = 3
 """The format of one whose program looks up by itself, or whose tables are quantised."""
+PRUNED = 4
+"""The format of one whose dense part lacks weights."""
 
 Prediction = float | list[float]
 """A row's probability, or number; of a schema of several labels one for each, in their order."""
@@ -147,8 +149,8 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     if not folder.exists(HEAD):
         raise CheckpointError(f"export {uri!r}: there is no {HEAD}. Give the export folder of a finished run")
     head: dict[str, Any] = folder.read_json(HEAD)
-    if head["format"] > LOOKS_UP:
-        raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {LOOKS_UP}. Update rtrain")
+    if head["format"] > PRUNED:
+        raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {PRUNED}. Update rtrain")
     if part not in head:
         kind, other = head["model"]["$type"].rpartition(":")[2], "serve" if "language" in head else other
         raise CheckpointError(f"export {uri!r}: {kind} is a model of another kind. Read it with rtrain.{other}")
@@ -156,8 +158,9 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
 
 
 def fewer_bits(head: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Of `tables` and of the `dense` part what a head states, where they are kept in fewer bits than trained."""
-    stated = {"tables": head.get("tables", {}), "dense": head.get("program", {}).get("dense", {})}
+    """What a head states of `tables` in fewer bits than trained, of a `dense` part in fewer, and of one `pruned`."""
+    stated = {part: head.get(part, {}) for part in ("tables", "pruned")}
+    stated["dense"] = head.get("program", {}).get("dense", {})
     return {part: told for part, told in stated.items() if told.get("kept", "trained") != "trained"}
 
 

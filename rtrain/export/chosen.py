@@ -90,7 +90,7 @@ def choose(
     with Scratch("program") as scratch:
         stated = _compared(uri, head, kinds, rows, must, tables, scratch / PROGRAM)
         if stated["kind"] != "eager":
-            head["format"] = LOOKS_UP
+            head["format"] = max(LOOKS_UP, head["format"])
         if stated["kind"] == "onnx":
             head["files"] |= put(folder, PROGRAM, lambda to: shutil.move(scratch / PROGRAM, to), check)
     if must and "why" in stated:

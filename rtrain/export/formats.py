@@ -8,6 +8,7 @@ from rtrain.errors import ConfigError
 from rtrain.export.artifact import export
 from rtrain.export.chosen import KINDS, ROWS, Kind, choose, refuse_program
 from rtrain.export.language import export_language, refuse_served
+from rtrain.export.pruned import prune
 from rtrain.export.quantised import quantise
 from rtrain.export.quantised_program import quantise_program
 from rtrain.export.retrieval import export_retrieval, wants_index
@@ -22,6 +23,8 @@ def _rows(
     run: Run, stored: Stored, uri: str, metrics: Mapping[str, float], check: Callable[[], None], dataset: Any
 ) -> str:
     done = export(run.model, run.data.schema, stored, uri, run=run.name, metrics=metrics, check=check)  # type: ignore
+    if run.handoff.pruned:
+        prune(run, done, dataset, check)
     if run.handoff.tables != "trained":
         quantise(run, done, dataset, check)
     wanted = run.handoff.program
@@ -51,11 +54,13 @@ def refuse_export(run: Run, dataset: Any) -> None:
             f"handoff.program: {program} is of models that score rows, and {type(run.model).__name__} is another. "
             "Leave it out"
         )
-    if run.handoff.tables != "trained" and run.model.exported != "rtrain":
-        raise ConfigError(
-            f"handoff.tables: {run.handoff.tables} is of models that score rows, and {type(run.model).__name__} is "
-            "another. Leave it out"
-        )
+    for field, without in (("tables", "trained"), ("pruned", 0.0)):
+        wanted = getattr(run.handoff, field)
+        if wanted != without and run.model.exported != "rtrain":
+            raise ConfigError(
+                f"handoff.{field}: {wanted} is of models that score rows, and {type(run.model).__name__} is another. "
+                "Leave it out"
+            )
     if run.handoff.export and program in KINDS:
         refuse_program(program)
     if run.handoff.export and run.model.exported == "encoders":

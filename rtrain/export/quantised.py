@@ -32,8 +32,13 @@ from rtrain.scratch import Scratch
 from rtrain.storage import Folder, sha256_of
 
 Kept = Literal["float16", "int8", "int4"]
-Part = Literal["tables", "dense"]
-STAYS: Mapping[Part, str] = {"tables": "Tables stay as trained", "dense": "The dense part stays as trained"}
+Part = Literal["tables", "dense", "pruned"]
+STAYS: Mapping[Part, str] = {
+    "tables": "Tables stay as trained",
+    "dense": "The dense part stays as trained",
+    "pruned": "The dense part stays as trained",
+}
+LESS: Mapping[Part, str] = {"tables": "keep more bits", "dense": "keep more bits", "pruned": "leave less out"}
 BITS: Mapping[str, int] = {"int8": 8, "int4": 4}
 ROWS = 1 << 16
 """Of the test split, at most, that are answered both ways: a few more, to the end of a batch."""
@@ -58,12 +63,12 @@ def quantise(run: Run, uri: str, dataset: Any, check: Callable[[], None]) -> Non
         files, sizes = _written(uri, head["files"], tables, kept, scratch)
         stated = {"kept": kept, "bytes": sizes, "difference": 0.0}
         beside = Folder(str(scratch))
-        beside.write_json(HEAD, head | {"format": LOOKS_UP, "files": files, "tables": stated})
+        beside.write_json(HEAD, head | {"format": max(LOOKS_UP, head["format"]), "files": files, "tables": stated})
         stated |= compared(run, Predictor(uri, program="eager"), Predictor(beside.uri), dataset, field="tables")
         for name in files.keys() - head["files"].keys():
             put(folder, name, partial(shutil.move, scratch / name), check)
     check()
-    folder.write_json(HEAD, head | {"format": LOOKS_UP, "files": files, "tables": stated})
+    folder.write_json(HEAD, head | {"format": max(LOOKS_UP, head["format"]), "files": files, "tables": stated})
     for name in head["files"].keys() - files.keys():
         folder.discard(name)
 
@@ -168,7 +173,7 @@ def _metrics(
             raise ConfigError(
                 f"handoff.{field}: {kept} costs {loss:.5f} of {prefix}{metric.name} ({was:.5f} to {now:.5f}) on "
                 f"{rows:,} test rows, and handoff.tolerance is {run.handoff.tolerance:g}. {STAYS[field]}. "
-                "Raise the tolerance, or keep more bits"
+                f"Raise the tolerance, or {LESS[field]}"
             )
         found[f"{prefix}{metric.name}"] = [was, now]
     return found

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import CheckpointError
+from rtrain.export.sparse import unpacked
 from rtrain.parallel.chunks import Chunk
 from rtrain.rounding import ceil_div
 from rtrain.scratch import Scratch
@@ -105,6 +106,7 @@ def load(
         else:
             other(name, local)
     own = model.state_dict()
+    weights = unpacked(weights, {name: x.shape for name, x in own.items()})
     found = {name: weights[name] for name in weights if name.removesuffix(".scale") in tables}
     fitting = {name: stored.to(own[name].dtype) if name in own else stored for name, stored in weights.items()
                if not (apart and name in found)}  # fmt: skip
