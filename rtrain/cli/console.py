@@ -21,7 +21,8 @@ OF_RUNS = ("repeat", "compare")
 def console() -> None:
     """The `rtrain` command."""
     given = sys.argv[1:]
-    sys.exit(guarded(lambda: _console(given), as_json="--json" in given, again="does it, or goes on"))
+    again = "does it, or goes on; what a cluster was told goes on there"
+    sys.exit(guarded(lambda: _console(given), as_json="--json" in given, again=again))
 
 
 def _console(given: list[str]) -> int:

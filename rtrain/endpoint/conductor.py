@@ -86,7 +86,7 @@ class Conductor:
             if not self._state.candidate:
                 raise UserError(f"endpoint {self._state.model!r}: no version is being tried. Release one")
             if not 0 <= share <= 1:
-                raise UserError(f"endpoint {self._state.model!r}: a share is within 0 and 1, got {share}")
+                raise UserError(f"endpoint {self._state.model!r}: a share is 0 to 100 %, got {share:.6g} of all")
             if share == 1:
                 return self._crown(reason, by)
             self._state.held = share

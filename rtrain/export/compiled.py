@@ -1,6 +1,6 @@
 """A ranking model compiled for the machine that answers, by torch's AOTInductor: C++, made a library by g++.
 
-    ~/.cache/rtrain/programs/KEY.pt2     of one export, torch and processor; the cache's place is XDG_CACHE_HOME's
+    ~/.cache/rtrain/programs/KEY-DIGEST.pt2    of one export, torch and processor; XDG_CACHE_HOME moves the cache
 
 A library is code and belongs to one kind of processor, so that it is no part of an export: whoever loads one compiles
 it, once a machine, and keeps it where only the user writes. `rtrain.export.compiler` is the process that does it.
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from rtrain.process import apart_from_here
 from rtrain.scratch import Scratch
+from rtrain.storage import sha256_of
 from rtrain.version import VERSION
 
 DEADLINE_S = 900.0
@@ -62,16 +63,29 @@ def compiled(uri: str, head: Mapping[str, Any], modules: Sequence[str], device: 
     key = key_of(head, device)
     try:
         folder = _cache()
-        kept = folder / f"{key}.pt2"
-        if not kept.exists():
+        kept = _kept(folder, key)
+        if kept is None:
             with _alone(folder / "lock"):
-                if not kept.exists() and (why := lacks_compiler() or _compile(uri, key, modules, device, kept)):
+                kept = _kept(folder, key)  # another process may have been the first
+                if kept is None and (why := lacks_compiler() or _compile(uri, key, modules, device, folder)):
                     return None, why
+                kept = kept or _kept(folder, key)
                 _clear(folder)
+        if kept is None:
+            return None, "what was compiled is gone from the cache already"
         os.utime(kept)
     except OSError as error:
         return None, f"the cache cannot be used ({error}). Let XDG_CACHE_HOME name a folder that is yours"
     return kept, ""
+
+
+def _kept(folder: Path, key: str) -> Path | None:
+    """The library of a key that is whole; one that is not, as of a disk that was full, is removed."""
+    for path in folder.glob(f"{key}-*.pt2"):
+        if path.stem == f"{key}-{sha256_of(path)}":
+            return path
+        path.unlink(missing_ok=True)
+    return None
 
 
 def _cache() -> Path:
@@ -109,8 +123,8 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(uri: str, key: str, modules: Sequence[str], device: str, to: Path) -> str:
-    """Put the library there, at once and whole; returns why it could not be."""
+def _compile(uri: str, key: str, modules: Sequence[str], device: str, folder: Path) -> str:
+    """Put the library into a folder, at once and whole; returns why it could not be."""
     with Scratch("compiled") as scratch:
         made = scratch / "program.pt2"
         asked = {"export": uri, "key": key, "modules": list(modules), "device": device, "to": str(made)}
@@ -118,9 +132,12 @@ def _compile(uri: str, key: str, modules: Sequence[str], device: str, to: Path) 
         told, error = apart_from_here("rtrain.export.compiler", asked, DEADLINE_S, environment=there)
         if why := error or str(told["why"]):
             return why
-        beside = to.with_suffix(f".{os.getpid()}")
-        shutil.copyfile(made, beside)
-        os.replace(beside, to)
+        beside = folder / f"{key}.{os.getpid()}"
+        try:
+            shutil.copyfile(made, beside)
+            os.replace(beside, folder / f"{key}-{sha256_of(made)}.pt2")
+        finally:
+            beside.unlink(missing_ok=True)
     return ""
 
 

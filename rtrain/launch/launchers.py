@@ -98,7 +98,9 @@ class OnRay:
         if run.handoff.serve_check:
             from rtrain.serving.app import check_port
 
-            check_port("127.0.0.1", run.handoff.port)  # now, and not when the training is over
+            check_port(
+                "127.0.0.1", run.handoff.port, "handoff.port", "--handoff.port"
+            )  # now, and not when the training is over
         from rtrain.launch import worker_logs
         from rtrain.launch.ray_train import train_on_ray
 

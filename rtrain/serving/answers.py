@@ -8,9 +8,11 @@ from typing import Any, NamedTuple
 
 import psutil
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits
 from rtrain.version import VERSION
@@ -19,6 +21,10 @@ MAX_ROWS = 10_000
 """Rows that one request may carry, and that are scored in one forward pass."""
 
 
+SAID = 5
+"""Problems of a request that a refusal names."""
+UNREAD = "There was an error parsing the body"
+"""FastAPI's words."""
 KEY_HEADER = "x-rtrain-key"
 """Of a question: who asks, for an endpoint, which gives each the same version again."""
 VERSION_HEADER = "x-rtrain-version"
@@ -141,6 +147,7 @@ def new_api() -> FastAPI:
     api = FastAPI(title="rtrain", version=VERSION, openapi_url=None)
     api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S, json_alone=True)
     api.add_exception_handler(RequestValidationError, _refused)  # type: ignore[arg-type]
+    api.add_exception_handler(HTTPException, _unread)  # type: ignore[arg-type]
     return api
 
 
@@ -150,8 +157,21 @@ async def _refused(request: Request, error: RequestValidationError) -> JSONRespo
     if broken:
         at, why = broken["loc"][-1], broken["ctx"]["error"]
         return JSONResponse({"detail": f"the body: it is no JSON: {why}, at letter {at}"}, 400)
-    problems = [f"{_where(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors()[:5]]
-    return JSONResponse({"detail": "; ".join(problems)}, 422)
+    problems = [f"{_where(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors()]
+    return JSONResponse({"detail": first_few(problems)}, 422)
+
+
+async def _unread(request: Request, error: HTTPException) -> Response:
+    """What FastAPI says of a body that it cannot read has no reason."""
+    if (error.status_code, error.detail) == (400, UNREAD):
+        error.detail = "the body: it is no JSON: it is not UTF-8, or nests too deep"
+    return await http_exception_handler(request, error)
+
+
+def first_few(problems: Sequence[str]) -> str:
+    """In one line; how many more there are."""
+    more = f"; and {len(problems) - SAID} more" if len(problems) > SAID else ""
+    return "; ".join(problems[:SAID]) + more
 
 
 def _where(loc: Sequence[Any]) -> str:

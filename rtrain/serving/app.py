@@ -166,7 +166,7 @@ def deploy(
     if name in there and name not in _OWN and not replace:
         raise ClusterError(
             f"serve: another process serves {name!r} on this cluster already ({there[name].status.value}). Stop it, or "
-            "take its place: --replace"
+            "take its place: --replace, or replace=True"
         )
     if name_of(name) in there:  # of one that was killed
         ray_serve.delete(name_of(name))
@@ -224,8 +224,8 @@ def listen(host: str, port: int) -> None:
     )
 
 
-def check_port(host: str, port: int) -> None:
-    """Make sure that Serve can listen there.
+def check_port(host: str, port: int, field: str = "port", option: str = "--port (of a recipe --handoff.port)") -> None:
+    """Make sure that Serve can listen there; `field` and `option` are what it was asked for by.
 
     Raises:
         ClusterError: something else listens there.
@@ -234,11 +234,11 @@ def check_port(host: str, port: int) -> None:
         own = _get_global_client().http_config.port
         if own != port:
             raise ClusterError(
-                f"handoff.port: {port}, but Ray Serve of this cluster listens on {own} already. Set it to {own}, or "
+                f"{field}: {port}, but Ray Serve of this cluster listens on {own} already. Set it to {own}, or "
                 "stop what is served there"
             )
         return
-    check_free(host, port, "handoff.port", "--handoff.port")
+    check_free(host, port, field, option)
 
 
 def check_free(host: str, port: int, field: str, option: str) -> None:

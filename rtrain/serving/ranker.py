@@ -22,7 +22,7 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.artifact import Prediction, Predictor
 from rtrain.export.request import json_schema
-from rtrain.serving.answers import MAX_ROWS, REFUSALS, Relays, new_api
+from rtrain.serving.answers import MAX_ROWS, REFUSALS, Relays, first_few, new_api
 from rtrain.serving.scale import device_of_replica
 
 
@@ -69,10 +69,8 @@ class Ranker(Relays):
             rows = [row.model_dump() for row in self.rows.validate_python(body.rows)]
             predictions = await self.score(rows) if rows else []
         except ValidationError as error:
-            problems = "; ".join(
-                f"rows.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)[:5]
-            )
-            raise HTTPException(422, problems) from None
+            problems = [f"rows.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+            raise HTTPException(422, first_few(problems)) from None
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         broken = [row for row, found in enumerate(predictions) if not np.isfinite(found).all()]

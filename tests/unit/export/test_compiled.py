@@ -48,7 +48,8 @@ def of_din(folder: Path, cache: Path) -> Run:
 
 
 def library_in(kept: Path, run: Run) -> Path:
-    return kept / f"{key_of(head_of(f'{run.folder}/export'), 'cpu')}.pt2"
+    (path,) = kept.glob(f"{key_of(head_of(f'{run.folder}/export'), 'cpu')}-*.pt2")
+    return path
 
 
 def answers_as_the_trainer(run: Run, predictor: Predictor) -> None:
@@ -102,6 +103,23 @@ def test_a_second_process_takes_what_is_kept(of_din: Run, kept: Path, monkeypatc
     monkeypatch.setenv("CXX", "no-compiler")  # it need not compile
     answers_as_the_trainer(of_din, Predictor(f"{of_din.folder}/export"))
     assert library.stat().st_ino == before
+
+
+@pytest.mark.parametrize("compiler", [None, "no-compiler"])
+def test_a_library_that_is_not_whole_is_compiled_again(
+    compiler: str | None, of_din: Run, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = library_in(kept, of_din)
+    whole = library.read_bytes()
+    library.write_bytes(whole[: len(whole) // 2])
+    if compiler:
+        monkeypatch.setenv("CXX", compiler)
+        with pytest.warns(RtrainWarning, match=r"torch's modules answer: there is no C\+\+ compiler"):
+            assert Predictor(f"{of_din.folder}/export").program is None
+        assert not library.exists()
+        library.write_bytes(whole)
+    else:
+        answers_as_the_trainer(of_din, Predictor(f"{of_din.folder}/export"))
 
 
 def test_a_process_that_is_killed_leaves_no_file(of_din: Run, tmp_path: Path) -> None:
