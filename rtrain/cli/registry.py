@@ -1,18 +1,27 @@
 """What all verbs of the registry take, and how they open it."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rtrain.cli.verb import Argument
+from rtrain.errors import UserError
 
 if TYPE_CHECKING:
     from rtrain.release.registry import Registry
 
 
-def registry_of(options: argparse.Namespace) -> "Registry":
-    """The one that the arguments name."""
+def registry_of(options: argparse.Namespace, *, makes: bool = False) -> "Registry":
+    """The one that the arguments name; who `makes` one has it made where there is none.
+
+    Raises:
+        UserError: there is none.
+    """
     from rtrain.release.registry import Registry
 
+    file = options.registry.removeprefix("sqlite:///")
+    if not makes and file != options.registry and not Path(file).exists():
+        raise UserError(f"registry {options.registry!r}: there is none. rtrain promote, or release, makes it")
     return Registry(options.registry, options.audit)
 
 

@@ -28,7 +28,7 @@ def _gate(options: argparse.Namespace) -> int:
     if options.model:
         if champion:
             raise UserError("gate: --champion and --model both say who answers now. Give one of them")
-        holder = registry_of(options).holder(options.model, "champion")
+        holder = registry_of(options, makes=True).holder(options.model, "champion")
         champion = holder.export if holder else None
     if options.retriever and options.ranker:
         raise UserError("gate: --retriever and --ranker are each the stage that RUN is not. Give one of them")
@@ -55,7 +55,7 @@ def _import(modules: list[str]) -> None:
 
 
 def _promote(options: argparse.Namespace) -> int:
-    registry = registry_of(options)
+    registry = registry_of(options, makes=True)
     made = registry.register(options.model, options.target, options.reason)
     made = registry.promote(options.model, made.version, options.reason, alias=options.alias)
     answer(options, made.to_json(), made)

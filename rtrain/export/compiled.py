@@ -73,7 +73,8 @@ def compiled(uri: str, head: Mapping[str, Any], modules: Sequence[str], device: 
                 _clear(folder)
         if kept is None:
             return None, "what was compiled is gone from the cache already"
-        os.utime(kept)
+        with suppress(OSError):  # of a folder that is only read, as of an image
+            os.utime(kept)
     except OSError as error:
         return None, f"the cache cannot be used ({error}). Let XDG_CACHE_HOME name a folder that is yours"
     return kept, ""
@@ -89,7 +90,7 @@ def _kept(folder: Path, key: str) -> Path | None:
 
 
 def _cache() -> Path:
-    """The folder, which nobody else writes.
+    """The folder, which nobody else writes but root.
 
     Raises:
         OSError: it cannot be made, or others write there.
@@ -98,7 +99,7 @@ def _cache() -> Path:
     folder = (Path(home) if home else Path.home() / ".cache") / "rtrain" / "programs"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     found = folder.stat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
         raise PermissionError(f"{folder} is another's, or others may write there")
     return folder
 

@@ -216,3 +216,26 @@ def test_the_commands(runs: Path, registry: Registry, capsys: Any, monkeypatch: 
     assert ended("audit", "verify")[0] == 1
     code, told = ended("versions", "other")
     assert code == 2 and "there is no model 'other'" in told.err
+
+
+@pytest.mark.parametrize(
+    "words", [("versions", "demo"), ("audit", "show"), ("audit", "verify"), ("rollback", "demo", "--reason", "a try")]
+)
+def test_who_reads_makes_no_registry(
+    words: tuple[str, ...], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rtrain", *words])
+    with pytest.raises(SystemExit) as end:
+        console()
+    said = "registry 'sqlite:///runs/registry.db': there is none. rtrain promote, or release, makes it"
+    assert end.value.code == 2 and said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_log_that_is_not_there_is_not_whole(
+    registry: Registry, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["rtrain", "audit", "verify", "--registry", registry.uri, "--audit", "no/log"])
+    with pytest.raises(SystemExit) as end:
+        console()
+    assert end.value.code == 2 and "audit verify: there is no log in 'no/log'" in capsys.readouterr().err
