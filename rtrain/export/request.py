@@ -53,7 +53,7 @@ def _kind(value: bool | str) -> str:
 Word = Annotated[str, AfterValidator(_whole)]
 """JSON can spell what is no text."""
 Whole = Annotated[int, BeforeValidator(_number)]
-Second = Annotated[Whole, Field(ge=FIRST_SECOND, le=LAST_SECOND)]
+Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND), BeforeValidator(_number)]
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST, strict=True)]
 
 

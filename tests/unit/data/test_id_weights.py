@@ -203,4 +203,4 @@ def test_the_json_schema_says_what_they_are() -> None:
     found = json_schema(SCHEMA)["properties"]
     assert found["rated"]["description"] == "the weight of each id of seen, as many"
     assert found["much"]["description"] == "the weight of each id of tags, kinds, as many"
-    assert found["much"]["items"]["anyOf"][0]["type"] == "number"
+    assert found["much"]["anyOf"][0]["items"]["anyOf"][0]["type"] == "number"

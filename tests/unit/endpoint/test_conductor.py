@@ -26,8 +26,8 @@ class Written(Conductor):
         self.done: list[Any] = []
         super().__init__(state)
 
-    def _promote(self, number: int, why: str) -> None:
-        self.done.append(("promote", number))
+    def _mark(self, how: str, number: int, why: str) -> None:
+        self.done.append((how, number))
 
     def _remove(self, app: str) -> None:
         self.done.append(("remove", app))
@@ -77,7 +77,8 @@ def test_a_blue_green_release_is_judged_and_crowned(conductor: Written) -> None:
 def test_a_blue_green_release_that_fails_goes_back(conductor: Written) -> None:
     begin(conductor, Canary(steps=(1.0,), seconds=0, answers=50, patience_s=60))
     assert conductor.ask(40, failed=40) == (ONE.app, "", 0.0)
-    assert conductor.settle() == [("remove", TWO.app)] and conductor.told == [("begin", 1.0), ("take back", 1.0)]
+    assert conductor.settle() == [("remove", TWO.app), ("withdraw", 2)]
+    assert conductor.told == [("begin", 1.0), ("take back", 1.0)]
 
 
 @pytest.mark.parametrize("shadow", [0.0, 0.5])
@@ -101,7 +102,7 @@ def test_an_ab_test_waits_for_a_person_who_may_crown_it(conductor: Written) -> N
     assert conductor.ask(500) == (ONE.app, TWO.app, 0.5)
     conductor.hold(0.3, "less", "me")
     assert conductor.ask(500) == (ONE.app, TWO.app, 0.3) and "held at 30%" in conductor.status()["step"]
-    with pytest.raises(UserError, match="within 0 and 1, got 1.5"):
+    with pytest.raises(UserError, match="a share is 0 to 100 %, got 1.5 of all"):
         conductor.hold(1.5, "more", "me")
     conductor.hold(1.0, "it won", "me")
     assert conductor.ask(0) == (TWO.app, "", 0.0)
@@ -142,10 +143,10 @@ def test_what_was_decided_and_not_done_is_done_by_the_one_that_starts_again(tmp_
 def test_what_cannot_be_done_is_said_and_keeps_nothing_up(
     conductor: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(number: int, why: str) -> None:
+    def refuse(how: str, number: int, why: str) -> None:
         raise UserError("the registry is away")
 
-    monkeypatch.setattr(conductor, "_promote", refuse)
+    monkeypatch.setattr(conductor, "_mark", refuse)
     begin(conductor, Canary(steps=(1.0,), seconds=0, answers=5, patience_s=60))
     conductor.ask(5)
     assert conductor.settle() == [("remove", ONE.app)]
