@@ -21,7 +21,7 @@ OF_RUNS = ("repeat", "compare")
 def console() -> None:
     """The `rtrain` command."""
     given = sys.argv[1:]
-    again = "does it, or goes on; what a cluster was told goes on there"
+    again = next((verb.again for verb in OWN_VERBS if verb.name in given[:1]), Verb.again)
     sys.exit(guarded(lambda: _console(given), as_json="--json" in given, again=again))
 
 

@@ -233,6 +233,7 @@ ENDPOINT = (
             *REGISTRY,
         ),
         _release,
+        again="does it; a version that is being tried already goes on there, and rtrain endpoints shows it",
     ),
     Verb(
         "endpoints",

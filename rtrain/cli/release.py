@@ -169,6 +169,7 @@ RELEASE = (
             *REGISTRY,
         ),
         _promote,
+        again="does it, if it was not done yet: rtrain audit show",
     ),
     Verb(
         "rollback",
@@ -184,6 +185,7 @@ RELEASE = (
             *REGISTRY,
         ),
         _rollback,
+        again="does it, if it was not done yet: rtrain audit show",
     ),
     Verb("versions", "list a model's versions, and which is the champion", (MODEL, *REGISTRY), _versions),
     Verb(

@@ -28,6 +28,8 @@ class Verb:
     """Of which one is to be named, where the verb itself does nothing."""
     example: str = ""
     """What stands below the options in `--help`, line by line as it is."""
+    again: str = "does it, or goes on; what a cluster was told goes on there"
+    """What the same command does after an interruption."""
 
 
 def answer(options: argparse.Namespace, answer: dict[str, Any], text: object) -> None:

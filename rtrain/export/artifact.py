@@ -11,6 +11,7 @@ A folder without export.json is not an export. Nothing is pickled.
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -25,7 +26,7 @@ from rtrain.batch import Batch, copied, each
 from rtrain.checkpoint.format import Stored
 from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
-from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainWarning, UserError
+from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainError, RtrainWarning, UserError
 from rtrain.export.compiled import Compiled, compiled
 from rtrain.export.flat import Requests, flat_row
 from rtrain.export.huggingface import is_language
@@ -217,6 +218,14 @@ def library_of(uri: str, head: Mapping[str, Any], device: str = "cpu") -> tuple[
     except ConfigError as error:
         return None, str(error)
     return compiled(uri, head, modules, device)
+
+
+def prepare(uri: str) -> None:
+    """Do what loading an export does once a machine: compile one that says so. What is wrong, who loads it says."""
+    with suppress(RtrainError, ValueError, LookupError, TypeError):
+        head = read_head(uri, "schema", "Encoders")
+        if head.get("program", {}).get("kind") == "compiled":
+            library_of(uri, head)
 
 
 class Predictor:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -90,7 +91,7 @@ def _kept(folder: Path, key: str) -> Path | None:
 
 
 def _cache() -> Path:
-    """The folder, which nobody else writes but root.
+    """The folder, which nobody else writes but root, below others that not everybody may take away.
 
     Raises:
         OSError: it cannot be made, or others write there.
@@ -101,6 +102,10 @@ def _cache() -> Path:
     found = folder.stat()
     if found.st_uid not in (os.getuid(), 0) or found.st_mode & 0o022:
         raise PermissionError(f"{folder} is another's, or others may write there")
+    for parent in folder.parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+            raise PermissionError(f"{parent}, in which it is, may be written by everybody")
     return folder
 
 

@@ -29,13 +29,14 @@ def packed(name: str, x: Tensor) -> dict[str, Tensor]:
 
 
 def unpacked(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """All weights by their own names; `shapes`: of those that the model has.
+    """All weights by their own names; `shapes`: of those that the model has, which may be called `kept` or `values`.
 
     Raises:
         CheckpointError: one that the model has not, or whose values are other than the bits say.
     """
-    found = {name: x for name, x in weights.items() if not name.endswith((KEPT, VALUES))}
-    for name in (name.removesuffix(KEPT) for name in weights if name.endswith(KEPT)):
+    sparse = {name.removesuffix(KEPT) for name in weights if name.endswith(KEPT) and name not in shapes}
+    found = {name: x for name, x in weights.items() if name.rpartition(".")[0] not in sparse or name in shapes}
+    for name in sorted(sparse):
         if name not in shapes or name + VALUES not in weights:
             raise CheckpointError(f"export: {name} is no weight of its model, or has no values. Export the run again")
         shape, values = shapes[name], weights[name + VALUES]

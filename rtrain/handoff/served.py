@@ -22,13 +22,11 @@ AT_ONCE = 16
 
 def compare_served(run: Run, exported: str, dataset: Any) -> float:
     """Largest difference between HTTP answers and the predictions that the trainer recorded."""
-    from rtrain.serving.app import deploy
-
     recorded = Folder(run.folder).read_json(PREDICTIONS)
     if run.model.exported == "hugging face":
         return _tokens_served(run, exported, recorded, dataset)
     rows = rows_of(dataset.raw("test", 0, len(recorded["rows"])), dataset.schema)
-    served = deploy(exported, name=run.name, port=run.handoff.port, replace=True)
+    served = _deployed(run, exported)
     try:
         answers = served.predict_concurrently([rows[i : i + 16] for i in range(0, len(rows), 16)])
     finally:
@@ -36,12 +34,18 @@ def compare_served(run: Run, exported: str, dataset: Any) -> float:
     return apart([p for answer in answers for p in answer], recorded["predictions"])
 
 
-def _tokens_served(run: Run, exported: str, recorded: Mapping[str, Any], dataset: Any) -> float:
-    """The same of a language model: the losses of rows, of what it says of their tokens."""
+def _deployed(run: Run, exported: str) -> Any:
+    """Beside all else that the cluster serves, by a name and a path that are only this check's."""
     from rtrain.serving.app import deploy
 
+    name = f"check-{run.name}"
+    return deploy(exported, name=name, prefix=f"/{name}", port=run.handoff.port, replace=True)
+
+
+def _tokens_served(run: Run, exported: str, recorded: Mapping[str, Any], dataset: Any) -> float:
+    """The same of a language model: the losses of rows, of what it says of their tokens."""
     rows = [dataset.shards.sample(number).tolist() for number in recorded["rows"]]
-    served = deploy(exported, name=run.name, port=run.handoff.port, replace=True)
+    served = _deployed(run, exported)
     try:
         with ThreadPoolExecutor(max_workers=min(AT_ONCE, len(rows))) as pool:
             losses = list(pool.map(served.loss, rows))

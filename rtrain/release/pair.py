@@ -13,7 +13,7 @@ import numpy as np
 
 from rtrain import config
 from rtrain.errors import RtrainError, one_line
-from rtrain.export.artifact import modules_of
+from rtrain.export.artifact import modules_of, prepare
 from rtrain.process import apart_from_here
 from rtrain.stages.config import TwoStages
 
@@ -47,6 +47,7 @@ def ask_both(stages: TwoStages, rows: Sequence[Mapping[str, Any]], k: int) -> Pa
             whom it knows.
         k: items of each.
     """
+    prepare(stages.ranker)
     told = config.to_dict(stages)
     own = [name for name in modules_of(told) if name in sys.modules]
     asked = {"stages": told, "rows": list(rows), "k": k, "modules": own}

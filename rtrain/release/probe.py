@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from rtrain.errors import RtrainError, one_line
+from rtrain.export.artifact import prepare
 from rtrain.process import apart_from_here
 
 DEADLINE_S = 600.0
-"""For loading and answering."""
+"""For loading and answering, beside what is done once a machine."""
 SIZES = (1, 64)
 """Rows of a request whose time is taken."""
 TIMES = 100
@@ -73,6 +74,7 @@ def probe(
         modules: of a model of one's own, imported here, which the process imports first.
         deadline_s: how long it may take.
     """
+    prepare(export)
     asked = {"export": export, "rows": list(rows), "said": list(said), "modules": list(modules)}
     told, error = apart_from_here("rtrain.release.probe", asked, deadline_s)
     return Probed(error=error) if error else Probed(**told)

@@ -141,6 +141,7 @@ def deploy(
     *,
     name: str,
     port: int,
+    prefix: str = "/",
     scale: Scale = ONE,
     host: str = "127.0.0.1",
     session: ExitStack | None = None,
@@ -149,10 +150,10 @@ def deploy(
 ) -> Served:
     """Serve an export, or two, on the Ray that is joined, and wait until it answers; with a `grpc_port` over gRPC too.
 
-    `replace`: also where another process serves on this cluster by that name.
+    `prefix`: of its paths. `replace`: also where another process serves on this cluster by that name.
 
     Raises:
-        ClusterError: a port is taken, or another process serves already.
+        ClusterError: a port is taken, another process serves already, or another application has the prefix.
         CheckpointError: there is no intact export.
         ConfigError: gRPC of what has none.
     """
@@ -168,13 +169,17 @@ def deploy(
             f"serve: another process serves {name!r} on this cluster already ({there[name].status.value}). Stop it, or "
             "take its place: --replace, or replace=True"
         )
+    if other := _at(prefix) - {name}:
+        raise ClusterError(
+            f"serve: {min(other)!r} answers at {prefix} of this cluster already. Stop it, or serve on another cluster"
+        )
     if name_of(name) in there:  # of one that was killed
         ray_serve.delete(name_of(name))
     if grpc_port is not None:
         check_free(host, grpc_port, "grpc_port", "--grpc-port")
     try:
         listen(host, port)
-        ray_serve.run(app, name=name, route_prefix="/")
+        ray_serve.run(app, name=name, route_prefix=prefix)
         rpc = listen_rpc(name, host, grpc_port) if grpc_port is not None else ""
     except (RayError, RuntimeError, TimeoutError) as error:
         if why := what_failed(name):
@@ -185,7 +190,16 @@ def deploy(
             "command tries again; of a run the training is done and kept"
         ) from error
     _OWN.add(name)
-    return Served(name=name, url=f"http://{host}:{port}", asked=_asked(served), session=session or ExitStack(), rpc=rpc)
+    url = f"http://{host}:{port}{prefix.rstrip('/')}"
+    return Served(name=name, url=url, asked=_asked(served), session=session or ExitStack(), rpc=rpc)
+
+
+def _at(prefix: str) -> set[str]:
+    """Applications of this cluster that answer there."""
+    if not ray_serve.status().applications:
+        return set()
+    there = _get_global_client().get_serve_details()["applications"]
+    return {name for name, told in there.items() if told["route_prefix"] == prefix}
 
 
 def _asked(served: "str | TwoStages") -> str:

@@ -1,5 +1,6 @@
 """The served application holds to its own OpenAPI, whatever schemathesis sends it."""
 
+import json
 import random
 import socket
 import subprocess
@@ -146,6 +147,19 @@ def test_what_another_process_serves_stays(served: Any, export: str, monkeypatch
     assert httpx.get(f"{served.url}/healthz").status_code == 200
     monkeypatch.undo()
     assert httpx.get(f"{rtrain.serve(export, port=port).url}/healthz").status_code == 200  # its own it may replace
+
+
+def test_the_check_of_a_run_leaves_what_is_served(served: Any, export: str, tmp_path: Path) -> None:
+    """Also where the run is called as the application is."""
+    port = int(served.url.rpartition(":")[2])
+    with pytest.raises(ClusterError, match=r"serve: 'rtrain' answers at / of this cluster already. Stop it, or serve"):
+        app.deploy(export, name="another", port=port)
+    changes = {"name": "rtrain", "storage": str(tmp_path), "duration.steps": 5, "handoff.port": port, "tracking.to": ()}
+    rtrain.train(rtrain.override(debug(), changes | {"handoff.serve_check": "true"}), quiet=True)
+    result = json.loads((tmp_path / "rtrain" / "result.json").read_text())
+    assert result["served"] is True and result["served_max_difference"] <= 1e-5
+    assert httpx.get(f"{served.url}/healthz").status_code == 200
+    assert httpx.get(f"{served.url}/check-rtrain/healthz").status_code == 404  # it has gone
 
 
 def test_a_second_ray_of_one_process_has_a_serve_of_its_own(ray_temp_dir: str) -> None:

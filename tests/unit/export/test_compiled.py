@@ -14,7 +14,7 @@ import torch
 
 from rtrain.errors import CheckpointError, ConfigError, RtrainWarning
 from rtrain.export import compiled
-from rtrain.export.artifact import Predictor
+from rtrain.export.artifact import Predictor, prepare
 from rtrain.export.compiled import key_of
 from rtrain.release.gate import Gate
 from rtrain.release.servable import Faithful, Servable
@@ -122,6 +122,16 @@ def test_a_library_that_is_not_whole_is_compiled_again(
         answers_as_the_trainer(of_din, Predictor(f"{of_din.folder}/export"))
 
 
+def test_what_is_done_once_a_machine_can_be_done_before(of_din: Run, kept: Path, tmp_path: Path) -> None:
+    library = library_in(kept, of_din)
+    library.unlink()
+    prepare(f"{of_din.folder}/export")
+    assert library_in(kept, of_din).exists()
+    (tmp_path / "export.json").write_text("{")
+    for nothing in (str(tmp_path), str(tmp_path / "none"), of_din.folder):
+        prepare(nothing)  # who loads it says what is wrong
+
+
 def test_a_process_that_is_killed_leaves_no_file(of_din: Run, tmp_path: Path) -> None:
     code = (
         "import os, signal; from rtrain.export.artifact import Predictor; "
@@ -158,6 +168,10 @@ def test_a_cache_that_others_write_is_not_used(of_din: Run, tmp_path: Path, monk
         Predictor(f"{of_din.folder}/export", program="compiled")
     with pytest.warns(RtrainWarning, match="torch's modules answer: the cache cannot be used"):
         predictor = Predictor(f"{of_din.folder}/export")
+    programs.chmod(0o700)
+    tmp_path.chmod(0o777)
+    with pytest.raises(CheckpointError, match=rf"\({tmp_path}, in which it is, may be written by everybody\)"):
+        Predictor(f"{of_din.folder}/export", program="compiled")
     rows, said = asked_of(of_din)
     assert predictor.program is None and np.abs(np.array(predictor.predict(rows)) - said).max() < 1e-5
 

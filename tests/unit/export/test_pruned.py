@@ -48,6 +48,13 @@ def test_what_does_not_fit_is_refused() -> None:
         unpacked(stored | {"a" + VALUES: torch.ones(3)}, {"a": torch.Size((4, 4))})
 
 
+def test_a_weight_of_a_model_may_be_called_as_what_is_packed() -> None:
+    x = torch.ones(2, 2)
+    own = {"bank" + VALUES: x, "bank" + KEPT: 2 * x, "b": x}
+    found = unpacked({"bank" + VALUES: x, "bank" + KEPT: 2 * x} | packed("b", x), {name: x.shape for name in own})
+    assert found.keys() == own.keys() and all(torch.equal(found[name], own[name]) for name in own)
+
+
 @pytest.mark.parametrize(
     ("name", "more"),
     [
