@@ -7,13 +7,14 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import psutil
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from rtrain.errors import did_you_mean
 from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits
 from rtrain.version import VERSION
 
@@ -157,7 +158,7 @@ async def _refused(request: Request, error: RequestValidationError) -> JSONRespo
     if broken:
         at, why = broken["loc"][-1], broken["ctx"]["error"]
         return JSONResponse({"detail": f"the body: it is no JSON: {why}, at letter {at}"}, 400)
-    problems = [f"{_where(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors()]
+    problems = [f"{where_of(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors()]
     return JSONResponse({"detail": first_few(problems)}, 422)
 
 
@@ -174,6 +175,22 @@ def first_few(problems: Sequence[str]) -> str:
     return "; ".join(problems[:SAID]) + more
 
 
-def _where(loc: Sequence[Any]) -> str:
+def where_of(loc: Sequence[Any]) -> str:
     """A field's place, without what pydantic calls the members of a union."""
     return ".".join(str(part) for part in loc if "[" not in str(part))
+
+
+def takes(*names: str) -> Any:
+    """For a route: refuse what its query has beside these, and one that it has twice."""
+
+    def check(request: Request) -> None:
+        seen = set[str]()
+        for name, _ in request.query_params.multi_items():
+            if name not in names:
+                do = did_you_mean(name, names) or f". Known: {', '.join(names)}"
+                raise HTTPException(422, f"{name[:60]}: there is no such parameter{do}")
+            if name in seen:
+                raise HTTPException(422, f"{name}: it is given twice. POST them to ask for several")
+            seen.add(name)
+
+    return Depends(check)

@@ -14,6 +14,7 @@ from rtrain.export.request import Word
 from rtrain.language.model import Language
 from rtrain.language.pieces import Piece, Token
 from rtrain.language.sampling import Sampling
+from rtrain.serving.answers import where_of
 
 
 class Refused(Exception):
@@ -38,9 +39,10 @@ async def unread(request: Request, error: RequestValidationError) -> JSONRespons
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return await refused(request, Refused(400, f"the body is not JSON ({first['ctx']['error']})"))
-    # Of a union each member complains; its name is no part of the field's.
-    where = ".".join(str(part) for part in first["loc"][1:] if part != "str" and "[" not in str(part))
-    return await refused(request, Refused(422, f"{where or 'the body'}: {first['msg']}"))
+    # Of a union each member complains, and who came furthest is the one that was meant.
+    told = max((e for e in error.errors() if e["loc"][:2] == first["loc"][:2]), key=lambda e: len(e["loc"]))
+    where = where_of([part for part in told["loc"][1:] if part != "str"])
+    return await refused(request, Refused(422, f"{where or 'the body'}: {told['msg']}"))
 
 
 class StreamOptions(BaseModel):

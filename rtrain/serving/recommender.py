@@ -24,7 +24,7 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.popular import Unknown
 from rtrain.serving.answers import REFUSALS, Relays, new_api
-from rtrain.serving.retriever import MAX_K, Found, Name, Question, one_user, schema_of
+from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, one_user, schema_of
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
 
@@ -86,7 +86,7 @@ class Recommends(Relays):
             "unknown": found.unknown,
         }
 
-    @api.get("/recommend", response_model=Ordered, responses=REFUSALS)
+    @api.get("/recommend", response_model=Ordered, responses=REFUSALS, dependencies=[ONE_USER])
     async def recommend_one(
         self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = "refuse"
     ) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from rtrain.errors import DataError
 from rtrain.export.encoders import Asked, Encoders
 from rtrain.export.popular import Unknown
 from rtrain.export.request import Whole, Word
-from rtrain.serving.answers import REFUSALS, Relays, new_api
+from rtrain.serving.answers import REFUSALS, Relays, new_api, takes
 
 MAX_WHOM = 1000
 """Who may ask in one request, and is answered in one pass."""
@@ -38,6 +38,10 @@ STRANGERS = (
     "users, and items of histories, that the data do not have; popular: such items are left out, and such users, and "
     "empty histories, are offered the most frequent items, with the share of all that each was as its score"
 )
+
+
+ONE_USER = takes("user", "k", "unknown")
+"""Parameters of one user's question."""
 
 
 class Question(BaseModel):
@@ -116,7 +120,7 @@ class Retriever(Relays):
             "unknown": np.flatnonzero(asked.strangers).tolist(),
         }
 
-    @api.get("/recommend", response_model=Found, responses=REFUSALS)
+    @api.get("/recommend", response_model=Found, responses=REFUSALS, dependencies=[ONE_USER])
     async def recommend_one(
         self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = "refuse"
     ) -> dict[str, Any]:

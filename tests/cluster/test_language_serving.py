@@ -140,6 +140,7 @@ def test_an_altered_export_is_refused(exported: str, tmp_path: Path) -> None:
         ("completions", {"temperature": 9}, 422, "temperature", None),
         ("completions", {"best_of": 2}, 422, "best_of", None),
         ("completions", {"prompt": {"a": 1}}, 422, "prompt", None),
+        ("completions", {"prompt": [5, True]}, 422, "prompt.1", None),
         ("completions", {"prompt": ""}, 400, "prompt", None),
         ("completions", {"prompt": [300]}, 400, "prompt", None),
         ("completions", {"max_tokens": 512}, 400, "prompt", "context_length_exceeded"),

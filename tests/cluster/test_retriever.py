@@ -119,6 +119,14 @@ def test_what_does_not_fit_is_one_line(pairs: tuple[Any, Encoders]) -> None:
     ):
         refused = httpx.post(f"{served.url}/recommend", json=body, timeout=60)
         assert refused.status_code == 422 and refused.json()["detail"].startswith(said), refused.text
+    for query, said in (
+        ("user=u1&n=3", "n: there is no such parameter. Known: user, k, unknown"),
+        ("user=u1&unkown=popular", "unkown: there is no such parameter; did you mean 'unknown'?"),
+        ("user=u1&user=u2", "user: it is given twice. POST them to ask for several"),
+        ("k=3", "user: Field required"),
+    ):
+        refused = httpx.get(f"{served.url}/recommend?{query}", timeout=60)
+        assert (refused.status_code, refused.json()["detail"]) == (422, said)
     many = httpx.post(f"{served.url}/recommend", json={"whom": ["u1"] * (MAX_WHOM + 1)}, timeout=60)
     assert (many.status_code, f"at most {MAX_WHOM}" in many.json()["detail"]) == (413, True)
     with pytest.raises(DataError, match="there is no user 'x'"):
