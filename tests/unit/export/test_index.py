@@ -129,9 +129,11 @@ def test_wrong_vectors_and_files_are_refused(made: Any, tmp_path: Path) -> None:
         write_index(np.full((100, 4), np.nan, np.float32), tmp_path / "x")
     with pytest.raises(ConfigError, match="k must be at least 1, got 0"):
         find(index, [], users, items, hiding([[]] * 200), 0)
-    with pytest.raises(CheckpointError, match="has 5000 items of 16 dimensions in 64 cells, and the export 4999 of 16"):
-        index.refuse_other((4999, 16), 64)
-    with pytest.raises(CheckpointError, match="dimensions in 64 cells, and the export 5000 of 16 in 32"):
+    with pytest.raises(
+        CheckpointError, match="has 5000 items of 16 dimensions in 256 cells, and the export 4999 of 16"
+    ):
+        index.refuse_other((4999, 16), 256)
+    with pytest.raises(CheckpointError, match="dimensions in 256 cells, and the export 5000 of 16 in 32"):
         index.refuse_other((5000, 16), 32)
     (tmp_path / "junk").write_bytes(b"junkjunk" * 20)
     with pytest.raises(CheckpointError, match="faiss cannot read it"):
@@ -260,7 +262,7 @@ def test_a_file_that_was_altered_or_is_not_said_is_refused(folder: Path, tmp_pat
         with pytest.raises(CheckpointError, match=rf"does not say of {INDEX} what it is"):
             Encoders(str(export))
     (export / "export.json").write_text(json.dumps(head | {"index": head["index"] | {"cells": 7}}))
-    with pytest.raises(CheckpointError, match="in 32 cells, and the export .* in 7. Export the run again"):
+    with pytest.raises(CheckpointError, match="in 128 cells, and the export .* in 7. Export the run again"):
         Encoders(str(export))
 
 
