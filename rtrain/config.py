@@ -353,7 +353,10 @@ def _resolve(path: object) -> Any:
         except ModuleNotFoundError:
             raise ConfigError(f"{path}: the stored config names a module that this rtrain does not have") from None
     elif module not in sys.modules:
-        raise ConfigError(f"{path}: the stored config names a class outside rtrain. Import {module!r} first")
+        raise ConfigError(
+            f"{path}: the stored config names a class outside rtrain. Import {module!r} first "
+            f"(a command: --module {module})"
+        )
     target: Any = sys.modules[module]
     for part in name.split("."):
         target = getattr(target, part, None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rtrain.cli.answer import guarded, refuse
+from rtrain.cli.own import import_own
 from rtrain.cli.recipe import RECIPE_VERBS, VERBS
 from rtrain.cli.verb import Argument, Verb
 from rtrain.cli.verbs import VERBS as OWN_VERBS
@@ -52,6 +53,7 @@ def _console(given: list[str]) -> int:
         return _run_recipe(options, rest)
     if rest:
         raise UserError(f"rtrain {options.verb}: it takes no {' '.join(rest)}; see rtrain {options.verb} --help")
+    import_own(options)
     return int(options.run(options))
 
 

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from rtrain.cli.own import MODULE
 from rtrain.cli.registry import MODEL, REASON, REGISTRY
 from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
@@ -211,6 +212,7 @@ ENDPOINT = (
             ),
             Argument("--ranker", default="", metavar="RUN", help="the same of a retrieval model, with what orders it"),
             *STAGES,
+            MODULE,
             Argument("--port", type=int, default=8000, help="of Ray Serve (default: 8000)"),
             Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
             Argument(

@@ -1,10 +1,9 @@
 """`rtrain gate`, `promote`, `rollback`, `versions` and `audit`: what they take, and what they do."""
 
 import argparse
-import os
 import sys
-from importlib import import_module
 
+from rtrain.cli.own import MODULE
 from rtrain.cli.registry import MODEL, REASON, REGISTRY, registry_of
 from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
@@ -13,7 +12,6 @@ from rtrain.errors import UserError
 
 def _gate(options: argparse.Namespace) -> int:
     """Exit code 1 of a model that is refused."""
-    _import(options.module)
     from rtrain.release.gate import Gate
     from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
     from rtrain.release.servable import Faithful, SameRequests, Servable, Within
@@ -41,17 +39,6 @@ def _gate(options: argparse.Namespace) -> int:
     verdict = gate.judge(options.target, champion, stages=stages, say=say)
     answer(options, verdict.to_json(), verdict)
     return 0 if verdict.passed else 1
-
-
-def _import(modules: list[str]) -> None:
-    """From wherever Python looks, or the folder that the command is called in."""
-    if modules:
-        sys.path.append(os.getcwd())  # behind all others: a file named like a package of theirs is not meant
-    for name in modules:
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            raise UserError(f"--module: {error}. Call rtrain in the folder that has it") from None
 
 
 def _promote(options: argparse.Namespace) -> int:
@@ -134,10 +121,7 @@ RELEASE = (
             Argument("--size-mb", type=float, help="most that its files may have"),
             Argument("--memory-mb", type=float, help="most that a process may hold that answers"),
             Argument("--latency-ms", type=float, help="most that the 99th percentile of one row's time may be"),
-            Argument(
-                "--module", action="append", default=[], metavar="NAME",
-                help="that has the class of a model of your own, as Python imports it from this folder",
-            ),
+            MODULE,
             Argument(
                 "--retriever", default="", metavar="RUN",
                 help="of two stages: RUN is a ranking model that orders what this one finds; both are judged together",
@@ -182,6 +166,7 @@ RELEASE = (
                 action="store_true",
                 help="and let it answer; where a version is being tried, take that one back instead",
             ),
+            MODULE,
             *REGISTRY,
         ),
         _rollback,

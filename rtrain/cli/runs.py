@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from rtrain.cli.own import MODULE
 from rtrain.cli.verb import Argument, Verb, answer
 
 
@@ -70,6 +71,7 @@ RUNS = (
         "train a finished run's stored config anew, and say whether losses and metrics are the same (exit code 1: not)",
         (
             Argument("target", metavar="RUN", help="the run's folder"),
+            MODULE,
             Argument("--name", default="", help="of the new run, beside the other (default: RUN-again)"),
             Argument(
                 "--launcher", choices=("ray", "inline"), default="ray", help="inline: no Ray (default: ray)"

@@ -6,6 +6,7 @@ import sys
 from rtrain.cli.calibrate import CALIBRATE
 from rtrain.cli.endpoint import ENDPOINT
 from rtrain.cli.goodput import GOODPUT
+from rtrain.cli.own import MODULE
 from rtrain.cli.recipe import serve
 from rtrain.cli.release import RELEASE
 from rtrain.cli.runs import RUNS
@@ -292,6 +293,7 @@ VERBS = (
             Argument("--replace", action="store_true", help="take the place of what another process serves there"),
             Argument("--ranker", default="", metavar="RUN", help="a ranking model's, which orders what the run finds"),
             *STAGES,
+            MODULE,
         ),
         _serve,
     ),
@@ -313,7 +315,11 @@ VERBS = (
     Verb(
         "ledger",
         "say which samples a run's committed steps consumed, epoch by epoch",
-        (RUN, Argument("--verify", action="store_true", help="prove against the data: none lost, none repeated")),
+        (
+            RUN,
+            MODULE,
+            Argument("--verify", action="store_true", help="prove against the data: none lost, none repeated"),
+        ),
         _ledger,
     ),
     Verb(

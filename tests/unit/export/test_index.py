@@ -129,9 +129,7 @@ def test_wrong_vectors_and_files_are_refused(made: Any, tmp_path: Path) -> None:
         write_index(np.full((100, 4), np.nan, np.float32), tmp_path / "x")
     with pytest.raises(ConfigError, match="k must be at least 1, got 0"):
         find(index, [], users, items, hiding([[]] * 200), 0)
-    with pytest.raises(
-        CheckpointError, match="has 5000 items of 16 dimensions in 256 cells, and the export 4999 of 16"
-    ):
+    with pytest.raises(CheckpointError, match="5000 items of 16 dimensions in 256 cells, and the export 4999 of 16"):
         index.refuse_other((4999, 16), 256)
     with pytest.raises(CheckpointError, match="dimensions in 256 cells, and the export 5000 of 16 in 32"):
         index.refuse_other((5000, 16), 32)

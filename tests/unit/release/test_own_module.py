@@ -22,8 +22,8 @@ class Mine(rtrain.DLRM):
 '''
 
 
-def gate(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "rtrain", "gate", "runs/mine", *words]
+def told(folder: Path, *words: str, verb: str = "gate") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rtrain", verb, "runs/mine", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
 
 
@@ -36,11 +36,13 @@ def test_a_model_of_ones_own_is_judged_where_its_module_is_named(
 
     write_rows(tmp_path)
     train(replace(run_of(tmp_path, "mine"), model=Mine(dim=8, bottom=(8,), top=(16,))))
-    judged = gate(tmp_path, "--module", "mine_here", "--calibration", "9")
+    judged = told(tmp_path, "--module", "mine_here", "--calibration", "9")
     assert judged.returncode == 0 and "passed" in judged.stdout, judged
-    forgotten = gate(tmp_path)
-    assert forgotten.returncode != 0 and "mine_here" in forgotten.stdout + forgotten.stderr
-    wrong = gate(tmp_path, "--module", "nowhere")
+    forgotten = told(tmp_path)
+    assert forgotten.returncode != 0 and "(a command: --module mine_here)" in forgotten.stdout + forgotten.stderr
+    wrong = told(tmp_path, "--module", "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.strip().endswith(
         "--module: No module named 'nowhere'. Call rtrain in the folder that has it"
     )
+    ledger = told(tmp_path, "--module", "mine_here", verb="ledger")
+    assert ledger.returncode == 0 and "epoch" in ledger.stdout, ledger
