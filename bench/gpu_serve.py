@@ -25,6 +25,7 @@ def sides_of(export: str) -> dict[str, Predictor]:
     sides = {f"cpu {name}": side for name, side in on_cpu(export).items()}
     if torch.cuda.is_available():
         sides["gpu eager"] = Predictor(export, device="cuda")
+        sides["gpu, host's tables"] = Predictor(export, device="cuda", tables="host")
         sides["gpu compiled"] = Predictor(export, device="cuda", program="compiled")
     return sides
 

@@ -150,7 +150,7 @@ def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page", "grpc_port")
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
     if "replicas" in given:
-        given["replicas"] = Scale.of(given["replicas"], options.gpus)
+        given["replicas"] = Scale.of(given["replicas"], options.gpus, options.tables)
     retriever, ranker = (getattr(options, key, "") for key in ("retriever", "ranker"))
     if retriever and ranker:
         raise UserError("release: --retriever and --ranker are each the stage that RUN is not. Give one of them")
@@ -227,6 +227,10 @@ ENDPOINT = (
             Argument(
                 "--gpus", type=float, default=0.0, metavar="N",
                 help="of each replica, or a fraction that several share, as 0.25 (default: none, it computes on CPU)",
+            ),
+            Argument(
+                "--tables", default="device", choices=("device", "host"),
+                help="where tables of replicas with GPUs lie: on these, or in their host's memory (default: device)",
             ),
             Argument("--routers", type=int, default=2, metavar="N", help="that pass requests on (default: 2)"),
             Argument(

@@ -15,6 +15,7 @@ from rtrain.cli.search import SEARCH_OPTIONS, Searched, add_search_options, run_
 from rtrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from rtrain.export.artifact import Tables
     from rtrain.run import Run
     from rtrain.stages.config import TwoStages
     from rtrain.tuning import Domain, Search
@@ -33,11 +34,11 @@ RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 LAUNCHERS = ("ray", "inline", "torchrun")
 DEFAULTS = {
     "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "replicas": "1", "layouts": "own",
-    "ranks": 4, "grpc_port": None, "gpus": 0.0, "replace": False,
+    "ranks": 4, "grpc_port": None, "gpus": 0.0, "tables": "device", "replace": False,
 }  # fmt: skip
 TAKEN_BY = {
     "fresh": ("train", "tune"), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
-    **dict.fromkeys(("replicas", "grpc_port", "gpus", "replace"), ("serve",)),
+    **dict.fromkeys(("replicas", "grpc_port", "gpus", "tables", "replace"), ("serve",)),
     **dict.fromkeys(("layouts", "ranks"), ("parity",)),
     **dict.fromkeys(SEARCH_OPTIONS, ("tune",)),
     **dict.fromkeys(foresight.OPTIONS, ("plan",)), "price": ("plan", "tune"),
@@ -159,7 +160,12 @@ def _tune(call: _Call) -> int:
 def _serve(call: _Call) -> int:
     options, handoff = call.options, call.run.handoff
     serve(
-        call.run.folder, options.replicas, handoff.port, options.json, options.grpc_port, options.gpus, options.replace
+        call.run.folder,
+        (options.replicas, options.gpus, options.tables),
+        handoff.port,
+        options.json,
+        options.grpc_port,
+        options.replace,
     )
     return 0
 
@@ -234,6 +240,11 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     add("--replicas", metavar="N", help="serve: how many, or by load 1-8 (default: 1)")
     add("--grpc-port", type=int, metavar="N", help="serve: answer gRPC there too (default: not)")
     add("--gpus", type=float, metavar="N", help="serve: of each replica, or a fraction that several share (default: 0)")
+    add(
+        "--tables",
+        choices=("device", "host"),
+        help="serve: of replicas with GPUs, on these (default) or in host memory",
+    )
     add("--replace", action="store_true", help="serve: take the place of what another process serves there")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
@@ -257,20 +268,19 @@ def _summary(values: Mapping[str, Any]) -> str:
 
 def serve(
     target: "str | TwoStages",
-    replicas: str,
+    scale: "tuple[str, float, Tables]",
     port: int,
     as_json: bool,
     grpc_port: int | None = None,
-    gpus: float = 0.0,
     replace: bool = False,
 ) -> None:
-    """Serve an export, a finished run's, or two stages of such, until it is interrupted."""
+    """Serve an export, a finished run's, or two stages of such, until it is interrupted; `scale`: as `Scale.of`'s."""
     import threading
 
     from rtrain.api import serve
     from rtrain.serving.scale import Scale
 
-    served = serve(target, replicas=Scale.of(replicas, gpus), port=port, grpc_port=grpc_port, replace=replace)
+    served = serve(target, replicas=Scale.of(*scale), port=port, grpc_port=grpc_port, replace=replace)
     rpc = f", gRPC on {served.rpc}" if served.rpc else ""
     told = {"url": served.url} | ({"grpc": served.rpc} if served.rpc else {})
     text = json.dumps(told) if as_json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"

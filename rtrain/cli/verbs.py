@@ -86,7 +86,8 @@ def _online(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     served = stages_of(options, options.target, options.ranker) if options.ranker else options.target
-    serve(served, options.replicas, options.port, options.json, options.grpc_port, options.gpus, options.replace)
+    scale = options.replicas, options.gpus, options.tables
+    serve(served, scale, options.port, options.json, options.grpc_port, options.replace)
     return 0
 
 
@@ -287,6 +288,12 @@ VERBS = (
                 default=0.0,
                 metavar="N",
                 help="of each replica, or a fraction that several share, as 0.25 (default: none, it computes on CPU)",
+            ),
+            Argument(
+                "--tables",
+                default="device",
+                choices=("device", "host"),
+                help="where tables of replicas with GPUs lie: on these, or in their host's memory (default: device)",
             ),
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),

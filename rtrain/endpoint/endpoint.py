@@ -254,8 +254,8 @@ class Endpoint:
         app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
         try:
             stages = stages.having(version.export) if stages else None
-            options = Scale.by(self.replicas).options() | {"max_constructor_retry_count": 2}
-            application = application_of(stages or version.export, self.name, **options)
+            scale = Scale.by(self.replicas)
+            application = application_of(stages or version.export, self.name, scale, max_constructor_retry_count=2)
             ray_serve.run(application, name=app, route_prefix=None)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
             why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"

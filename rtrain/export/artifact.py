@@ -220,6 +220,10 @@ def library_of(uri: str, head: Mapping[str, Any], device: str = "cpu") -> tuple[
     return compiled(uri, head, modules, device)
 
 
+Tables = Literal["device", "host"]
+"""Where tables of an export lie: with what computes, or in this machine's memory."""
+
+
 def prepare(uri: str) -> None:
     """Do what loading an export does once a machine: compile one that says so. What is wrong, who loads it says."""
     with suppress(RtrainError, ValueError, LookupError, TypeError):
@@ -231,16 +235,27 @@ def prepare(uri: str) -> None:
 class Predictor:
     """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
-    def __init__(self, uri: str, *, program: Literal["stated", "eager", "compiled"] = "stated", device: str = "cpu"):
+    def __init__(
+        self,
+        uri: str,
+        *,
+        program: Literal["stated", "eager", "compiled"] = "stated",
+        device: str = "cpu",
+        tables: Tables = "device",
+    ):
         """Load and check an export.
 
         `program`: answer by what its head states, or by torch's modules, or compiled, whatever it states. `device`:
-        where these compute, and tables lie; what is stated was measured on CPU, so that on a GPU it is torch's modules.
+        where these compute; what is stated was measured on CPU, so that on a GPU it is torch's modules. `tables`: where
+        these lie; on the `host` they are mapped, looked up by the processor, and their rows copied to the device.
 
         Raises:
             CheckpointError: no export there, a newer format, files that were altered, or a program that is not known;
                 or `compiled` was asked for, and cannot be had here.
+            ConfigError: `compiled` with tables on the host: what is compiled looks up itself.
         """
+        if tables == "host" and program == "compiled":
+            raise ConfigError("tables: host, but what is compiled looks up itself. Leave one of the two out")
         self.head = read_head(uri, "schema", "Encoders")
         self.schema: Schema = config.from_dict(self.head["schema"])
         model_config: RankingConfig = config.from_dict(self.head["model"])
@@ -254,7 +269,9 @@ class Predictor:
         self.program = cast(Program | Compiled | None, None)
         """What answers instead of the model's modules."""
         self.device = torch.device(device)
-        on_cpu = self.device.type == "cpu"
+        self.on_host = tables == "host"
+        """Whether tables stay where the processor looks them up."""
+        on_cpu = self.device.type == "cpu" and not self.on_host
         answers: str = program if program != "stated" else _stated(uri, self.head) if on_cpu else "eager"
         library = self._library(uri, must=program == "compiled") if answers == "compiled" else None
         adopting[PROGRAM] = self._run_by if answers == "onnx" else lambda local: None
@@ -264,12 +281,12 @@ class Predictor:
         """Whether tables lie there in fewer bits than the model's modules can hold."""
         blueprint = model_config.blueprint(self.schema)
         files, names = fetched(uri, self.head["files"]), tuple(map(weights_of, blueprint.tables))
-        apart = self.looks_up or self.quantised
-        tables = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=apart)
+        apart = self.looks_up or self.quantised or self.on_host
+        weights = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=apart)
         if self.device.type != "cpu":
-            tables = {name: table.to(self.device) for name, table in tables.items()}
+            weights = weights if self.on_host else {name: table.to(self.device) for name, table in weights.items()}
             (self.model.dense() if apart else self.model).to(self.device)
-        self.lookup = Lookup(self.model, blueprint, self.schema, tables)
+        self.lookup = Lookup(self.model, blueprint, self.schema, weights)
         """What hands such a program its tables and ids."""
         if library is not None:
             self.program = Compiled(library, self.lookup.whole.takes)
@@ -332,6 +349,8 @@ class Predictor:
 
     def computed(self, batch: Batch) -> Tensor:
         """Logits, or numbers, float32 [rows] or [rows, labels], by whatever answers of this export."""
+        if self.on_host:
+            return self.lookup.there(batch, self.device).cpu()
         there = batch if self.device.type == "cpu" else copied(each(batch, Tensor.pin_memory), self.device)
         if self.program is not None:
             return self.program(self.given(there)).cpu()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from rtrain.batch import Batch
@@ -35,8 +36,21 @@ class Lookup:
         outputs: Tensor = self.whole(*(named[name] for name in self.whole.takes))
         return outputs
 
+    def there(self, batch: Batch, device: torch.device) -> Tensor:
+        """The same, of rows that are looked up here, where the tables lie, and a dense part that computes there."""
+        named = self.given(batch)
+        named |= self.gathered({**self.tables, **named})
+        dense = self.whole.dense
+        outputs: Tensor = dense(*(_moved(named[name], device) for name in dense.takes))
+        return outputs
+
     def given(self, batch: Batch) -> dict[str, Tensor]:
         """By name all but the tables."""
         of = self._model.tables
         ids = batch.ids if of.managed is None else of.managed(batch.ids)
         return {**batch.inputs, **self.gathered.asked(ids, of.shares(ids))}
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    """On a GPU from pinned memory, so that nobody waits for the copy."""
+    return x if x.device == device else x.pin_memory().to(device, non_blocking=True)

@@ -110,8 +110,8 @@ class Served:
         self.session.close()
 
 
-def application_of(served: "str | TwoStages", called: str = "", **options: Any) -> Any:
-    """What serves an intact export, or two; `options` of its deployment.
+def application_of(served: "str | TwoStages", called: str = "", scale: Scale = ONE, **more: Any) -> Any:
+    """What serves an intact export, or two; `more`: options of its deployment, beside those of its scale.
 
     `called`: the name of a language model for those who ask it; by default its run's.
 
@@ -120,10 +120,14 @@ def application_of(served: "str | TwoStages", called: str = "", **options: Any) 
         ConfigError: no replica can import a class of its model, two stages do not fit each other, or GPUs are asked for
             where none would be used.
     """
+    options = scale.options() | more
     if isinstance(served, str) and is_language(served):
+        if scale.tables != "device":
+            raise ConfigError("Scale.tables: a language model has none that could lie elsewhere. Leave it out")
         return language_application(served, called=called, **options)
     deployment: Any
-    if options.get("ray_actor_options", {}).get("num_gpus") and (isinstance(served, TwoStages) or is_retrieval(served)):
+    where = tuple[str, ...]()
+    if scale.gpus and (isinstance(served, TwoStages) or is_retrieval(served)):
         raise ConfigError("Scale.gpus: what finds items computes on CPU. Leave it out")
     if isinstance(served, TwoStages):
         both = Recommender(served)
@@ -131,9 +135,9 @@ def application_of(served: "str | TwoStages", called: str = "", **options: Any) 
     elif is_retrieval(served):
         heads, deployment = [Encoders(served).head], Retriever
     else:
-        heads, deployment = [Predictor(served).head], Ranker
+        heads, deployment, where = [Predictor(served).head], Ranker, (scale.tables,)
     modules = sorted({module for head in heads for module in modules_of(head)})
-    return deployment.options(**options).bind(served, modules)
+    return deployment.options(**options).bind(served, modules, *where)
 
 
 def deploy(
@@ -159,7 +163,7 @@ def deploy(
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Here, where the error is one line, before any replica starts.
-    app = application_of(served, **scale.options())
+    app = application_of(served, scale=scale)
     if grpc_port is not None:
         _check_rpc(served, port, grpc_port)
     check_port(host, port)

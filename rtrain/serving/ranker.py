@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ray import serve as ray_serve
 
 from rtrain.errors import DataError
-from rtrain.export.artifact import Prediction, Predictor
+from rtrain.export.artifact import Prediction, Predictor, Tables
 from rtrain.export.request import json_schema
 from rtrain.serving.answers import MAX_ROWS, REFUSALS, Relays, first_few, new_api
 from rtrain.serving.scale import device_of_replica
@@ -52,12 +52,12 @@ def _rows_of(requests: list[list[dict[str, Any]]]) -> int:
 class Ranker(Relays):
     """One replica: an export in memory."""
 
-    def __init__(self, export: str, modules: Sequence[str] = ()):
+    def __init__(self, export: str, modules: Sequence[str] = (), tables: Tables = "device"):
         """`modules`: outside rtrain, that the export's config names; whoever deploys it has imported them."""
         torch.set_num_threads(1)
         for module in modules:
             import_module(module)
-        self.predictor = Predictor(export, device=device_of_replica())
+        self.predictor = Predictor(export, device=device_of_replica(), tables=tables)
         self.rows: TypeAdapter[Any] = TypeAdapter(list[self.predictor.rows])  # type: ignore[name-defined]
 
     @api.post("/predict", response_model=Predictions, responses=REFUSALS)

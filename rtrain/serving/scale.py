@@ -1,12 +1,13 @@
 """How many replicas answer, and how many requests may wait for them."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import ray
 import torch
 
 from rtrain.errors import ConfigError, UserError
+from rtrain.export.artifact import Tables
 
 LOOK_BACK_S = 10.5
 """Serve takes the mean of at least so many seconds: it hears from replicas every ten."""
@@ -40,6 +41,8 @@ class Scale:
     """Requests that a replica takes at once: it answers them in one pass."""
     gpus: float = 0.0
     """GPUs of each replica, or a fraction of one, which several then share; 0: it computes on CPU."""
+    tables: Tables = "device"
+    """Where tables of a replica with a GPU lie: on it, or in the memory of its host, where more fits."""
     waiting: int = 1000
     """Requests that may wait for a replica, at each proxy and router; further ones are answered 429, Retry-After."""
 
@@ -49,6 +52,10 @@ class Scale:
                 raise ConfigError(f"Scale.{name}: must be at least 1, got {getattr(self, name)}")
         if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
             raise ConfigError(f"Scale.gpus: a fraction of one, or a whole number, got {self.gpus:g}")
+        if self.tables not in get_args(Tables):
+            raise ConfigError(f"Scale.tables: {' or '.join(get_args(Tables))}, got {self.tables!r}")
+        if self.tables != "device" and not self.gpus:
+            raise ConfigError(f"Scale.tables: {self.tables}, where all memory is the host's. Leave it out, or set gpus")
         if self.most is not None and self.most < self.least:
             raise ConfigError(f"Scale.most: {self.most}, less than the {self.least} of Scale.least")
         for name in ("ongoing", "every_s"):
@@ -66,8 +73,8 @@ class Scale:
         return cls(least=replicas) if isinstance(replicas, int) else replicas
 
     @classmethod
-    def of(cls, text: str, gpus: float = 0.0) -> "Scale":
-        """What a command line says: `3`, or from `1-8` as the load is; `gpus`: of each.
+    def of(cls, text: str, gpus: float = 0.0, tables: Tables = "device") -> "Scale":
+        """What a command line says: `3`, or from `1-8` as the load is; `gpus` of each, and where `tables` then lie.
 
         Raises:
             UserError: it says something else.
@@ -75,7 +82,7 @@ class Scale:
         least, dash, most = text.partition("-")
         if not least.isdecimal() or not (most.isdecimal() if dash else True):
             raise UserError(f"--replicas: a number, or two as 1-8, got {text!r}")
-        return cls(least=int(least), most=int(most) if dash else None, gpus=gpus)
+        return cls(least=int(least), most=int(most) if dash else None, gpus=gpus, tables=tables)
 
     def options(self) -> dict[str, Any]:
         """Of a deployment."""

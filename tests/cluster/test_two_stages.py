@@ -121,7 +121,7 @@ def test_two_stages_that_do_not_fit_do_not_start(shop: TwoStages, serve_port: in
 def test_gpus_of_what_finds_items_are_refused(shop: TwoStages) -> None:
     for finds in (shop, shop.retriever):
         with pytest.raises(ConfigError, match="Scale.gpus: what finds items computes on CPU. Leave it out"):
-            application_of(finds, **Scale(gpus=0.25).options())
+            application_of(finds, scale=Scale(gpus=0.25))
 
 
 def test_why_a_replica_does_not_start_is_told(served: Any, shop: TwoStages, serve_port: int) -> None:

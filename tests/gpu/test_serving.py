@@ -28,9 +28,13 @@ def test_answers_are_those_of_the_processor(tmp_path: Path, tables: str) -> None
     rows = rows_of(dataset.raw("test", 0, 256), dataset.schema)
     there, here = Predictor(export, device="cuda"), Predictor(export, program="eager")
     compiled = Predictor(export, device="cuda", program="compiled")
+    beside = Predictor(export, device="cuda", tables="host")
+    assert {x.device.type for x in beside.lookup.tables.values()} == {"cpu"}
+    assert {parameter.device.type for parameter in beside.lookup.whole.dense.parameters()} == {"cuda"}
     assert there.program is None and there.device.type == "cuda" and compiled.program is not None
     if tables == "trained":
         assert {parameter.device.type for parameter in there.model.parameters()} == {"cuda"}
     for count in (1, 64, 256):
         assert apart(there.predict(rows[:count]), here.predict(rows[:count])) <= SAME
+        assert apart(beside.predict(rows[:count]), here.predict(rows[:count])) <= SAME
         assert apart(compiled.predict(rows[:count]), here.predict(rows[:count])) <= SAME

@@ -113,6 +113,8 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         ({"ongoing": 0}, "Scale.ongoing: must be above 0"),
         ({"ahead_s": -1}, "Scale.ahead_s: must be at least 0"),
         ({"season_s": 50}, "fewer than ten looks"),
+        ({"gpus": 1, "tables": "disk"}, "Scale.tables: device or host, got 'disk'"),
+        ({"tables": "host"}, "Scale.tables: host, where all memory is the host's. Leave it out, or set gpus"),
     ],
 )
 def test_scales_that_make_no_sense(given: dict[str, Any], said: str) -> None:
@@ -137,6 +139,7 @@ def test_options_are_serves_own() -> None:
 
 
 def test_gpus_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Scale.of("2", 0.5, "host").tables == "host"
     assert "num_gpus" not in Scale.of("2").options()["ray_actor_options"]
     assert Scale.of("1-4", 0.25).options()["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0.25}
     for wrong in (-1.0, 1.5):
