@@ -150,7 +150,7 @@ def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page", "grpc_port")
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
     if "replicas" in given:
-        given["replicas"] = Scale.of(given["replicas"], options.gpus, options.tables)
+        given["replicas"] = Scale.of(given["replicas"], options.gpus, options.tables, options.shards)
     retriever, ranker = (getattr(options, key, "") for key in ("retriever", "ranker"))
     if retriever and ranker:
         raise UserError("release: --retriever and --ranker are each the stage that RUN is not. Give one of them")
@@ -231,6 +231,10 @@ ENDPOINT = (
             Argument(
                 "--tables", default="device", choices=("device", "host"),
                 help="where tables of replicas with GPUs lie: on these, or in their host's memory (default: device)",
+            ),
+            Argument(
+                "--shards", type=int, default=0, metavar="N",
+                help="processes that share the tables of all replicas (default: 0, each replica has them)",
             ),
             Argument("--routers", type=int, default=2, metavar="N", help="that pass requests on (default: 2)"),
             Argument(

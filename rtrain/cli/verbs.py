@@ -86,7 +86,7 @@ def _online(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     served = stages_of(options, options.target, options.ranker) if options.ranker else options.target
-    scale = options.replicas, options.gpus, options.tables
+    scale = options.replicas, options.gpus, options.tables, options.shards
     serve(served, scale, options.port, options.json, options.grpc_port, options.replace)
     return 0
 
@@ -294,6 +294,13 @@ VERBS = (
                 default="device",
                 choices=("device", "host"),
                 help="where tables of replicas with GPUs lie: on these, or in their host's memory (default: device)",
+            ),
+            Argument(
+                "--shards",
+                type=int,
+                default=0,
+                metavar="N",
+                help="processes that share the tables of all replicas (default: 0, each replica has them)",
             ),
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),

@@ -31,6 +31,7 @@ from rtrain.export.compiled import Compiled, compiled
 from rtrain.export.flat import Requests, flat_row
 from rtrain.export.huggingface import is_language
 from rtrain.export.lookup import Lookup
+from rtrain.export.needed import Needed
 from rtrain.export.program import PROGRAM, RUNS, Program, missing
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, put, write_weights
@@ -313,15 +314,29 @@ class Predictor:
         Raises:
             DataError: a row that does not fit the schema, by feature and value.
         """
-        if not rows:
-            return []
+        return self.answers(self.computed(self.asks(rows))) if rows else []
+
+    def asks(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """What the model is given of raw rows, of which there is one.
+
+        Raises:
+            DataError: as `predict`.
+        """
         try:
             table = self._requests.table([flat_row(row, self.asked) for row in rows])
         except ValueError as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
-        outputs = self._of(table, self.asked, where="request", first_row=0)
+        return self._batch(table, self.asked, where="request", first_row=0)
+
+    def answers(self, outputs: Tensor) -> list[Prediction]:
+        """Probabilities, or numbers, of what the model gives."""
         answers: list[Prediction] = self.model.objective.link(outputs).tolist()
         return answers
+
+    @torch.inference_mode()
+    def of_rows(self, wanted: Needed, rows: Mapping[str, Tensor]) -> Tensor:
+        """As `computed`, of a batch whose tables lie elsewhere, and of the rows that it needed."""
+        return self.lookup.of_rows(wanted, rows, self.device).cpu()
 
     @torch.inference_mode()
     def outputs(self, table: pa.Table, *, where: str, first_row: int) -> Tensor:
@@ -332,7 +347,7 @@ class Predictor:
         Raises:
             DataError: as `predict`; columns that the schema does not name are left out.
         """
-        return self._of(table, self.schema, where=where, first_row=first_row)
+        return self.computed(self.batch(table, where=where, first_row=first_row))
 
     def batch(self, table: pa.Table, *, where: str, first_row: int) -> Batch:
         """What the model is given of rows as the data hold them; else as `outputs`."""
@@ -342,10 +357,6 @@ class Predictor:
         fits = self._requests.wanted if schema is self.asked else None  # a request's table is made by it
         columns = encode(table, schema, label=False, where=where, first_row=first_row, fits=fits)
         return columns.batch(global_rows=columns.rows)
-
-    def _of(self, table: pa.Table, schema: Schema, *, where: str, first_row: int) -> Tensor:
-        batch = self._batch(table, schema, where, first_row)
-        return self.computed(batch)
 
     def computed(self, batch: Batch) -> Tensor:
         """Logits, or numbers, float32 [rows] or [rows, labels], by whatever answers of this export."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rtrain.batch import Batch
+from rtrain.export.needed import Needed, needed
 from rtrain.export.program import Whole
 from rtrain.models.protocol import Blueprint
 from rtrain.models.unsharded import Unsharded
@@ -42,6 +43,16 @@ class Lookup:
         named |= self.gathered({**self.tables, **named})
         dense = self.whole.dense
         outputs: Tensor = dense(*(_moved(named[name], device) for name in dense.takes))
+        return outputs
+
+    def needed(self, batch: Batch) -> Needed:
+        """What a batch needs of tables that lie elsewhere."""
+        return needed(self.gathered, self.given(batch))
+
+    def of_rows(self, wanted: Needed, rows: Mapping[str, Tensor], device: torch.device) -> Tensor:
+        """Outputs, of the rows that were needed, as those who have the tables said them; computed there."""
+        named = {**wanted.named, **rows}
+        outputs: Tensor = self.whole(*(_moved(named[name], device) for name in self.whole.takes))
         return outputs
 
     def given(self, batch: Batch) -> dict[str, Tensor]:

@@ -115,6 +115,18 @@ def load(
     return found
 
 
+def tables_in(uri: str, files: Mapping[str, str], names: Collection[str]) -> dict[str, Tensor]:
+    """Those of these weights that an export has, as they are stored, mapped; `files`: as `fetched`'s.
+
+    Raises:
+        CheckpointError: as `fetched`.
+    """
+    found = dict[str, Tensor]()
+    for name, local in fetched(uri, {name: digest for name, digest in files.items() if name.startswith("model-")}):
+        found |= {name: x for name, x in load_file(local).items() if name in names}
+    return found
+
+
 def _packs(stored: Stored) -> Iterator[dict[str, str]]:
     """Names of the weights of each file, the module's own -> logical."""
     pack: dict[str, str] = {}

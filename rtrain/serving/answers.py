@@ -142,6 +142,10 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": Refusal, "description": "Rows or keys that do not fit"},
 }
 
+UNANSWERED: dict[int | str, dict[str, Any]] = {
+    503: {"model": Refusal, "description": "A shard of the tables does not answer"}
+}
+
 
 def new_api() -> FastAPI:
     """Without its own OpenAPI, which is of every export: a replica gives the one of the export that it serves."""

@@ -26,6 +26,7 @@ from rtrain.serving.recommender import Recommends
 from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
+from rtrain.serving.shards import Tables
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
@@ -122,12 +123,16 @@ def application_of(served: "str | TwoStages", called: str = "", scale: Scale = O
     """
     options = scale.options() | more
     if isinstance(served, str) and is_language(served):
-        if scale.tables != "device":
-            raise ConfigError("Scale.tables: a language model has none that could lie elsewhere. Leave it out")
+        if scale.tables != "device" or scale.shards:
+            raise ConfigError(
+                "Scale.tables and shards: a language model has none that could lie elsewhere. Leave it out"
+            )
         return language_application(served, called=called, **options)
     deployment: Any
-    where = tuple[str, ...]()
-    if scale.gpus and (isinstance(served, TwoStages) or is_retrieval(served)):
+    ranks = not (isinstance(served, TwoStages) or is_retrieval(served))
+    if scale.shards and not ranks:
+        raise ConfigError("Scale.shards: of a model that scores rows alone. Leave it out")
+    if scale.gpus and not ranks:
         raise ConfigError("Scale.gpus: what finds items computes on CPU. Leave it out")
     if isinstance(served, TwoStages):
         both = Recommender(served)
@@ -135,8 +140,12 @@ def application_of(served: "str | TwoStages", called: str = "", scale: Scale = O
     elif is_retrieval(served):
         heads, deployment = [Encoders(served).head], Retriever
     else:
-        heads, deployment, where = [Predictor(served).head], Ranker, (scale.tables,)
+        heads, deployment = [Predictor(served).head], Ranker
     modules = sorted({module for head in heads for module in modules_of(head)})
+    where: tuple[Any, ...] = ()
+    if deployment is Ranker:
+        sharing = [Tables.options(name=f"Tables{n}").bind(served, modules) for n in range(scale.shards)]  # type: ignore[attr-defined]
+        where = scale.tables, sharing
     return deployment.options(**options).bind(served, modules, *where)
 
 

@@ -22,8 +22,9 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.artifact import Prediction, Predictor, Tables
 from rtrain.export.request import json_schema
-from rtrain.serving.answers import MAX_ROWS, REFUSALS, Relays, first_few, new_api
+from rtrain.serving.answers import MAX_ROWS, REFUSALS, UNANSWERED, Relays, first_few, new_api
 from rtrain.serving.scale import device_of_replica
+from rtrain.serving.shards import Elsewhere
 
 
 class Rows(BaseModel):
@@ -52,15 +53,19 @@ def _rows_of(requests: list[list[dict[str, Any]]]) -> int:
 class Ranker(Relays):
     """One replica: an export in memory."""
 
-    def __init__(self, export: str, modules: Sequence[str] = (), tables: Tables = "device"):
-        """`modules`: outside rtrain, that the export's config names; whoever deploys it has imported them."""
+    def __init__(self, export: str, modules: Sequence[str] = (), tables: Tables = "device", shards: Sequence[Any] = ()):
+        """`modules`: outside rtrain, that the export's config names; whoever deploys it has imported them.
+
+        `shards`: deployments that have the tables; none: the replica has them.
+        """
         torch.set_num_threads(1)
         for module in modules:
             import_module(module)
-        self.predictor = Predictor(export, device=device_of_replica(), tables=tables)
+        self.predictor = Predictor(export, device=device_of_replica(), tables="host" if shards else tables)
+        self.elsewhere = Elsewhere(shards) if shards else None
         self.rows: TypeAdapter[Any] = TypeAdapter(list[self.predictor.rows])  # type: ignore[name-defined]
 
-    @api.post("/predict", response_model=Predictions, responses=REFUSALS)
+    @api.post("/predict", response_model=Predictions, responses=REFUSALS | UNANSWERED)
     async def predict(self, body: Rows) -> dict[str, Any]:
         """Probability of label 1, or the number, for each row; 422 names the row and key that do not fit."""
         if len(body.rows) > MAX_ROWS:
@@ -82,8 +87,15 @@ class Ranker(Relays):
     async def score(self, requests: list[list[dict[str, Any]]]) -> list[list[Prediction]]:
         """Score the rows of several requests at once."""
         joined = [row for rows in requests for row in rows]
-        flat = iter(self.predictor.predict(joined))
+        flat = iter(await self._predicted(joined))
         return [[next(flat) for _ in rows] for rows in requests]
+
+    async def _predicted(self, rows: list[dict[str, Any]]) -> list[Prediction]:
+        if self.elsewhere is None:
+            return self.predictor.predict(rows)
+        wanted = self.predictor.lookup.needed(self.predictor.asks(rows))
+        found = await self.elsewhere.rows(wanted.rows)
+        return self.predictor.answers(self.predictor.of_rows(wanted, found))
 
     @api.get("/schema")
     async def schema(self) -> dict[str, Any]:

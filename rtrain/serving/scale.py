@@ -43,6 +43,8 @@ class Scale:
     """GPUs of each replica, or a fraction of one, which several then share; 0: it computes on CPU."""
     tables: Tables = "device"
     """Where tables of a replica with a GPU lie: on it, or in the memory of its host, where more fits."""
+    shards: int = 0
+    """Processes that share the tables of all replicas, where no machine's memory has them whole; 0: each has all."""
     waiting: int = 1000
     """Requests that may wait for a replica, at each proxy and router; further ones are answered 429, Retry-After."""
 
@@ -54,6 +56,10 @@ class Scale:
             raise ConfigError(f"Scale.gpus: a fraction of one, or a whole number, got {self.gpus:g}")
         if self.tables not in get_args(Tables):
             raise ConfigError(f"Scale.tables: {' or '.join(get_args(Tables))}, got {self.tables!r}")
+        if self.shards < 0:
+            raise ConfigError(f"Scale.shards: must be at least 0, got {self.shards}")
+        if self.shards and self.tables != "device":
+            raise ConfigError("Scale.tables: the shards have them. Leave tables or shards out")
         if self.tables != "device" and not self.gpus:
             raise ConfigError(f"Scale.tables: {self.tables}, where all memory is the host's. Leave it out, or set gpus")
         if self.most is not None and self.most < self.least:
@@ -73,16 +79,17 @@ class Scale:
         return cls(least=replicas) if isinstance(replicas, int) else replicas
 
     @classmethod
-    def of(cls, text: str, gpus: float = 0.0, tables: Tables = "device") -> "Scale":
-        """What a command line says: `3`, or from `1-8` as the load is; `gpus` of each, and where `tables` then lie.
+    def of(cls, text: str, gpus: float = 0.0, tables: Tables = "device", shards: int = 0) -> "Scale":
+        """What a command line says: `3`, or from `1-8` as the load is; the others as they are called.
 
         Raises:
             UserError: it says something else.
         """
-        least, dash, most = text.partition("-")
-        if not least.isdecimal() or not (most.isdecimal() if dash else True):
+        least, dash, more = text.partition("-")
+        if not least.isdecimal() or not (more.isdecimal() if dash else True):
             raise UserError(f"--replicas: a number, or two as 1-8, got {text!r}")
-        return cls(least=int(least), most=int(most) if dash else None, gpus=gpus, tables=tables)
+        most = int(more) if dash else None
+        return cls(least=int(least), most=most, gpus=gpus, tables=tables, shards=shards)
 
     def options(self) -> dict[str, Any]:
         """Of a deployment."""

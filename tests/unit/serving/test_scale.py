@@ -114,6 +114,8 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         ({"ahead_s": -1}, "Scale.ahead_s: must be at least 0"),
         ({"season_s": 50}, "fewer than ten looks"),
         ({"gpus": 1, "tables": "disk"}, "Scale.tables: device or host, got 'disk'"),
+        ({"shards": -1}, "Scale.shards: must be at least 0, got -1"),
+        ({"gpus": 1, "tables": "host", "shards": 2}, "the shards have them. Leave tables or shards out"),
         ({"tables": "host"}, "Scale.tables: host, where all memory is the host's. Leave it out, or set gpus"),
     ],
 )
