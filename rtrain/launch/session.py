@@ -33,6 +33,9 @@ DEFAULTS = {
 EMBEDDED = {
     "RAY_worker_niceness": "0",  # Ray gives its workers nice 15, and a busy machine starves them
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rtrain.serving.limits:limit_clients_of_proxy",
+    # Asking again changes nothing here. HAProxy can do it only of a request that it has whole before it passes it on,
+    # and Ray writes this value as it is into the section of its configuration that the option belongs to.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
 }
 
 CANNOT = (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError)

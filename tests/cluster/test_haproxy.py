@@ -1,11 +1,9 @@
-"""Behind HAProxy, Ray Serve's ingress for production: the same answers, and a replica that dies costs a retry."""
+"""Behind HAProxy, Ray Serve's ingress for production: the same answers, and a replica that dies fails no request."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
 import httpx
@@ -29,13 +27,13 @@ def test_one_of_two_replicas_is_killed_behind_haproxy(tmp_path: Path, ray_temp_d
     write_rows(tmp_path)
     export, port = str(train(run_of(tmp_path, "good"))["export"]), free_port()
     env = environment(ray_temp_dir) | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()), "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
     }  # fmt: skip
     words = [sys.executable, "-m", "rtrain", "serve", export, "--replicas", "2", "--port", str(port)]
     with (tmp_path / "log").open("w") as log:
         served = subprocess.Popen(words, env=env, cwd=tmp_path, stdout=log, stderr=log)
-    url, failed = f"http://127.0.0.1:{port}", Counter[str]()
+    url = f"http://127.0.0.1:{port}"
 
     def answers() -> bool:
         assert served.poll() is None, (tmp_path / "log").read_text()[-2000:]
@@ -48,16 +46,7 @@ def test_one_of_two_replicas_is_killed_behind_haproxy(tmp_path: Path, ray_temp_d
         return [one for one in psutil.Process(served.pid).children(recursive=True) if "ServeReplica" in one.name()]
 
     def ask(http: httpx.Client, draw: np.random.Generator, headers: dict[str, str]) -> httpx.Response:
-        body = {"rows": [row_of(draw)]}
-        try:
-            found = http.post(f"{url}/predict", json=body, headers=headers)
-            if found.status_code == 200:
-                return found
-            failed[str(found.status_code)] += 1
-        except httpx.HTTPError as error:
-            failed[type(error).__name__] += 1
-        time.sleep(0.5)  # HAProxy may not know yet that the replica is gone
-        return http.post(f"{url}/predict", json=body, headers=headers)
+        return http.post(f"{url}/predict", json={"rows": [row_of(draw)]}, headers=headers)
 
     try:
         wait_for(answers, "it answers")
@@ -71,9 +60,7 @@ def test_one_of_two_replicas_is_killed_behind_haproxy(tmp_path: Path, ray_temp_d
             os.kill(replicas()[0].pid, signal.SIGKILL)
             before = seen.statuses[200]
             wait_for(lambda: seen.statuses[200] > before + 300, "requests went on")
-        assert not seen.failed, (seen.statuses, failed)
-        # What was under way at the replica as it died; HAProxy closes such a connection, for the client to ask again.
-        assert failed.total() <= 4, failed
+        assert not seen.failed, seen.statuses
     finally:
         served.send_signal(signal.SIGINT)
         try:
