@@ -285,15 +285,28 @@ class Predictor:
         apart = self.looks_up or self.quantised or self.on_host
         weights = load(self.model, files, lambda name, local: adopting[name](local), tables=names, apart=apart)
         if self.device.type != "cpu":
-            weights = weights if self.on_host else {name: table.to(self.device) for name, table in weights.items()}
-            (self.model.dense() if apart else self.model).to(self.device)
+            weights = self._moved(weights, apart)
         self.lookup = Lookup(self.model, blueprint, self.schema, weights)
         """What hands such a program its tables and ids."""
         if library is not None:
-            self.program = Compiled(library, self.lookup.whole.takes)
+            self.program = self.compiled_as(library)
         if self.program is not None and self.looks_up:
             self.program.keep(self.lookup.tables)
         self.rows = row_model(self.schema)
+
+    def _moved(self, weights: dict[str, Tensor], apart: bool) -> dict[str, Tensor]:
+        """What computes goes to the device, and the tables once: where the model has its own, those are they."""
+        if apart:
+            self.model.dense().to(self.device)
+            return weights if self.on_host else {name: table.to(self.device) for name, table in weights.items()}
+        own = self.model.to(self.device).state_dict()
+        return {name: own[name] for name in weights}
+
+    def compiled_as(self, library: Path) -> Compiled:
+        """A library of it, with the tables as they lie here."""
+        program = Compiled(library, self.lookup.whole.takes)
+        program.keep(self.lookup.tables)
+        return program
 
     def _run_by(self, local: Path) -> None:
         self.program = Program(local)
@@ -362,9 +375,14 @@ class Predictor:
         """Logits, or numbers, float32 [rows] or [rows, labels], by whatever answers of this export."""
         if self.on_host:
             return self.lookup.there(batch, self.device).cpu()
+        return self.computed_by(self.program, batch)
+
+    def computed_by(self, program: Program | Compiled | None, batch: Batch) -> Tensor:
+        """As `computed`, by another program of this export; none: by torch's modules."""
         there = batch if self.device.type == "cpu" else copied(each(batch, Tensor.pin_memory), self.device)
-        if self.program is not None:
-            return self.program(self.given(there)).cpu()
+        if program is not None:
+            looks_up = self.looks_up or isinstance(program, Compiled)
+            return program(self.lookup.given(there) if looks_up else self.model.given(there)).cpu()
         outputs: Tensor = self.lookup(there) if self.quantised else self.model(there)
         return outputs.cpu()
 

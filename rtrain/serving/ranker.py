@@ -21,6 +21,7 @@ from ray import serve as ray_serve
 
 from rtrain.errors import DataError
 from rtrain.export.artifact import Prediction, Predictor, Tables
+from rtrain.export.fastest import fastest
 from rtrain.export.request import json_schema
 from rtrain.serving.answers import MAX_ROWS, REFUSALS, UNANSWERED, Relays, first_few, new_api
 from rtrain.serving.scale import device_of_replica
@@ -61,7 +62,11 @@ class Ranker(Relays):
         torch.set_num_threads(1)
         for module in modules:
             import_module(module)
-        self.predictor = Predictor(export, device=device_of_replica(), tables="host" if shards else tables)
+        device = device_of_replica()
+        self.predictor = Predictor(export, device=device, tables="host" if shards else tables)
+        stated = self.predictor.head.get("program", {}).get("kind", "eager")
+        if device != "cpu" and stated != "eager" and not self.predictor.on_host:
+            fastest(export, self.predictor)
         self.elsewhere = Elsewhere(shards) if shards else None
         self.rows: TypeAdapter[Any] = TypeAdapter(list[self.predictor.rows])  # type: ignore[name-defined]
 

@@ -8,6 +8,7 @@ import torch
 
 from rtrain import Handoff
 from rtrain.export.artifact import Predictor
+from rtrain.export.fastest import fastest
 from rtrain.export.request import rows_of
 from rtrain.handoff.served import SAME, apart
 from tests.unit.release.runs import run_of, write_rows
@@ -28,6 +29,8 @@ def test_answers_are_those_of_the_processor(tmp_path: Path, tables: str) -> None
     rows = rows_of(dataset.raw("test", 0, 256), dataset.schema)
     there, here = Predictor(export, device="cuda"), Predictor(export, program="eager")
     compiled = Predictor(export, device="cuda", program="compiled")
+    chosen = Predictor(export, device="cuda")
+    assert fastest(export, chosen).keys() == {"eager", "compiled"}
     beside = Predictor(export, device="cuda", tables="host")
     assert {x.device.type for x in beside.lookup.tables.values()} == {"cpu"}
     assert {parameter.device.type for parameter in beside.lookup.whole.dense.parameters()} == {"cuda"}
@@ -37,4 +40,5 @@ def test_answers_are_those_of_the_processor(tmp_path: Path, tables: str) -> None
     for count in (1, 64, 256):
         assert apart(there.predict(rows[:count]), here.predict(rows[:count])) <= SAME
         assert apart(beside.predict(rows[:count]), here.predict(rows[:count])) <= SAME
+        assert apart(chosen.predict(rows[:count]), here.predict(rows[:count])) <= SAME
         assert apart(compiled.predict(rows[:count]), here.predict(rows[:count])) <= SAME

@@ -16,6 +16,7 @@ from rtrain.errors import CheckpointError, ConfigError, RtrainWarning
 from rtrain.export import compiled
 from rtrain.export.artifact import Predictor, prepare
 from rtrain.export.compiled import key_of
+from rtrain.export.fastest import fastest
 from rtrain.release.gate import Gate
 from rtrain.release.servable import Faithful, Servable
 from rtrain.run import Handoff, Run
@@ -120,6 +121,24 @@ def test_a_library_that_is_not_whole_is_compiled_again(
         library.write_bytes(whole)
     else:
         answers_as_the_trainer(of_din, Predictor(f"{of_din.folder}/export"))
+
+
+def test_what_answers_is_measured_where_it_answers(
+    of_din: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = f"{of_din.folder}/export"
+    predictor = Predictor(export, program="eager")
+    times = fastest(export, predictor)
+    assert times.keys() == {"eager", "compiled"} and all(len(of) == 2 and min(of) > 0 for of in times.values())
+    assert times["compiled"][0] < times["eager"][0]  # a row costs torch's modules several times as much
+    answers_as_the_trainer(of_din, predictor)
+    monkeypatch.setattr("rtrain.export.fastest.alternated", lambda *_: (1.0, 2.0))
+    slower = Predictor(export, program="eager")
+    assert fastest(export, slower)["compiled"] == (2.0, 2.0) and slower.program is None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-compiler")
+    with pytest.warns(RtrainWarning, match=r"torch's modules answer: there is no C\+\+ compiler"):
+        assert fastest(export, slower) == {} and slower.program is None
 
 
 def test_what_is_done_once_a_machine_can_be_done_before(of_din: Run, kept: Path, tmp_path: Path) -> None:
