@@ -310,6 +310,7 @@ VERBS = (
             MODULE,
         ),
         _serve,
+        again="serves it; what had started was stopped",
     ),
     Verb("report", "write a run's report.html anew, or a search's while it goes on", (RUN,), _report),
     Verb(

@@ -26,7 +26,7 @@ from rtrain.serving.recommender import Recommends
 from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
-from rtrain.serving.shards import Tables
+from rtrain.serving.shards import TableShard
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
@@ -124,9 +124,7 @@ def application_of(served: "str | TwoStages", called: str = "", scale: Scale = O
     options = scale.options() | more
     if isinstance(served, str) and is_language(served):
         if scale.tables != "device" or scale.shards:
-            raise ConfigError(
-                "Scale.tables and shards: a language model has none that could lie elsewhere. Leave it out"
-            )
+            raise ConfigError("Scale.tables, shards: a language model's lie with the rest of it. Leave them out")
         return language_application(served, called=called, **options)
     deployment: Any
     ranks = not (isinstance(served, TwoStages) or is_retrieval(served))
@@ -144,7 +142,7 @@ def application_of(served: "str | TwoStages", called: str = "", scale: Scale = O
     modules = sorted({module for head in heads for module in modules_of(head)})
     where: tuple[Any, ...] = ()
     if deployment is Ranker:
-        sharing = [Tables.options(name=f"Tables{n}").bind(served, modules) for n in range(scale.shards)]  # type: ignore[attr-defined]
+        sharing = [TableShard.options(name=f"Tables{n}").bind(served, modules) for n in range(scale.shards)]  # type: ignore[attr-defined]
         where = scale.tables, sharing
     return deployment.options(**options).bind(served, modules, *where)
 
@@ -194,6 +192,9 @@ def deploy(
         listen(host, port)
         ray_serve.run(app, name=name, route_prefix=prefix)
         rpc = listen_rpc(name, host, grpc_port) if grpc_port is not None else ""
+    except KeyboardInterrupt:  # nobody is left who would stop it
+        ray_serve.delete(name)
+        raise
     except (RayError, RuntimeError, TimeoutError) as error:
         if why := what_failed(name):
             ray_serve.delete(name)

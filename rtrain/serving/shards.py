@@ -19,7 +19,7 @@ ROWS_S = 10.0
 
 
 @ray_serve.deployment(name="Tables")
-class Tables:
+class TableShard:
     """One shard."""
 
     def __init__(self, export: str, modules: Sequence[str]):
