@@ -233,8 +233,9 @@ ENDPOINT = (
                 help="where tables of replicas with GPUs lie: on these, or in their host's memory (default: device)",
             ),
             Argument(
-                "--shards", type=int, default=0, metavar="N",
-                help="processes that share the tables of all replicas (default: 0, each replica has them)",
+                "--shards", default="0", metavar="N",
+                help="processes that share the tables of all replicas, or as 4x2 in two copies each "
+                "(default: 0, each replica has them)",
             ),
             Argument("--routers", type=int, default=2, metavar="N", help="that pass requests on (default: 2)"),
             Argument(

@@ -34,7 +34,7 @@ RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 LAUNCHERS = ("ray", "inline", "torchrun")
 DEFAULTS = {
     "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "replicas": "1", "layouts": "own",
-    "ranks": 4, "grpc_port": None, "gpus": 0.0, "tables": "device", "shards": 0, "replace": False,
+    "ranks": 4, "grpc_port": None, "gpus": 0.0, "tables": "device", "shards": "0", "replace": False,
 }  # fmt: skip
 TAKEN_BY = {
     "fresh": ("train", "tune"), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
@@ -245,7 +245,7 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
         choices=("device", "host"),
         help="serve: of replicas with GPUs, on these (default) or in host memory",
     )
-    add("--shards", type=int, metavar="N", help="serve: processes that share the tables of all replicas (default: 0)")
+    add("--shards", metavar="N", help="serve: processes that share the tables, or as 4x2 in copies (default: 0)")
     add("--replace", action="store_true", help="serve: take the place of what another process serves there")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
@@ -269,7 +269,7 @@ def _summary(values: Mapping[str, Any]) -> str:
 
 def serve(
     target: "str | TwoStages",
-    scale: "tuple[str, float, Tables, int]",
+    scale: "tuple[str, float, Tables, str]",
     port: int,
     as_json: bool,
     grpc_port: int | None = None,

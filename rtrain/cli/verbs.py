@@ -297,10 +297,10 @@ VERBS = (
             ),
             Argument(
                 "--shards",
-                type=int,
-                default=0,
+                default="0",
                 metavar="N",
-                help="processes that share the tables of all replicas (default: 0, each replica has them)",
+                help="processes that share the tables of all replicas, or as 4x2 in two copies each "
+                "(default: 0, each replica has them)",
             ),
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),

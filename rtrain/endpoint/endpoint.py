@@ -34,6 +34,7 @@ from rtrain.serving.app import (
 )
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
+from rtrain.serving.waiting import saying_what_it_waits_for
 from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder
 from rtrain.storage.paths import located
@@ -256,7 +257,8 @@ class Endpoint:
             stages = stages.having(version.export) if stages else None
             scale = Scale.by(self.replicas)
             application = application_of(stages or version.export, self.name, scale, max_constructor_retry_count=2)
-            ray_serve.run(application, name=app, route_prefix=None)
+            with saying_what_it_waits_for(app):
+                ray_serve.run(application, name=app, route_prefix=None)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
             why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"
             ray_serve.delete(app)

@@ -27,6 +27,7 @@ from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.serving.shards import TableShard
+from rtrain.serving.waiting import saying_what_it_waits_for
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
@@ -142,8 +143,13 @@ def application_of(served: "str | TwoStages", called: str = "", scale: Scale = O
     modules = sorted({module for head in heads for module in modules_of(head)})
     where: tuple[Any, ...] = ()
     if deployment is Ranker:
-        sharing = [TableShard.options(name=f"Tables{n}").bind(served, modules) for n in range(scale.shards)]  # type: ignore[attr-defined]
-        where = scale.tables, sharing
+        where = (
+            scale.tables,
+            [
+                TableShard.options(name=f"Tables{shard}", num_replicas=scale.copies).bind(served, modules)  # type: ignore[attr-defined]
+                for shard in range(scale.shards)
+            ],
+        )
     return deployment.options(**options).bind(served, modules, *where)
 
 
@@ -190,7 +196,8 @@ def deploy(
         check_free(host, grpc_port, "grpc_port", "--grpc-port")
     try:
         listen(host, port)
-        ray_serve.run(app, name=name, route_prefix=prefix)
+        with saying_what_it_waits_for(name):
+            ray_serve.run(app, name=name, route_prefix=prefix)
         rpc = listen_rpc(name, host, grpc_port) if grpc_port is not None else ""
     except KeyboardInterrupt:  # nobody is left who would stop it
         ray_serve.delete(name)

@@ -45,11 +45,13 @@ class Scale:
     """Where tables of a replica with a GPU lie: on it, or in the memory of its host, where more fits."""
     shards: int = 0
     """Processes that share the tables of all replicas, where no machine's memory has them whole; 0: each has all."""
+    copies: int = 1
+    """Processes that have the same shard: of two, one that dies fails no request."""
     waiting: int = 1000
     """Requests that may wait for a replica, at each proxy and router; further ones are answered 429, Retry-After."""
 
     def __post_init__(self) -> None:
-        for name in ("least", "at_once", "waiting"):
+        for name in ("least", "at_once", "waiting", "copies"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"Scale.{name}: must be at least 1, got {getattr(self, name)}")
         if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
@@ -58,6 +60,8 @@ class Scale:
             raise ConfigError(f"Scale.tables: {' or '.join(get_args(Tables))}, got {self.tables!r}")
         if self.shards < 0:
             raise ConfigError(f"Scale.shards: must be at least 0, got {self.shards}")
+        if self.copies > 1 and not self.shards:
+            raise ConfigError(f"Scale.copies: {self.copies} of each shard, but there are none. Set shards")
         if self.shards and self.tables != "device":
             raise ConfigError("Scale.tables: the shards have them. Leave tables or shards out")
         if self.tables != "device" and not self.gpus:
@@ -79,8 +83,8 @@ class Scale:
         return cls(least=replicas) if isinstance(replicas, int) else replicas
 
     @classmethod
-    def of(cls, text: str, gpus: float = 0.0, tables: Tables = "device", shards: int = 0) -> "Scale":
-        """What a command line says: `3`, or from `1-8` as the load is; the others as they are called.
+    def of(cls, text: str, gpus: float = 0.0, tables: Tables = "device", shards: str = "0") -> "Scale":
+        """What a command line says: `3`, or from `1-8` as the load is; shards `4`, or `4x2` in two copies each.
 
         Raises:
             UserError: it says something else.
@@ -89,7 +93,11 @@ class Scale:
         if not least.isdecimal() or not (more.isdecimal() if dash else True):
             raise UserError(f"--replicas: a number, or two as 1-8, got {text!r}")
         most = int(more) if dash else None
-        return cls(least=int(least), most=most, gpus=gpus, tables=tables, shards=shards)
+        number, times, copies = shards.partition("x")
+        if not number.isdecimal() or not (copies.isdecimal() if times else True):
+            raise UserError(f"--shards: a number, or with copies of each as 4x2, got {shards!r}")
+        spread = {"shards": int(number), "copies": int(copies) if times else 1}
+        return cls(least=int(least), most=most, gpus=gpus, tables=tables, **spread)
 
     def options(self) -> dict[str, Any]:
         """Of a deployment."""

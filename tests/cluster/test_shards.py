@@ -2,13 +2,17 @@
 
 import os
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import ray
+from ray import serve as ray_serve
 
 import rtrain
 from recipes.dlrm_movielens import debug
@@ -18,6 +22,7 @@ from rtrain.export.request import rows_of
 from rtrain.handoff.served import SAME, apart
 from rtrain.serving.app import application_of
 from rtrain.serving.scale import Scale
+from rtrain.serving.waiting import saying_what_it_waits_for
 from tests.cluster.test_retriever import exported
 
 
@@ -34,7 +39,10 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict[str,
 
 
 def of_shards() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if ":Tables" in " ".join(p.info["cmdline"] or [])]
+    """Of this Ray: others on the machine have theirs."""
+    session = ray.get_runtime_context().worker.node.get_session_dir_path()
+    found = [p for p in psutil.process_iter(["cmdline"]) if ":Tables" in " ".join(p.info["cmdline"] or [])]
+    return [p for p in found if (raylet := p.parent()) and session in " ".join(raylet.cmdline())]
 
 
 def test_answers_are_those_of_whole_tables(
@@ -63,6 +71,62 @@ def test_answers_are_those_of_whole_tables(
         assert set(seen) <= {200, 503} and seen[-20:] == [200] * 20, seen
     finally:
         served.stop()
+
+
+def test_of_two_copies_of_a_shard_one_may_die(
+    asked: tuple[str, list[dict[str, Any]]], serve_port: int, joined_ray: None
+) -> None:
+    export, rows = asked
+    wanted = Predictor(export).predict(rows[:20])
+    served = rtrain.serve(export, port=serve_port, replicas=Scale(shards=2, copies=2))
+    over, failed, differ, answered = threading.Event(), list[str](), list[float](), 0
+
+    def ask() -> int:
+        count = 0
+        while not over.is_set():
+            answer = httpx.post(f"{served.url}/predict", json={"rows": rows[:20]}, timeout=60)
+            if answer.status_code == 200:
+                differ.append(apart(answer.json()["predictions"], wanted))
+            else:
+                failed.append(f"{answer.status_code} {answer.text}")
+            count += 1
+        return count
+
+    try:
+        assert len(of_shards()) == 4
+        with ThreadPoolExecutor(4) as pool:
+            clients = [pool.submit(ask) for _ in range(4)]
+            try:
+                for _ in range(3):
+                    before = {p.pid for p in of_shards()}
+                    os.kill(min(before), signal.SIGKILL)
+                    until = time.monotonic() + 120
+                    while len({p.pid for p in of_shards()} - {min(before)}) < 4 and time.monotonic() < until:
+                        time.sleep(0.1)
+                    time.sleep(2)  # until Serve routes to the new one
+            finally:
+                over.set()
+            answered = sum(client.result() for client in clients)
+        assert answered > 40 and not failed, (answered, failed[:5])
+        assert max(differ) <= SAME
+    finally:
+        over.set()
+        served.stop()
+
+
+def test_it_says_what_it_waits_for(asked: tuple[str, list[dict[str, Any]]], joined_ray: None) -> None:
+    said, until = list[str](), time.monotonic() + 120
+    served = application_of(asked[0], scale=Scale(shards=1, copies=20))
+    target = ray_serve.RunTarget(served, name="crowded", route_prefix="/crowded")
+    try:
+        with saying_what_it_waits_for("crowded", said.append):
+            ray_serve.run_many([target], wait_for_applications_running=False)
+            while time.monotonic() < until and not any("Tables0" in text for text in said):
+                time.sleep(1)
+    finally:
+        ray_serve.delete("crowded")
+    assert any("still starts" in text and "Tables0" in text and '"CPU": 0.5' in text for text in said), said
+    assert len(said) == len(set(said))
 
 
 def test_what_has_no_tables_to_share_is_refused(tmp_path: Path, joined_ray: None) -> None:

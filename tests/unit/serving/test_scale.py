@@ -104,6 +104,15 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         Scale.of(text)
 
 
+def test_a_command_line_says_how_many_shards() -> None:
+    assert Scale.of("1", shards="0") == Scale()
+    assert Scale.of("2", shards="4") == Scale(least=2, shards=4)
+    assert Scale.of("2", shards="4x2") == Scale(least=2, shards=4, copies=2)
+    for text in ("", "x", "4x", "x2", "-1", "4x2x2", "4*2"):
+        with pytest.raises(UserError, match="--shards: a number, or with copies of each as 4x2"):
+            Scale.of("1", shards=text)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -115,6 +124,8 @@ def test_what_is_no_number_is_refused(text: str) -> None:
         ({"season_s": 50}, "fewer than ten looks"),
         ({"gpus": 1, "tables": "disk"}, "Scale.tables: device or host, got 'disk'"),
         ({"shards": -1}, "Scale.shards: must be at least 0, got -1"),
+        ({"shards": 2, "copies": 0}, "Scale.copies: must be at least 1, got 0"),
+        ({"copies": 2}, "2 of each shard, but there are none. Set shards"),
         ({"gpus": 1, "tables": "host", "shards": 2}, "the shards have them. Leave tables or shards out"),
         ({"tables": "host"}, "Scale.tables: host, where all memory is the host's. Leave it out, or set gpus"),
     ],
