@@ -86,7 +86,7 @@ class Conductor:
             if not self._state.candidate:
                 raise UserError(f"endpoint {self._state.model!r}: no version is being tried. Release one")
             if not 0 <= share <= 1:
-                raise UserError(f"endpoint {self._state.model!r}: a share is 0 to 100 %, got {share:.6g} of all")
+                raise UserError(f"endpoint {self._state.model!r}: a share is 0 to 100 %, got {100 * share:.6g} %")
             if share == 1:
                 return self._crown(reason, by)
             self._state.held = share
@@ -111,7 +111,7 @@ class Conductor:
                 raise UserError(f"endpoint {state.model!r}: version {state.candidate.number} is being tried")
             gone, state.champion = state.champion, Deployed(**champion)
             then = [{"do": "remove", "app": gone.app}] if gone.app != state.champion.app else []
-            self._decided("replace", reason, by, of=state.champion, share=1.0, then=then)
+            self._decided("roll back", reason, by, of=state.champion, share=1.0, then=then)
 
     def stages(self) -> dict[str, Any] | None:
         """The two stages that the champion is one of; none: it is no stage."""
@@ -154,16 +154,17 @@ class Conductor:
         state = self._state
         if not state.candidate:
             return
-        new, champion = self._tally(state.candidate), self._tally(state.champion)
-        seconds, canary = time.monotonic() - self._began, state.canary
+        # Of a champion that has no share there is only what was under way as it lost it: nothing to be compared with.
+        champion = self._tally(state.champion) if self._share() < 1 else Tally()
+        new, seconds, canary = self._tally(state.candidate), time.monotonic() - self._began, state.canary
         if why := canary.limits.exceeded(new, champion):
             return self._drop_candidate(why, "endpoint")
         online = canary.limits.online
         if online and not self._asking and time.monotonic() >= self._next_asked:
             self._asking, candidate, before = True, state.candidate, state.champion
             self._later.put(lambda: self._ask_online(online, candidate, before))
-        if state.held is not None or (state.step == len(canary.shares) - 1 and canary.shares[-1] < 1):
-            return  # a person decides
+        if self._waits_for_a_person():
+            return
         if why := canary.unseen(new, seconds):
             return self._drop_candidate(why, "endpoint")
         if canary.over(new, seconds):
@@ -267,6 +268,10 @@ class Conductor:
             return 0.0
         return state.held if state.held is not None else state.canary.shares[state.step]
 
+    def _waits_for_a_person(self) -> bool:
+        state = self._state
+        return state.held is not None or (state.step == len(state.canary.shares) - 1 and state.canary.shares[-1] < 1)
+
     def _step_name(self) -> str:
         state = self._state
         if not state.candidate:
@@ -274,7 +279,8 @@ class Conductor:
         if state.held is not None:
             return f"held at {state.held:.0%} by a person"
         shadowed = " (shadow)" if state.canary.shadow and not state.step else ""
-        return f"step {state.step + 1} of {len(state.canary.shares)}: {state.canary.shares[state.step]:.0%}{shadowed}"
+        name = f"step {state.step + 1} of {len(state.canary.shares)}: {state.canary.shares[state.step]:.0%}{shadowed}"
+        return f"{name}, until rtrain share or rollback" if self._waits_for_a_person() else name
 
     def _routing(self) -> Routing:
         state = self._state

@@ -36,6 +36,8 @@ def page(told: Mapping[str, Any]) -> str:
     parts.append(
         "<h2>Decisions</h2><table><tr><th>when (UTC)</th><th>what</th><th>version</th><th class=n>share</th>"
         f"<th>why</th><th>who</th></tr>{rows}</table>"
+        if rows
+        else "<p>Nothing was decided since the first version answers.</p>"
     )
     return _whole(name, "".join(parts))
 

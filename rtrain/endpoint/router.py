@@ -42,7 +42,11 @@ AGAIN_S = 5.0
 BUSY = 429
 ANSWERS = ("/predict", "/recommend", *TEXTS)
 """Paths whose answers are a model's."""
-FULL = Relayed(BUSY, "application/json", b'{"detail": "as many wait as may. Ask again"}', 0, "")
+FULL = Relayed(
+    BUSY, "application/json", b'{"detail": "as many wait as may. Ask again"}', 0, "", more=(("retry-after", "1"),)
+)
+METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
+"""All that a version may be asked by: it says itself which it takes."""
 HIDDEN = {"detail": "this endpoint does not show how it is to those who ask it. See rtrain endpoints"}
 
 api = new_api()
@@ -55,6 +59,11 @@ def _scores(body: bytes) -> list[float]:
     if "predictions" in found:
         return [p[0] if isinstance(p, list) else p for p in found["predictions"]]
     return [of[0] for of in found.get("scores", []) if of]
+
+
+def _below(name: str, body: bytes) -> bytes:
+    """A version's OpenAPI, with where its paths begin."""
+    return json.dumps(json.loads(body) | {"servers": [{"url": f"/{name}"}]}).encode()
 
 
 @ray_serve.deployment(name="Router", max_ongoing_requests=1000)
@@ -84,7 +93,7 @@ class Router(Relays):
         """The same to look at."""
         return HTMLResponse(page(await self._status())) if self._shown else JSONResponse(HIDDEN, 404)
 
-    @api.api_route("/{path:path}", methods=["GET", "POST"], include_in_schema=False)
+    @api.api_route("/{path:path}", methods=METHODS, include_in_schema=False)
     async def passed_on(self, path: str, request: Request) -> Response:
         """The answer of the version that the one who asks has."""
         routing, body = self._routing, await request.body()
@@ -104,10 +113,11 @@ class Router(Relays):
                 found = await self._asked(version, question, CHAMPION_S, streams)
         if found is None:
             return JSONResponse({"detail": "no version answered. Ask again"}, 503, {"Retry-After": "1"})
-        headers = {VERSION_HEADER: version.split("-")[-2]} | ({"Retry-After": "1"} if found.status == BUSY else {})
+        headers = {VERSION_HEADER: version.split("-")[-2]}
         if isinstance(found, Opened):
             return StreamingResponse(self._told_on(version, found), found.status, headers, found.head.content_type)
-        return Response(found.body, found.status, headers, found.content_type)
+        body = _below(self._name, found.body) if path == "openapi.json" and found.status == 200 else found.body
+        return Response(body, found.status, headers | dict(found.more), found.content_type)
 
     async def _asked(
         self, version: str, question: Question, most_s: float, streams: bool = False

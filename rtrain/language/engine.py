@@ -226,8 +226,10 @@ def way(
     Raises:
         ConfigError: see `Engine`.
     """
-    if guesses < 0 or (draft and not guesses):
-        raise ConfigError(f"guesses: must be at least {1 if draft else 0}, got {guesses}")
+    for name, value, least in (("lanes", lanes, 1), ("guesses", guesses, 1 if draft else 0)):
+        if not isinstance(value, int) or value < least:
+            of_draft = " where draft is set" if draft and name == "guesses" else ""
+            raise ConfigError(f"{name}: must be at least {least}{of_draft}, got {value!r}")
     why = why_alone(language.model) if together else "together is False"
     if why and guesses:
         raise ConfigError(f"guesses: each answer is computed by itself, without guesses: {why}. Set guesses to 0")

@@ -115,7 +115,8 @@ class Calibrated:
         ratios = {prefix: _ratio(scored) for prefix, scored in labels.items()}
         worst = max(ratios, key=lambda prefix: abs(ratios[prefix] - 1))
         of_label = f" of label {worst.rstrip('_')}" if worst else ""
-        said = f"mean probability{of_label} is {ratios[worst]:.3f} of its share; {1 - self.most:g} to {1 + self.most:g}"
+        allowed = f"{max(0.0, 1 - self.most):g} to {1 + self.most:g}"
+        said = f"mean probability{of_label} is {ratios[worst]:.3f} of its share; {allowed}"
         return Decision(check, abs(ratios[worst] - 1) <= self.most, said, {"ratio": ratios[worst]})
 
 

@@ -32,6 +32,8 @@ VERSION_HEADER = "x-rtrain-version"
 """Of an endpoint's answer: the version that gave it."""
 GONE_S = 3600.0
 """Seconds after which a router that takes no part of an answer any more counts as gone; it ends what it leaves."""
+KEPT = ("allow", "retry-after")
+"""Headers of an answer that a router passes on, beside its content's type."""
 Headers = Sequence[tuple[str, str]]
 
 
@@ -46,6 +48,8 @@ class Relayed(NamedTuple):
     replica: str
     version: str = ""
     """Of an endpoint, that answered."""
+    more: Headers = ()
+    """Of its headers those that `KEPT` names."""
 
 
 class Relays:
@@ -119,6 +123,7 @@ def _head_of(part: Mapping[str, Any]) -> Relayed:
         me.memory_info().rss,
         f"{socket.gethostname()}:{me.pid}",
         head.get(VERSION_HEADER.encode(), b"").decode(),
+        tuple((name, head[name.encode()].decode()) for name in KEPT if name.encode() in head),
     )
 
 
@@ -194,7 +199,8 @@ def takes(*names: str) -> Any:
                 do = did_you_mean(name, names) or f". Known: {', '.join(names)}"
                 raise HTTPException(422, f"{name[:60]}: there is no such parameter{do}")
             if name in seen:
-                raise HTTPException(422, f"{name}: it is given twice. POST them to ask for several")
+                several = ", or POST several as whom" if name == "user" else ""
+                raise HTTPException(422, f"{name}: it is given twice. Give it once{several}")
             seen.add(name)
 
     return Depends(check)

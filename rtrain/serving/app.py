@@ -1,5 +1,6 @@
 """Exports on Ray Serve: a ranking model's answers for rows, a retrieval model's items for users, texts."""
 
+import json
 import logging
 import socket
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, one_line
+from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, UserError, one_line
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.export.huggingface import is_language
@@ -32,6 +33,7 @@ from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
 ONE = Scale()
+JSON = {"content-type": "application/json"}
 MOST_SAID = 300
 """Letters of an error that a message has."""
 _OWN: set[str] = set()
@@ -89,7 +91,13 @@ class Served:
         return str(answer.json()["data"][0]["id"])
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        answer = httpx.post(f"{self.url}/{path}", json=body, timeout=60)
+        if self._stopped:
+            raise UserError(f"{self.url}: it was stopped. Serve the export again")
+        try:
+            text = json.dumps(body, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.url}/{path}: the request has what JSON cannot say ({error})") from None
+        answer = httpx.post(f"{self.url}/{path}", content=text, headers=JSON, timeout=60)
         if answer.status_code in (400, 404, 413, 422):
             told = answer.json()
             raise DataError(f"{self.url}/{path}: {told['detail'] if 'detail' in told else told['error']['message']}")
@@ -102,6 +110,10 @@ class Served:
 
         with ThreadPoolExecutor(max_workers=min(32, len(requests))) as pool:
             return list(pool.map(self.predict, requests))
+
+    @property
+    def _stopped(self) -> bool:
+        return self.name not in _OWN
 
     def stop(self) -> None:
         """Take the application down, and the Ray that was started for it; a cluster stays."""

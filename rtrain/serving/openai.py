@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
@@ -109,10 +109,14 @@ class Ask(BaseModel):
         )
 
 
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+"""A tokenizer's library takes no other; the engine says which of these the model has."""
+
+
 class Completion(Ask):
     """The body of /v1/completions."""
 
-    prompt: Word | list[int] = Field(description="a text, or its tokens")
+    prompt: Word | list[TokenId] = Field(description="a text, or its tokens")
     logprobs: int | None = None
     echo: bool = Field(False, description="begin with the prompt; with max_tokens 0 its tokens are scored alone")
 

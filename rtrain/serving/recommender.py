@@ -17,14 +17,13 @@ from typing import Any
 
 import torch
 from fastapi import HTTPException, Query
-from fastapi.openapi.utils import get_openapi
 from pydantic import Field
 from ray import serve as ray_serve
 
 from rtrain.errors import DataError
 from rtrain.export.popular import Unknown
 from rtrain.serving.answers import REFUSALS, Relays, new_api
-from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, one_user, schema_of
+from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, one_user, openapi_of, schema_of
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
 
@@ -114,9 +113,7 @@ class Recommends(Relays):
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi(self) -> dict[str, Any]:
         """FastAPI's, with the body that these models want."""
-        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
-        found["components"]["schemas"]["Asking"] = self._schema()
-        return found
+        return openapi_of(api, Asking, self._schema(), self.recommender.encoders)
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastapi import HTTPException, Query
+from fastapi import FastAPI, HTTPException, Query
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve as ray_serve
@@ -88,7 +88,19 @@ def schema_of(body: type[Question], encoders: Encoders, most: int) -> dict[str, 
     history = {"type": "array", "items": name}
     whom = {"type": "array", "items": history if encoders.of_histories else name, "maxItems": most}
     found["properties"]["whom"] = whom | {"description": found["properties"]["whom"]["description"]}
+    seen = [{"type": "array", "items": history}, {"type": "null"}]
+    found["properties"]["seen"] = {**found["properties"]["seen"], "anyOf": seen}
     found["required"] = ["whom", *(["times"] if encoders.timed else [])]
+    return found
+
+
+def openapi_of(api: FastAPI, body: type[Question], schema: dict[str, Any], encoders: Encoders) -> dict[str, Any]:
+    """FastAPI's, with the body that an export wants, and what its users are called by."""
+    found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+    found["components"]["schemas"][body.__name__] = schema
+    for parameter in found["paths"]["/recommend"]["get"]["parameters"]:
+        if parameter["name"] == "user" and not encoders.of_words:
+            parameter["schema"]["type"] = "integer"
     return found
 
 
@@ -146,9 +158,7 @@ class Retriever(Relays):
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi(self) -> dict[str, Any]:
         """FastAPI's, with the body that this export wants."""
-        found = get_openapi(title=api.title, version=api.version, routes=api.routes)
-        found["components"]["schemas"]["Question"] = self._schema()
-        return found
+        return openapi_of(api, Question, self._schema(), self.encoders)
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:

@@ -111,12 +111,20 @@ def last_json(text: str) -> dict[str, Any]:
     return value
 
 
+ANY = random.SystemRandom()
+"""Not the module's: what a test seeds would give the same port again, on which nobody listens yet."""
+GIVEN = set[int]()
+
+
 def free_port() -> int:
-    """A port of localhost that nobody listens on, and that the kernel gives to no one who asks for any port."""
+    """A port of localhost, each once, that nobody listens on, and that the kernel gives to no one who asks for any."""
     while True:
-        port = random.randrange(20_000, 32_000)  # above Ray's own, below those of outgoing connections
+        port = ANY.randrange(20_000, 32_000)  # above Ray's own, below those of outgoing connections
+        if port in GIVEN:
+            continue
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
+            GIVEN.add(port)
             return port
 
 

@@ -139,7 +139,7 @@ def test_releases_weights_and_rollbacks_under_load_fail_no_request(endpoint: End
     holder = registry.holder("demo", "champion")
     assert holder and holder.version == 1 and registry.verify() == []
     told = [entry.what for entry in registry.log.entries()]
-    assert {"begin", "advance", "champion", "hold", "take back", "replace"} <= set(told)
+    assert {"begin", "advance", "champion", "hold", "take back", "roll back"} <= set(told)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,18 @@ def test_stages_are_not_released_where_one_model_answers(endpoint: Endpoint, run
     with pytest.raises(UserError, match="what answers there is one model, not two stages"):
         replace(endpoint, stages=TwoStages(retriever="runs/nobody")).release(f"{runs}/wrong", "with a retrieval model")
     assert len(registry.versions(endpoint.name)) == before
+
+
+def test_methods_and_paths_are_those_of_the_version(endpoint: Endpoint) -> None:
+    for method, path, allowed in (
+        ("GET", "predict", "POST"),
+        ("DELETE", "schema", "GET"),
+        ("OPTIONS", "predict", "POST"),
+    ):
+        refused = httpx.request(method, f"{endpoint.url}/{path}", timeout=60)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed), (method, path)
+    (server,) = httpx.get(f"{endpoint.url}/openapi.json", timeout=60).json()["servers"]
+    assert endpoint.url.endswith(server["url"]) and server["url"] == f"/{endpoint.name}"
 
 
 def test_it_says_how_it_is(endpoint: Endpoint) -> None:

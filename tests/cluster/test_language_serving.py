@@ -143,6 +143,8 @@ def test_an_altered_export_is_refused(exported: str, tmp_path: Path) -> None:
         ("completions", {"prompt": [5, True]}, 422, "prompt.1", None),
         ("completions", {"prompt": ""}, 400, "prompt", None),
         ("completions", {"prompt": [300]}, 400, "prompt", None),
+        ("completions", {"prompt": [5, -1]}, 422, "prompt.1", None),
+        ("completions", {"prompt": [1 << 70]}, 422, "prompt.0", None),
         ("completions", {"max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
         ("completions", {"stream": True, "max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
         ("completions", {"stream_options": {"include_usage": True}}, 400, "stream_options", None),

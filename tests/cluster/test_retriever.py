@@ -122,7 +122,8 @@ def test_what_does_not_fit_is_one_line(pairs: tuple[Any, Encoders]) -> None:
     for query, said in (
         ("user=u1&n=3", "n: there is no such parameter. Known: user, k, unknown"),
         ("user=u1&unkown=popular", "unkown: there is no such parameter; did you mean 'unknown'?"),
-        ("user=u1&user=u2", "user: it is given twice. POST them to ask for several"),
+        ("user=u1&user=u2", "user: it is given twice. Give it once, or POST several as whom"),
+        ("user=u1&k=3&k=4", "k: it is given twice. Give it once"),
         ("k=3", "user: Field required"),
     ):
         refused = httpx.get(f"{served.url}/recommend?{query}", timeout=60)

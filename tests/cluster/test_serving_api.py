@@ -139,6 +139,14 @@ def test_values_that_the_model_makes_no_number_of_are_refused(served: Any) -> No
     assert refused, "the model's sums of numbers close to float32's end are numbers: this test shows nothing any more"
 
 
+def test_what_no_request_can_say(served: Any) -> None:
+    row = {"user_id": 1, "item_id": 2, "hour": 3}
+    with pytest.raises(DataError, match="predict: the request has what JSON cannot say"):
+        served.predict(row | dict.fromkeys(DENSE, float("nan")))
+    with pytest.raises(DataError, match="what JSON cannot say.*set"):
+        served.predict(row | {"hour": {3}})
+
+
 def test_what_another_process_serves_stays(served: Any, export: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "_OWN", set())  # as in another process
     port = int(served.url.rpartition(":")[2])

@@ -74,6 +74,14 @@ def test_a_blue_green_release_is_judged_and_crowned(conductor: Written) -> None:
     assert [of["version"] for of in conductor.status()["versions"]] == [2]
 
 
+def test_of_blue_green_what_the_champion_still_had_under_way_is_no_measure(conductor: Written) -> None:
+    begin(conductor, Canary(steps=(1.0,), seconds=0, answers=50, patience_s=60))
+    late = Tally(answers=200, scores=[0.1] * 200)
+    assert conductor.exchange("router", 0, {ONE.app: late}).share == 1
+    assert conductor.ask(40, scores=[0.9] * 40) == (ONE.app, TWO.app, 1.0), "drifted from what nobody asks any more"
+    assert conductor.ask(10, scores=[0.9] * 10) == (TWO.app, "", 0.0)
+
+
 def test_a_blue_green_release_that_fails_goes_back(conductor: Written) -> None:
     begin(conductor, Canary(steps=(1.0,), seconds=0, answers=50, patience_s=60))
     assert conductor.ask(40, failed=40) == (ONE.app, "", 0.0)
@@ -102,7 +110,7 @@ def test_an_ab_test_waits_for_a_person_who_may_crown_it(conductor: Written) -> N
     assert conductor.ask(500) == (ONE.app, TWO.app, 0.5)
     conductor.hold(0.3, "less", "me")
     assert conductor.ask(500) == (ONE.app, TWO.app, 0.3) and "held at 30%" in conductor.status()["step"]
-    with pytest.raises(UserError, match="a share is 0 to 100 %, got 1.5 of all"):
+    with pytest.raises(UserError, match="a share is 0 to 100 %, got 150 %"):
         conductor.hold(1.5, "more", "me")
     conductor.hold(1.0, "it won", "me")
     assert conductor.ask(0) == (TWO.app, "", 0.0)

@@ -148,13 +148,16 @@ def test_a_model_of_windows_is_computed_one_by_one(exported: str) -> None:
     engine.close()
     with pytest.raises(ConfigError, match="guesses: each answer is computed by itself.*DynamicSlidingWindowLayer"):
         Engine(language, guesses=4)
+    for wrong, said in (({"lanes": 0}, "lanes: must be at least 1, got 0"), ({"guesses": "4"}, "guesses: .*got '4'")):
+        with pytest.raises(ConfigError, match=said):
+            Engine(language, **wrong)
     with pytest.raises(ConfigError, match="draft: it cannot guess for several"):
         Engine(load(exported, device="cpu"), guesses=4, draft=language)
 
 
 def test_guesses_that_cannot_be(exported: str) -> None:
     language = load(exported, device="cpu")
-    with pytest.raises(ConfigError, match="guesses: must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="guesses: must be at least 1 where draft is set, got 0"):
         Engine(language, draft=language)
     with pytest.raises(ConfigError, match="guesses: must be at least 0, got -1"):
         Engine(language, guesses=-1)

@@ -38,8 +38,11 @@ def test_a_model_of_ones_own_is_judged_where_its_module_is_named(
     train(replace(run_of(tmp_path, "mine"), model=Mine(dim=8, bottom=(8,), top=(16,))))
     judged = told(tmp_path, "--module", "mine_here", "--calibration", "9")
     assert judged.returncode == 0 and "passed" in judged.stdout, judged
+    record = tmp_path / "runs/mine/export/gate.json"
+    before = record.read_bytes()
     forgotten = told(tmp_path)
-    assert forgotten.returncode != 0 and "(a command: --module mine_here)" in forgotten.stdout + forgotten.stderr
+    assert forgotten.returncode == 2 and "(a command: --module mine_here)" in forgotten.stderr, forgotten
+    assert record.read_bytes() == before, "nobody judged it"
     wrong = told(tmp_path, "--module", "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.strip().endswith(
         "--module: No module named 'nowhere'. Call rtrain in the folder that has it"
