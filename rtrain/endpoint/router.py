@@ -26,6 +26,7 @@ from rtrain.endpoint.streams import TEXTS, Opened, Question, asked_of_text, brok
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import one_line
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER, Relayed, Relays, new_api
+from rtrain.serving.limits import refusal
 
 EXCHANGE_S = 0.5
 """Seconds between two exchanges with the conductor: so long a change takes to be everywhere, and a bad version to be
@@ -42,9 +43,7 @@ AGAIN_S = 5.0
 BUSY = 429
 ANSWERS = ("/predict", "/recommend", *TEXTS)
 """Paths whose answers are a model's."""
-FULL = Relayed(
-    BUSY, "application/json", b'{"detail": "as many wait as may. Ask again"}', 0, "", more=(("retry-after", "1"),)
-)
+AGAIN = {"retry-after": "1"}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 """All that a version may be asked by: it says itself which it takes."""
 HIDDEN = {"detail": "this endpoint does not show how it is to those who ask it. See rtrain endpoints"}
@@ -112,7 +111,7 @@ class Router(Relays):
             if found is None and time.perf_counter() - began < AGAIN_S:  # of a replica that died; another one may live
                 found = await self._asked(version, question, CHAMPION_S, streams)
         if found is None:
-            return JSONResponse({"detail": "no version answered. Ask again"}, 503, {"Retry-After": "1"})
+            return JSONResponse(refusal(f"/{path}", 503, "no version answered. Ask again"), 503, AGAIN)
         headers = {VERSION_HEADER: version.split("-")[-2]}
         if isinstance(found, Opened):
             return StreamingResponse(self._told_on(version, found), found.status, headers, found.head.content_type)
@@ -131,7 +130,8 @@ class Router(Relays):
             try:
                 found = await asyncio.wait_for(asked, most_s)
             except BackPressureError:
-                found = FULL
+                full = json.dumps(refusal(question[1], BUSY, "as many wait as may. Ask again")).encode()
+                found = Relayed(BUSY, "application/json", full, 0, "", more=tuple(AGAIN.items()))
         if isinstance(found, Opened):
             return found
         tally, seconds = self._tallies[version], time.perf_counter() - began

@@ -155,13 +155,12 @@ def application_of(served: "str | TwoStages", called: str = "", scale: Scale = O
     modules = sorted({module for head in heads for module in modules_of(head)})
     where: tuple[Any, ...] = ()
     if deployment is Ranker:
-        where = (
-            scale.tables,
-            [
-                TableShard.options(name=f"Tables{shard}", num_replicas=scale.copies).bind(served, modules)  # type: ignore[attr-defined]
-                for shard in range(scale.shards)
-            ],
-        )
+        tables: Any = TableShard
+        sharing = [
+            tables.options(name=f"Tables{shard}", num_replicas=scale.copies).bind(served, modules)
+            for shard in range(scale.shards)
+        ]
+        where = scale.tables, sharing
     return deployment.options(**options).bind(served, modules, *where)
 
 

@@ -25,6 +25,15 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
+def refusal(path: str, status: int, why: str) -> dict[str, Any]:
+    """The body of one that no model gave; at OpenAI's paths its clients find in it what they read."""
+    found: dict[str, Any] = {"detail": why}
+    if "/v1/" in path:
+        kind = {429: "rate_limit_error", 503: "server_error"}.get(status, "invalid_request_error")
+        found["error"] = {"message": why, "type": kind, "param": None, "code": "busy" if status == 429 else None}
+    return found
+
+
 class BodyLimits:
     """ASGI middleware: the whole body is here, within both limits, before anything is parsed.
 
@@ -90,7 +99,7 @@ class BodyLimits:
                 return bytes(body)
 
     async def _refuse(self, scope: MutableMapping[str, Any], send: Send, status: int, why: str) -> None:
-        body = json.dumps({"detail": why}).encode()
+        body = json.dumps(refusal(scope["path"], status, why)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers.append((b"connection", b"close"))
         if self.outermost:

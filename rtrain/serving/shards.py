@@ -62,8 +62,6 @@ class Elsewhere:
             return {}
         try:
             found: Rows = await shard.rows.remote(wanted)
-        except (
-            RayActorError
-        ):  # it died over the question, which changes nothing: a copy of it answers, or its successor
+        except RayActorError:  # it died over the question: a copy of it answers, or who comes after it
             found = await shard.rows.remote(wanted)
         return found

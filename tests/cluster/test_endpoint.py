@@ -225,6 +225,8 @@ def test_methods_and_paths_are_those_of_the_version(endpoint: Endpoint) -> None:
     ):
         refused = httpx.request(method, f"{endpoint.url}/{path}", timeout=60)
         assert (refused.status_code, refused.headers["allow"]) == (405, allowed), (method, path)
+    csv = httpx.post(f"{endpoint.url}/predict", content=b"{}", headers={"content-type": "text/csv"}, timeout=60)
+    assert csv.status_code == 415 and set(csv.json()) == {"detail"} and "'text/csv'" in csv.json()["detail"]
     (server,) = httpx.get(f"{endpoint.url}/openapi.json", timeout=60).json()["servers"]
     assert endpoint.url.endswith(server["url"]) and server["url"] == f"/{endpoint.name}"
 

@@ -178,7 +178,8 @@ def test_what_is_no_text_or_far_too_long(served: Any) -> None:
     answer = httpx.post(
         f"{served.url}/v1/completions", content=b"x", headers={"content-type": "text/plain"}, timeout=60
     )
-    assert answer.status_code == 415 and "'text/plain'" in answer.json()["detail"]
+    told = answer.json()
+    assert answer.status_code == 415 and "'text/plain'" in told["detail"] == told["error"]["message"]
 
 
 def test_what_is_no_json(served: Any) -> None:
@@ -280,6 +281,10 @@ def test_guard_chat_and_a_full_queue(serve_port: int, served: Any, exported: str
         body["messages"][0]["content"] = "the password"  # type: ignore[index]
         refused = httpx.post(url, json=body, timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
+
+        text = {"model": "talker", "prompt": "hello", "max_tokens": 3, "echo": True}
+        echoed = httpx.post(url.replace("chat/", ""), json=text, timeout=60).json()["choices"][0]
+        assert (echoed["text"], echoed["finish_reason"]) == ("[withheld]", "content_filter")
 
         body["messages"][0]["content"] = "long"  # type: ignore[index]
         longer = body | {"max_tokens": 480, "temperature": 0}
