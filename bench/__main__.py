@@ -20,6 +20,8 @@ evaluation  users/s of the same          a run's whole evaluation / a loop over 
 gauc    groups/s of GAUC, 400,000 groups GAUC / a loop over groups
 hstu    steps/s of HSTU, one process     in groups of similar length / all rows as long as the longest
 sasrec  steps/s of SASRec, one process   rtrain without Ray / a plain torch loop over padded arrays
+serve   CPU and seconds of a request     rtrain serve / a bare Serve deployment; _by_hand: / FastAPI + ONNX Runtime
+program  1-row predicts/s of an export    compiled / eager
 zero_bytes_1, _2, _3                     what a rank of 2 holds / the ZeRO paper's formula for float32 (no bound)
 
 The first six: DLRM, 26 tables of 100,000 x 16 with table-wise sharding and fused row-wise Adagrad, dense part under
@@ -42,7 +44,7 @@ from bench.asked import parser
 from bench.data import write
 from bench.ratios import Summary, summarise, table
 from bench.sides import Measured, Place
-from bench.suites import SUITES
+from bench.suites import SUITES, Suite
 
 
 def pairs(
@@ -56,6 +58,14 @@ def pairs(
         told = "  ".join(f"{k} {found[0][i][k]:.5g} / {v:.5g}" for k, v in found[1][i].items() if k in found[0][i])
         print(f"bench: {said}, pair {i + 1}/{count}: {told}", file=sys.stderr, flush=True)
     return found
+
+
+def _measured(suite: Suite, place: Place, count: int) -> tuple[list[Measured], list[Measured]]:
+    if suite.together:
+        return suite.together(place, count)
+    assert suite.ours and suite.theirs, suite.name
+    ours, theirs = (partial(_named, run, place, suite.name) for run in (suite.ours, suite.theirs))
+    return pairs(count, ours, theirs, suite.name)
 
 
 def _named(run: Callable[[Place, str], Measured], place: Place, suite: str, i: int) -> Measured:
@@ -86,8 +96,7 @@ def main() -> int:
             wanted = [c for c in suite.comparisons if options.only in (None, c.name)]
             if not wanted:
                 continue
-            ours, theirs = (partial(_named, run, place, suite.name) for run in (suite.ours, suite.theirs))
-            found = raw[suite.name] = pairs(options.pairs, ours, theirs, suite.name)
+            found = raw[suite.name] = _measured(suite, place, options.pairs)
             for comparison in wanted:
                 sides = ([m[comparison.of or comparison.name] for m in side] for side in found)
                 rows.append(summarise(comparison, *sides))

@@ -76,7 +76,7 @@ def pairs(count: int, sides: Mapping[str, list[Callable[[], Any]]]) -> dict[str,
         first = number % len(order)
         for name in order[first:] + order[:first]:
             found[name].append(median_ms(sides[name]))
-    told = {f"{name}_ms": spread(of) for name, of in found.items()}
+    told: dict[str, Any] = {f"{name}_ms": spread(of) for name, of in found.items()} | {"pairs_ms": found}
     eager = next(iter(found))
     others = [name for name in found if name != eager]
     return told | {

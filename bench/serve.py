@@ -36,7 +36,7 @@ from bench.data import DENSE, ROWS_PER_TABLE, TABLES, write
 from bench.job import run
 from rtrain.export.artifact import Predictor
 
-CLIENTS, ROUNDS, PHASE_S, WARM_S = 4, 5, 6.0, 2.0
+CLIENTS, PHASE_S, WARM_S = 4, 6.0, 2.0
 SERVE = ("ServeReplica", "ProxyActor", "ray::Router", "ray::Ranker", "ray::Bare", "ray::Conductor")
 PORT, HAND_PORT = 23_517, 23_518
 
@@ -160,7 +160,7 @@ def row_of(draw: random.Random) -> dict[str, Any]:
     return numbers | {f"c{i}": draw.randrange(ROWS_PER_TABLE) for i in range(TABLES)}
 
 
-def measure(folder: Path) -> dict[str, list[dict[str, float]]]:
+def measure(folder: Path, count: int) -> dict[str, list[dict[str, float]]]:
     """All phases of all sides."""
     from ray import serve as ray_serve
 
@@ -194,27 +194,31 @@ def measure(folder: Path) -> dict[str, list[dict[str, float]]]:
     with by_hand(export, folder) as pid:
         urls["by_hand"] = f"http://127.0.0.1:{HAND_PORT}/predict"
         same(urls.values())
-        found = rounds(urls, {"by_hand": pid})
+        found = rounds(urls, {"by_hand": pid}, count)
     endpoint.stop()
     return found
 
 
-def rounds(urls: Mapping[str, str], pids: Mapping[str, int]) -> dict[str, list[dict[str, float]]]:
+def rounds(urls: Mapping[str, str], pids: Mapping[str, int], count: int) -> dict[str, list[dict[str, float]]]:
     """Each side for a while, again and again, each round beginning with another one."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in urls}
     for name, url in urls.items():
         phase(url, WARM_S, pids.get(name))
-    for number in range(ROUNDS):
+    for number in range(count):
         first = number % len(urls)
         for name in list(urls)[first:] + list(urls)[:first]:
             found[name].append(phase(urls[name], PHASE_S, pids.get(name)))
-            print(f"bench: round {number + 1}/{ROUNDS}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
+            print(f"bench: round {number + 1}/{count}, {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     return found
 
 
 def main() -> int:
     """Print medians, and ratios to `bare` with their least and greatest."""
-    parser("bench.serve", __doc__).parse_args()
+    asking = parser("bench.serve", __doc__)
+    asking.add_argument("--rounds", type=int, default=5, help="phases of each side (default 5)")
+    count = asking.parse_args().rounds
+    if count < 1:
+        asking.error("--rounds: must be at least 1")
     from rtrain.launch.embedded import embedded_ray
     from rtrain.launch.session import DEFAULTS, EMBEDDED
 
@@ -224,8 +228,8 @@ def main() -> int:
         os.environ.setdefault("RTRAIN_RAY_TEMP_DIR", f"{folder}/r")
         Path(os.environ["RTRAIN_RAY_TEMP_DIR"]).mkdir(parents=True, exist_ok=True)
         with embedded_ray(num_cpus=4):
-            found = measure(Path(folder))
-    said: dict[str, Any] = {}
+            found = measure(Path(folder), count)
+    said: dict[str, Any] = {"phases": found}
     for name, phases in found.items():
         said[name] = {key: statistics.median(p[key] for p in phases) for key in phases[0]}
         for key in ("cpu_ms", "p50_ms"):

@@ -72,6 +72,25 @@ def job_alone(place: Place, *, steps: int, name: str) -> Measured:
     return curve(_history(place, name))
 
 
+def serving(place: Place, rounds: int) -> tuple[list[Measured], list[Measured]]:
+    """One row a request, asked of `rtrain serve` and of a bare deployment beside it; `bench.serve`."""
+    said, _ = _last_line(["-m", "bench.serve", "--rounds", str(rounds)], place.environment(20))
+    phases = said["phases"]
+    names = {"cpu_ms": "cpu", "p50_ms": "p50", "p99_ms": "p99"}
+    ours, theirs = ([{names[key]: of[key] for key in names} for of in phases[side]] for side in ("rtrain", "bare"))
+    for mine, its, by_hand in zip(ours, theirs, phases["by_hand"], strict=True):
+        mine["serve_by_hand"], its["serve_by_hand"] = mine["cpu"], by_hand["cpu_ms"]
+    return ours, theirs
+
+
+def programs(place: Place, count: int) -> tuple[list[Measured], list[Measured]]:
+    """Whole predicts of one row by the same export, compiled and by torch's modules; `bench.programs`."""
+    said, _ = _last_line(["-m", "bench.programs", "--pairs", str(count), "--only", "DLRM"], place.environment(20))
+    taken = said["DLRM"]["predict, 1"]["pairs_ms"]
+    ours, theirs = ([{"rate": 1e3 / ms} for ms in taken[side]] for side in ("compiled", "eager"))
+    return ours, theirs
+
+
 def stall(place: Place, *, name: str, background: bool) -> Measured:
     """Seconds that one process's training waits for its checkpoints, one every 40 steps; the last one apart."""
     words = ["bench/job.py", "train", "--json", "--launcher", "inline", "--storage", str(place.runs), "--name", name]

@@ -10,19 +10,21 @@ from bench.sides import Measured, Place
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """`ours` and `theirs` make one run each, given a name that no run before had."""
+    """`ours` and `theirs` make one run each, given a name that no run before had; or `together` as many pairs as it is
+    told, of sides that stay up while they alternate."""
 
     name: str
     comparisons: tuple[Comparison, ...]
-    ours: Callable[[Place, str], Measured]
-    theirs: Callable[[Place, str], Measured]
+    ours: Callable[[Place, str], Measured] | None = None
+    theirs: Callable[[Place, str], Measured] | None = None
+    together: Callable[[Place, int], tuple[list[Measured], list[Measured]]] | None = None
 
 
 def _rate(name: str, measure: str, against: str, at_least: float) -> tuple[Comparison, ...]:
     return (Comparison(name=name, of="rate", measure=measure, against=against, at_least=at_least),)
 
 
-HAND = "torchrun by hand"
+HAND, SERVE = "torchrun by hand", "bare Serve deployment"
 RATE = Comparison(name="rate", measure="examples/s", against=HAND, at_least=0.97)
 MEMORY = Comparison(name="memory", measure="peak bytes of a worker", against=HAND, at_most=1.10)
 START = Comparison(name="start", measure="command to first step", against="bare TorchTrainer", at_most=1.10)
@@ -158,6 +160,21 @@ SUITES = (
         comparisons=_rate("sasrec", "steps/s of SASRec", "plain torch loop", 0.97),
         ours=lambda place, name: sides.sasrec(place, name=name),
         theirs=lambda place, _: sides.sasrec_by_hand(place),
+    ),
+    Suite(
+        name="serve",
+        comparisons=(
+            Comparison(name="serve", of="cpu", measure="CPU of a request", against=SERVE, at_most=1.15),
+            Comparison(name="serve_p50", of="p50", measure="p50 of a request", against=SERVE),
+            Comparison(name="serve_p99", of="p99", measure="p99 of a request", against=SERVE),
+            Comparison(name="serve_by_hand", measure="CPU of a request", against="FastAPI + ONNX Runtime"),
+        ),
+        together=sides.serving,
+    ),
+    Suite(
+        name="program",
+        comparisons=_rate("program", "1-row predict/s, compiled", "the export's eager", 2.0),
+        together=sides.programs,
     ),
     *(_zero_bytes(stage) for stage in (1, 2, 3)),
 )

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +48,7 @@ class Served:
     url: str
     asked: str
     """The path that answers."""
-    session: ExitStack
+    session: ExitStack = field(repr=False)
     """Left when the application is stopped: the Ray that was started for it, or nothing."""
     rpc: str = ""
     """Where it answers over gRPC, as `HOST:PORT`; empty: nowhere."""
