@@ -91,7 +91,7 @@ def _judged(options: argparse.Namespace, stages: Any) -> bool:
 
 
 def _endpoints(options: argparse.Namespace) -> int:
-    from rtrain.endpoint.endpoint import endpoints, port_of_serve
+    from rtrain.endpoint.endpoint import endpoints
     from rtrain.launch.session import join_running
 
     with join_running("endpoints"):
@@ -99,7 +99,6 @@ def _endpoints(options: argparse.Namespace) -> int:
         if options.name and options.name not in names:
             there = f"there are {', '.join(names)}" if names else "there is none"
             raise UserError(f"endpoints: no endpoint {options.name!r}; {there}")
-        options.port = port_of_serve() if names else 0
         wanted = [options.name] if options.name else names
         found = [_endpoint(options, name).status() for name in wanted]
     answer(options, {"endpoints": found}, "\n\n".join(map(_spelled, found)) or "there is no endpoint")
@@ -122,13 +121,12 @@ def _spelled(status: dict[str, Any]) -> str:
 
 
 def _share(options: argparse.Namespace) -> int:
-    from rtrain.endpoint.endpoint import port_of_serve
     from rtrain.launch.session import join_running
 
     with join_running("share"):
-        _endpoint(options, options.model).hold(options.percent / 100, options.reason)
-        options.port = port_of_serve()
-        status = _endpoint(options, options.model).status()
+        endpoint = _endpoint(options, options.model)
+        endpoint.hold(options.percent / 100, options.reason)
+        status = endpoint.status()
     answer(options, status, _spelled(status))
     return 0
 
@@ -150,7 +148,9 @@ def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page", "grpc_port")
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
     if "replicas" in given:
-        given["replicas"] = Scale.of(given["replicas"], options.gpus, options.tables, options.shards)
+        spread = options.gpus, options.tables, options.shards
+        said = given["replicas"] or spread != (0.0, "device", "0")
+        given["replicas"] = Scale.of(given["replicas"] or "1", *spread) if said else None
     retriever, ranker = (getattr(options, key, "") for key in ("retriever", "ranker"))
     if retriever and ranker:
         raise UserError("release: --retriever and --ranker are each the stage that RUN is not. Give one of them")
@@ -213,7 +213,7 @@ ENDPOINT = (
             Argument("--ranker", default="", metavar="RUN", help="the same of a retrieval model, with what orders it"),
             *STAGES,
             MODULE,
-            Argument("--port", type=int, default=8000, help="of Ray Serve (default: 8000)"),
+            Argument("--port", type=int, help="of Ray Serve (default: its own where it runs, else 8000)"),
             Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
             Argument(
                 "--grpc-port", type=int, default=None, metavar="N",
@@ -223,7 +223,11 @@ ENDPOINT = (
                 "--page", action="store_const", const=True, default=None,
                 help="show /NAME/-/ also to others than this machine, where --host lets them ask",
             ),
-            Argument("--replicas", default="1", metavar="N", help="of each version, or by load 1-8 (default: 1)"),
+            Argument(
+                "--replicas", default="", metavar="N",
+                help="of each version, or by load 1-8 (default: these and the three options below as what answers now "
+                "has them; at first 1)",
+            ),
             Argument(
                 "--gpus", type=float, default=0.0, metavar="N",
                 help="of each replica, or a fraction that several share, as 0.25 (default: none, it computes on CPU)",

@@ -113,10 +113,10 @@ class Conductor:
             then = [{"do": "remove", "app": gone.app}] if gone.app != state.champion.app else []
             self._decided("roll back", reason, by, of=state.champion, share=1.0, then=then)
 
-    def stages(self) -> dict[str, Any] | None:
-        """The two stages that the champion is one of; none: it is no stage."""
+    def champion(self) -> Deployed:
+        """The version that answers now, as it was deployed."""
         with self._lock:
-            return self._state.champion.stages
+            return self._state.champion
 
     def status(self) -> dict[str, Any]:
         """All of it, for people and for machines."""

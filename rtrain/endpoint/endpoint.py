@@ -3,7 +3,8 @@
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ from rtrain.storage import Folder
 from rtrain.storage.paths import located
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
+PORT = 8000
 ANSWER_S = 60.0
 """Seconds that a conductor has for an answer."""
 SAY_S = 10.0
@@ -70,12 +72,13 @@ class Endpoint:
 
     name: str
     """The model in the registry, and the path."""
-    port: int = 8000
+    port: int | None = None
+    """Of Ray Serve; none: its own where it runs, else 8000."""
     host: str = "127.0.0.1"
     routers: int = 2
     """Replicas that pass requests on."""
-    replicas: int | Scale = 1
-    """Of each version: so many, or by its load."""
+    replicas: int | Scale | None = None
+    """Of each version: so many, or by its load. None: as what answers now has, and at first one."""
     registry: str = "sqlite:///runs/registry.db"
     audit: str = "runs/audit"
     state: str = "runs/endpoints"
@@ -99,14 +102,15 @@ class Endpoint:
             raise UserError(f"endpoint {self.name!r}: letters, digits, - and _ alone, for it is a path of the address")
         if self.routers < 1:
             raise UserError(f"endpoint {self.name!r}: routers must be at least 1, got {self.routers}")
-        Scale.by(self.replicas)
+        if self.replicas is not None:
+            Scale.by(self.replicas)
         if self.grpc_port is not None:
-            check_rpc_port(self.port, self.grpc_port)
+            check_rpc_port(self.port or 0, self.grpc_port)
 
     @property
     def url(self) -> str:
         """Where it answers."""
-        return f"http://{self.host}:{self.port}/{self.name}"
+        return f"http://{self.host}:{self._port()}/{self.name}"
 
     def release(
         self, run: str, reason: str, canary: Canary | None = None, *, say: Callable[[str], None] = lambda _: None
@@ -137,7 +141,7 @@ class Endpoint:
         if not there:
             first = champion or version
             say(f"version {first.version} ({first.run}) starts")
-            self._open(self._deploy(first, stages))
+            self._open(self._deploy(first, stages, self._scale_of(self._kept())))
             if first is version:
                 registry.promote(self.name, version.version, reason)
                 return version
@@ -149,8 +153,9 @@ class Endpoint:
                 f"rtrain rollback {self.name} --endpoint"
             )
         say(f"version {version.version} ({version.run}) starts")
-        candidate = self._deploy(version, stages)
-        self._told("begin", asdict(candidate), config.to_dict(canary or Canary()), reason, who())
+        by = canary or Canary()
+        with self._deployed(version, stages, at_once=by.shares[0] == 1) as candidate:
+            self._told("begin", asdict(candidate), config.to_dict(by), reason, who())
         return version
 
     def stages_of_release(self) -> TwoStages | None:
@@ -159,7 +164,11 @@ class Endpoint:
         Raises:
             UserError: stages are asked for, and the champion is no stage.
         """
-        return self._stages() if self._there() else self.stages or self._kept()
+        if self._there():
+            return self._stages()
+        kept = self._kept()
+        found: TwoStages | None = self.stages or (config.from_dict(kept.stages) if kept and kept.stages else None)
+        return found
 
     def settled(self, version: int, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> Settled | None:
         """How the release of a version ended; none where it goes on after `timeout_s`, or waits for a person."""
@@ -174,7 +183,8 @@ class Endpoint:
             if status["step"] != said or time.monotonic() > again:
                 said, again = status["step"], time.monotonic() + SAY_S
                 answers = sum(of["answers"] for of in status["versions"] if of["version"] == version)
-                say(f"{said}, {answers} of {status['canary']['answers']} answers")
+                asked, took = status["canary"], status["seconds"]
+                say(f"{said}, {answers} of {asked['answers']} answers, {took:.0f} of {asked['seconds']:g} s")
             time.sleep(LOOK_S)
         return None
 
@@ -210,8 +220,12 @@ class Endpoint:
                 "Release that, or roll the registry back without --endpoint first"
             )
         # The registry is one for all regions, and was taken back by the first of them.
-        back = holder if holder and holder.version < serves else registry.rollback(self.name, reason)
-        self._told("replace", asdict(self._deploy(back, self._stages())), reason, who())
+        behind = holder is not None and holder.version < serves
+        back = holder if holder and behind else registry.before(self.name)
+        with self._deployed(back, self._stages(), at_once=True) as champion:
+            self._told("replace", asdict(champion), reason, who())
+        if not behind:
+            registry.rollback(self.name, reason)
         return f"version {back.version} ({back.run}) answers again"
 
     def stop(self) -> None:
@@ -229,7 +243,7 @@ class Endpoint:
         Raises:
             UserError: stages are asked for, and the champion is no stage.
         """
-        kept = self._told("stages")
+        kept = self._told("champion").stages
         if kept is None and self.stages:
             raise UserError(
                 f"endpoint {self.name!r}: what answers there is one model, not two stages, and clients ask it by other "
@@ -238,15 +252,35 @@ class Endpoint:
         found: TwoStages | None = self.stages or (config.from_dict(kept) if kept else None)
         return found
 
-    def _kept(self) -> TwoStages | None:
-        """Of the champion that an endpoint had whose Ray is gone."""
+    def _kept(self) -> Deployed | None:
+        """The champion that an endpoint had whose Ray is gone."""
         folder = Folder(f"{self.state}/{self.name}")
-        kept = State.from_json(folder.read_json(STATE)).champion.stages if folder.exists(STATE) else None
-        found: TwoStages | None = config.from_dict(kept) if kept else None
-        return found
+        return State.from_json(folder.read_json(STATE)).champion if folder.exists(STATE) else None
 
-    def _deploy(self, version: Version, stages: TwoStages | None) -> Deployed:
-        """An application of its own, without an address; `stages`: that it is one of.
+    def _scale_of(self, before: Deployed | None) -> Scale:
+        """As it is said, else as what answered before has."""
+        return Scale.by(self.replicas or (config.from_dict(before.scale) if before and before.scale else 1))
+
+    @contextmanager
+    def _deployed(self, version: Version, stages: TwoStages | None, *, at_once: bool = False) -> Iterator[Deployed]:
+        """A version beside the one that answers now, which goes on alone where what is done with this one fails.
+
+        `at_once`: it has all requests from the first on, and as many replicas therefore as the other has by now.
+
+        Raises:
+            RunFailed: it did not load, which is logged.
+        """
+        champion: Deployed = self._told("champion")
+        first = _running(champion.app) if at_once else 0
+        made = self._deploy(version, stages, self._scale_of(champion), first)
+        try:
+            yield made
+        except BaseException:
+            ray_serve.delete(made.app)
+            raise
+
+    def _deploy(self, version: Version, stages: TwoStages | None, scale: Scale, first: int = 0) -> Deployed:
+        """An application of its own, without an address; `stages`: that it is one of. `first`: replicas at first.
 
         Raises:
             RunFailed: it did not load, which is logged.
@@ -255,8 +289,8 @@ class Endpoint:
         app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
         try:
             stages = stages.having(version.export) if stages else None
-            scale = Scale.by(self.replicas)
-            application = application_of(stages or version.export, self.name, scale, max_constructor_retry_count=2)
+            served = stages or version.export
+            application = application_of(served, self.name, scale, first=first, max_constructor_retry_count=2)
             with saying_what_it_waits_for(app):
                 ray_serve.run(application, name=app, route_prefix=None)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
@@ -264,8 +298,8 @@ class Endpoint:
             ray_serve.delete(app)
             AuditLog(self.audit).append("refused", why, {"endpoint": self.name, "version": version.version})
             raise RunFailed(f"endpoint {self.name!r}: {why}. What answered before goes on") from error
-        kept = config.to_dict(stages) if stages else None
-        return Deployed(app=app, number=version.version, export=version.export, run=version.run, stages=kept)
+        kept = {"stages": config.to_dict(stages) if stages else None, "scale": config.to_dict(scale)}
+        return Deployed(app=app, number=version.version, export=version.export, run=version.run, **kept)
 
     def _open(self, champion: Deployed) -> None:
         """The conductor, which goes on from what is on storage if there is anything, and the routers."""
@@ -277,7 +311,7 @@ class Endpoint:
         folder.write_json(STATE, first.to_json())
         start_conductor(self.name, folder.uri)
         self._told("status")
-        listen(self.host, self.port)
+        listen(self.host, self._port())
         router = cast(Any, Router).options(num_replicas=self.routers, ray_actor_options={"num_cpus": 0.1})
         shown = self.page if self.page is not None else _host_of_serve() in LOCAL
         ray_serve.run(router.bind(self.name, shown), name=self.name, route_prefix=f"/{self.name}")
@@ -300,12 +334,19 @@ class Endpoint:
 
     def _there(self) -> bool:
         """Whether it runs; starts Ray Serve if it does not."""
-        check_port(self.host, self.port)
-        listen(self.host, self.port)
+        port = self._port()
+        check_port(self.host, port)
+        if self.grpc_port is not None:
+            check_rpc_port(port, self.grpc_port)
+        listen(self.host, port)
         there = self.name in ray_serve.status().applications
         if self.grpc_port is not None and not there:
             check_free(self.host, self.grpc_port, "grpc_port", "--grpc-port")
         return there
+
+    def _port(self) -> int:
+        """That Ray Serve listens on, or is to."""
+        return self.port if self.port is not None else port_of_serve() or PORT
 
     def _told(self, what: str, *words: Any) -> Any:
         try:
@@ -335,8 +376,14 @@ def _host_of_serve() -> str:
 
 
 def port_of_serve() -> int:
-    """Where Ray Serve of this Ray listens."""
-    return int(_get_global_client().http_config.port)
+    """Where Ray Serve of this Ray listens; 0: it does not run."""
+    return int(_get_global_client().http_config.port) if ray_serve.status().proxies else 0
+
+
+def _running(app: str) -> int:
+    """Replicas that answer of the deployment that has most; 0: there is none."""
+    found = ray_serve.status().applications.get(app)
+    return max((of.replica_states.get("RUNNING", 0) for of in found.deployments.values()), default=0) if found else 0
 
 
 def _reasoned(reason: str) -> None:

@@ -21,8 +21,8 @@ class Region:
     name: str
     address: str
     """Of its Ray, `HOST:PORT`, as `RAY_ADDRESS` has it."""
-    port: int = 8000
-    """That its Ray Serve answers on."""
+    port: int | None = None
+    """That its Ray Serve answers on; none: its own where it runs, else 8000."""
 
     @classmethod
     def of(cls, text: str) -> tuple["Region", ...]:

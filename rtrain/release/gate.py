@@ -99,12 +99,11 @@ class Gate:
 
         Raises:
             UserError: no finished run there, or one without an export.
-            ConfigError: its config names a class that this process has not imported.
+            ConfigError: its config names a class that this process has not imported. Of a champion only what it
+                recorded is read.
         """
         candidate, before = Finished.read(run), Finished.read(champion) if champion else None
-        for one in (candidate, before):  # a class that was not imported is the caller's error, and nobody's refusal
-            if one:
-                _ = one.run
+        _ = candidate.run  # a class that was not imported is the caller's error, and nobody's refusal
         of, decisions = Judged(candidate, before, stages), list[Decision]()
         own = any(isinstance(check, Together) for check in self.checks)
         for check in self.checks if own or not stages else (*self.checks, Together()):

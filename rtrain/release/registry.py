@@ -138,13 +138,21 @@ class Registry:
             UserError: there is no champion, or it was the first.
         """
         _check(name, reason)
+        return self._give(self.before(name), CHAMPION, "rollback", reason, self.holder(name, CHAMPION))
+
+    def before(self, name: str) -> Version:
+        """The version that was the champion before this one, as the log says.
+
+        Raises:
+            UserError: there is no champion, or it was the first.
+        """
         champion = self.holder(name, CHAMPION)
         if champion is None:
             raise UserError(f"model {name!r}: it has no champion to take back. Promote one")
         before = [version for version in self._champions(name) if version != champion.version]
         if not before:
             raise UserError(f"model {name!r}: version {champion.version} is its first champion, before which was none")
-        return self._give(self.version(name, before[-1]), CHAMPION, "rollback", reason, champion)
+        return self.version(name, before[-1])
 
     def versions(self, name: str) -> list[Version]:
         """All versions of a model, oldest first; none of a name that is not there."""

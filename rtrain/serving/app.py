@@ -36,7 +36,7 @@ ONE = Scale()
 JSON = {"content-type": "application/json"}
 MOST_SAID = 300
 """Letters of an error that a message has."""
-_OWN: set[str] = set()
+_OWN: dict[str, "Served"] = {}
 """Applications that this process serves; a notebook that serves another model means to replace them."""
 
 
@@ -50,6 +50,8 @@ class Served:
     """The path that answers."""
     session: ExitStack = field(repr=False)
     """Left when the application is stopped: the Ray that was started for it, or nothing."""
+    export: str = field(repr=False, default="")
+    """What is served."""
     rpc: str = ""
     """Where it answers over gRPC, as `HOST:PORT`; empty: nowhere."""
 
@@ -92,7 +94,8 @@ class Served:
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if self._stopped:
-            raise UserError(f"{self.url}: it was stopped. Serve the export again")
+            how = f"{_OWN[self.name].export} took its place" if self.name in _OWN else "it was stopped"
+            raise UserError(f"{self.url}: {self.export} is served no more, {how}. Serve it again")
         try:
             text = json.dumps(body, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -113,28 +116,33 @@ class Served:
 
     @property
     def _stopped(self) -> bool:
-        return self.name not in _OWN
+        return _OWN.get(self.name) is not self
 
     def stop(self) -> None:
-        """Take the application down, and the Ray that was started for it; a cluster stays."""
+        """Take the application down, and the Ray that was started for it; a cluster stays, and what took its place."""
+        if self._stopped:
+            return
         if self.rpc:
             ray_serve.delete(name_of(self.name))
         ray_serve.delete(self.name)
-        _OWN.discard(self.name)
+        del _OWN[self.name]
         self.session.close()
 
 
-def application_of(served: "str | TwoStages", called: str = "", scale: Scale = ONE, **more: Any) -> Any:
+def application_of(
+    served: "str | TwoStages", called: str = "", scale: Scale = ONE, *, first: int = 0, **more: Any
+) -> Any:
     """What serves an intact export, or two; `more`: options of its deployment, beside those of its scale.
 
-    `called`: the name of a language model for those who ask it; by default its run's.
+    `called`: the name of a language model for those who ask it; by default its run's. `first`: replicas that it begins
+    with, where they go by the load.
 
     Raises:
         CheckpointError: there is no intact export.
         ConfigError: no replica can import a class of its model, two stages do not fit each other, or GPUs are asked for
             where none would be used.
     """
-    options = scale.options() | more
+    options = scale.options(first) | more
     if isinstance(served, str) and is_language(served):
         if scale.tables != "device" or scale.shards:
             raise ConfigError("Scale.tables, shards: a language model's lie with the rest of it. Leave them out")
@@ -221,9 +229,12 @@ def deploy(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
         ) from error
-    _OWN.add(name)
+    session = session or ExitStack()
+    if before := _OWN.get(name):  # the Ray that was started for it goes on for this one
+        session.enter_context(before.session.pop_all())
     url = f"http://{host}:{port}{prefix.rstrip('/')}"
-    return Served(name=name, url=url, asked=_asked(served), session=session or ExitStack(), rpc=rpc)
+    _OWN[name] = made = Served(name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc)
+    return made
 
 
 def _at(prefix: str) -> set[str]:

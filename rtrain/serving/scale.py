@@ -99,8 +99,8 @@ class Scale:
         spread = {"shards": int(number), "copies": int(copies) if times else 1}
         return cls(least=int(least), most=most, gpus=gpus, tables=tables, **spread)
 
-    def options(self) -> dict[str, Any]:
-        """Of a deployment."""
+    def options(self, first: int = 0) -> dict[str, Any]:
+        """Of a deployment; `first`: replicas that it begins with, where they go by the load."""
         found: dict[str, Any] = {
             "max_ongoing_requests": self.at_once,
             "max_queued_requests": self.waiting,
@@ -114,6 +114,8 @@ class Scale:
             "upscale_delay_s": self.up_s, "downscale_delay_s": self.down_s,
             "look_back_period_s": max(self.every_s, LOOK_BACK_S),
         }  # fmt: skip
+        if first:
+            scaling["initial_replicas"] = min(max(first, self.least), self.most)
         if self.ahead_s or self.season_s:
             scaling["policy"] = {
                 "policy_function": "rtrain.serving.forecast:Foreseeing",

@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 import pytest
 import ray
+from ray import serve as ray_serve
 
 from rtrain.endpoint.canary import Canary, Limits
 from rtrain.endpoint.conductor import conductor_of
@@ -207,6 +208,43 @@ def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: 
     assert not seen.failed and set(seen.versions) == {"1"}
     log = [entry for entry in Registry(endpoint.registry, endpoint.audit).log.entries() if entry.what == "refused"]
     assert len(log) == 2 and "RuntimeError: it does not load where it is served" in log[0].reason, log
+
+
+@pytest.mark.slow
+def test_a_rollback_has_the_replicas_of_now_and_nothing_is_undone_where_it_does_not_load(
+    endpoint: Endpoint, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "good", tmp_path / "good")
+    two = replace(endpoint, name="back", replicas=2, routers=1, state=f"{tmp_path}/endpoints", grpc_port=None)
+    two.release(f"{tmp_path}/good", "the first")
+    as_it_is = replace(two, replicas=None, port=None)  # as another command would find it
+    as_it_is.release(f"{runs}/again", "a test", replace(QUICK, steps=(1.0,)))
+    assert replicas(as_it_is) == [2, 2]
+    as_it_is.hold(1.0, "at once")
+    registry = Registry(two.registry, two.audit)
+    wait_for(lambda: (holder := registry.holder("back", "champion")) and holder.version == 2, "version 2 is champion")
+    weights = next((tmp_path / "good" / "export").glob("*.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(RunFailed, match="version 1 does not load.*What answered before goes on"):
+        as_it_is.rollback("slower than it seemed")
+    holder = registry.holder("back", "champion")
+    assert holder and holder.version == 2 and as_it_is.status()["versions"][0]["version"] == 2
+    weights.write_bytes(whole)
+    assert as_it_is.rollback("slower than it seemed") == "version 1 (good) answers again"
+    wait_for(lambda: replicas(as_it_is) == [2], "what was taken back has gone")
+    holder = registry.holder("back", "champion")
+    assert holder and holder.version == 1 and registry.verify() == []
+    two.stop()
+
+
+def replicas(endpoint: Endpoint) -> list[int]:
+    """How many answer of each version."""
+    there = ray_serve.status().applications
+    apps = [of["app"] for of in endpoint.status()["versions"]]
+    assert {name for name in there if name.startswith(f"{endpoint.name}-")} >= set(apps)
+    found = [there[name] for name in there if name.startswith(f"{endpoint.name}-")]
+    return [deployment.replica_states.get("RUNNING", 0) for of in found for deployment in of.deployments.values()]
 
 
 def test_stages_are_not_released_where_one_model_answers(endpoint: Endpoint, runs: Path) -> None:

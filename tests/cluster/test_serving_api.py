@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import rtrain
 from recipes.dlrm_movielens import debug
-from rtrain.errors import ClusterError, DataError
+from rtrain.errors import ClusterError, DataError, UserError
 from rtrain.serving import app
 from rtrain.serving.answers import MAX_ROWS
 from rtrain.serving.limits import MAX_BYTES
@@ -38,9 +38,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def served(export: str, serve_port: int) -> Iterator[Any]:
-    serving = rtrain.serve(export, port=serve_port)
-    yield serving
-    serving.stop()
+    yield rtrain.serve(export, port=serve_port)
+    app._OWN["rtrain"].stop()  # or what took its place
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +147,17 @@ def test_what_no_request_can_say(served: Any) -> None:
 
 
 def test_what_another_process_serves_stays(served: Any, export: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "_OWN", set())  # as in another process
+    monkeypatch.setattr(app, "_OWN", {})  # as in another process
     port = int(served.url.rpartition(":")[2])
     with pytest.raises(ClusterError, match=r"another process serves 'rtrain' on this cluster already \(RUNNING\)"):
         rtrain.serve(export, port=port)
     assert httpx.get(f"{served.url}/healthz").status_code == 200
     monkeypatch.undo()
-    assert httpx.get(f"{rtrain.serve(export, port=port).url}/healthz").status_code == 200  # its own it may replace
+    newer = rtrain.serve(export, port=port)  # its own it may replace
+    with pytest.raises(UserError, match=r"is served no more, .*/export took its place. Serve it again"):
+        served.predict({})
+    served.stop()
+    assert httpx.get(f"{newer.url}/healthz").status_code == 200
 
 
 def test_the_check_of_a_run_leaves_what_is_served(served: Any, export: str, tmp_path: Path) -> None:

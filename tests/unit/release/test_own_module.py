@@ -43,6 +43,11 @@ def test_a_model_of_ones_own_is_judged_where_its_module_is_named(
     forgotten = told(tmp_path)
     assert forgotten.returncode == 2 and "(a command: --module mine_here)" in forgotten.stderr, forgotten
     assert record.read_bytes() == before, "nobody judged it"
+    # Of a champion only what it recorded is read: also one whose class is gone can be replaced.
+    train(run_of(tmp_path, "plain"))
+    command = [sys.executable, "-m", "rtrain", "gate", "runs/plain", "--champion", "runs/mine", "--calibration", "9"]
+    plain = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert plain.returncode in (0, 1) and "plain against mine" in plain.stdout, plain
     wrong = told(tmp_path, "--module", "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.strip().endswith(
         "--module: No module named 'nowhere'. Call rtrain in the folder that has it"

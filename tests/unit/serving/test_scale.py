@@ -149,6 +149,11 @@ def test_options_are_serves_own() -> None:
     policy = found.policy.get_policy()(**found.policy.policy_kwargs)
     assert policy(Context(40, 0.0, Config()))[0] == 8
     assert "policy" not in Scale(least=1, most=4).options()["autoscaling_config"], "by the load of now: Serve's own"
+    begins = {first: Scale(least=2, most=4).options(first) for first in (0, 1, 3, 9)}
+    assert {first: of["autoscaling_config"].get("initial_replicas") for first, of in begins.items()} == {
+        0: None, 1: 2, 3: 3, 9: 4
+    }  # fmt: skip
+    assert Scale(least=2).options(7) == Scale(least=2).options(), "a number that is said is kept"
 
 
 def test_gpus_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
