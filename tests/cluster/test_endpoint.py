@@ -4,10 +4,13 @@ import os
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -23,6 +26,7 @@ from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
 from rtrain.errors import ClusterError, RunFailed, UserError
 from rtrain.release.registry import Registry
+from rtrain.serving.scale import Scale
 from rtrain.serving.wire import Answer, Question
 from rtrain.stages.config import TwoStages
 from tests.cluster.conftest import free_port, wait_for
@@ -267,6 +271,35 @@ def test_methods_and_paths_are_those_of_the_version(endpoint: Endpoint) -> None:
     assert csv.status_code == 415 and set(csv.json()) == {"detail"} and "'text/csv'" in csv.json()["detail"]
     (server,) = httpx.get(f"{endpoint.url}/openapi.json", timeout=60).json()["servers"]
     assert endpoint.url.endswith(server["url"]) and server["url"] == f"/{endpoint.name}"
+
+
+def test_what_no_version_answered(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
+    """One that is full is 429, where none is left 503: at OpenAI's paths in its clients' form too."""
+    narrow = Scale(at_once=1, waiting=1)
+    one = replace(endpoint, name="one", replicas=narrow, routers=1, state=f"{tmp_path}/endpoints", grpc_port=None)
+    one.release(f"{runs}/good", "the first")
+    row = {"user": 1, "item": 2, "price": 0.5}
+    bodies = [("predict", {"rows": [row] * 4000}), ("v1/completions", {"model": "one", "prompt": "x"})]
+
+    def ask(path: str, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(f"{one.url}/{path}", json=body, timeout=60)
+
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(lambda number: ask(*bodies[number % 2]), range(96)))
+    full = [of for of in found if of.status_code == 429]
+    assert {of.request.url.path for of in full} == {"/one/predict", "/one/v1/completions"}, Counter(map(str, found))
+    ray_serve.delete(one.status()["versions"][0]["app"])
+    gone = [ask(*body) for body in bodies]
+    assert [of.status_code for of in gone] == [503, 503]
+    for answer in (*full, *gone):
+        said, busy = answer.json(), answer.status_code == 429
+        assert answer.headers["retry-after"] == "1" and "gain" in said["detail"]
+        if answer.request.url.path.endswith("predict"):
+            assert set(said) == {"detail"}
+        else:
+            kind = "rate_limit_error" if busy else "server_error"
+            assert (said["error"]["type"], said["error"]["message"]) == (kind, said["detail"])
+    one.stop()
 
 
 def test_it_says_how_it_is(endpoint: Endpoint) -> None:

@@ -16,10 +16,12 @@ from ray import serve
 import rtrain
 from recipes.gpt_stdlib import debug
 from rtrain import config
-from rtrain.errors import CheckpointError, DataError
+from rtrain.errors import CheckpointError, ConfigError, DataError
 from rtrain.handoff.served import SAME, apart
 from rtrain.language.guard import Guard
+from rtrain.serving.app import application_of
 from rtrain.serving.language import language_application
+from rtrain.serving.scale import Scale
 from rtrain.storage import Folder
 from tests.cluster.conftest import wait_for
 
@@ -122,6 +124,12 @@ def test_what_tokens_cost_is_what_the_trainer_said(served: Any, exported: str) -
     assert whole["usage"] == {"prompt_tokens": 6, "completion_tokens": 3, "total_tokens": 9}
     streamed = events(served.url, asked)
     assert "".join(piece["choices"][0]["text"] for piece in streamed) == choice["text"]
+
+
+@pytest.mark.parametrize("scale", [Scale(shards=2), Scale(gpus=0.5, tables="host")])
+def test_tables_apart_are_refused(exported: str, scale: Scale) -> None:
+    with pytest.raises(ConfigError, match="Scale.tables, shards: a language model's lie with the rest of it"):
+        application_of(exported, scale=scale)
 
 
 def test_an_altered_export_is_refused(exported: str, tmp_path: Path) -> None:

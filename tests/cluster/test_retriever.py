@@ -96,6 +96,8 @@ def test_answers_are_those_of_the_encoders_also_of_many_at_once(pairs: tuple[Any
     with ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(lambda one: served.recommend(*one), asked))
     assert all(alike(answer, encoders.recommend(*one)) for answer, one in zip(answers, asked, strict=True))
+    asked = httpx.get(f"{served.url}/openapi.json", timeout=60).json()["paths"]["/recommend"]["get"]["parameters"]
+    assert [of["schema"]["type"] for of in asked if of["name"] == "user"] == ["string"], "the data call users by words"
     one = httpx.get(f"{served.url}/recommend", params={"user": "u3", "k": 2}).json()
     assert one["items"] == [[i for i, _ in encoders.recommend(["u3"], 2)[0]]]
     assert httpx.get(f"{served.url}/healthz").json()["items"] == len(encoders.items)

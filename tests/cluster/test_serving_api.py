@@ -1,7 +1,9 @@
 """The served application holds to its own OpenAPI, whatever schemathesis sends it."""
 
 import json
+import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from typing import Any
 
 import httpx
 import pytest
+import ray
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from ray import serve as ray_serve
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import rtrain
@@ -22,7 +26,7 @@ from rtrain.errors import ClusterError, DataError, UserError
 from rtrain.serving import app
 from rtrain.serving.answers import MAX_ROWS
 from rtrain.serving.limits import MAX_BYTES
-from tests.cluster.conftest import environment, free_port
+from tests.cluster.conftest import ROOT, environment, free_port
 
 DENSE = {feature.name: feature.std for feature in debug().data.schema.dense}
 
@@ -189,3 +193,19 @@ def test_a_second_ray_of_one_process_has_a_serve_of_its_own(ray_temp_dir: str) -
         [sys.executable, "-c", code], env=environment(ray_temp_dir), capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_takes_the_place_of_what_another_process_serves(served: Any, export: str) -> None:
+    """Last here: nothing is served after it."""
+    port = served.url.rpartition(":")[2]
+    env = dict(os.environ) | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "rtrain", "serve", export, "--port", port]
+    refused = subprocess.run(words, env=env, capture_output=True, text=True, timeout=180)
+    assert refused.returncode == 2 and "take its place: --replace" in refused.stderr, refused
+    with subprocess.Popen([*words, "--replace"], env=env, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout and command.stdout.readline().startswith(f"http://127.0.0.1:{port}/predict answers")
+        assert httpx.get(f"{served.url}/healthz", timeout=60).status_code == 200
+        command.send_signal(signal.SIGINT)
+        assert command.wait(timeout=120) == 0, "how it is meant to end"
+    assert "rtrain" not in ray_serve.status().applications

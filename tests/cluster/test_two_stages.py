@@ -111,6 +111,10 @@ def test_it_answers_as_its_openapi_says(served: Any) -> None:
         answers()
         tried.add(operation.label)
     assert tried == {"POST /recommend", "GET /recommend", "GET /schema", "GET /healthz"}
+    asked = httpx.get(f"{served.url}/openapi.json", timeout=60).json()["paths"]["/recommend"]["get"]["parameters"]
+    assert {of["name"]: of["schema"]["type"] for of in asked if of["name"] in ("user", "k")} == dict.fromkeys(
+        ("user", "k"), "integer"
+    ), "the data call users by numbers"
 
 
 def test_two_stages_that_do_not_fit_do_not_start(shop: TwoStages, serve_port: int) -> None:
@@ -118,10 +122,12 @@ def test_two_stages_that_do_not_fit_do_not_start(shop: TwoStages, serve_port: in
         rtrain.serve(replace(shop, item="itm"), port=serve_port)
 
 
-def test_gpus_of_what_finds_items_are_refused(shop: TwoStages) -> None:
+def test_gpus_and_shards_of_what_finds_items_are_refused(shop: TwoStages) -> None:
     for finds in (shop, shop.retriever):
         with pytest.raises(ConfigError, match="Scale.gpus: what finds items computes on CPU. Leave it out"):
             application_of(finds, scale=Scale(gpus=0.25))
+        with pytest.raises(ConfigError, match="Scale.shards: of a model that scores rows alone. Leave it out"):
+            application_of(finds, scale=Scale(shards=2))
 
 
 def test_why_a_replica_does_not_start_is_told(served: Any, shop: TwoStages, serve_port: int) -> None:

@@ -162,6 +162,14 @@ def test_it_does_not_start_where_a_feature_is_missing(stages: TwoStages) -> None
     asyncio.run(Recommender(replace(stages, features=Late("item", error=True))).start())
 
 
+def test_the_first_names_may_be_no_ones(stages: TwoStages, tmp_path: Path) -> None:
+    """As number 0 often is: some of those who are looked at as it starts have to be known."""
+    store = SQLite(path=f"{tmp_path}/features.db")
+    store.fill("item", {i: {"price": PRICES[i]} for i in range(1, ITEMS)})
+    store.fill("user", {u: {"age": AGES[u]} for u in range(1, USERS)})
+    asyncio.run(Recommender(replace(stages, features=store)).start())
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
