@@ -167,7 +167,7 @@ def measure(folder: Path, count: int) -> dict[str, list[dict[str, float]]]:
     from rtrain.endpoint.endpoint import Endpoint
     from rtrain.release.gate import Gate
     from rtrain.release.servable import Servable
-    from rtrain.serving.app import application_of, listen
+    from rtrain.serving.app import NO_LINE_EACH, application_of, listen
 
     export = exported(folder)
 
@@ -181,9 +181,9 @@ def measure(folder: Path, count: int) -> dict[str, list[dict[str, float]]]:
             return {"predictions": self.predictor.predict((await request.json())["rows"])}
 
     listen("127.0.0.1", PORT)
-    ray_serve.run(Bare.bind(), name="bare", route_prefix="/bare")
+    ray_serve.run(Bare.bind(), name="bare", route_prefix="/bare", logging_config=NO_LINE_EACH)
     ours = application_of(export, ray_actor_options={"num_cpus": 0.5}, max_ongoing_requests=256)
-    ray_serve.run(ours, name="rtrain", route_prefix="/rtrain")
+    ray_serve.run(ours, name="rtrain", route_prefix="/rtrain", logging_config=NO_LINE_EACH)
     Gate(checks=(Servable(),)).judge(f"{folder}/runs/bench")
     endpoint = Endpoint(
         name="endpoint", port=PORT, routers=1, registry=f"sqlite:///{folder}/registry.db", audit=f"{folder}/audit",

@@ -36,10 +36,9 @@ def _release(options: argparse.Namespace) -> int:
         endpoint = _endpoint(options)
         if not _judged(options, endpoint.stages_of_release()):
             return 1
-        version = endpoint.release(options.target, options.reason, canary, say=_said)
+        version, url = endpoint.release(options.target, options.reason, canary, say=_said), endpoint.url
         if options.go_on:
-            text = f"{version}\n{endpoint.url}/-/ shows how it goes"
-            answer(options, version.to_json() | {"url": endpoint.url}, text)
+            answer(options, version.to_json() | {"url": url}, f"{version}\n{url}/-/ shows how it goes")
             return 0
         settled = endpoint.settled(version.version, timeout_s=most, say=_said)
     if settled is None:
@@ -47,11 +46,11 @@ def _release(options: argparse.Namespace) -> int:
             f"version {version.version} waits for a person: rtrain share {options.model} 100 makes it the champion, "
             f"rtrain rollback {options.model} --endpoint takes it back"
         )
-        answer(options, version.to_json() | {"url": endpoint.url, "settled": None}, text)
+        answer(options, version.to_json() | {"url": url, "settled": None}, text)
         return 0
     who = "answers all requests" if settled.champion else "was taken back"
-    text = f"version {settled.version} {who} ({settled.why})\n{endpoint.url}"
-    answer(options, settled.to_json() | {"url": endpoint.url}, text)
+    text = f"version {settled.version} {who} ({settled.why})\n{url}"
+    answer(options, settled.to_json() | {"url": url}, text)
     return 0 if settled.champion else 1
 
 
@@ -70,8 +69,8 @@ def _over_regions(options: argparse.Namespace, canary: Any, most: float) -> int:
 
 
 def _judged(options: argparse.Namespace, stages: Any) -> bool:
-    """Whether the gate lets it pass, which is asked where it was not against the champion of now, or not as a stage."""
-    from rtrain.release.gate import Gate, verdict_of
+    """Whether the gate lets it pass; it is asked where it was not against the champion of now, or of other stages."""
+    from rtrain.release.gate import Gate, pair_of, verdict_of
     from rtrain.release.judged import Finished
     from rtrain.release.registry import Registry
 
@@ -80,12 +79,14 @@ def _judged(options: argparse.Namespace, stages: Any) -> bool:
     champion = holder if holder and holder.model != candidate.digest else None
     verdict, against = verdict_of(candidate), champion.model if champion else None
     other = bool(against and verdict and (verdict.champion or {}).get("model") != against)
-    if verdict is None or other or bool(stages) > verdict.of_both:
+    asked = verdict is None or other or verdict.stages != pair_of(candidate, stages)
+    if verdict is None or asked:
         verdict = Gate().judge(options.target, champion.export if champion else None, stages=stages, say=_said)
         print(verdict, file=sys.stderr, flush=True)
     if not verdict.passed:
         refused = [f"{one.check}: {one.said}" for one in verdict.decisions if not one.passed]
-        text = f"refused: {'; '.join(refused)}"
+        before = "" if asked else f" ({verdict.at}, {verdict.by}; rtrain gate judges it anew)"
+        text = f"refused: {'; '.join(refused)}{before}"
         answer(options, {"champion": False, "why": text}, text)
     return verdict.passed
 

@@ -26,6 +26,7 @@ from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
 from rtrain.serving.app import (
     MOST_SAID,
+    NO_LINE_EACH,
     application_of,
     check_free,
     check_port,
@@ -292,7 +293,7 @@ class Endpoint:
             served = stages or version.export
             application = application_of(served, self.name, scale, first=first, max_constructor_retry_count=2)
             with saying_what_it_waits_for(app):
-                ray_serve.run(application, name=app, route_prefix=None)
+                ray_serve.run(application, name=app, route_prefix=None, logging_config=NO_LINE_EACH)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
             why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"
             ray_serve.delete(app)
@@ -314,7 +315,8 @@ class Endpoint:
         listen(self.host, self._port())
         router = cast(Any, Router).options(num_replicas=self.routers, ray_actor_options={"num_cpus": 0.1})
         shown = self.page if self.page is not None else _host_of_serve() in LOCAL
-        ray_serve.run(router.bind(self.name, shown), name=self.name, route_prefix=f"/{self.name}")
+        application, path = router.bind(self.name, shown), f"/{self.name}"
+        ray_serve.run(application, name=self.name, route_prefix=path, logging_config=NO_LINE_EACH)
         if self.grpc_port is not None:
             listen_rpc(self.name, self.host, self.grpc_port)
 
@@ -377,6 +379,8 @@ def _host_of_serve() -> str:
 
 def port_of_serve() -> int:
     """Where Ray Serve of this Ray listens; 0: it does not run."""
+    if not ray.is_initialized():  # to ask Serve would start or join one
+        return 0
     return int(_get_global_client().http_config.port) if ray_serve.status().proxies else 0
 
 

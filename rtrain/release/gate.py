@@ -1,18 +1,19 @@
 """The gate: a list of checks, their decisions, and the record of them that stays with the model."""
 
 import getpass
+import json
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from rtrain import notices
+from rtrain import config, notices
 from rtrain.errors import UserError
 from rtrain.release.judged import Check, Decision, Finished, Judged
 from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
 from rtrain.release.servable import Faithful, SameRequests, Servable, Within
-from rtrain.release.together import CHECK, Together
+from rtrain.release.together import Together
 from rtrain.stages.config import TwoStages
 from rtrain.version import VERSION
 
@@ -35,6 +36,8 @@ class Verdict:
     at: str
     by: str
     """Whose process it was, and on which machine."""
+    stages: Mapping[str, Any] | None = None
+    """The two that it was judged as one of, as `pair_of` has them; none: it was judged alone."""
     rtrain: str = VERSION
     format: int = FORMAT
 
@@ -42,11 +45,6 @@ class Verdict:
     def passed(self) -> bool:
         """Whether every check did."""
         return all(decision.passed for decision in self.decisions)
-
-    @property
-    def of_both(self) -> bool:
-        """Whether it was judged as one of two stages."""
-        return any(decision.check == CHECK for decision in self.decisions)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts."""
@@ -111,9 +109,19 @@ class Gate:
             decisions.append(check.decide(of))
         them = {"run": before.name, "export": before.export.uri, "model": before.digest} if before else None
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        verdict = Verdict(candidate.name, candidate.export.uri, candidate.digest, them, tuple(decisions), at, who())
+        verdict = Verdict(
+            candidate.name, candidate.export.uri, candidate.digest, them, tuple(decisions), at, who(),
+            stages=pair_of(candidate, stages),
+        )  # fmt: skip
         candidate.export.write_json(RECORD, verdict.to_json())
         return verdict
+
+
+def pair_of(candidate: Finished, stages: TwoStages | None) -> dict[str, Any] | None:
+    """Two stages of which a candidate is one, in JSON's own types."""
+    pair = config.to_dict(stages.having(candidate.export.uri)) if stages else None
+    found: dict[str, Any] | None = json.loads(json.dumps(pair))
+    return found
 
 
 def who() -> str:

@@ -148,7 +148,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 UNANSWERED: dict[int | str, dict[str, Any]] = {
-    503: {"model": Refusal, "description": "A shard of the tables does not answer"}
+    503: {"model": Refusal, "description": "A shard of the tables, or the store of features, does not answer"}
 }
 
 

@@ -34,6 +34,8 @@ from rtrain.stages.recommender import Recommender
 
 ONE = Scale()
 JSON = {"content-type": "application/json"}
+NO_LINE_EACH = LoggingConfig(enable_access_log=False)
+"""Of Serve and of each application: no line of a log for each request."""
 MOST_SAID = 300
 """Letters of an error that a message has."""
 _OWN: dict[str, "Served"] = {}
@@ -193,7 +195,6 @@ def deploy(
         CheckpointError: there is no intact export.
         ConfigError: gRPC of what has none.
     """
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Here, where the error is one line, before any replica starts.
     app = application_of(served, scale=scale)
     if grpc_port is not None:
@@ -216,7 +217,7 @@ def deploy(
     try:
         listen(host, port)
         with saying_what_it_waits_for(name):
-            ray_serve.run(app, name=name, route_prefix=prefix)
+            ray_serve.run(app, name=name, route_prefix=prefix, logging_config=NO_LINE_EACH)
         rpc = listen_rpc(name, host, grpc_port) if grpc_port is not None else ""
     except KeyboardInterrupt:  # nobody is left who would stop it
         ray_serve.delete(name)
@@ -275,9 +276,10 @@ def check_rpc_port(port: int, grpc_port: int) -> None:
 
 def listen(host: str, port: int) -> None:
     """Start Ray Serve's HTTP there, if it does not run on this cluster yet."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     ray_serve.start(
         http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
-        logging_config=LoggingConfig(enable_access_log=False),
+        logging_config=NO_LINE_EACH,
     )
 
 

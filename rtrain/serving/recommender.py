@@ -22,8 +22,9 @@ from ray import serve as ray_serve
 
 from rtrain.errors import DataError
 from rtrain.export.popular import Unknown
-from rtrain.serving.answers import REFUSALS, Relays, new_api
+from rtrain.serving.answers import REFUSALS, UNANSWERED, Relays, new_api
 from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, one_user, openapi_of, schema_of
+from rtrain.serving.scale import RETRY_S
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
 
@@ -63,7 +64,7 @@ class Recommends(Relays):
         self.recommender = await asyncio.to_thread(Recommender, stages)
         await self.recommender.start()
 
-    @api.post("/recommend", response_model=Ordered, responses=REFUSALS)
+    @api.post("/recommend", response_model=Ordered, responses=REFUSALS | UNANSWERED)
     async def recommend(self, body: Asking) -> dict[str, Any]:
         """The best items for each who asks; 422 names what does not fit."""
         if len(body.whom) > MAX_ASKING:
@@ -76,6 +77,8 @@ class Recommends(Relays):
         except DataError as error:
             raise HTTPException(422, str(error)) from None
         found: Answer = await self.find(wanted) if body.whom else Answer()
+        if found.problem and found.without:
+            raise HTTPException(503, found.problem, headers={"retry-after": str(RETRY_S)})
         if found.problem:
             raise HTTPException(422, found.problem)
         return {
@@ -85,7 +88,7 @@ class Recommends(Relays):
             "unknown": found.unknown,
         }
 
-    @api.get("/recommend", response_model=Ordered, responses=REFUSALS, dependencies=[ONE_USER])
+    @api.get("/recommend", response_model=Ordered, responses=REFUSALS | UNANSWERED, dependencies=[ONE_USER])
     async def recommend_one(
         self, user: str, k: int = Query(10, ge=1, le=MAX_K), unknown: Unknown = "refuse"
     ) -> dict[str, Any]:

@@ -56,6 +56,7 @@ class Answer:
     unknown: list[int] = field(default_factory=list)
     """Who the retrieval model does not know, by number: their items are the most popular ones, in that order."""
     problem: str = ""
+    """Why there are none; with `without`, that these features did not come, and nobody's fault who asks."""
     """Why there is no answer."""
 
 
@@ -191,12 +192,21 @@ class Recommender:
             scores = [[next(scored) for _ in some] for some in rows]
         except DataError as error:
             if len(wanted) == 1:
-                return [Answer(problem=str(error))]
+                lacking = [name for of in without for name in self._needed(of)]
+                return [Answer(without=without, problem=self._late(without, lacking) if lacking else str(error))]
             return [(await self.answer([one]))[0] for one in wanted]  # whose it is, is found by asking each alone
         return [
             Answer(self._shown(one, those, its, of_items), without, np.flatnonzero(one.asked.strangers).tolist())
             for one, those, its in zip(wanted, lists, scores, strict=True)
         ]
+
+    def _late(self, without: Sequence[Of], lacking: Sequence[str]) -> str:
+        """Why nobody can be answered without what did not come."""
+        whose, columns = " and ".join(without), ", ".join(map(repr, lacking))
+        return (
+            f"features of each {whose} did not come in {self.stages.timeout_ms:g} ms, and {columns} has no value in "
+            "TwoStages.defaults. Ask again"
+        )
 
     def _users(self, one: Wanted) -> Sequence[Name]:
         """Names of those who ask, as far as they are said."""

@@ -28,7 +28,7 @@ from tests.cluster.conftest import free_port
 from tests.cluster.test_grpc import call, refusal
 from tests.unit.release.runs import PASSES
 from tests.unit.stages.shop import AGES, ITEMS, PRICES, USERS, ranker, retriever
-from tests.unit.stages.test_recommender import alike, answer
+from tests.unit.stages.test_recommender import Late, alike, answer
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,20 @@ def test_why_a_replica_does_not_start_is_told(served: Any, shop: TwoStages, serv
         assert "needs 'price' of each item" in what_failed("lacks") and what_failed("rtrain") == ""
     finally:
         ray_serve.delete("lacks")
+
+
+def test_features_that_do_not_come_are_nobodys_fault_who_asks(served: Any, shop: TwoStages) -> None:
+    application = application_of(replace(shop, features=Late("item", error=True)))
+    ray_serve.run(application, name="late", route_prefix="/late")
+    try:
+        url = served.url + "/late"
+        answer = httpx.get(f"{url}/recommend", params={"user": 3, "k": 2}, timeout=60)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["detail"].startswith("features of each item did not come in")
+        unknown = httpx.get(f"{url}/recommend", params={"user": 99, "k": 2}, timeout=60)
+        assert unknown.status_code == 422, "what who asks can mend is said before"
+    finally:
+        ray_serve.delete("late")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The gate of two stages: what a ranking model makes of what a retrieval model finds, beside the champion's pair."""
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 
 from rtrain import DLRM, MF, AdamW, Dense, Duration, Evaluation, HitRate, Id, Interactions, Pairs, Run, Schema
 from rtrain.cli import console
+from rtrain.cli.endpoint import _judged
 from rtrain.data.holdout import Random, RandomPerUser
-from rtrain.release.gate import Gate, verdict_of
+from rtrain.release.gate import Gate, pair_of, verdict_of
 from rtrain.release.judged import Finished, Judged
 from rtrain.release.together import Together
 from rtrain.stages.config import TwoStages
@@ -121,15 +123,36 @@ def test_what_cannot_be_shown(shop: dict[str, str]) -> None:
     assert not empty.passed and "offered nothing" in empty.said, empty
 
 
+@pytest.mark.slow
+def test_a_record_of_other_stages_is_none(
+    shop: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was refused, or passed, beside another model or with other features is judged anew."""
+    options = argparse.Namespace(
+        target=shop["good"], model="home", registry=f"sqlite:///{tmp_path}/registry.db", audit=f"{tmp_path}/audit",
+        json=False,
+    )  # fmt: skip
+    stages = TwoStages(retriever=shop["finds"], candidates=ITEMS)
+    for of, asked in (
+        (replace(stages, item="itm"), True), (replace(stages, item="itm"), False), (stages, True), (stages, False),
+        (None, True),
+    ):  # fmt: skip
+        passed, said = _judged(options, of), capsys.readouterr()
+        assert ("release: Servable" in said.err) is asked, said.err
+        assert passed or ("judges it anew" in said.out) is not asked, said.out
+        verdict = verdict_of(Finished.read(shop["good"]))
+        assert verdict and (verdict.stages or {}).get("item") == (of.item if of else None)
+
+
 def test_the_command_line_judges_both(
     shop: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert Together().decide(Judged(Finished.read(shop["good"]), None)).said == "it answers alone"
-    assert not PASSES.judge(shop["good"]).of_both
-    verdict = Gate(checks=PASSES.checks).judge(
-        shop["good"], stages=TwoStages(retriever=shop["finds"], candidates=ITEMS)
-    )
-    assert verdict.of_both and verdict.passed and verdict_of(Finished.read(shop["good"])) == verdict
+    assert PASSES.judge(shop["good"]).stages is None
+    stages = TwoStages(retriever=shop["finds"], candidates=ITEMS)
+    verdict = Gate(checks=PASSES.checks).judge(shop["good"], stages=stages)
+    good = Finished.read(shop["good"])
+    assert verdict.stages == pair_of(good, stages) and verdict.passed and verdict_of(good) == verdict
     words = ["gate", shop["bad"], "--champion", shop["good"], "--retriever", shop["finds"], "--candidates", str(ITEMS)]
     for more, code, where, said in (
         ([], 1, "out", "hit rate of 10"),

@@ -146,6 +146,20 @@ def test_a_store_that_is_late_or_away_costs_no_answer(stages: TwoStages, of: str
     assert np.allclose(some.ranker.predict(rows), [s for _, s in found.lists[0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("error", [True, False])
+def test_what_is_late_and_has_no_default_is_said(stages: TwoStages, error: bool) -> None:
+    """It is nobody's fault who asks, and not the feature's that is null."""
+    some = Recommender(replace(stages, features=Late("item", error), timeout_ms=200))
+    (found,) = answer(some, some.want([3], 4))
+    assert not found.lists and found.without == ["item"]
+    assert found.problem == (
+        "features of each item did not come in 200 ms, and 'price' has no value in TwoStages.defaults. Ask again"
+    )
+    in_time = Recommender(replace(stages, features=Late("user", error), timeout_ms=200, defaults={"price": 0.25}))
+    (found,) = answer(in_time, in_time.want([3], 4))
+    assert found.lists and found.without == ["user"] and not found.problem, "age may be missing"
+
+
 def test_one_that_cannot_be_ranked_takes_no_other_along(recommender: Recommender) -> None:
     bad = replace(recommender.want([1], 3), context=[{"hour": "late"}])  # as of a store that holds such a thing
     good = recommender.want([2], 3)
