@@ -9,7 +9,7 @@ GET  /healthz               -> {"status": "ok", ...}
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -26,7 +26,19 @@ from rtrain.language.model import load
 from rtrain.language.pieces import Piece
 from rtrain.language.sampling import Sampling
 from rtrain.serving.answers import Relays, new_api
-from rtrain.serving.openai import Ask, Chat, Completion, Refused, Shape, event, refused, unread
+from rtrain.serving.openai import (
+    MOST_PROMPTS,
+    Ask,
+    Chat,
+    Completion,
+    Prompt,
+    Refused,
+    Shape,
+    event,
+    joined,
+    refused,
+    unread,
+)
 from rtrain.serving.scale import device_of_replica
 
 
@@ -103,8 +115,12 @@ class LanguageServer(Relays):
     async def completions(self, body: Completion) -> JSONResponse | StreamingResponse:
         """The text that goes on from a prompt."""
         self._check(body)
-        text = body.prompt if isinstance(body.prompt, str) else self.engine.language.text(body.prompt)
-        return await self._answer(body, body.prompt, text)
+        if (many := len(body.prompts)) > MOST_PROMPTS:
+            raise Refused(400, f"prompt: {many} prompts in one request; at most {MOST_PROMPTS}")
+        if many > 1 and body.stream:
+            raise Refused(400, f"stream: of one prompt, there are {many}. Ask for each by itself")
+        text = self.engine.language.text
+        return await self._answer(body, [(of, of if isinstance(of, str) else text(of)) for of in body.prompts])
 
     @api.post("/v1/chat/completions", response_model=None)
     async def chat(self, body: Chat) -> JSONResponse | StreamingResponse:
@@ -115,7 +131,7 @@ class LanguageServer(Relays):
             prompt = self.engine.language.chat(messages)
         except DataError as error:
             raise Refused(400, str(error), code="no_chat_template") from None
-        return await self._answer(body, prompt, "\n".join(message["content"] for message in messages))
+        return await self._answer(body, [(prompt, "\n".join(message["content"] for message in messages))])
 
     @api.get("/v1/models")
     async def models(self) -> dict[str, Any]:
@@ -149,7 +165,28 @@ class LanguageServer(Relays):
         if self.guard and body.wants_logprobs is not None:
             raise Refused(400, "logprobs: not here, since a guard may change the text")
 
-    async def _answer(self, body: Ask, prompt: str | list[int], said: str) -> JSONResponse | StreamingResponse:
+    async def _answer(self, body: Ask, prompts: Sequence[tuple[Prompt, str]]) -> JSONResponse | StreamingResponse:
+        """To prompts, each with what a guard is to see of it."""
+        if body.stream:
+            shape, first, pieces = await self._begun(body, *prompts[0])
+            return StreamingResponse(_events(first, pieces, shape), media_type="text/event-stream")
+        try:
+            async with asyncio.TaskGroup() as group:
+                asked = [group.create_task(self._whole(body, *of)) for of in prompts]
+        except ExceptionGroup as several:  # the first that is refused ends the others
+            raise several.exceptions[0] from None
+        return JSONResponse(joined([of.result() for of in asked]))
+
+    async def _whole(self, body: Ask, prompt: Prompt, said: str) -> dict[str, Any]:
+        shape, first, pieces = await self._begun(body, prompt, said)
+        async with aclosing(pieces):
+            found = [first] + [piece async for piece in pieces]
+        if found[-1].error:
+            raise Refused(500, found[-1].error, kind="server_error")
+        return shape.whole(found)
+
+    async def _begun(self, body: Ask, prompt: Prompt, said: str) -> tuple[Shape, Piece, AsyncGenerator[Piece, None]]:
+        """The first piece of an answer, and those that follow it."""
         if self.guard and (why := await asyncio.to_thread(self.guard.ask, said)):
             raise Refused(400, f"prompt: {why}", code="content_filter")
         language = self.engine.language
@@ -166,13 +203,7 @@ class LanguageServer(Relays):
         first = await anext(pieces)  # here, where a refusal is still a status of its own
         if first.error:
             raise Refused(500, first.error, kind="server_error")
-        if body.stream:
-            return StreamingResponse(_events(first, pieces, shape), media_type="text/event-stream")
-        async with aclosing(pieces):
-            found = [first] + [piece async for piece in pieces]
-        if found[-1].error:
-            raise Refused(500, found[-1].error, kind="server_error")
-        return JSONResponse(shape.whole(found))
+        return shape, first, pieces
 
     async def _pieces(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """Of one answer, as the model's thread gives them; whoever leaves this ends the sequence."""

@@ -113,12 +113,26 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 """A tokenizer's library takes no other; the engine says which of these the model has."""
 
 
+Prompt = str | list[int]
+MOST_PROMPTS = 64
+"""In one request: as many as wait for a replica by default."""
+
+
 class Completion(Ask):
     """The body of /v1/completions."""
 
-    prompt: Word | list[TokenId] = Field(description="a text, or its tokens")
+    prompt: Word | list[TokenId] | list[Word] | list[list[TokenId]] = Field(
+        description=f"a text, or its tokens, or up to {MOST_PROMPTS} of either, each with a choice of the answer"
+    )
     logprobs: int | None = None
     echo: bool = Field(False, description="begin with the prompt; with max_tokens 0 its tokens are scored alone")
+
+    @property
+    def prompts(self) -> Sequence[Prompt]:
+        """Each of them."""
+        given: Any = self.prompt
+        alone = isinstance(given, str) or not given or isinstance(given[0], int)
+        return [given] if alone else given
 
     @property
     def wants_logprobs(self) -> int | None:
@@ -250,6 +264,13 @@ class Shape:
     def _of_chat(self, token: Token) -> dict[str, Any]:
         best = [{"token": self._text(i), "logprob": p, "bytes": None} for i, p in token.likeliest]
         return {"token": self._text(token.id), "logprob": token.logprob, "bytes": None, "top_logprobs": best}
+
+
+def joined(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Those to several prompts as one, in their order."""
+    choices = [{**of["choices"][0], "index": number} for number, of in enumerate(answers)]
+    usage = {key: sum(of["usage"][key] for of in answers) for key in answers[0]["usage"]}
+    return answers[0] | {"choices": choices, "usage": usage}
 
 
 def event(content: dict[str, Any]) -> bytes:

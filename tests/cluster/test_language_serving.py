@@ -126,6 +126,32 @@ def test_what_tokens_cost_is_what_the_trainer_said(served: Any, exported: str) -
     assert "".join(piece["choices"][0]["text"] for piece in streamed) == choice["text"]
 
 
+def test_several_prompts_are_answered_as_each_is(served: Any, exported: str) -> None:
+    """Texts and tokens, scored too, as lm-evaluation-harness sends them."""
+
+    def ask(**body: Any) -> dict[str, Any]:
+        answer = httpx.post(f"{served.url}/v1/completions", json={"model": MODEL, **body}, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    greedy: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
+    for prompts in (PROMPTS * 2, [list(prompt.encode()) for prompt in PROMPTS]):
+        several = ask(prompt=prompts, **greedy)
+        assert [of["text"] for of in several["choices"]] == [offline(exported, of, 5) for of in PROMPTS] * (
+            len(prompts) // len(PROMPTS)
+        )
+        assert [of["index"] for of in several["choices"]] == [*range(len(prompts))]
+    scored: dict[str, Any] = {"echo": True, "max_tokens": 1, "logprobs": 1, "temperature": 0, "seed": 1234}
+    both, each = ask(prompt=[[1, 2, 3], [4, 5]], **scored), [ask(prompt=of, **scored) for of in ([1, 2, 3], [4, 5])]
+    for found, alone in zip(both["choices"], each, strict=True):
+        (wanted,) = alone["choices"]
+        assert found["text"] == wanted["text"] and found["logprobs"]["tokens"] == wanted["logprobs"]["tokens"]
+        theirs = wanted["logprobs"]["token_logprobs"][1:]
+        assert found["logprobs"]["token_logprobs"][1:] == pytest.approx(theirs, abs=1e-5), "rounding of a batch"
+    assert both["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+
+
 @pytest.mark.parametrize("scale", [Scale(shards=2), Scale(gpus=0.5, tables="host")])
 def test_tables_apart_are_refused(exported: str, scale: Scale) -> None:
     with pytest.raises(ConfigError, match="Scale.tables, shards: a language model's lie with the rest of it"):
@@ -153,6 +179,12 @@ def test_an_altered_export_is_refused(exported: str, tmp_path: Path) -> None:
         ("completions", {"prompt": [300]}, 400, "prompt", None),
         ("completions", {"prompt": [5, -1]}, 422, "prompt.1", None),
         ("completions", {"prompt": [1 << 70]}, 422, "prompt.0", None),
+        ("completions", {"prompt": []}, 400, "prompt", None),
+        ("completions", {"prompt": ["x", ""]}, 400, "prompt", None),
+        ("completions", {"prompt": [[5], [6, -1]]}, 422, "prompt.1.1", None),
+        ("completions", {"prompt": ["x", [5]]}, 422, "prompt.0", None),
+        ("completions", {"prompt": ["x"] * 65}, 400, "prompt", None),
+        ("completions", {"prompt": ["x", "y"], "stream": True}, 400, "stream", None),
         ("completions", {"max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
         ("completions", {"stream": True, "max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
         ("completions", {"stream_options": {"include_usage": True}}, 400, "stream_options", None),
