@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -17,6 +18,11 @@ HEADERS_BYTES = 64 << 10
 REQUEST_S = 60.0
 """Seconds after which a request is given up."""
 REQUEST_ID = b"x-request-id"
+DISCARDED = 4 * MAX_BYTES
+"""Bytes that are read on of a body that is refused: most clients look for the answer when all is sent, and one that is
+closed before is a broken connection to them."""
+SILENT_S = 2.0
+"""Seconds without a byte of it after which nothing more is waited for."""
 READS_S = 30.0
 """Seconds for which a client may leave an answer unread."""
 
@@ -38,7 +44,8 @@ class BodyLimits:
     """ASGI middleware: the whole body is here, within both limits, before anything is parsed.
 
     413 when it is longer than `most_bytes`, by its Content-Length or by what comes; 408 when it is not
-    complete after `most_s`. Both close the connection, since the rest of the body may still be under way.
+    complete after `most_s`. Both close the connection; of a body that is too long the rest is read before, within
+    limits of its own.
     `json_alone`: 415 where a request says that its body is something else; one that says nothing is taken for JSON.
     `outermost`: a refusal has the request's id, which Serve's own middleware, behind this one, gives all other answers.
     """
@@ -62,12 +69,13 @@ class BodyLimits:
         said = dict(scope["headers"]).get(b"content-type", b"").partition(b";")[0].strip().lower()
         if self.json_alone and said and not said.endswith(b"json"):
             why = f"content-type: {said.decode('latin-1')[:100]!r} is not read here. Send application/json"
-            return await self._refuse(scope, send, 415, why)
+            return await self._refuse(scope, send, 415, why, receive)
         if self.json_alone and not said:  # or FastAPI takes it for bytes
             scope = {**scope, "headers": [*scope["headers"], (b"content-type", b"application/json")]}
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self.most_bytes:
-            return await self._refuse(scope, send, 413, f"a body of {int(declared)} bytes; at most {self.most_bytes}")
+            why = f"a body of {int(declared)} bytes; at most {self.most_bytes}"
+            return await self._refuse(scope, send, 413, why, receive)
         try:
             body = await asyncio.wait_for(self._read(receive), self.most_s)
         except TimeoutError:
@@ -75,7 +83,7 @@ class BodyLimits:
         if body is None:
             return None  # the client has gone
         if len(body) > self.most_bytes:
-            return await self._refuse(scope, send, 413, f"a body of more than {self.most_bytes} bytes")
+            return await self._refuse(scope, send, 413, f"a body of more than {self.most_bytes} bytes", receive)
         given = False
 
         async def whole() -> Message:
@@ -98,7 +106,23 @@ class BodyLimits:
             if len(body) > self.most_bytes or not message.get("more_body", False):
                 return bytes(body)
 
-    async def _refuse(self, scope: MutableMapping[str, Any], send: Send, status: int, why: str) -> None:
+    async def _discard(self, receive: Receive) -> None:
+        """Read on what a client still sends."""
+        left = DISCARDED
+        while left > 0:
+            message = await asyncio.wait_for(receive(), SILENT_S)
+            left -= len(message.get("body", b""))
+            if not message.get("more_body", False):  # also of one that has gone
+                return
+
+    async def _refuse(
+        self, scope: MutableMapping[str, Any], send: Send, status: int, why: str, receive: Receive | None = None
+    ) -> None:
+        """`receive`: what is left of the body is read first."""
+        asks_before = b"expect" in dict(scope["headers"])
+        if receive and not asks_before:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._discard(receive), self.most_s)
         body = json.dumps(refusal(scope["path"], status, why)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         headers.append((b"connection", b"close"))

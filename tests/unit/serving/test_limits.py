@@ -68,6 +68,25 @@ def test_a_long_body_is_refused_before_it_is_parsed(port: int) -> None:
     assert len(parsed) == before
 
 
+def test_who_sends_all_before_the_answer_is_read_has_the_answer(port: int) -> None:
+    """As urllib does; to be closed while it sends would be a broken connection to it."""
+    long = 20_000_000
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {long}\r\n\r\n".encode())
+        for _ in range(long // 100_000):
+            client.sendall(b" " * 100_000)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ") and b"a body of 20000000 bytes; at most 1000" in answer
+
+
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"])
+def test_who_sends_no_body_before_the_answer_has_it_too(port: int, more: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n" + more + b"Content-Length: 20000000\r\n\r\n")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 413 "), answer
+
+
 def test_a_slow_body_is_given_up(port: int) -> None:
     with socket.create_connection(("127.0.0.1", port), timeout=60) as slow:
         slow.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{")
