@@ -27,4 +27,6 @@ def import_own(options: argparse.Namespace) -> None:
         try:
             import_module(name)
         except ModuleNotFoundError as error:
+            if error.name and f"{name}.".removeprefix(f"{error.name}.") == f"{name}.":
+                raise UserError(f"--module {name}: it imports {error.name!r}, which is not there. Install it") from None
             raise UserError(f"--module: {error}. Call rtrain in the folder that has it") from None

@@ -52,5 +52,10 @@ def test_a_model_of_ones_own_is_judged_where_its_module_is_named(
     assert wrong.returncode == 2 and wrong.stderr.strip().endswith(
         "--module: No module named 'nowhere'. Call rtrain in the folder that has it"
     )
+    (tmp_path / "broken_here.py").write_text("import nowhere_else.part\n")
+    broken = told(tmp_path, "--module", "broken_here")
+    assert broken.returncode == 2 and broken.stderr.strip().endswith(
+        "--module broken_here: it imports 'nowhere_else', which is not there. Install it"
+    ), broken
     ledger = told(tmp_path, "--module", "mine_here", verb="ledger")
     assert ledger.returncode == 0 and "epoch" in ledger.stdout, ledger
