@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from rtrain.endpoint.online import Online
     from rtrain.export.column import predict_column
     from rtrain.export.encoders import Encoders
+    from rtrain.language.decoding import Decoding
+    from rtrain.language.guard import Guard
     from rtrain.managed import Managed
     from rtrain.mesh import Parallel, TableLayout
     from rtrain.metrics import (
@@ -128,6 +130,8 @@ _HOMES = {
     "rtrain.export.column": ("predict_column",),
     "rtrain.export.encoders": ("Encoders",),
     "rtrain.encodings": ("Log1p", "PiecewiseLinear", "Quantiles"),
+    "rtrain.language.decoding": ("Decoding",),
+    "rtrain.language.guard": ("Guard",),
     "rtrain.mesh": ("Parallel", "TableLayout"),
     "rtrain.metrics": (
         "AUC",
@@ -228,9 +232,10 @@ __all__ = [
     "AUC", "AUPRC", "BLEU", "BPR", "DIN", "DLRM", "F1", "GAUC", "HSTU", "KS", "MAE", "MAP", "MF", "MRR", "MSE", "NDCG",
     "PLE", "RMSE", "ROUGE", "SGD", "VECTORS", "Accuracy", "Adagrad", "Adam", "AdamW", "Age", "Asha", "AtMost", "Bins",
     "Blueprint", "ByTime", "Calibrated", "Calibration", "Callback", "Canary", "CandidateLoss", "Checkpoint", "Cluster",
-    "Coverage", "DCNv2", "Data", "Decision", "Decoder", "DeepFM", "Dense", "Distillation", "Diversity", "Duration",
-    "Embedding", "Encoders", "Endpoint", "Ensemble", "Evaluation", "FAt", "Faithful", "Faults", "FullSoftmax", "Gate",
-    "Graph", "HSTURanker", "Handoff", "Histories", "HitRate", "Id", "IdList", "IdSequence", "InBatchSoftmax",
+    "Coverage", "DCNv2", "Data", "Decision", "Decoder", "Decoding", "DeepFM", "Dense", "Distillation", "Diversity",
+    "Duration", "Embedding", "Encoders", "Endpoint", "Ensemble", "Evaluation", "FAt", "Faithful", "Faults",
+    "FullSoftmax", "Gate", "Graph", "Guard", "HSTURanker",
+    "Handoff", "Histories", "HitRate", "Id", "IdList", "IdSequence", "InBatchSoftmax",
     "InMemory", "Interactions", "Judged", "Label", "LeaveOneOut", "LightGCN", "Limits", "Log1p", "LogLoss", "MMoE",
     "Managed", "Median", "Metric", "Model", "Moment", "Negatives", "NoFeatures", "NormalizedEntropy", "NotWorse",
     "Novelty", "Objective", "Online", "Only", "Pairs", "Parallel", "Perplexity", "Piece", "PiecewiseLinear",

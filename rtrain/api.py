@@ -24,6 +24,7 @@ from rtrain.training.events import Callback, Together
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from rtrain.language.decoding import Decoding
     from rtrain.serving.app import Served
     from rtrain.serving.scale import Scale
     from rtrain.stages.config import TwoStages
@@ -156,11 +157,13 @@ def serve(
     port: int = 8000,
     grpc_port: int | None = None,
     replace: bool = False,
+    decoding: "Decoding | None" = None,
 ) -> "Served":
     """Serve an export (or a finished run, or its folder), or two stages of such, on Ray Serve, on localhost.
 
     `replicas`: so many, or as many as a `Scale` says by the load. `grpc_port`: where gRPC answers too
     (`rtrain/serving/model.proto`); None: nowhere. `replace`: also where another process serves on this cluster.
+    `decoding`: of a language model how it answers.
 
     The Ray that is joined is used, else one is found by RAY_ADDRESS or started; one that is started
     here ends with `Served.stop()`, or with the process.
@@ -179,8 +182,9 @@ def serve(
     try:
         scale = Scale.by(replicas)
         return deploy(
-            served, name="rtrain", port=port, scale=scale, session=session, grpc_port=grpc_port, replace=replace
-        )
+            served, name="rtrain", port=port, scale=scale, session=session, grpc_port=grpc_port, replace=replace,
+            decoding=decoding,
+        )  # fmt: skip
     except BaseException:
         session.close()
         raise

@@ -4,6 +4,7 @@ import argparse
 import sys
 from typing import Any
 
+from rtrain.cli.decoding import DECODING, decoding_of
 from rtrain.cli.own import MODULE
 from rtrain.cli.registry import MODEL, REASON, REGISTRY
 from rtrain.cli.stages import STAGES, stages_of
@@ -152,6 +153,7 @@ def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
         spread = options.gpus, options.tables, options.shards
         said = given["replicas"] or spread != (0.0, "device", "0")
         given["replicas"] = Scale.of(given["replicas"] or "1", *spread) if said else None
+        given["decoding"] = decoding_of(options)
     retriever, ranker = (getattr(options, key, "") for key in ("retriever", "ranker"))
     if retriever and ranker:
         raise UserError("release: --retriever and --ranker are each the stage that RUN is not. Give one of them")
@@ -213,6 +215,7 @@ ENDPOINT = (
             ),
             Argument("--ranker", default="", metavar="RUN", help="the same of a retrieval model, with what orders it"),
             *STAGES,
+            *DECODING,
             MODULE,
             Argument("--port", type=int, help="of Ray Serve (default: its own where it runs, else 8000)"),
             Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),

@@ -16,6 +16,7 @@ from rtrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rtrain.export.artifact import Tables
+    from rtrain.language.decoding import Decoding
     from rtrain.run import Run
     from rtrain.stages.config import TwoStages
     from rtrain.tuning import Domain, Search
@@ -274,6 +275,7 @@ def serve(
     as_json: bool,
     grpc_port: int | None = None,
     replace: bool = False,
+    decoding: "Decoding | None" = None,
 ) -> None:
     """Serve an export, a finished run's, or two stages of such, until it is interrupted; `scale`: as `Scale.of`'s."""
     import threading
@@ -281,7 +283,8 @@ def serve(
     from rtrain.api import serve
     from rtrain.serving.scale import Scale
 
-    served = serve(target, replicas=Scale.of(*scale), port=port, grpc_port=grpc_port, replace=replace)
+    of = Scale.of(*scale)
+    served = serve(target, replicas=of, port=port, grpc_port=grpc_port, replace=replace, decoding=decoding)
     rpc = f", gRPC on {served.rpc}" if served.rpc else ""
     told = {"url": served.url} | ({"grpc": served.rpc} if served.rpc else {})
     text = json.dumps(told) if as_json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"

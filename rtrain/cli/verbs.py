@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from rtrain.cli.calibrate import CALIBRATE
+from rtrain.cli.decoding import DECODING, decoding_of
 from rtrain.cli.endpoint import ENDPOINT
 from rtrain.cli.goodput import GOODPUT
 from rtrain.cli.own import MODULE
@@ -87,7 +88,8 @@ def _online(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     served = stages_of(options, options.target, options.ranker) if options.ranker else options.target
     scale = options.replicas, options.gpus, options.tables, options.shards
-    serve(served, scale, options.port, options.json, options.grpc_port, options.replace)
+    decoding = decoding_of(options)
+    serve(served, scale, options.port, options.json, options.grpc_port, options.replace, decoding)
     return 0
 
 
@@ -307,6 +309,7 @@ VERBS = (
             Argument("--replace", action="store_true", help="take the place of what another process serves there"),
             Argument("--ranker", default="", metavar="RUN", help="a ranking model's, which orders what the run finds"),
             *STAGES,
+            *DECODING,
             MODULE,
         ),
         _serve,

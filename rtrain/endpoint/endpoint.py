@@ -11,16 +11,17 @@ from typing import Any, cast
 import ray
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.context import _get_global_client
 
 from rtrain import config
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.conductor import NAMESPACE, actor_name, conductor_of, start_conductor
+from rtrain.endpoint.of_serve import host_of_serve, port_of_serve, running
 from rtrain.endpoint.router import Router
 from rtrain.endpoint.state import STATE, Deployed, State
 from rtrain.errors import ClusterError, RtrainError, RunFailed, UserError, one_line
 from rtrain.export.artifact import export_in
 from rtrain.export.huggingface import is_language
+from rtrain.language.decoding import Decoding
 from rtrain.release.audit import AuditLog
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
@@ -80,6 +81,8 @@ class Endpoint:
     """Replicas that pass requests on."""
     replicas: int | Scale | None = None
     """Of each version: so many, or by its load. None: as what answers now has, and at first one."""
+    decoding: Decoding | None = None
+    """Of language models how each version answers. None: as what answers now does."""
     registry: str = "sqlite:///runs/registry.db"
     audit: str = "runs/audit"
     state: str = "runs/endpoints"
@@ -142,7 +145,7 @@ class Endpoint:
         if not there:
             first = champion or version
             say(f"version {first.version} ({first.run}) starts")
-            self._open(self._deploy(first, stages, self._scale_of(self._kept())))
+            self._open(self._deploy(first, stages, self._kept()))
             if first is version:
                 registry.promote(self.name, version.version, reason)
                 return version
@@ -258,9 +261,13 @@ class Endpoint:
         folder = Folder(f"{self.state}/{self.name}")
         return State.from_json(folder.read_json(STATE)).champion if folder.exists(STATE) else None
 
-    def _scale_of(self, before: Deployed | None) -> Scale:
+    def _as_before(self, before: Deployed | None) -> tuple[Scale, Decoding | None]:
         """As it is said, else as what answered before has."""
-        return Scale.by(self.replicas or (config.from_dict(before.scale) if before and before.scale else 1))
+        scale, decoding = (before.scale, before.decoding) if before else (None, None)
+        return (
+            Scale.by(self.replicas or (config.from_dict(scale) if scale else 1)),
+            self.decoding or (config.from_dict(decoding) if decoding else None),
+        )
 
     @contextmanager
     def _deployed(self, version: Version, stages: TwoStages | None, *, at_once: bool = False) -> Iterator[Deployed]:
@@ -272,26 +279,29 @@ class Endpoint:
             RunFailed: it did not load, which is logged.
         """
         champion: Deployed = self._told("champion")
-        first = _running(champion.app) if at_once else 0
-        made = self._deploy(version, stages, self._scale_of(champion), first)
+        first = running(champion.app) if at_once else 0
+        made = self._deploy(version, stages, champion, first)
         try:
             yield made
         except BaseException:
             ray_serve.delete(made.app)
             raise
 
-    def _deploy(self, version: Version, stages: TwoStages | None, scale: Scale, first: int = 0) -> Deployed:
+    def _deploy(self, version: Version, stages: TwoStages | None, before: Deployed | None, first: int = 0) -> Deployed:
         """An application of its own, without an address; `stages`: that it is one of. `first`: replicas at first.
 
         Raises:
             RunFailed: it did not load, which is logged.
         """
+        scale, decoding = self._as_before(before)
         # Never a name that an application had which is being ended meanwhile.
         app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
         try:
             stages = stages.having(version.export) if stages else None
-            served = stages or version.export
-            application = application_of(served, self.name, scale, first=first, max_constructor_retry_count=2)
+            application = application_of(
+                stages or version.export, self.name, scale, decoding=decoding, first=first,
+                max_constructor_retry_count=2,
+            )  # fmt: skip
             with saying_what_it_waits_for(app):
                 ray_serve.run(application, name=app, route_prefix=None, logging_config=NO_LINE_EACH)
         except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
@@ -299,7 +309,8 @@ class Endpoint:
             ray_serve.delete(app)
             AuditLog(self.audit).append("refused", why, {"endpoint": self.name, "version": version.version})
             raise RunFailed(f"endpoint {self.name!r}: {why}. What answered before goes on") from error
-        kept = {"stages": config.to_dict(stages) if stages else None, "scale": config.to_dict(scale)}
+        of = {"stages": stages, "decoding": decoding, "scale": scale}
+        kept = {name: config.to_dict(one) if one else None for name, one in of.items()}
         return Deployed(app=app, number=version.version, export=version.export, run=version.run, **kept)
 
     def _open(self, champion: Deployed) -> None:
@@ -314,7 +325,7 @@ class Endpoint:
         self._told("status")
         listen(self.host, self._port())
         router = cast(Any, Router).options(num_replicas=self.routers, ray_actor_options={"num_cpus": 0.1})
-        shown = self.page if self.page is not None else _host_of_serve() in LOCAL
+        shown = self.page if self.page is not None else host_of_serve() in LOCAL
         application, path = router.bind(self.name, shown), f"/{self.name}"
         ray_serve.run(application, name=self.name, route_prefix=path, logging_config=NO_LINE_EACH)
         if self.grpc_port is not None:
@@ -371,23 +382,6 @@ def endpoints() -> list[str]:
         for of in actors
         if of["namespace"] == NAMESPACE and of["name"].startswith(prefix)
     )
-
-
-def _host_of_serve() -> str:
-    return str(_get_global_client().http_config.host)
-
-
-def port_of_serve() -> int:
-    """Where Ray Serve of this Ray listens; 0: it does not run."""
-    if not ray.is_initialized():  # to ask Serve would start or join one
-        return 0
-    return int(_get_global_client().http_config.port) if ray_serve.status().proxies else 0
-
-
-def _running(app: str) -> int:
-    """Replicas that answer of the deployment that has most; 0: there is none."""
-    found = ray_serve.status().applications.get(app)
-    return max((of.replica_states.get("RUNNING", 0) for of in found.deployments.values()), default=0) if found else 0
 
 
 def _reasoned(reason: str) -> None:

@@ -28,6 +28,8 @@ class Deployed:
     run: str
     stages: dict[str, Any] | None = None
     """Of one of two stages both, a `TwoStages` as `config.to_dict` has it: what comes after takes the other from it."""
+    decoding: dict[str, Any] | None = None
+    """Of a language model how it answers, the same of a `Decoding`; none: by the defaults."""
     scale: dict[str, Any] | None = None
     """Its replicas, a `Scale` as `config.to_dict` has it: what comes after has them too, if nothing else is said."""
 

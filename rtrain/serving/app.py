@@ -20,6 +20,7 @@ from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, UserE
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.export.huggingface import is_language
+from rtrain.language.decoding import Decoding
 from rtrain.serving.language import language_application
 from rtrain.serving.limits import REQUEST_S
 from rtrain.serving.ranker import Ranker
@@ -132,23 +133,31 @@ class Served:
 
 
 def application_of(
-    served: "str | TwoStages", called: str = "", scale: Scale = ONE, *, first: int = 0, **more: Any
+    served: "str | TwoStages",
+    called: str = "",
+    scale: Scale = ONE,
+    *,
+    decoding: Decoding | None = None,
+    first: int = 0,
+    **more: Any,
 ) -> Any:
     """What serves an intact export, or two; `more`: options of its deployment, beside those of its scale.
 
-    `called`: the name of a language model for those who ask it; by default its run's. `first`: replicas that it begins
-    with, where they go by the load.
+    `called`: the name of a language model for those who ask it; by default its run's. `decoding`: how such a model
+    answers; none: by the defaults. `first`: replicas that it begins with, where they go by the load.
 
     Raises:
         CheckpointError: there is no intact export.
-        ConfigError: no replica can import a class of its model, two stages do not fit each other, or GPUs are asked for
-            where none would be used.
+        ConfigError: no replica can import a class of its model, two stages do not fit each other, or something is asked
+            for that would not be used, as GPUs or guesses.
     """
     options = scale.options(first) | more
     if isinstance(served, str) and is_language(served):
         if scale.tables != "device" or scale.shards:
             raise ConfigError("Scale.tables, shards: a language model's lie with the rest of it. Leave them out")
-        return language_application(served, called=called, **options)
+        return language_application(served, called=called, **(decoding or Decoding()).options(), **options)
+    if decoding:
+        raise ConfigError("decoding: of a language model alone. Leave it out")
     deployment: Any
     ranks = not (isinstance(served, TwoStages) or is_retrieval(served))
     if scale.shards and not ranks:
@@ -185,6 +194,7 @@ def deploy(
     session: ExitStack | None = None,
     grpc_port: int | None = None,
     replace: bool = False,
+    decoding: Decoding | None = None,
 ) -> Served:
     """Serve an export, or two, on the Ray that is joined, and wait until it answers; with a `grpc_port` over gRPC too.
 
@@ -196,7 +206,7 @@ def deploy(
         ConfigError: gRPC of what has none.
     """
     # Here, where the error is one line, before any replica starts.
-    app = application_of(served, scale=scale)
+    app = application_of(served, scale=scale, decoding=decoding)
     if grpc_port is not None:
         _check_rpc(served, port, grpc_port)
     check_port(host, port)

@@ -6,6 +6,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint
 from rtrain.endpoint.routing import place
 from rtrain.errors import RunFailed, UserError
+from rtrain.language.decoding import Decoding
 from tests.cluster.conftest import free_port, wait_for
 from tests.cluster.load import KEYS, load
-from tests.cluster.test_language_serving import offline
+from tests.cluster.test_language_serving import NoSecrets, offline
 from tests.unit.release.runs import PASSES
 
 PROMPTS = ["def f(", "import os\n", "class A:\n    ", "self"]
@@ -177,6 +179,35 @@ def test_streams_that_are_left_or_broken_off(endpoint: Endpoint, runs: Path) -> 
 
     wait_for(answers, "an answer of the replica that Serve starts in its place", timeout_s=60)
     assert endpoint.rollback("enough seen").endswith("answers again")
+
+
+def test_guards_and_guesses_go_on_with_the_next_version(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
+    guarded = replace(
+        endpoint, name="guarded", decoding=Decoding(guesses=3, lanes=2, guard=NoSecrets(word="password")),
+        state=f"{tmp_path}/endpoints",
+    )  # fmt: skip
+    guarded.release(f"{runs}/one", "the first")
+    later = replace(guarded, decoding=None)  # as another command would find it
+    body = ASKED | {"model": "guarded", "prompt": "def f(", "max_tokens": 30}
+
+    def ask(**more: Any) -> httpx.Response:
+        return httpx.post(f"{guarded.url}/v1/completions", json=body | more, timeout=60)
+
+    def held(version: str) -> None:
+        wait_for(lambda: ask().headers["x-rtrain-version"] == version, f"version {version} answers")
+        assert ask().json()["choices"][0]["text"] == "[withheld]"
+        refused = ask(prompt="a password").json()["error"]
+        assert refused["code"] == "content_filter" and "'password' is not talked about" in refused["message"]
+        assert httpx.get(f"{guarded.url}/healthz", timeout=60).json()["guessed"] > 0
+
+    held("1")
+    later.release(f"{runs}/two", "another", replace(QUICK, steps=(1.0,)))
+    later.hold(1.0, "at once")
+    held("2")
+    wait_for(lambda: not later.status()["to_do"], "it is the champion in the registry too")
+    later.rollback("the first was better")
+    held("1")
+    guarded.stop()
 
 
 def test_what_cannot_be_released(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import rtrain
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint
 from rtrain.errors import ConfigError, DataError
+from rtrain.language.decoding import Decoding
 from rtrain.serving.app import application_of, what_failed
 from rtrain.serving.recommender import MAX_ASKING
 from rtrain.serving.scale import Scale
@@ -128,6 +129,9 @@ def test_gpus_and_shards_of_what_finds_items_are_refused(shop: TwoStages) -> Non
             application_of(finds, scale=Scale(gpus=0.25))
         with pytest.raises(ConfigError, match="Scale.shards: of a model that scores rows alone. Leave it out"):
             application_of(finds, scale=Scale(shards=2))
+    for none in (shop, shop.retriever, shop.ranker):
+        with pytest.raises(ConfigError, match="decoding: of a language model alone. Leave it out"):
+            application_of(none, decoding=Decoding())
 
 
 def test_why_a_replica_does_not_start_is_told(served: Any, shop: TwoStages, serve_port: int) -> None:
