@@ -67,6 +67,7 @@ def _rollback(options: argparse.Namespace) -> int:
 
         return roll_back(options)
     back = registry_of(options).rollback(options.model, options.reason)
+    print("rollback: the registry alone; what an endpoint serves goes back by --endpoint", file=sys.stderr, flush=True)
     answer(options, back.to_json(), back)
     return 0
 

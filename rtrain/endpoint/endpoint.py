@@ -133,6 +133,7 @@ class Endpoint:
                 f"endpoint {self.name!r}: a language model answers OpenAI's HTTP alone. Leave out grpc_port"
             )
         there, stages = self._there(), self.stages_of_release()
+        self._as_before(self._told("champion") if there else self._kept())  # what it names is here, or nothing begins
         registry = Registry(self.registry, self.audit)
         version = registry.register(self.name, run, reason)
         champion = registry.holder(self.name, CHAMPION)

@@ -249,7 +249,7 @@ class Encoders:
         if longest is None:
             if times is not None:
                 raise DataError("times: this model reads users' ids, which have none. Leave them out")
-            rows = self._found(whom, self._users, self._data.users, "user", "users", unknown)
+            rows = self._found(whom, self._users, self._data.users, "user", "whom", unknown)
             return Lists.of(np.maximum(rows, 0), np.ones(len(rows), np.int64)), None, rows < 0
         if self._timed and times is None:
             raise DataError("times: this model reads when each item was had, seconds since 1970. Give a list a history")

@@ -21,7 +21,7 @@ DEADLINE_S = 600.0
 """For loading both and answering."""
 PATIENT_MS = 10_000.0
 """That the store has for many who ask at once, as nobody does who is served; of one its own time is taken."""
-AT_ONCE, TIMED, DRAWN = 16, 50, 64
+AT_ONCE, TIMED, DRAWN = 16, 100, 64
 """Who asks in one request; requests of one whose time is taken; who asks where nobody is given."""
 
 

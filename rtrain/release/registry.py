@@ -277,7 +277,9 @@ def _refuse_unjudged(found: Version, champion: Version | None) -> None:
         raise UserError(f"{where} was not judged as it is now. {do}")
     if not verdict.passed:
         refused = next(one for one in verdict.decisions if not one.passed)
-        raise UserError(f"{where} did not pass its gate ({refused.check}: {refused.said})")
+        raise UserError(
+            f"{where} did not pass its gate ({refused.check}: {refused.said}). {do.replace(':', ' anew:', 1)}"
+        )
     against = verdict.champion["model"] if verdict.champion else None
     if champion and against != champion.model:
         raise UserError(f"{where} was not judged against the champion, version {champion.version}. {do}")

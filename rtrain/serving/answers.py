@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import psutil
 from fastapi import Depends, FastAPI, Request
-from fastapi.exception_handlers import http_exception_handler
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from rtrain.errors import did_you_mean
-from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits
+from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits, refusal
 from rtrain.version import VERSION
 
 MAX_ROWS = 10_000
@@ -145,6 +145,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": Refusal, "description": "Too many rows or bytes"},
     415: {"model": Refusal, "description": "The body says that it is no JSON"},
     422: {"model": Refusal, "description": "Rows or keys that do not fit"},
+    429: {"model": Refusal, "description": "As many wait as may"},
 }
 
 UNANSWERED: dict[int | str, dict[str, Any]] = {
@@ -167,15 +168,19 @@ async def _refused(request: Request, error: RequestValidationError) -> JSONRespo
     if broken:
         at, why = broken["loc"][-1], broken["ctx"]["error"]
         return JSONResponse({"detail": f"the body: it is no JSON: {why}, at letter {at}"}, 400)
-    problems = [f"{where_of(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors()]
-    return JSONResponse({"detail": first_few(problems)}, 422)
+    problems = dict.fromkeys(f"{where_of(e['loc'][1:]) or 'the body'}: {e['msg']}" for e in error.errors())
+    return JSONResponse({"detail": first_few(list(problems))}, 422)
 
 
 async def _unread(request: Request, error: HTTPException) -> Response:
-    """What FastAPI says of a body that it cannot read has no reason."""
-    if (error.status_code, error.detail) == (400, UNREAD):
-        error.detail = "the body: it is no JSON: it is not UTF-8, or nests too deep"
-    return await http_exception_handler(request, error)
+    """What FastAPI says of a body that it cannot read has no reason, and of a path's methods the first route's."""
+    why, headers = str(error.detail), dict(error.headers or {})
+    if (error.status_code, why) == (400, UNREAD):
+        why = "the body: it is no JSON: it is not UTF-8, or nests too deep"
+    if error.status_code == 405:
+        there = (one for one in request.app.router.routes if one.matches(request.scope)[0] is not Match.NONE)
+        headers["allow"] = ", ".join(sorted({method for one in there for method in one.methods}))
+    return JSONResponse(refusal(request.url.path, error.status_code, why), error.status_code, headers)
 
 
 def first_few(problems: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.popular import Unknown
 from rtrain.serving.answers import REFUSALS, UNANSWERED, Relays, new_api
-from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, one_user, openapi_of, schema_of
+from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, of_one, one_user, openapi_of, schema_of
 from rtrain.serving.scale import RETRY_S
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
@@ -95,7 +95,7 @@ class Recommends(Relays):
         """The best items for one user, by name."""
         name = one_user(self.recommender.encoders, user)
         body = Asking(whom=[name], k=k, times=None, seen=None, context=None, users=None, unknown=unknown)
-        return await self.recommend(body)
+        return await of_one(self.recommend(body))
 
     @ray_serve.batch(max_batch_size=MAX_ASKING, batch_wait_timeout_s=0.005, batch_size_fn=_asking)
     async def find(self, questions: list[Wanted]) -> list[Answer]:

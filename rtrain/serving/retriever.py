@@ -10,7 +10,7 @@
 where the model reads them. `seen`: items that each is not to be offered. Concurrent requests are answered in one pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -81,6 +81,17 @@ def one_user(encoders: Encoders, user: str) -> Name:
     return int(user) if whole else user
 
 
+async def of_one(answer: Awaitable[dict[str, Any]]) -> dict[str, Any]:
+    """What the query of one user is refused for is called as the query calls it."""
+    try:
+        return await answer
+    except HTTPException as error:
+        field, colon, why = str(error.detail).partition(":")
+        if field == "whom":
+            error.detail = f"user{colon}{why}"
+        raise
+
+
 def schema_of(body: type[Question], encoders: Encoders, most: int) -> dict[str, Any]:
     """The body's, with what an export wants of it; `most` may ask."""
     found = body.model_json_schema()
@@ -101,6 +112,8 @@ def openapi_of(api: FastAPI, body: type[Question], schema: dict[str, Any], encod
     for parameter in found["paths"]["/recommend"]["get"]["parameters"]:
         if parameter["name"] == "user" and not encoders.of_words:
             parameter["schema"]["type"] = "integer"
+        if parameter["name"] == "k":
+            parameter["schema"]["maximum"] = schema["properties"]["k"]["maximum"]
     return found
 
 
@@ -138,7 +151,8 @@ class Retriever(Relays):
     ) -> dict[str, Any]:
         """The best items for one user, by name."""
         name = one_user(self.encoders, user)
-        return await self.recommend(Question(whom=[name], k=k, times=None, seen=None, unknown=unknown))
+        body = Question(whom=[name], k=k, times=None, seen=None, unknown=unknown)
+        return await of_one(self.recommend(body))
 
     @ray_serve.batch(max_batch_size=MAX_WHOM, batch_wait_timeout_s=0.005, batch_size_fn=_asking)
     async def find(self, questions: list[tuple[Asked, int]]) -> list[list[list[tuple[Any, float]]]]:

@@ -161,8 +161,19 @@ class SQLite:
 
 class _Database:
     def __init__(self, path: str):
-        self._base = sqlite3.connect(path, timeout=1, check_same_thread=False)
-        self._lock = threading.Lock()
+        self._path, self._lock = path, threading.Lock()
+        self._base, self._file = self._opened(), self._there()
+
+    def _opened(self) -> sqlite3.Connection:
+        return sqlite3.connect(self._path, timeout=1, check_same_thread=False)
+
+    def _there(self) -> tuple[int, int] | None:
+        """Which file the path names now; none: no file."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
 
     async def get(self, of: Of, names: Sequence[Name]) -> list[Known]:
         return await asyncio.to_thread(self._get, of, names)
@@ -171,10 +182,17 @@ class _Database:
         found: dict[str, Known] = {}
         texts = [str(name) for name in names]
         with self._lock:
-            for start in range(0, len(texts), AT_ONCE):
-                some = texts[start : start + AT_ONCE]
-                asked = f"select name, known from features where of = ? and name in ({','.join('?' * len(some))})"
-                found |= {name: json.loads(known) for name, known in self._base.execute(asked, (of, *some))}
+            if (there := self._there()) and there != self._file:  # another one took its place, or this one broke
+                self._base.close()
+                self._base, self._file = self._opened(), there
+            try:
+                for start in range(0, len(texts), AT_ONCE):
+                    some = texts[start : start + AT_ONCE]
+                    asked = f"select name, known from features where of = ? and name in ({','.join('?' * len(some))})"
+                    found |= {name: json.loads(known) for name, known in self._base.execute(asked, (of, *some))}
+            except sqlite3.Error:
+                self._file = None
+                raise
         return [found.get(name, {}) for name in texts]
 
     async def close(self) -> None:

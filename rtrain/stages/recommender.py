@@ -166,7 +166,9 @@ class Recommender:
             raise DataError("users: this model knows who asks by name. Leave them out")
         for number, columns in enumerate(context or ()):
             for name in columns:
-                if name not in self._columns or name in (self.stages.user, self.stages.item):
+                if name in (self.stages.user, self.stages.item):
+                    raise DataError(f"context[{number}].{name}: who asks and what is offered are not said by it")
+                if name not in self._columns:
                     near = did_you_mean(name, self._columns) or f". Those are {', '.join(self._columns)}"
                     raise DataError(f"context[{number}]: the ranking model has no column {name!r} to be said{near}")
                 try:
@@ -192,8 +194,9 @@ class Recommender:
             scores = [[next(scored) for _ in some] for some in rows]
         except DataError as error:
             if len(wanted) == 1:
-                lacking = [name for of in without for name in self._needed(of)]
-                return [Answer(without=without, problem=self._late(without, lacking) if lacking else str(error))]
+                if lacking := [name for of in without for name in self._needed(of)]:
+                    return [Answer(without=without, problem=self._late(without, lacking))]
+                return [Answer(problem=self._unknown(wanted[0], lists[0], of_users, of_items) or str(error))]
             return [(await self.answer([one]))[0] for one in wanted]  # whose it is, is found by asking each alone
         return [
             Answer(self._shown(one, those, its, of_items), without, np.flatnonzero(one.asked.strangers).tolist())
@@ -207,6 +210,31 @@ class Recommender:
             f"features of each {whose} did not come in {self.stages.timeout_ms:g} ms, and {columns} has no value in "
             "TwoStages.defaults. Ask again"
         )
+
+    def _unknown(
+        self,
+        one: Wanted,
+        lists: Sequence[Sequence[tuple[Any, float]]],
+        of_users: Mapping[Name, Known],
+        of_items: Mapping[Name, Known],
+    ) -> str:
+        """Whose features lack what the ranking model needs; empty: nobody's."""
+        said = {column for columns in one.context or () for column in columns}
+        items = [item for found in lists for item, _ in found]
+        whose: tuple[tuple[Of, Sequence[Name], Mapping[Name, Known]], ...] = (
+            ("user", self._users(one), of_users),
+            ("item", items, of_items),
+        )
+        for of, names, known in whose:
+            needed = [name for name in self._needed(of) if name not in said]
+            for name in names:
+                if lacking := [column for column in needed if column not in known.get(name, {})]:
+                    return (
+                        f"{'whom' if of == 'user' else 'features'}: those of {of} {name!r} lack "
+                        f"{', '.join(map(repr, lacking))}, which the ranking model needs and TwoStages.defaults does "
+                        "not have"
+                    )
+        return ""
 
     def _users(self, one: Wanted) -> Sequence[Name]:
         """Names of those who ask, as far as they are said."""

@@ -225,6 +225,9 @@ def test_what_is_no_text_or_far_too_long(served: Any) -> None:
 def test_what_is_no_json(served: Any) -> None:
     answer = httpx.post(f"{served.url}/v1/completions", content=b"{", headers=JSON, timeout=60)
     assert answer.status_code == 400 and "not JSON" in answer.json()["error"]["message"]
+    for body in (b'{"model": "\xff"}', b"[" * 100_000):
+        answer = httpx.post(f"{served.url}/v1/completions", content=body, headers=JSON, timeout=60)
+        assert answer.status_code == 400 and "it is no JSON" in answer.json()["error"]["message"], answer.text
 
 
 @pytest.mark.parametrize("stream", [True, False])

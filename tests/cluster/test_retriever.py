@@ -109,8 +109,8 @@ def test_answers_are_those_of_the_encoders_also_of_many_at_once(pairs: tuple[Any
 def test_what_does_not_fit_is_one_line(pairs: tuple[Any, Encoders]) -> None:
     served, _ = pairs
     for body, said in (
-        ({"whom": ["nobody"]}, "users: there is no user 'nobody'"),
-        ({"whom": [7]}, "users: the data call each user by strings"),
+        ({"whom": ["nobody"]}, "whom: there is no user 'nobody'"),
+        ({"whom": [7]}, "whom: the data call each user by strings"),
         ({"whom": ["u1"], "k": 0}, "k: Input should be greater than or equal to 1"),
         ({"whom": ["u1"], "k": "3"}, "k: Input should be a valid integer"),
         ({"whom": ["u1"], "times": [[1]]}, "times: this model reads users' ids"),

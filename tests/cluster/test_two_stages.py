@@ -81,7 +81,7 @@ def test_grpc_answers_as_http_does(served: Any) -> None:
 
 def test_what_does_not_fit_is_one_line(served: Any) -> None:
     for body, said in (
-        ({"whom": [USERS]}, "users: there is no user 40"),
+        ({"whom": [USERS]}, "whom: there is no user 40"),
         ({"whom": [1], "k": 21}, "k: 20 candidates are ranked, got 21"),
         ({"whom": [1], "context": [{"hour": "late"}]}, "context[0].hour: Input should be a valid number"),
         ({"whom": [1], "context": [{"huor": 1}]}, "context[0]: the ranking model has no column 'huor'"),
@@ -116,6 +116,11 @@ def test_it_answers_as_its_openapi_says(served: Any) -> None:
     assert {of["name"]: of["schema"]["type"] for of in asked if of["name"] in ("user", "k")} == dict.fromkeys(
         ("user", "k"), "integer"
     ), "the data call users by numbers"
+    assert next(of["schema"]["maximum"] for of in asked if of["name"] == "k") == 20, "candidates"
+    options = httpx.request("OPTIONS", f"{served.url}/recommend", timeout=60)
+    assert (options.status_code, options.headers["allow"]) == (405, "GET, POST")
+    nobody = httpx.get(f"{served.url}/recommend", params={"user": USERS}, timeout=60).json()["detail"]
+    assert nobody.startswith(f"user: there is no user {USERS}"), nobody
 
 
 def test_two_stages_that_do_not_fit_do_not_start(shop: TwoStages, serve_port: int) -> None:

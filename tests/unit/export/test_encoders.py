@@ -175,9 +175,9 @@ def test_a_script_that_asks_prints_what_it_prints_alone(folder: Path) -> None:
 
 def test_who_asks_wrongly_is_told(folder: Path) -> None:
     words = Encoders(str(train(run_of(folder, "words"), fresh=True)["export"]))
-    with pytest.raises(DataError, match=r"users: there is no user 'nobody' in the data that it was trained on; .* 30 "):
+    with pytest.raises(DataError, match=r"whom: there is no user 'nobody' in the data that it was trained on; .* 30 "):
         words.user(["u1", "nobody"])
-    with pytest.raises(DataError, match=r"users: the data call each user by strings .*they are int64"):
+    with pytest.raises(DataError, match=r"whom: the data call each user by strings .*they are int64"):
         words.user([7])
     with pytest.raises(DataError, match="reads users' ids, which have none"):
         words.user(["u1"], times=[[1]])
@@ -227,7 +227,7 @@ def test_who_is_not_known_is_offered_what_is_popular(folder: Path, tmp_path: Pat
     one, stranger, two = words.find(Asked.joined([asked, words.ask(["u3"])]), 4)[:3]
     assert stranger == [first[1], *first[3:6]]
     assert [names(one), names(two)] == [names(words.recommend([u], 4)[0]) for u in ("u1", "u2")]
-    with pytest.raises(DataError, match=r"users: the data call each user by strings"):
+    with pytest.raises(DataError, match=r"whom: the data call each user by strings"):
         words.recommend([7], unknown="popular")
     hstu = Encoders(str(train(run_of(folder, "hstu"), fresh=True)["export"]))
     known = names(hstu.recommend([[1, 2]], 5, times=[[5, 7]])[0])

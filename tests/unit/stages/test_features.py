@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -106,3 +107,32 @@ def test_stores_that_cannot_be_used(tmp_path: Path) -> None:
         InMemory(items=f"{tmp_path}/twice.parquet", item="itm").open()
     with pytest.raises(DataError, match=r"none\.parquet: no such file"):
         InMemory(users=f"{tmp_path}/none.parquet").open()
+
+
+def test_a_file_that_broke_or_was_replaced_is_read_anew(tmp_path: Path) -> None:
+    path, other = tmp_path / "features.db", tmp_path / "other.db"
+    for at, price in ((path, 1.0), (other, 2.0)):
+        SQLite(path=str(at)).fill("item", {3: {"price": price}})
+    store = SQLite(path=str(path)).open()
+
+    def price() -> Any:
+        return asyncio.run(store.get("item", [3]))[0]["price"]
+
+    assert price() == 1.0
+    kept = tmp_path / "kept.db"
+    path.rename(kept)
+    assert price() == 1.0, "while there is none the one that is open answers"
+    other.rename(path)
+    assert price() == 2.0
+    path.write_bytes(b"")
+    for beside in ("-wal", "-shm"):
+        Path(f"{path}{beside}").unlink(missing_ok=True)
+    for _ in range(2):
+        with pytest.raises(sqlite3.Error):
+            price()
+    path.unlink()
+    for beside in ("-wal", "-shm"):
+        Path(f"{path}{beside}").unlink(missing_ok=True)
+    kept.rename(path)
+    assert price() == 1.0
+    asyncio.run(store.close())

@@ -176,6 +176,20 @@ def test_it_does_not_start_where_a_feature_is_missing(stages: TwoStages) -> None
     asyncio.run(Recommender(replace(stages, features=Late("item", error=True))).start())
 
 
+def test_whose_features_lack_what_is_needed_is_said(stages: TwoStages, tmp_path: Path) -> None:
+    store = SQLite(path=f"{tmp_path}/features.db")
+    store.fill("item", {i: {"price": PRICES[i]} for i in range(1, ITEMS)})
+    some = Recommender(replace(stages, features=store, candidates=ITEMS))
+    (found,) = answer(some, some.want([3], 4))
+    assert not found.lists and found.problem == (
+        "features: those of item 0 lack 'price', which the ranking model needs and TwoStages.defaults does not have"
+    )
+    (said,) = answer(some, some.want([3], 4, context=[{"price": 1.0}]))
+    assert said.lists and not said.problem
+    with pytest.raises(DataError, match=r"context\[0\].item: who asks and what is offered are not said by it"):
+        some.want([3], 4, context=[{"item": 2}])
+
+
 def test_the_first_names_may_be_no_ones(stages: TwoStages, tmp_path: Path) -> None:
     """As number 0 often is: some of those who are looked at as it starts have to be known."""
     store = SQLite(path=f"{tmp_path}/features.db")
@@ -229,7 +243,7 @@ def test_models_that_call_items_otherwise(stages: TwoStages, tmp_path: Path) -> 
         ),
         ({"context": [{"hour": "late"}]}, "context[0].hour: Input should be a valid number"),
         ({"context": [{"hour": float("nan")}]}, "context[0].hour: Input should be a finite number"),
-        ({"context": [{"item": 1}]}, "context[0]: the ranking model has no column 'item' to be said"),
+        ({"context": [{"item": 1}]}, "context[0].item: who asks and what is offered are not said by it"),
     ],
 )
 def test_questions_that_do_not_fit(recommender: Recommender, asked: dict[str, Any], said: str) -> None:
