@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import psutil
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from rtrain.errors import did_you_mean
 from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits, refusal
@@ -174,13 +174,21 @@ async def _refused(request: Request, error: RequestValidationError) -> JSONRespo
 
 async def _unread(request: Request, error: HTTPException) -> Response:
     """What FastAPI says of a body that it cannot read has no reason, and of a path's methods the first route's."""
-    why, headers = str(error.detail), dict(error.headers or {})
+    why, headers = str(error.detail), {name.lower(): value for name, value in (error.headers or {}).items()}
     if (error.status_code, why) == (400, UNREAD):
         why = "the body: it is no JSON: it is not UTF-8, or nests too deep"
     if error.status_code == 405:
-        there = (one for one in request.app.router.routes if one.matches(request.scope)[0] is not Match.NONE)
-        headers["allow"] = ", ".join(sorted({method for one in there for method in one.methods}))
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+        if there := _methods(request.app).get(path):
+            headers["allow"] = there
     return JSONResponse(refusal(request.url.path, error.status_code, why), error.status_code, headers)
+
+
+@lru_cache(maxsize=8)
+def _methods(api: FastAPI) -> dict[str, str]:
+    """Of each path, as an Allow header names them."""
+    paths = get_openapi(title=api.title, version=api.version, routes=api.routes)["paths"]
+    return {path: ", ".join(sorted(map(str.upper, of))) for path, of in paths.items()}
 
 
 def first_few(problems: Sequence[str]) -> str:
