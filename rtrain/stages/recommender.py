@@ -220,9 +220,10 @@ class Recommender:
     ) -> str:
         """Whose features lack what the ranking model needs; empty: nobody's."""
         said = {column for columns in one.context or () for column in columns}
-        items = [item for found in lists for item, _ in found]
+        ranked = [number for number in range(len(lists)) if not one.asked.strangers[number]]
+        users, items = self._users(one), [item for number in ranked for item, _ in lists[number]]
         whose: tuple[tuple[Of, Sequence[Name], Mapping[Name, Known]], ...] = (
-            ("user", self._users(one), of_users),
+            ("user", [users[number] for number in ranked] if users else [], of_users),
             ("item", items, of_items),
         )
         for of, names, known in whose:
