@@ -1,44 +1,55 @@
-"""What a command line says of a language model's answers: `serve` and `release`."""
+"""What a command line says of a language model's answers: `serve`, also of a recipe, and `release`."""
 
 import argparse
 from typing import Any
 
+from rtrain.cli.own import own_module
 from rtrain.cli.verb import Argument
+from rtrain.errors import UserError
 
-
-def decoding_of(options: argparse.Namespace) -> Any:
-    """A `Decoding`; none where nothing is said of it.
-
-    Raises:
-        ConfigError: a value that does not fit, or a guard that is none.
-    """
-    from rtrain import config
-    from rtrain.errors import ConfigError
-    from rtrain.language.decoding import Decoding
-    from rtrain.language.guard import Guard
-
-    given = {name: getattr(options, name) for name in ("lanes", "guesses", "draft") if getattr(options, name)}
-    if options.guard:
-        guard = config.from_dict({"$type": options.guard})
-        if not isinstance(guard, Guard):
-            raise ConfigError(f"--guard: {options.guard} is no rtrain.Guard")
-        given["guard"] = guard
-    return Decoding(**given) if given else None
-
-
+NOTHING = "none"
 DECODING = (
-    Argument("--lanes", type=int, default=0, metavar="N", help="answers that are computed at once (default: 8)"),
+    Argument("--lanes", type=int, metavar="N", help="answers that are computed at once (default: 8)"),
     Argument(
-        "--guesses", type=int, default=0, metavar="N",
-        help="tokens of a greedy answer that are guessed at once and checked in one pass (default: none)",
+        "--guesses", type=int, metavar="N",
+        help="tokens of a greedy answer that are guessed at once and checked in one pass (default: 0, none)",
     ),
     Argument(
-        "--draft", default="", metavar="RUN",
-        help="of a smaller model of the same tokenizer, that guesses (default: what the text repeats)",
+        "--draft", metavar="RUN",
+        help="of a smaller model of the same tokenizer, that guesses (default: none, what the text repeats)",
     ),
     Argument(
-        "--guard", default="", metavar="MODULE:CLASS",
-        help="an rtrain.Guard that sees what is asked and answered; with --module MODULE (default: none)",
+        "--guard", metavar="MODULE:CLASS",
+        help="an rtrain.Guard of a module of yours, that sees what is asked and answered (default: none)",
     ),
 )  # fmt: skip
 """Of a language model alone."""
+
+
+def decoding_said(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of a `Decoding` that are said; `none` says that there is no draft, or no guard.
+
+    Raises:
+        UserError: a guard that is none.
+    """
+    said = {name: value for name in ("lanes", "guesses") if (value := getattr(options, name)) is not None}
+    if options.draft is not None:
+        said["draft"] = "" if options.draft == NOTHING else options.draft
+    if options.guard is not None:
+        said["guard"] = None if options.guard == NOTHING else _guard(options.guard)
+    return said
+
+
+def _guard(text: str) -> Any:
+    from rtrain.language.guard import Guard
+
+    module, _, name = text.partition(":")
+    if not (module and name):
+        raise UserError(f"--guard: MODULE:CLASS, or none, got {text!r}")
+    found = getattr(own_module(module, "--guard"), name, None)
+    if not (isinstance(found, type) and issubclass(found, Guard)):
+        raise UserError(f"--guard: {text} is no class of an rtrain.Guard")
+    try:
+        return found()
+    except TypeError as error:
+        raise UserError(f"--guard {text}: {error}. Give it in Python: rtrain.Decoding(guard={name}(...))") from None

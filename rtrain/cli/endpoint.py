@@ -4,10 +4,11 @@ import argparse
 import sys
 from typing import Any
 
-from rtrain.cli.decoding import DECODING, decoding_of
+from rtrain.cli.decoding import DECODING, decoding_said
 from rtrain.cli.own import MODULE
 from rtrain.cli.registry import MODEL, REASON, REGISTRY
-from rtrain.cli.stages import STAGES, stages_of
+from rtrain.cli.scale import SCALE, scale_said
+from rtrain.cli.stages import STAGES, stages_said
 from rtrain.cli.verb import Argument, Verb, answer
 from rtrain.errors import UserError
 
@@ -57,12 +58,14 @@ def _release(options: argparse.Namespace) -> int:
 
 def _over_regions(options: argparse.Namespace, canary: Any, most: float) -> int:
     """Exit code 1 where a region does not take it."""
-    from rtrain.endpoint.regions import Region, release_in
+    from rtrain.endpoint.regions import Region, in_region, joined, release_in
 
     if options.go_on:
         raise UserError("release: --regions wait for each other, and --go-on for nobody. Leave one of them out")
     regions, endpoint = Region.of(options.regions), _endpoint(options)
-    if not _judged(options, endpoint.stages):
+    with joined(regions[0]):
+        stages = in_region(endpoint, regions[0]).stages_of_release()
+    if not _judged(options, stages):
         return 1
     reached = release_in(endpoint, regions, options.target, options.reason, canary, timeout_s=most, say=_said)
     answer(options, reached.to_json(), reached)
@@ -145,20 +148,12 @@ def roll_back(options: argparse.Namespace) -> int:
 
 def _endpoint(options: argparse.Namespace, name: str = "") -> Any:
     from rtrain.endpoint.endpoint import Endpoint
-    from rtrain.serving.scale import Scale
 
-    names = ("port", "host", "replicas", "routers", "registry", "audit", "state", "page", "grpc_port")
+    names = ("port", "host", "routers", "registry", "audit", "state", "page", "grpc_port")
     given = {key: getattr(options, key) for key in names if hasattr(options, key)}
-    if "replicas" in given:
-        spread = options.gpus, options.tables, options.shards
-        said = given["replicas"] or spread != (0.0, "device", "0")
-        given["replicas"] = Scale.of(given["replicas"] or "1", *spread) if said else None
-        given["decoding"] = decoding_of(options)
-    retriever, ranker = (getattr(options, key, "") for key in ("retriever", "ranker"))
-    if retriever and ranker:
-        raise UserError("release: --retriever and --ranker are each the stage that RUN is not. Give one of them")
-    if retriever or ranker:
-        given["stages"] = stages_of(options, retriever, ranker)
+    if hasattr(options, "replicas"):
+        said = {"replicas": scale_said(options), "decoding": decoding_said(options), "stages": stages_said(options)}
+        given |= {name: changes for name, changes in said.items() if changes}
     return Endpoint(name=name or options.model, **given)
 
 
@@ -168,6 +163,11 @@ def _shares(text: str) -> tuple[float, ...]:
     except ValueError:
         raise UserError(f"--steps: percents with commas between them, like 1,10,50,100, got {text!r}") from None
 
+
+AS_BEFORE = """\
+What is said of stages (--candidates to --timeout-ms), answers of a language model (--lanes to --guard) and replicas
+(--replicas to --shards) is kept from version to version: the defaults are of the first one, and a later release
+changes what it says alone. --guard none, --draft none, --guesses 0, --shards 0 and --gpus 0 take back."""
 
 ENDPOINT = (
     Verb(
@@ -209,11 +209,11 @@ ENDPOINT = (
             ),
             Argument("--go-on", action="store_true", help="return once it has its first share; the endpoint decides"),
             Argument(
-                "--retriever", default="", metavar="RUN",
+                "--retriever", metavar="RUN",
                 help="of two stages: RUN is a ranking model that orders what this one finds; later releases of the "
                 "endpoint go without it",
             ),
-            Argument("--ranker", default="", metavar="RUN", help="the same of a retrieval model, with what orders it"),
+            Argument("--ranker", metavar="RUN", help="the same of a retrieval model, with what orders it"),
             *STAGES,
             *DECODING,
             MODULE,
@@ -227,31 +227,15 @@ ENDPOINT = (
                 "--page", action="store_const", const=True, default=None,
                 help="show /NAME/-/ also to others than this machine, where --host lets them ask",
             ),
-            Argument(
-                "--replicas", default="", metavar="N",
-                help="of each version, or by load 1-8 (default: these and the three options below as what answers now "
-                "has them; at first 1)",
-            ),
-            Argument(
-                "--gpus", type=float, default=0.0, metavar="N",
-                help="of each replica, or a fraction that several share, as 0.25 (default: none, it computes on CPU)",
-            ),
-            Argument(
-                "--tables", default="device", choices=("device", "host"),
-                help="where tables of replicas with GPUs lie: on these, or in their host's memory (default: device)",
-            ),
-            Argument(
-                "--shards", default="0", metavar="N",
-                help="processes that share the tables of all replicas, or as 4x2 in two copies each "
-                "(default: 0, each replica has them)",
-            ),
-            Argument("--routers", type=int, default=2, metavar="N", help="that pass requests on (default: 2)"),
+            *SCALE,
+            Argument("--routers", type=int, metavar="N", help="that pass requests on, from its start on (default: 2)"),
             Argument(
                 "--state", default="runs/endpoints", metavar="FOLDER", help="of endpoints (default: runs/endpoints)"
             ),
             *REGISTRY,
         ),
         _release,
+        example=AS_BEFORE,
         again="does it; a version that is being tried already goes on there, and rtrain endpoints shows it",
     ),
     Verb(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from rtrain.cli import foresight
 from rtrain.cli.answer import guarded, refuse, stdout_kept, told_to_stop
+from rtrain.cli.decoding import DECODING, decoding_said
+from rtrain.cli.scale import SCALE, scale_said
 from rtrain.cli.search import SEARCH_OPTIONS, Searched, add_search_options, run_search, without
 from rtrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from rtrain.export.artifact import Tables
-    from rtrain.language.decoding import Decoding
     from rtrain.run import Run
     from rtrain.stages.config import TwoStages
     from rtrain.tuning import Domain, Search
@@ -33,13 +33,15 @@ VERBS = {
 RECIPE_VERBS = ("train", "plan", "parity", "chaos", "tune", "config")
 """Those that `rtrain VERB RECIPE` has too; its `serve` takes a run's folder."""
 LAUNCHERS = ("ray", "inline", "torchrun")
+SERVED = tuple(one.names[0].removeprefix("--") for one in (*SCALE, *DECODING))
+"""Options of `serve` that say how it answers."""
 DEFAULTS = {
-    "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "replicas": "1", "layouts": "own",
-    "ranks": 4, "grpc_port": None, "gpus": 0.0, "tables": "device", "shards": "0", "replace": False,
+    "launcher": "ray", "fresh": False, "failures": "all", "draw": 0, "layouts": "own", "ranks": 4, "grpc_port": None,
+    "replace": False, **dict.fromkeys(SERVED),
 }  # fmt: skip
 TAKEN_BY = {
     "fresh": ("train", "tune"), "launcher": ("train", "chaos"), "failures": ("chaos",), "draw": ("chaos",),
-    **dict.fromkeys(("replicas", "grpc_port", "gpus", "tables", "shards", "replace"), ("serve",)),
+    **dict.fromkeys((*SERVED, "grpc_port", "replace"), ("serve",)),
     **dict.fromkeys(("layouts", "ranks"), ("parity",)),
     **dict.fromkeys(SEARCH_OPTIONS, ("tune",)),
     **dict.fromkeys(foresight.OPTIONS, ("plan",)), "price": ("plan", "tune"),
@@ -159,15 +161,7 @@ def _tune(call: _Call) -> int:
 
 
 def _serve(call: _Call) -> int:
-    options, handoff = call.options, call.run.handoff
-    serve(
-        call.run.folder,
-        (options.replicas, options.gpus, options.tables, options.shards),
-        handoff.port,
-        options.json,
-        options.grpc_port,
-        options.replace,
-    )
+    serve(call.run.folder, call.options, call.run.handoff.port)
     return 0
 
 
@@ -238,15 +232,9 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     add("--failures", metavar="KIND,KIND", help="chaos: which, separated by commas (default: all)")
     add("--draw", type=int, metavar="SEED", help="chaos: draws the steps and ranks (default: 0)")
     add_search_options(parser)
-    add("--replicas", metavar="N", help="serve: how many, or by load 1-8 (default: 1)")
+    for one in (*SCALE, *DECODING):
+        add(*one.names, **one.options | {"help": f"serve: {one.options['help']}"})
     add("--grpc-port", type=int, metavar="N", help="serve: answer gRPC there too (default: not)")
-    add("--gpus", type=float, metavar="N", help="serve: of each replica, or a fraction that several share (default: 0)")
-    add(
-        "--tables",
-        choices=("device", "host"),
-        help="serve: of replicas with GPUs, on these (default) or in host memory",
-    )
-    add("--shards", metavar="N", help="serve: processes that share the tables, or as 4x2 in copies (default: 0)")
     add("--replace", action="store_true", help="serve: take the place of what another process serves there")
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
@@ -268,26 +256,23 @@ def _summary(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def serve(
-    target: "str | TwoStages",
-    scale: "tuple[str, float, Tables, str]",
-    port: int,
-    as_json: bool,
-    grpc_port: int | None = None,
-    replace: bool = False,
-    decoding: "Decoding | None" = None,
-) -> None:
-    """Serve an export, a finished run's, or two stages of such, until it is interrupted; `scale`: as `Scale.of`'s."""
+def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> None:
+    """Serve an export, a finished run's, or two stages of such, as a command's options say, until it is interrupted."""
     import threading
 
+    from rtrain import config
     from rtrain.api import serve
+    from rtrain.language.decoding import Decoding
     from rtrain.serving.scale import Scale
 
-    of = Scale.of(*scale)
-    served = serve(target, replicas=of, port=port, grpc_port=grpc_port, replace=replace, decoding=decoding)
+    scale, said = config.override(Scale(), scale_said(options)), decoding_said(options)
+    served = serve(
+        target, replicas=scale, port=port, grpc_port=options.grpc_port, replace=options.replace,
+        decoding=config.override(Decoding(), said) if said else None,
+    )  # fmt: skip
     rpc = f", gRPC on {served.rpc}" if served.rpc else ""
     told = {"url": served.url} | ({"grpc": served.rpc} if served.rpc else {})
-    text = json.dumps(told) if as_json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"
+    text = json.dumps(told) if options.json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"
     print(text, flush=True)
     try:
         threading.Event().wait()

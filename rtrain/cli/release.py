@@ -28,10 +28,7 @@ def _gate(options: argparse.Namespace) -> int:
             raise UserError("gate: --champion and --model both say who answers now. Give one of them")
         holder = registry_of(options, makes=True).holder(options.model, "champion")
         champion = holder.export if holder else None
-    if options.retriever and options.ranker:
-        raise UserError("gate: --retriever and --ranker are each the stage that RUN is not. Give one of them")
-    both = options.retriever or options.ranker
-    stages = stages_of(options, options.retriever, options.ranker) if both else None
+    stages = stages_of(options)
 
     def say(text: str) -> None:
         print(f"gate: {text}", file=sys.stderr, flush=True)
@@ -124,10 +121,10 @@ RELEASE = (
             Argument("--latency-ms", type=float, help="most that the 99th percentile of one row's time may be"),
             MODULE,
             Argument(
-                "--retriever", default="", metavar="RUN",
+                "--retriever", metavar="RUN",
                 help="of two stages: RUN is a ranking model that orders what this one finds; both are judged together",
             ),
-            Argument("--ranker", default="", metavar="RUN", help="the same of a retrieval model, with what orders it"),
+            Argument("--ranker", metavar="RUN", help="the same of a retrieval model, with what orders it"),
             *STAGES,
             *REGISTRY,
         ),

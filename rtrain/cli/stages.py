@@ -1,34 +1,58 @@
-"""What a command line says of two stages: `serve --ranker`, `release --retriever` and `--ranker`."""
+"""What a command line says of two stages: `serve --ranker`, `gate` and `release`."""
 
 import argparse
 from typing import Any
 
 from rtrain.cli.verb import Argument
-
-
-def stages_of(options: argparse.Namespace, retriever: str, ranker: str) -> Any:
-    """A `TwoStages`, of which one may still lack."""
-    from rtrain.stages.config import TwoStages
-    from rtrain.stages.features import features_at
-
-    return TwoStages(
-        retriever=retriever, ranker=ranker, candidates=options.candidates, user=options.user, item=options.item,
-        history=options.history, features=features_at(options.features), timeout_ms=options.timeout_ms,
-    )  # fmt: skip
-
+from rtrain.errors import UserError
 
 STAGES = (
-    Argument("--candidates", type=int, default=200, help="items that it orders for each (default: 200)"),
-    Argument("--user", default="user", help="its feature that is who asks (default: user)"),
-    Argument("--item", default="item", help="its feature that is what is offered (default: item)"),
-    Argument("--history", default="", help="its feature that is the items that were had (default: none)"),
+    Argument("--candidates", type=int, help="items that it orders for each (default: 200)"),
+    Argument("--user", help="its feature that is who asks (default: user)"),
+    Argument("--item", help="its feature that is what is offered (default: item)"),
+    Argument("--history", help="its feature that is the items that were had (default: none)"),
     Argument(
         "--features",
-        default="",
         metavar="WHERE",
         help="what is known of users and items: a file of rtrain.SQLite, redis://HOST:PORT/N, or a folder with "
         "users.parquet and items.parquet (default: nothing)",
     ),
-    Argument("--timeout-ms", type=float, default=50.0, help="that features may take (default: 50)"),
+    Argument("--timeout-ms", type=float, help="that features may take (default: 50)"),
 )
 """Of the ranking model."""
+
+
+def stages_said(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields of `TwoStages` that are said.
+
+    Raises:
+        UserError: both stages are, or there are no features where it says.
+    """
+    from rtrain.stages.features import features_at
+
+    names = ("retriever", "ranker", "candidates", "user", "item", "history", "features", "timeout_ms")
+    said = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    if "retriever" in said and "ranker" in said:
+        raise UserError(
+            f"{options.verb}: --retriever and --ranker are each the stage that RUN is not. Give one of them"
+        )
+    if "features" in said:
+        said["features"] = features_at(said["features"])
+    return said
+
+
+def stages_of(options: argparse.Namespace) -> Any:
+    """A `TwoStages`, of which one may still lack; none: no stage is said.
+
+    Raises:
+        UserError: as `stages_said`; or what belongs to two stages is said, but none of them.
+    """
+    from rtrain import config
+    from rtrain.stages.config import TwoStages
+
+    said = stages_said(options)
+    if said and not {"retriever", "ranker"} & set(said):
+        stages = "--retriever or --ranker" if hasattr(options, "retriever") else "--ranker"
+        option = f"--{next(iter(said)).replace('_', '-')}"
+        raise UserError(f"{options.verb}: {option} is of two stages. Give {stages} too, or leave it out")
+    return config.override(TwoStages(), said) if said else None

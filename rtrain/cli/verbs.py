@@ -2,15 +2,17 @@
 
 import argparse
 import sys
+from dataclasses import replace
 
 from rtrain.cli.calibrate import CALIBRATE
-from rtrain.cli.decoding import DECODING, decoding_of
+from rtrain.cli.decoding import DECODING
 from rtrain.cli.endpoint import ENDPOINT
 from rtrain.cli.goodput import GOODPUT
 from rtrain.cli.own import MODULE
 from rtrain.cli.recipe import serve
 from rtrain.cli.release import RELEASE
 from rtrain.cli.runs import RUNS
+from rtrain.cli.scale import SCALE
 from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
 
@@ -86,10 +88,9 @@ def _online(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    served = stages_of(options, options.target, options.ranker) if options.ranker else options.target
-    scale = options.replicas, options.gpus, options.tables, options.shards
-    decoding = decoding_of(options)
-    serve(served, scale, options.port, options.json, options.grpc_port, options.replace, decoding)
+    stages = stages_of(options)
+    served = replace(stages, retriever=options.target) if stages else options.target
+    serve(served, options, options.port)
     return 0
 
 
@@ -283,31 +284,11 @@ VERBS = (
         "serve a finished run, or its export, until Ctrl-C",
         (
             Argument("target", help="the run's folder or its export/ folder"),
-            Argument("--replicas", default="1", metavar="N", help="how many answer, or by load 1-8 (default: 1)"),
-            Argument(
-                "--gpus",
-                type=float,
-                default=0.0,
-                metavar="N",
-                help="of each replica, or a fraction that several share, as 0.25 (default: none, it computes on CPU)",
-            ),
-            Argument(
-                "--tables",
-                default="device",
-                choices=("device", "host"),
-                help="where tables of replicas with GPUs lie: on these, or in their host's memory (default: device)",
-            ),
-            Argument(
-                "--shards",
-                default="0",
-                metavar="N",
-                help="processes that share the tables of all replicas, or as 4x2 in two copies each "
-                "(default: 0, each replica has them)",
-            ),
+            *SCALE,
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),
             Argument("--replace", action="store_true", help="take the place of what another process serves there"),
-            Argument("--ranker", default="", metavar="RUN", help="a ranking model's, which orders what the run finds"),
+            Argument("--ranker", metavar="RUN", help="a ranking model's, which orders what the run finds"),
             *STAGES,
             *DECODING,
             MODULE,

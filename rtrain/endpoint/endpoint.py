@@ -3,9 +3,9 @@
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import ray
@@ -13,6 +13,7 @@ from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from rtrain import config
+from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.conductor import NAMESPACE, actor_name, conductor_of, start_conductor
 from rtrain.endpoint.of_serve import host_of_serve, port_of_serve, running
@@ -44,6 +45,7 @@ from rtrain.storage.paths import located
 
 NAME = re.compile(r"[A-Za-z0-9_-]+")
 PORT = 8000
+ROUTERS = 2
 ANSWER_S = 60.0
 """Seconds that a conductor has for an answer."""
 SAY_S = 10.0
@@ -77,19 +79,20 @@ class Endpoint:
     port: int | None = None
     """Of Ray Serve; none: its own where it runs, else 8000."""
     host: str = "127.0.0.1"
-    routers: int = 2
-    """Replicas that pass requests on."""
-    replicas: int | Scale | None = None
-    """Of each version: so many, or by its load. None: as what answers now has, and at first one."""
-    decoding: Decoding | None = None
-    """Of language models how each version answers. None: as what answers now does."""
+    routers: int | None = None
+    """Replicas that pass requests on, from when the endpoint starts; none: two."""
+    replicas: int | Scale | Mapping[str, Any] | None = None
+    """Of each version: so many, all of a `Scale`, or fields of one as `rtrain.override` takes them, `{"gpus": 0.25}`.
+    What is not said is as of what answers now; at first one replica."""
+    decoding: Decoding | Mapping[str, Any] | None = None
+    """Of language models how each version answers: all of it, or fields, the others as of what answers now."""
     registry: str = "sqlite:///runs/registry.db"
     audit: str = "runs/audit"
     state: str = "runs/endpoints"
     """Folder or URI where endpoints are kept, which their conductors must reach."""
-    stages: TwoStages | None = None
+    stages: TwoStages | Mapping[str, Any] | None = None
     """Where versions are one of two stages: what is released takes the place of its kind, the other is this one's.
-    None: as what answers now was released."""
+    All of them, or fields, the others as of what answers now."""
     grpc_port: int | None = None
     """Where gRPC answers too, on `host` of the head node, from when the endpoint starts; none: nowhere."""
     page: bool | None = None
@@ -104,10 +107,9 @@ class Endpoint:
             object.__setattr__(self, name, located(getattr(self, name)))
         if not NAME.fullmatch(self.name):
             raise UserError(f"endpoint {self.name!r}: letters, digits, - and _ alone, for it is a path of the address")
-        if self.routers < 1:
+        if self.routers is not None and self.routers < 1:
             raise UserError(f"endpoint {self.name!r}: routers must be at least 1, got {self.routers}")
-        if self.replicas is not None:
-            Scale.by(self.replicas)
+        Answering.of(None).but(self.replicas if isinstance(self.replicas, int) else None)
         if self.grpc_port is not None:
             check_rpc_port(self.port or 0, self.grpc_port)
 
@@ -132,8 +134,13 @@ class Endpoint:
             raise UserError(
                 f"endpoint {self.name!r}: a language model answers OpenAI's HTTP alone. Leave out grpc_port"
             )
-        there, stages = self._there(), self.stages_of_release()
-        self._as_before(self._told("champion") if there else self._kept())  # what it names is here, or nothing begins
+        there = self._there()
+        if there and (self.routers, self.grpc_port, self.page) != (None, None, None):
+            say("routers, grpc_port and page are of when an endpoint starts: it runs, and has them as it began")
+        before = self._before(there)
+        answering = self._answering(before, there)  # what it names is here, or nothing begins
+        if answering.stages:
+            answering.stages.having(export_in(run))
         registry = Registry(self.registry, self.audit)
         version = registry.register(self.name, run, reason)
         champion = registry.holder(self.name, CHAMPION)
@@ -145,8 +152,12 @@ class Endpoint:
             registry.promote(self.name, version.version, reason, alias=CHALLENGER)
         if not there:
             first = champion or version
+            # What is said is of the version that is released: the one before it starts as it was.
+            same, was = first.version == version.version, Answering.of(before)
+            was = replace(was, stages=was.stages or answering.stages)
             say(f"version {first.version} ({first.run}) starts")
-            self._open(self._deploy(first, stages, self._kept()))
+            before = self._deploy(first, was if before and not same else answering)
+            self._open(before)
             if first is version:
                 registry.promote(self.name, version.version, reason)
                 return version
@@ -159,7 +170,7 @@ class Endpoint:
             )
         say(f"version {version.version} ({version.run}) starts")
         by = canary or Canary()
-        with self._deployed(version, stages, at_once=by.shares[0] == 1) as candidate:
+        with self._deployed(version, answering, beside=before, at_once=by.shares[0] == 1) as candidate:
             self._told("begin", asdict(candidate), config.to_dict(by), reason, who())
         return version
 
@@ -169,11 +180,8 @@ class Endpoint:
         Raises:
             UserError: stages are asked for, and the champion is no stage.
         """
-        if self._there():
-            return self._stages()
-        kept = self._kept()
-        found: TwoStages | None = self.stages or (config.from_dict(kept.stages) if kept and kept.stages else None)
-        return found
+        there = self._there()
+        return self._answering(self._before(there), there).stages
 
     def settled(self, version: int, *, timeout_s: float, say: Callable[[str], None] = lambda _: None) -> Settled | None:
         """How the release of a version ended; none where it goes on after `timeout_s`, or waits for a person."""
@@ -227,7 +235,8 @@ class Endpoint:
         # The registry is one for all regions, and was taken back by the first of them.
         behind = holder is not None and holder.version < serves
         back = holder if holder and behind else registry.before(self.name)
-        with self._deployed(back, self._stages(), at_once=True) as champion:
+        before = self._before(there=True)
+        with self._deployed(back, self._answering(before, there=True), beside=before, at_once=True) as champion:
             self._told("replace", asdict(champion), reason, who())
         if not behind:
             registry.rollback(self.name, reason)
@@ -242,36 +251,36 @@ class Endpoint:
             ray_serve.delete(of["app"])
         ray.kill(conductor_of(self.name))
 
-    def _stages(self) -> TwoStages | None:
-        """Of versions of an endpoint that runs: asked for, or as the champion's.
+    def _before(self, there: bool) -> Deployed | None:
+        """What answers now, or did when its Ray ended; none: nothing ever."""
+        if there:
+            champion: Deployed = self._told("champion")
+            return champion
+        return self._kept()
+
+    def _answering(self, before: Deployed | None, there: bool) -> Answering:
+        """As it is said, and else as what answered before.
 
         Raises:
-            UserError: stages are asked for, and the champion is no stage.
+            UserError: stages are asked for, and what answers is no stage.
+            ConfigError: as `Answering.but`.
         """
-        kept = self._told("champion").stages
-        if kept is None and self.stages:
+        if there and before and before.stages is None and self.stages:
             raise UserError(
                 f"endpoint {self.name!r}: what answers there is one model, not two stages, and clients ask it by other "
                 "paths. Release stages under another name"
             )
-        found: TwoStages | None = self.stages or (config.from_dict(kept) if kept else None)
-        return found
+        return Answering.of(before).but(self.replicas, self.decoding, self.stages)
 
     def _kept(self) -> Deployed | None:
         """The champion that an endpoint had whose Ray is gone."""
         folder = Folder(f"{self.state}/{self.name}")
         return State.from_json(folder.read_json(STATE)).champion if folder.exists(STATE) else None
 
-    def _as_before(self, before: Deployed | None) -> tuple[Scale, Decoding | None]:
-        """As it is said, else as what answered before has."""
-        scale, decoding = (before.scale, before.decoding) if before else (None, None)
-        return (
-            Scale.by(self.replicas or (config.from_dict(scale) if scale else 1)),
-            self.decoding or (config.from_dict(decoding) if decoding else None),
-        )
-
     @contextmanager
-    def _deployed(self, version: Version, stages: TwoStages | None, *, at_once: bool = False) -> Iterator[Deployed]:
+    def _deployed(
+        self, version: Version, answering: Answering, *, beside: Deployed | None, at_once: bool = False
+    ) -> Iterator[Deployed]:
         """A version beside the one that answers now, which goes on alone where what is done with this one fails.
 
         `at_once`: it has all requests from the first on, and as many replicas therefore as the other has by now.
@@ -279,29 +288,27 @@ class Endpoint:
         Raises:
             RunFailed: it did not load, which is logged.
         """
-        champion: Deployed = self._told("champion")
-        first = running(champion.app) if at_once else 0
-        made = self._deploy(version, stages, champion, first)
+        made = self._deploy(version, answering, running(beside.app) if beside and at_once else 0)
         try:
             yield made
         except BaseException:
             ray_serve.delete(made.app)
             raise
 
-    def _deploy(self, version: Version, stages: TwoStages | None, before: Deployed | None, first: int = 0) -> Deployed:
-        """An application of its own, without an address; `stages`: that it is one of. `first`: replicas at first.
+    def _deploy(self, version: Version, answering: Answering, first: int = 0) -> Deployed:
+        """An application of its own, without an address. `first`: replicas at first.
 
         Raises:
             RunFailed: it did not load, which is logged.
         """
-        scale, decoding = self._as_before(before)
         # Never a name that an application had which is being ended meanwhile.
         app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
         try:
-            stages = stages.having(version.export) if stages else None
+            if answering.stages:
+                answering = replace(answering, stages=answering.stages.having(version.export))
             application = application_of(
-                stages or version.export, self.name, scale, decoding=decoding, first=first,
-                max_constructor_retry_count=2,
+                answering.stages or version.export, self.name, answering.scale, decoding=answering.decoding,
+                first=first, max_constructor_retry_count=2,
             )  # fmt: skip
             with saying_what_it_waits_for(app):
                 ray_serve.run(application, name=app, route_prefix=None, logging_config=NO_LINE_EACH)
@@ -310,8 +317,7 @@ class Endpoint:
             ray_serve.delete(app)
             AuditLog(self.audit).append("refused", why, {"endpoint": self.name, "version": version.version})
             raise RunFailed(f"endpoint {self.name!r}: {why}. What answered before goes on") from error
-        of = {"stages": stages, "decoding": decoding, "scale": scale}
-        kept = {name: config.to_dict(one) if one else None for name, one in of.items()}
+        kept = answering.to_json()
         return Deployed(app=app, number=version.version, export=version.export, run=version.run, **kept)
 
     def _open(self, champion: Deployed) -> None:
@@ -325,7 +331,7 @@ class Endpoint:
         start_conductor(self.name, folder.uri)
         self._told("status")
         listen(self.host, self._port())
-        router = cast(Any, Router).options(num_replicas=self.routers, ray_actor_options={"num_cpus": 0.1})
+        router = cast(Any, Router).options(num_replicas=self.routers or ROUTERS, ray_actor_options={"num_cpus": 0.1})
         shown = self.page if self.page is not None else host_of_serve() in LOCAL
         application, path = router.bind(self.name, shown), f"/{self.name}"
         ray_serve.run(application, name=self.name, route_prefix=path, logging_config=NO_LINE_EACH)

@@ -6,7 +6,7 @@ from typing import Any, get_args
 import ray
 import torch
 
-from rtrain.errors import ConfigError, UserError
+from rtrain.errors import ConfigError
 from rtrain.export.artifact import Tables
 
 LOOK_BACK_S = 10.5
@@ -63,9 +63,9 @@ class Scale:
         if self.copies > 1 and not self.shards:
             raise ConfigError(f"Scale.copies: {self.copies} of each shard, but there are none. Set shards")
         if self.shards and self.tables != "device":
-            raise ConfigError("Scale.tables: the shards have them. Leave tables or shards out")
+            raise ConfigError("Scale.tables: the shards have them. Set tables to device, or shards to 0")
         if self.tables != "device" and not self.gpus:
-            raise ConfigError(f"Scale.tables: {self.tables}, where all memory is the host's. Leave it out, or set gpus")
+            raise ConfigError(f"Scale.tables: {self.tables}, where all memory is the host's. Set device, or gpus")
         if self.most is not None and self.most < self.least:
             raise ConfigError(f"Scale.most: {self.most}, less than the {self.least} of Scale.least")
         for name in ("ongoing", "every_s"):
@@ -81,23 +81,6 @@ class Scale:
     def by(cls, replicas: "int | Scale") -> "Scale":
         """A number of them, always, or as it is said."""
         return cls(least=replicas) if isinstance(replicas, int) else replicas
-
-    @classmethod
-    def of(cls, text: str, gpus: float = 0.0, tables: Tables = "device", shards: str = "0") -> "Scale":
-        """What a command line says: `3`, or from `1-8` as the load is; shards `4`, or `4x2` in two copies each.
-
-        Raises:
-            UserError: it says something else.
-        """
-        least, dash, more = text.partition("-")
-        if not least.isdecimal() or not (more.isdecimal() if dash else True):
-            raise UserError(f"--replicas: a number, or two as 1-8, got {text!r}")
-        most = int(more) if dash else None
-        number, times, copies = shards.partition("x")
-        if not number.isdecimal() or not (copies.isdecimal() if times else True):
-            raise UserError(f"--shards: a number, or with copies of each as 4x2, got {shards!r}")
-        spread = {"shards": int(number), "copies": int(copies) if times else 1}
-        return cls(least=int(least), most=most, gpus=gpus, tables=tables, **spread)
 
     def options(self, first: int = 0) -> dict[str, Any]:
         """Of a deployment; `first`: replicas that it begins with, where they go by the load."""

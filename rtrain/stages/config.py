@@ -52,5 +52,13 @@ class TwoStages:
                 object.__setattr__(self, name, located(getattr(self, name)))
 
     def having(self, export: str) -> "TwoStages":
-        """With an export in the place of its kind."""
-        return replace(self, retriever=export) if is_retrieval(export) else replace(self, ranker=export)
+        """With an export in the place of its kind.
+
+        Raises:
+            ConfigError: the one of the other kind is not said.
+        """
+        finds = is_retrieval(export)
+        if not (self.ranker if finds else self.retriever):
+            is_one, lacks = ("retriever", "ranker") if finds else ("ranker", "retriever")
+            raise ConfigError(f"TwoStages.{lacks}: {export} is the {is_one} of two stages, and no {lacks} is said")
+        return replace(self, retriever=export) if finds else replace(self, ranker=export)

@@ -187,7 +187,7 @@ def test_guards_and_guesses_go_on_with_the_next_version(endpoint: Endpoint, runs
         state=f"{tmp_path}/endpoints",
     )  # fmt: skip
     guarded.release(f"{runs}/one", "the first")
-    later = replace(guarded, decoding=None)  # as another command would find it
+    later = replace(guarded, decoding={"lanes": 3})  # as another command says it, of lanes alone
     body = ASKED | {"model": "guarded", "prompt": "def f(", "max_tokens": 30}
 
     def ask(**more: Any) -> httpx.Response:
@@ -205,8 +205,16 @@ def test_guards_and_guesses_go_on_with_the_next_version(endpoint: Endpoint, runs
     later.hold(1.0, "at once")
     held("2")
     wait_for(lambda: not later.status()["to_do"], "it is the champion in the registry too")
-    later.rollback("the first was better")
+    replace(guarded, decoding=None).rollback("the first was better")
     held("1")
+    kept = json.loads((tmp_path / "endpoints/guarded/endpoint.json").read_text())["champion"]["decoding"]
+    assert (kept["lanes"], kept["guesses"], kept["guard"]["word"]) == (3, 3, "password")
+    free = replace(guarded, decoding={"guard": None})
+    free.release(f"{runs}/two", "nobody looks any more", replace(QUICK, steps=(1.0,)))
+    free.hold(1.0, "at once")
+    wait_for(lambda: ask().headers["x-rtrain-version"] == "2", "version 2 answers")
+    assert ask().json()["choices"][0]["text"] != "[withheld]"
+    assert httpx.get(f"{guarded.url}/healthz", timeout=60).json()["guessed"] > 0
     guarded.stop()
 
 

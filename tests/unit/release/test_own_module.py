@@ -50,7 +50,7 @@ def test_a_model_of_ones_own_is_judged_where_its_module_is_named(
     assert plain.returncode in (0, 1) and "plain against mine" in plain.stdout, plain
     wrong = told(tmp_path, "--module", "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.strip().endswith(
-        "--module: No module named 'nowhere'. Call rtrain in the folder that has it"
+        "--module: No module named 'nowhere'. Call this in the folder that has it"
     )
     (tmp_path / "broken_here.py").write_text("import nowhere_else.part\n")
     broken = told(tmp_path, "--module", "broken_here")

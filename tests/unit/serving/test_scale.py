@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtrain.errors import ConfigError, UserError
+from rtrain.errors import ConfigError
 from rtrain.serving.forecast import ALIKE, Forecast, Foreseeing
 from rtrain.serving.scale import Scale, device_of_replica
 
@@ -91,29 +91,6 @@ def test_the_policy_looks_every_so_often_and_never_asks_for_less_than_now() -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "least", "most"),
-    [("1", 1, None), ("3", 3, None), ("1-8", 1, 8), ("2-2", 2, 2)],
-)
-def test_a_command_line_says_how_many(text: str, least: int, most: int | None) -> None:
-    assert Scale.of(text) == Scale(least=least, most=most)
-
-
-@pytest.mark.parametrize("text", ["", "-", "1-", "-3", "a", "1-b", "1.5", "1-2-3"])
-def test_what_is_no_number_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="a number, or two as 1-8"):
-        Scale.of(text)
-
-
-def test_a_command_line_says_how_many_shards() -> None:
-    assert Scale.of("1", shards="0") == Scale()
-    assert Scale.of("2", shards="4") == Scale(least=2, shards=4)
-    assert Scale.of("2", shards="4x2") == Scale(least=2, shards=4, copies=2)
-    for text in ("", "x", "4x", "x2", "-1", "4x2x2", "4*2"):
-        with pytest.raises(UserError, match="--shards: a number, or with copies of each as 4x2"):
-            Scale.of("1", shards=text)
-
-
-@pytest.mark.parametrize(
     ("given", "said"),
     [
         ({"least": 0}, "Scale.least: must be at least 1, got 0"),
@@ -126,8 +103,8 @@ def test_a_command_line_says_how_many_shards() -> None:
         ({"shards": -1}, "Scale.shards: must be at least 0, got -1"),
         ({"shards": 2, "copies": 0}, "Scale.copies: must be at least 1, got 0"),
         ({"copies": 2}, "2 of each shard, but there are none. Set shards"),
-        ({"gpus": 1, "tables": "host", "shards": 2}, "the shards have them. Leave tables or shards out"),
-        ({"tables": "host"}, "Scale.tables: host, where all memory is the host's. Leave it out, or set gpus"),
+        ({"gpus": 1, "tables": "host", "shards": 2}, "the shards have them. Set tables to device, or shards to 0"),
+        ({"tables": "host"}, "Scale.tables: host, where all memory is the host's. Set device, or gpus"),
     ],
 )
 def test_scales_that_make_no_sense(given: dict[str, Any], said: str) -> None:
@@ -157,9 +134,8 @@ def test_options_are_serves_own() -> None:
 
 
 def test_gpus_of_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Scale.of("2", 0.5, "host").tables == "host"
-    assert "num_gpus" not in Scale.of("2").options()["ray_actor_options"]
-    assert Scale.of("1-4", 0.25).options()["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0.25}
+    assert "num_gpus" not in Scale(least=2).options()["ray_actor_options"]
+    assert Scale(most=4, gpus=0.25).options()["ray_actor_options"] == {"num_cpus": 0.5, "num_gpus": 0.25}
     for wrong in (-1.0, 1.5):
         with pytest.raises(ConfigError, match="Scale.gpus"):
             Scale(gpus=wrong)
