@@ -1,5 +1,6 @@
 """How a version of an endpoint answers: as the one before it, but for what is said."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -24,30 +25,34 @@ class Answering:
     """That it is one of; none: it answers alone."""
 
     @classmethod
-    def of(cls, before: Deployed | None) -> "Answering":
-        """As a version that is, or was, deployed; none: by the defaults."""
-        kept = (before.scale, before.decoding, before.stages) if before else (None, None, None)
-        scale, decoding, stages = (config.from_dict(one) if one else None for one in kept)
-        return cls(scale=scale or Scale(), decoding=decoding, stages=stages)
-
-    def but(
-        self,
+    def after(
+        cls,
+        before: Deployed | None,
         replicas: int | Scale | Mapping[str, Any] | None = None,
         decoding: Decoding | Mapping[str, Any] | None = None,
         stages: TwoStages | Mapping[str, Any] | None = None,
     ) -> "Answering":
-        """With what is said: a whole one takes the place of what was, a mapping changes its fields alone.
+        """As a version that is, or was, deployed (none: by the defaults), but for what is said.
+
+        A whole one takes the place of what was, a mapping changes its fields alone.
 
         Raises:
-            ConfigError: a field that is not there, or a value that does not fit it or the others.
+            ConfigError: a field that is not there, a value that does not fit it or the others, or a class that this
+                process does not know, of what is not said.
         """
         if isinstance(replicas, int):
             replicas = {"least": replicas, "most": None}
-        return Answering(
-            scale=_over(self.scale, replicas, Scale) or self.scale,
-            decoding=_over(self.decoding, decoding, Decoding),
-            stages=_over(self.stages, stages, TwoStages),
+        kept = (before.scale, before.decoding, before.stages) if before else (None, None, None)
+        return cls(
+            scale=_after(kept[0], replicas, Scale) or Scale(),
+            decoding=_after(kept[1], decoding, Decoding),
+            stages=_after(kept[2], stages, TwoStages),
         )
+
+    def is_of(self, version: Deployed) -> bool:
+        """Whether one that is deployed answers so; in JSON's own types, for a conductor may have read it."""
+        kept = {"scale": version.scale, "decoding": version.decoding, "stages": version.stages}
+        return json.dumps(self.to_json(), sort_keys=True) == json.dumps(kept, sort_keys=True)
 
     def to_json(self) -> dict[str, Any]:
         """As `Deployed` has them."""
@@ -55,7 +60,14 @@ class Answering:
         return {name: config.to_dict(one) if one else None for name, one in of.items()}
 
 
-def _over(before: T | None, said: T | Mapping[str, Any] | None, default: Callable[[], T]) -> T | None:
+def _after(kept: dict[str, Any] | None, said: T | Mapping[str, Any] | None, default: Callable[[], T]) -> T | None:
+    if said is not None and not isinstance(said, Mapping):
+        return said
+    before: T = default()
+    if kept:
+        # What another is said in place of may be gone: a guard's module, a draft's folder.
+        gone = [name for name in said or () if isinstance(kept.get(name), dict | str)]
+        before = config.from_dict(kept | {name: config.to_dict(getattr(before, name)) for name in gone})
     if said is None:
-        return before
-    return config.override(before or default(), said) if isinstance(said, Mapping) else said
+        return before if kept else None
+    return config.override(before, said)

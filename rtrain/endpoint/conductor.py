@@ -99,8 +99,8 @@ class Conductor:
                 self._drop_candidate(reason, by)
             return there
 
-    def replace(self, champion: dict[str, Any], reason: str, by: str) -> None:
-        """Let another version that runs answer all requests at once, instead of any that do.
+    def replace(self, champion: dict[str, Any], what: str, reason: str, by: str) -> None:
+        """Let another version that runs answer all requests at once, instead of any that do; `what`: as it is logged.
 
         Raises:
             UserError: a version is being tried.
@@ -111,7 +111,7 @@ class Conductor:
                 raise UserError(f"endpoint {state.model!r}: version {state.candidate.number} is being tried")
             gone, state.champion = state.champion, Deployed(**champion)
             then = [{"do": "remove", "app": gone.app}] if gone.app != state.champion.app else []
-            self._decided("roll back", reason, by, of=state.champion, share=1.0, then=then)
+            self._decided(what, reason, by, of=state.champion, share=1.0, then=then)
 
     def champion(self) -> Deployed:
         """The version that answers now, as it was deployed."""

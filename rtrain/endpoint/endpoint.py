@@ -1,44 +1,39 @@
 """An endpoint from outside: release a version to it, ask how it is, give shares, take back, stop."""
 
 import re
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import ray
 from ray import serve as ray_serve
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from rtrain import config
 from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.conductor import NAMESPACE, actor_name, conductor_of, start_conductor
+from rtrain.endpoint.deploying import deploy, deployed
 from rtrain.endpoint.of_serve import host_of_serve, port_of_serve, running
 from rtrain.endpoint.router import Router
 from rtrain.endpoint.state import STATE, Deployed, State
-from rtrain.errors import ClusterError, RtrainError, RunFailed, UserError, one_line
+from rtrain.errors import ClusterError, RtrainError, UserError, one_line
 from rtrain.export.artifact import export_in
 from rtrain.export.huggingface import is_language
 from rtrain.language.decoding import Decoding
-from rtrain.release.audit import AuditLog
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
 from rtrain.serving.app import (
-    MOST_SAID,
     NO_LINE_EACH,
-    application_of,
     check_free,
     check_port,
     check_rpc_port,
     listen,
-    what_failed,
 )
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
-from rtrain.serving.waiting import saying_what_it_waits_for
 from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder
 from rtrain.storage.paths import located
@@ -109,7 +104,7 @@ class Endpoint:
             raise UserError(f"endpoint {self.name!r}: letters, digits, - and _ alone, for it is a path of the address")
         if self.routers is not None and self.routers < 1:
             raise UserError(f"endpoint {self.name!r}: routers must be at least 1, got {self.routers}")
-        Answering.of(None).but(self.replicas if isinstance(self.replicas, int) else None)
+        Answering.after(None, self.replicas if isinstance(self.replicas, int) else None)
         if self.grpc_port is not None:
             check_rpc_port(self.port or 0, self.grpc_port)
 
@@ -123,7 +118,8 @@ class Endpoint:
     ) -> Version:
         """Begin to release a finished run's export, whose gate was passed; the first one answers all requests at once.
 
-        Returns as soon as it has its first share; `settled` waits for the end.
+        Returns as soon as it has its first share; `settled` waits for the end. The version that answers already, told
+        to answer otherwise (more replicas, another guard), starts anew so and takes its own place at once.
 
         Raises:
             UserError: as `Registry.promote`; another version is being tried; it is no stage where versions are, or one
@@ -141,36 +137,41 @@ class Endpoint:
         answering = self._answering(before, there)  # what it names is here, or nothing begins
         if answering.stages:
             answering.stages.having(export_in(run))
+        if tried := self._tried() if there else 0:
+            raise UserError(
+                f"endpoint {self.name!r}: version {tried} is being tried. Wait for its end, or take it back with "
+                f"rtrain rollback {self.name} --endpoint"
+            )
         registry = Registry(self.registry, self.audit)
         version = registry.register(self.name, run, reason)
         champion = registry.holder(self.name, CHAMPION)
         # Of an endpoint that runs it counts what it serves: the registry may be ahead, by another region or a person.
-        roles = {of["role"]: of["version"] for of in self.status()["versions"]} if there else {}
-        if roles.get("champion") == version.version:
-            raise UserError(f"endpoint {self.name!r}: version {version.version} answers all requests already")
+        if there and before and before.number == version.version:
+            if answering.is_of(before):
+                raise UserError(f"endpoint {self.name!r}: version {version.version} answers all requests already")
+            say(f"version {version.version} ({version.run}) starts anew, to answer as it is told")
+            with self._deployed(version, answering, before) as anew:
+                self._told("replace", asdict(anew), "change", reason, who())
+            return version
         if not (champion and champion.version == version.version):
             registry.promote(self.name, version.version, reason, alias=CHALLENGER)
         if not there:
             first = champion or version
             # What is said is of the version that is released: the one before it starts as it was.
-            same, was = first.version == version.version, Answering.of(before)
-            was = replace(was, stages=was.stages or answering.stages)
+            was = answering
+            if before and first.version != version.version:
+                was = Answering.after(before)
+                was = replace(was, stages=was.stages or answering.stages)
             say(f"version {first.version} ({first.run}) starts")
-            before = self._deploy(first, was if before and not same else answering)
-            self._open(before)
+            self._open(deploy(first, self.name, was, self.audit))
             if first is version:
                 registry.promote(self.name, version.version, reason)
                 return version
             if champion and champion.version == version.version:
                 return version
-        if tried := roles.get("candidate"):
-            raise UserError(
-                f"endpoint {self.name!r}: version {tried} is being tried. Wait for its end, or take it back with "
-                f"rtrain rollback {self.name} --endpoint"
-            )
         say(f"version {version.version} ({version.run}) starts")
         by = canary or Canary()
-        with self._deployed(version, answering, beside=before, at_once=by.shares[0] == 1) as candidate:
+        with self._deployed(version, answering, before if by.shares[0] == 1 else None) as candidate:
             self._told("begin", asdict(candidate), config.to_dict(by), reason, who())
         return version
 
@@ -236,8 +237,8 @@ class Endpoint:
         behind = holder is not None and holder.version < serves
         back = holder if holder and behind else registry.before(self.name)
         before = self._before(there=True)
-        with self._deployed(back, self._answering(before, there=True), beside=before, at_once=True) as champion:
-            self._told("replace", asdict(champion), reason, who())
+        with self._deployed(back, self._answering(before, there=True), before) as champion:
+            self._told("replace", asdict(champion), "roll back", reason, who())
         if not behind:
             registry.rollback(self.name, reason)
         return f"version {back.version} ({back.run}) answers again"
@@ -263,62 +264,30 @@ class Endpoint:
 
         Raises:
             UserError: stages are asked for, and what answers is no stage.
-            ConfigError: as `Answering.but`.
+            ConfigError: as `Answering.after`.
         """
         if there and before and before.stages is None and self.stages:
             raise UserError(
                 f"endpoint {self.name!r}: what answers there is one model, not two stages, and clients ask it by other "
                 "paths. Release stages under another name"
             )
-        return Answering.of(before).but(self.replicas, self.decoding, self.stages)
+        return Answering.after(before, self.replicas, self.decoding, self.stages)
+
+    def _tried(self) -> int:
+        """The version that is being tried; 0: none is."""
+        return next((int(of["version"]) for of in self.status()["versions"] if of["role"] == "candidate"), 0)
+
+    def _deployed(
+        self, version: Version, answering: Answering, instead: Deployed | None
+    ) -> AbstractContextManager[Deployed]:
+        """`instead`: of that which answers all requests now; none: of nothing at once."""
+        first = running(instead.app) if instead else 0
+        return deployed(version, self.name, answering, self.audit, first)
 
     def _kept(self) -> Deployed | None:
         """The champion that an endpoint had whose Ray is gone."""
         folder = Folder(f"{self.state}/{self.name}")
         return State.from_json(folder.read_json(STATE)).champion if folder.exists(STATE) else None
-
-    @contextmanager
-    def _deployed(
-        self, version: Version, answering: Answering, *, beside: Deployed | None, at_once: bool = False
-    ) -> Iterator[Deployed]:
-        """A version beside the one that answers now, which goes on alone where what is done with this one fails.
-
-        `at_once`: it has all requests from the first on, and as many replicas therefore as the other has by now.
-
-        Raises:
-            RunFailed: it did not load, which is logged.
-        """
-        made = self._deploy(version, answering, running(beside.app) if beside and at_once else 0)
-        try:
-            yield made
-        except BaseException:
-            ray_serve.delete(made.app)
-            raise
-
-    def _deploy(self, version: Version, answering: Answering, first: int = 0) -> Deployed:
-        """An application of its own, without an address. `first`: replicas at first.
-
-        Raises:
-            RunFailed: it did not load, which is logged.
-        """
-        # Never a name that an application had which is being ended meanwhile.
-        app = f"{self.name}-{version.version}-{secrets.token_hex(2)}"
-        try:
-            if answering.stages:
-                answering = replace(answering, stages=answering.stages.having(version.export))
-            application = application_of(
-                answering.stages or version.export, self.name, answering.scale, decoding=answering.decoding,
-                first=first, max_constructor_retry_count=2,
-            )  # fmt: skip
-            with saying_what_it_waits_for(app):
-                ray_serve.run(application, name=app, route_prefix=None, logging_config=NO_LINE_EACH)
-        except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
-            why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"
-            ray_serve.delete(app)
-            AuditLog(self.audit).append("refused", why, {"endpoint": self.name, "version": version.version})
-            raise RunFailed(f"endpoint {self.name!r}: {why}. What answered before goes on") from error
-        kept = answering.to_json()
-        return Deployed(app=app, number=version.version, export=version.export, run=version.run, **kept)
 
     def _open(self, champion: Deployed) -> None:
         """The conductor, which goes on from what is on storage if there is anything, and the routers."""

@@ -97,11 +97,12 @@ class Gate:
 
         Raises:
             UserError: no finished run there, or one without an export.
-            ConfigError: its config names a class that this process has not imported. Of a champion only what it
-                recorded is read.
+            ConfigError: its config names a class that this process has not imported (of a champion only what it
+                recorded is read); or of the two stages the other one is not said.
         """
         candidate, before = Finished.read(run), Finished.read(champion) if champion else None
         _ = candidate.run  # a class that was not imported is the caller's error, and nobody's refusal
+        pair = pair_of(candidate, stages)
         of, decisions = Judged(candidate, before, stages), list[Decision]()
         own = any(isinstance(check, Together) for check in self.checks)
         for check in self.checks if own or not stages else (*self.checks, Together()):
@@ -111,7 +112,7 @@ class Gate:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         verdict = Verdict(
             candidate.name, candidate.export.uri, candidate.digest, them, tuple(decisions), at, who(),
-            stages=pair_of(candidate, stages),
+            stages=pair,
         )  # fmt: skip
         candidate.export.write_json(RECORD, verdict.to_json())
         return verdict

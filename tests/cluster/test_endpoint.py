@@ -242,6 +242,27 @@ def test_a_rollback_has_the_replicas_of_now_and_nothing_is_undone_where_it_does_
     two.stop()
 
 
+def test_the_version_that_answers_is_told_to_answer_otherwise(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
+    one = replace(endpoint, name="more", routers=1, state=f"{tmp_path}/endpoints", grpc_port=None)
+    one.release(f"{runs}/good", "the first")
+    said: list[str] = []
+    with pytest.raises(UserError, match="version 1 answers all requests already"):
+        replace(one, replicas={"gpus": 0}).release(f"{runs}/good", "nothing new", say=said.append)
+    assert said == ["routers, grpc_port and page are of when an endpoint starts: it runs, and has them as it began"]
+    with pytest.raises(RunFailed, match="version 1 does not load .*What answered before goes on"):
+        replace(one, decoding={"lanes": 2}).release(f"{runs}/good", "it is no language model")
+    assert replicas(one) == [1]
+    with predicting(one.url) as seen:
+        assert replace(one, replicas=2).release(f"{runs}/good", "too slow").version == 1
+        settled = one.settled(1, timeout_s=60)
+        assert settled is not None and settled.champion and settled.why == "change: too slow"
+        wait_for(lambda: replicas(one) == [2], "the one of before has gone")
+    assert not seen.failed and set(seen.versions) == {"1"}, seen.statuses
+    logged = [entry.what for entry in Registry(one.registry, one.audit).log.entries()]
+    assert "change" in logged and Registry(one.registry, one.audit).verify() == []
+    one.stop()
+
+
 def replicas(endpoint: Endpoint) -> list[int]:
     """How many answer of each version."""
     there = ray_serve.status().applications

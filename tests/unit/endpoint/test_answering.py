@@ -1,12 +1,14 @@
 """A version answers as the one before it, but for what is said of it."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.state import Deployed
-from rtrain.errors import ConfigError
+from rtrain.errors import ConfigError, UserError
 from rtrain.language.decoding import Decoding
 from rtrain.language.guard import Guard
 from rtrain.serving.scale import Scale
@@ -24,10 +26,10 @@ def deployed(answering: Answering) -> Deployed:
 
 
 def test_what_is_not_said_is_as_before() -> None:
-    assert Answering.of(deployed(WAS)) == WAS == WAS.but()
-    first = Answering.of(None)
+    assert Answering.after(deployed(WAS)) == WAS
+    first = Answering.after(None)
     assert first == Answering(scale=Scale(), decoding=None, stages=None)
-    assert Answering.of(deployed(first)) == first
+    assert Answering.after(deployed(first)) == first
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,7 @@ def test_what_is_not_said_is_as_before() -> None:
     ],
 )
 def test_of_replicas(replicas: Any, scale: Scale) -> None:
-    found = WAS.but(replicas)
+    found = Answering.after(deployed(WAS), replicas)
     assert (found.scale, found.decoding, found.stages) == (scale, WAS.decoding, WAS.stages)
 
 
@@ -54,15 +56,15 @@ def test_of_replicas(replicas: Any, scale: Scale) -> None:
     ],
 )
 def test_of_a_language_models_answers(said: Any, decoding: Decoding) -> None:
-    found = WAS.but(decoding=said)
+    found = Answering.after(deployed(WAS), decoding=said)
     assert (found.scale, found.decoding, found.stages) == (WAS.scale, decoding, WAS.stages)
-    assert Answering.of(None).but(decoding={"lanes": 2}).decoding == Decoding(lanes=2)
+    assert Answering.after(None, decoding={"lanes": 2}).decoding == Decoding(lanes=2)
 
 
 def test_of_stages() -> None:
-    found = WAS.but(stages={"timeout_ms": 50, "ranker": "/runs/ranks"})
+    found = Answering.after(deployed(WAS), stages={"timeout_ms": 50, "ranker": "/runs/ranks"})
     assert found.stages == TwoStages(retriever="/runs/finds", ranker="/runs/ranks", user="whom", timeout_ms=50)
-    assert WAS.but(stages=TwoStages(ranker="/r")).stages == TwoStages(ranker="/r")
+    assert Answering.after(deployed(WAS), stages=TwoStages(ranker="/r")).stages == TwoStages(ranker="/r")
 
 
 @pytest.mark.parametrize(
@@ -77,5 +79,17 @@ def test_of_stages() -> None:
 )
 def test_what_does_not_fit(said: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        WAS.but(**said)
+        Answering.after(deployed(WAS), **said)
     assert why in str(refused.value)
+
+
+def test_what_is_gone_is_not_missed_where_another_is_said(tmp_path: Path) -> None:
+    kept: dict[str, Any] = deployed(WAS).decoding or {}
+    gone = kept | {"guard": {"$type": "nowhere_any_more:Mine"}, "draft": str(tmp_path)}
+    before = replace(deployed(WAS), decoding=gone)
+    with pytest.raises(ConfigError, match="--module nowhere_any_more"):
+        Answering.after(before, decoding={"lanes": 2, "draft": ""})
+    with pytest.raises(UserError, match="no export in"):
+        Answering.after(before, decoding={"guard": None})
+    free = Answering.after(before, decoding={"guard": None, "draft": ""}).decoding
+    assert free == Decoding(guesses=3)

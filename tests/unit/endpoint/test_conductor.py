@@ -131,7 +131,7 @@ def test_one_at_a_time(conductor: Written) -> None:
     with pytest.raises(UserError, match="version 2 is being tried"):
         begin(conductor, QUICK)
     with pytest.raises(UserError, match="version 2 is being tried"):
-        conductor.replace(dict(TWO.__dict__), "why", "me")
+        conductor.replace(dict(TWO.__dict__), "change", "why", "me")
     assert conductor.take_back("why", "me") and not conductor.take_back("why", "me")
 
 

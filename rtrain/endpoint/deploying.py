@@ -1,0 +1,57 @@
+"""A version of an endpoint as an application of its own, without an address."""
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from ray import serve as ray_serve
+from ray.exceptions import RayError
+
+from rtrain.endpoint.answering import Answering
+from rtrain.endpoint.state import Deployed
+from rtrain.errors import RtrainError, RunFailed, one_line
+from rtrain.release.audit import AuditLog
+from rtrain.release.registry import Version
+from rtrain.serving.app import MOST_SAID, NO_LINE_EACH, application_of, what_failed
+from rtrain.serving.waiting import saying_what_it_waits_for
+
+
+@contextmanager
+def deployed(version: Version, endpoint: str, answering: Answering, audit: str, first: int = 0) -> Iterator[Deployed]:
+    """`deploy`, and gone again where what is done with it fails: what answers now goes on alone.
+
+    Raises:
+        RunFailed: it did not load, which is logged.
+    """
+    made = deploy(version, endpoint, answering, audit, first)
+    try:
+        yield made
+    except BaseException:
+        ray_serve.delete(made.app)
+        raise
+
+
+def deploy(version: Version, endpoint: str, answering: Answering, audit: str, first: int = 0) -> Deployed:
+    """Start it, until all its replicas answer; `first`: replicas that it begins with, where they go by the load.
+
+    Raises:
+        RunFailed: it did not load, which is logged.
+    """
+    # Never a name that an application had which is being ended meanwhile.
+    app = f"{endpoint}-{version.version}-{secrets.token_hex(2)}"
+    try:
+        if answering.stages:
+            answering = replace(answering, stages=answering.stages.having(version.export))
+        application = application_of(
+            answering.stages or version.export, endpoint, answering.scale, decoding=answering.decoding, first=first,
+            max_constructor_retry_count=2,
+        )  # fmt: skip
+        with saying_what_it_waits_for(app):
+            ray_serve.run(application, name=app, route_prefix=None, logging_config=NO_LINE_EACH)
+    except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
+        why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"
+        ray_serve.delete(app)
+        AuditLog(audit).append("refused", why, {"endpoint": endpoint, "version": version.version})
+        raise RunFailed(f"endpoint {endpoint!r}: {why}. What answered before goes on") from error
+    return Deployed(app=app, number=version.version, export=version.export, run=version.run, **answering.to_json())
