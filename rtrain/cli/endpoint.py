@@ -82,8 +82,9 @@ def _judged(options: argparse.Namespace, stages: Any) -> bool:
     holder = Registry(options.registry, options.audit).holder(options.model, "champion")
     champion = holder if holder and holder.model != candidate.digest else None
     verdict, against = verdict_of(candidate), champion.model if champion else None
-    other = bool(against and verdict and (verdict.champion or {}).get("model") != against)
-    asked = verdict is None or other or verdict.stages != pair_of(candidate, stages)
+    asked = verdict is None or verdict.stages != pair_of(candidate, stages)
+    if verdict and (verdict.champion or {}).get("model") != against:
+        asked = asked or against is not None or not verdict.passed  # it was refused beside one that answers no more
     if verdict is None or asked:
         verdict = Gate().judge(options.target, champion.export if champion else None, stages=stages, say=_said)
         print(verdict, file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -43,6 +43,7 @@ class Store(Protocol):
         """Of no further use."""
 
 
+@runtime_checkable  # a field of a config, whose values are looked at
 class Features(Protocol):
     """Where a store lies: a frozen config, which goes to each replica. A class of your own may be one."""
 

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from rtrain.errors import ConfigError
 
@@ -18,6 +18,7 @@ class Ranked:
     """What the store of features knows of it."""
 
 
+@runtime_checkable  # a field of a config, whose values are looked at
 class Filter(Protocol):
     """A rule: a frozen config. A class of your own may be one."""
 

@@ -12,6 +12,7 @@ from rtrain.cli.scale import SCALE, scale_said
 from rtrain.cli.stages import STAGES, stages_of, stages_said
 from rtrain.errors import RtrainError, UserError
 from rtrain.language.guard import Guard
+from rtrain.stages.features import SQLite
 
 
 def options(*words: str, more: tuple[str, ...] = ()) -> argparse.Namespace:
@@ -117,3 +118,6 @@ def test_of_stages(tmp_path: Path) -> None:
         with pytest.raises(RtrainError) as refused:
             stages_of(options(*words.split(), more=more))
         assert why in str(refused.value)
+    (tmp_path / "known.db").touch()
+    said = stages_of(options("--ranker", "runs/one", "--features", f"{tmp_path}/known.db", more=ranker))
+    assert said.features == SQLite(path=f"{tmp_path}/known.db")

@@ -13,6 +13,8 @@ from rtrain.language.decoding import Decoding
 from rtrain.language.guard import Guard
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
+from rtrain.stages.features import SQLite
+from rtrain.stages.filters import Without
 
 WAS = Answering(
     scale=Scale(least=2, most=6, gpus=0.5, ahead_s=30),
@@ -64,6 +66,9 @@ def test_of_a_language_models_answers(said: Any, decoding: Decoding) -> None:
 def test_of_stages() -> None:
     found = Answering.after(deployed(WAS), stages={"timeout_ms": 50, "ranker": "/runs/ranks"})
     assert found.stages == TwoStages(retriever="/runs/finds", ranker="/runs/ranks", user="whom", timeout_ms=50)
+    more = {"features": SQLite(path="/known.db"), "filters": (Without(feature="genre", values=("x",)),)}
+    found = Answering.after(deployed(WAS), stages=more)
+    assert Answering.after(deployed(found)).stages == found.stages == replace(WAS.stages or TwoStages(), **more)
     assert Answering.after(deployed(WAS), stages=TwoStages(ranker="/r")).stages == TwoStages(ranker="/r")
 
 
@@ -75,6 +80,7 @@ def test_of_stages() -> None:
         ({"replicas": 0}, "Scale.least: must be at least 1, got 0"),
         ({"replicas": {"least": 7}}, "Scale.most: 6, less than the 7 of Scale.least"),
         ({"decoding": {"lanes": "many"}}, "lanes: expected int, got 'many'"),
+        ({"stages": {"features": "known.db"}}, "features: expected Features, got 'known.db'"),
     ],
 )
 def test_what_does_not_fit(said: dict[str, Any], why: str) -> None:

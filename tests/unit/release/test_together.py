@@ -16,7 +16,7 @@ from rtrain.cli import console
 from rtrain.cli.endpoint import _judged
 from rtrain.data.holdout import Random, RandomPerUser
 from rtrain.release.gate import Gate, pair_of, verdict_of
-from rtrain.release.judged import Finished, Judged
+from rtrain.release.judged import Decision, Finished, Judged
 from rtrain.release.together import Together
 from rtrain.stages.config import TwoStages
 from rtrain.stages.filters import Ranked
@@ -142,6 +142,16 @@ def test_a_record_of_other_stages_is_none(
         assert passed or ("judges it anew" in said.out) is not asked, said.out
         verdict = verdict_of(Finished.read(shop["good"]))
         assert verdict and (verdict.stages or {}).get("item") == (of.item if of else None)
+    Gate(checks=(Refuses(),)).judge(shop["good"], shop["finds"])
+    _judged(options, None)
+    assert "release: Servable" in capsys.readouterr().err, "it was refused beside one that is no champion"
+
+
+class Refuses:
+    """Whatever it is."""
+
+    def decide(self, of: Judged) -> Decision:
+        return Decision("refuses", False, "", {})
 
 
 def test_the_command_line_judges_both(
