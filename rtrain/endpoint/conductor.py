@@ -4,6 +4,7 @@ It hears from each router what it counted, judges, and says what each is to do. 
 that it goes on after a restart; counts are not, so a step begins again then.
 """
 
+import math
 import queue
 import threading
 import time
@@ -28,6 +29,9 @@ DECISIONS = 200
 """Newest decisions that are kept with the endpoint; the audit log has all."""
 GONE_S = 30.0
 """Seconds without an exchange after which a router is gone, and waited for no more."""
+AGAIN_S = 1.0
+MOST_AGAIN_S = 60.0
+"""Seconds until who was away is told again: at first, twice as long each time, and at most."""
 
 
 class Conductor:
@@ -45,6 +49,7 @@ class Conductor:
         self._began = time.monotonic()
         self._asking, self._next_asked = False, 0.0
         self._later: queue.Queue[Callable[[], object]] = queue.Queue()
+        self._pause_s, self._again = 0.0, math.inf
         if self._state.to_do:
             self._later.put(self._settle)
         threading.Thread(target=self._work, name="rtrain-conductor", daemon=True).start()
@@ -99,8 +104,10 @@ class Conductor:
                 self._drop_candidate(reason, by)
             return there
 
-    def replace(self, champion: dict[str, Any], what: str, reason: str, by: str) -> None:
+    def replace(self, champion: dict[str, Any], what: str, reason: str, by: str, back: bool = False) -> None:
         """Let another version that runs answer all requests at once, instead of any that do; `what`: as it is logged.
+
+        `back`: the registry goes back to it too.
 
         Raises:
             UserError: a version is being tried.
@@ -110,7 +117,11 @@ class Conductor:
             if state.candidate:
                 raise UserError(f"endpoint {state.model!r}: version {state.candidate.number} is being tried")
             gone, state.champion = state.champion, Deployed(**champion)
-            then = [{"do": "remove", "app": gone.app}] if gone.app != state.champion.app else []
+            then: list[dict[str, Any]] = []
+            if back:
+                then.append({"do": "rollback", "number": state.champion.number, "why": reason})
+            if gone.app != state.champion.app:
+                then.append({"do": "remove", "app": gone.app})
             self._decided(what, reason, by, of=state.champion, share=1.0, then=then)
 
     def champion(self) -> Deployed:
@@ -137,7 +148,7 @@ class Conductor:
                 "seconds": now - self._began,
                 "step": self._step_name(),
                 "everywhere": self.everywhere(),
-                "to_do": self._later.unfinished_tasks,
+                "to_do": len(state.to_do) or self._later.unfinished_tasks,
                 "routers": sum(now - at < GONE_S for at, _ in self._heard.values()),
                 "canary": config.to_dict(state.canary) if state.candidate else None,
                 "decisions": list(reversed(state.decisions)),
@@ -234,30 +245,45 @@ class Conductor:
         self._later.put(self._settle)
 
     def _settle(self) -> None:
-        """Keep what was decided, and do what follows from it; each is kept until it is done."""
+        """Keep what was decided, and do what follows from it: each in order, until it is done or refused.
+
+        What storage or the registry is to be told waits while they are away; applications end meanwhile.
+        """
+        away = set[str]()
         while True:
             with self._lock:
                 stored = self._state.to_json()
-            try:
-                self._folder.write_json(STATE, stored)
-            except Exception as error:  # what is served goes on without storage
+            if "state" not in away and not self._done(lambda: self._folder.write_json(STATE, stored)):  # noqa: B023
+                away.add("state")  # what is served goes on without storage
+            task = next((task for task in stored["to_do"] if _told_to(task) not in away), None)
+            if task is None:
+                break
+            if self._done(lambda: self._do(task)):  # noqa: B023
+                with self._lock:
+                    self._state.to_do.remove(task)
+            else:
+                away.add(_told_to(task))
+        self._pause_s = min(2 * self._pause_s or AGAIN_S, MOST_AGAIN_S) if away else 0.0
+        self._again = time.monotonic() + self._pause_s if away else math.inf
+
+    def _done(self, work: Callable[[], object]) -> bool:
+        """Whether there is nothing left of it to do: not where somebody is away, which is said at the first time."""
+        try:
+            work()
+        except Exception as error:
+            refused = isinstance(error, UserError) and not isinstance(error, ClusterError)
+            if refused or not self._pause_s:
                 self._problem(error)
-            if not stored["to_do"]:
-                return
-            try:
-                self._do(stored["to_do"][0])
-            except Exception as error:
-                self._problem(error)
-            with self._lock:
-                del self._state.to_do[0]
+            return refused
+        return True
 
     def _do(self, task: Mapping[str, Any]) -> None:
         if task["do"] == "log":
             AuditLog(self._state.audit).append(task["what"], task["why"], task["details"])
-        elif task["do"] in ("promote", "withdraw"):
-            self._mark(task["do"], task["number"], task["why"])
-        else:
+        elif task["do"] == "remove":
             self._remove(task["app"])
+        else:
+            self._mark(task["do"], task["number"], task["why"])
 
     def _tally(self, of: Deployed) -> Tally:
         return self._tallies.get(of.app, Tally())
@@ -298,10 +324,15 @@ class Conductor:
         )
 
     def _mark(self, how: str, number: int, why: str) -> None:
-        from rtrain.release.registry import Registry
+        from rtrain.release.registry import CHAMPION, Registry
 
-        registry = Registry(self._state.registry, self._state.audit)
-        (registry.promote if how == "promote" else registry.withdraw)(self._state.model, number, why)
+        registry, model = Registry(self._state.registry, self._state.audit), self._state.model
+        if how == "promote":
+            registry.promote(model, number, why)
+        elif how == "withdraw":
+            registry.withdraw(model, number, why)
+        elif not ((holder := registry.holder(model, CHAMPION)) and holder.version == number):  # asked again: once only
+            registry.rollback(model, why)
 
     def _remove(self, app: str) -> None:
         """End an application that no router asks any more."""
@@ -318,6 +349,9 @@ class Conductor:
             try:
                 job = self._later.get(timeout=1)
             except queue.Empty:
+                if time.monotonic() >= self._again:
+                    self._again = math.inf
+                    self._later.put(self._settle)
                 continue
             try:
                 job()
@@ -333,6 +367,11 @@ class Conductor:
             told = self._state.decisions[-1:]
             if not told or (told[0]["what"], told[0]["why"]) != (problem["what"], problem["why"]):
                 self._state.decisions.append(problem)
+
+
+def _told_to(task: Mapping[str, Any]) -> str:
+    """Ray Serve, or those who keep what was decided: the log, then the registry, in this order."""
+    return "serve" if task["do"] == "remove" else "records"
 
 
 def actor_name(name: str) -> str:

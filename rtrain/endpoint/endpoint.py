@@ -221,6 +221,7 @@ class Endpoint:
 
         Raises:
             UserError: there was no champion before, or the registry has one that this endpoint never served.
+            ClusterError: it went back, and the registry cannot be told yet: its conductor goes on trying.
         """
         _reasoned(reason)
         if self._told("take_back", reason, who()):
@@ -238,9 +239,8 @@ class Endpoint:
         back = holder if holder and behind else registry.before(self.name)
         before = self._before(there=True)
         with self._deployed(back, self._answering(before, there=True), before) as champion:
-            self._told("replace", asdict(champion), "roll back", reason, who())
-        if not behind:
-            registry.rollback(self.name, reason)
+            self._told("replace", asdict(champion), "roll back", reason, who(), not behind)
+        self._at_rest()
         return f"version {back.version} ({back.run}) answers again"
 
     def stop(self) -> None:
@@ -317,7 +317,8 @@ class Endpoint:
         while self.status()["to_do"]:
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"endpoint {self.name!r}: what was decided last is not in the registry. See its page"
+                    f"endpoint {self.name!r}: what was decided last is not in the log or the registry yet, which are "
+                    "told again until they have it. rtrain endpoints and its page say why"
                 )
             time.sleep(LOOK_S)
 

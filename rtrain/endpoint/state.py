@@ -73,7 +73,7 @@ class State:
             told = {"endpoint": self.model, **details, "told": "endpoint"}
             logged.append({"do": "log", "what": "take back", "why": why, "details": told})
         for task in before.to_do:
-            if task["do"] == "promote" and task["number"] != self.champion.number:
+            if task["do"] in ("promote", "rollback") and task["number"] != self.champion.number:
                 why = (
                     f"version {task['number']} was to be the champion, but its Ray ended before the registry was told. "
                     "Release it again"

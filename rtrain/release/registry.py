@@ -1,7 +1,6 @@
 """Versions of models in MLflow's registry, and which is the champion: after a passed gate, for a reason, logged."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -17,13 +16,14 @@ from rtrain.release.judged import Finished
 from rtrain.storage.paths import located
 from rtrain.tracking import mask_text
 
-# Nothing is sent to MLflow's makers on the user's behalf; it is read at import.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIASES = (CHAMPION, CHALLENGER)
 NEWEST = "rtrain.audit"
 """Tag of a registered model: sha256 of the log's newest entry when this one was last changed."""
+
+
+LOCAL = "rtrain://"
+"""Before the path of an export at a server, which takes no path of a machine that is not its own for a source."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ class Registry:
             told |= {"card": f"{source}/{CARD}", "card_sha256": sha256(finished.export.read(CARD)).hexdigest()}
         tags = {"model": finished.digest, "run": finished.name, "step": str(result["best_step"])} | told
         self._logged(name, "register", reason, {"model": name, "run": finished.name, "sha256": finished.digest})
+        if source.startswith("/") and not self.uri.startswith("sqlite"):
+            source = LOCAL + source
         made = self._asked(lambda: self.client.create_model_version(name, source=source, tags=tags))
         return self.version(name, int(made.version))
 
@@ -239,19 +241,15 @@ class Registry:
             return work()
         except Exception as error:  # SQLAlchemy, requests and MLflow have no common root
             raise ClusterError(
-                f"registry {mask_text(self.uri)!r}: MLflow refused ({one_line(error)[:300]}). Check that the folder is "
-                "writable, or the server up"
+                f"registry {mask_text(self.uri)!r}: MLflow did not do it ({one_line(error)[:300]}). Check that the "
+                "folder is writable, or the server up"
             ) from error
 
 
 def _client(uri: str) -> Any:
-    import logging
+    from rtrain.tracking.mlflow_client import MlflowClient, quieten
 
-    from mlflow import MlflowClient
-
-    # A new database is built by some 50 migrations, and MLflow tells of each; its import has set the level.
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -266,7 +264,7 @@ def _version(one: Any, aliases: Mapping[str, Any]) -> Version:
     tags, number = dict(one.tags), int(one.version)
     held = tuple(alias for alias in ALIASES if alias in aliases and int(aliases[alias]) == number)
     model, run, step = tags.pop("model", ""), tags.pop("run", ""), int(tags.pop("step", 0))
-    return Version(one.name, number, one.source, model, run, step, held, tags)
+    return Version(one.name, number, one.source.removeprefix(LOCAL), model, run, step, held, tags)
 
 
 def _refuse_unjudged(found: Version, champion: Version | None) -> None:

@@ -1,7 +1,5 @@
 """MLflow, on SQLite in the run's folder or on the server that is named."""
 
-import logging
-import os
 import re
 import time
 import uuid
@@ -10,20 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-# Nothing is sent to MLflow's makers on the user's behalf; it is read at import.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-# Where the run is to be seen is printed to stdout, which belongs to whoever asked for --json.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-# A try is to fail soon: the courier tries again, and the end of a run waits for one.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-
 from rtrain.errors import ClusterError, RtrainWarning
 from rtrain.tracking.courier import Courier
+from rtrain.tracking.mlflow_client import Metric, MlflowClient, MlflowException, Param, quieten
 from rtrain.tracking.protocol import Opening
 from rtrain.tracking.spool import Line, Spool
 from rtrain.tracking.uris import mask_text
@@ -77,9 +64,7 @@ class MLflow:
             self.marker = uuid.uuid4().hex
             opening.keep_id("mlflow.marker", self.marker)
         self.stored: dict[str, set[int]] | None = {} if known or self.made_before else None
-        # A new database is built by some 50 migrations, and MLflow tells of each.
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        quieten()
         forgets = not (self.place and self.place.scratch)  # else it is safe when the database has been copied
         self.courier = Courier(self.spool, self._connect, self._deliver, forgets=forgets)
         if not late:

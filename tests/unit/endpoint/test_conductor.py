@@ -1,6 +1,7 @@
 """What a conductor decides of releases, without Ray: what it does to applications and the registry is written down."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rtrain.endpoint.canary import Canary, Limits
 from rtrain.endpoint.conductor import Conductor
 from rtrain.endpoint.state import STATE, Deployed, State
 from rtrain.endpoint.tally import Tally
-from rtrain.errors import UserError
+from rtrain.errors import ClusterError, UserError
 from rtrain.release.audit import AuditLog
 from rtrain.storage import Folder
 
@@ -46,8 +47,8 @@ class Written(Conductor):
         return found.champion, found.candidate, found.share
 
     @property
-    def told(self) -> list[tuple[str, float]]:
-        return [(d["what"], d["share"]) for d in reversed(self.status()["decisions"])]
+    def told(self) -> list[tuple[str, float | None]]:
+        return [(d["what"], d.get("share")) for d in reversed(self.status()["decisions"])]
 
 
 @pytest.fixture
@@ -148,18 +149,70 @@ def test_what_was_decided_and_not_done_is_done_by_the_one_that_starts_again(tmp_
     assert Folder(str(tmp_path)).read_json(STATE)["to_do"] == [] and Written(str(tmp_path)).settle() == []
 
 
-def test_what_cannot_be_done_is_said_and_keeps_nothing_up(
+def test_what_is_refused_is_said_and_keeps_nothing_up(
     conductor: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(how: str, number: int, why: str) -> None:
-        raise UserError("the registry is away")
+        raise UserError("its gate was not passed")
 
     monkeypatch.setattr(conductor, "_mark", refuse)
     begin(conductor, Canary(steps=(1.0,), seconds=0, answers=5, patience_s=60))
     conductor.ask(5)
     assert conductor.settle() == [("remove", ONE.app)]
-    assert conductor.status()["decisions"][0]["why"].endswith("the registry is away")
+    assert conductor.status()["decisions"][0]["why"].endswith("its gate was not passed")
     assert Folder(str(tmp_path)).read_json(STATE)["champion"]["number"] == 2
+
+
+def test_who_is_away_is_told_when_it_is_back(
+    conductor: Written, state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In order, once, and said once; what needs nobody is done meanwhile; a conductor that starts again goes on."""
+
+    def mark(how: str, number: int, why: str) -> None:
+        raise ClusterError(f"no connection from <socket at {time.monotonic()}>")
+
+    monkeypatch.setattr("rtrain.endpoint.conductor.AGAIN_S", 0.01)
+    monkeypatch.setattr(conductor, "_mark", mark)
+    begin(conductor, Canary(steps=(1.0,), seconds=0, answers=5, patience_s=60))
+    conductor.ask(5)
+    until(lambda: conductor.told[-1] == ("problem", None), "it is said")
+    conductor.replace(dict(ONE.__dict__), "roll back", "why", "me", back=True)
+    until(lambda: conductor.done == [("remove", ONE.app), ("remove", TWO.app)], "no application is kept for it")
+    until(lambda: conductor._pause_s > 0.03, "it was tried again, later each time")
+    assert conductor.status()["to_do"] == 3, "promote, the log of what came then, and the registry's way back"
+    assert conductor.told == [("begin", 1.0), ("champion", 1.0), ("problem", None), ("roll back", 1.0)]
+    assert [entry.what for entry in AuditLog(state.audit).entries()] == ["begin", "champion"]
+    again = Written(str(tmp_path))
+    assert again.settle() == [("promote", 2), ("rollback", 1)]
+    assert [entry.what for entry in AuditLog(state.audit).entries()] == ["begin", "champion", "roll back"]
+
+
+def test_storage_that_is_away_has_the_state_when_it_is_back(
+    conductor: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, real = [True], conductor._folder.write_json
+
+    def write(name: str, stored: Any) -> None:
+        if away[0]:
+            raise OSError("no space left")
+        real(name, stored)
+
+    monkeypatch.setattr("rtrain.endpoint.conductor.AGAIN_S", 0.01)
+    monkeypatch.setattr(conductor._folder, "write_json", write)
+    begin(conductor, Canary(steps=(1.0,), seconds=0, answers=5, patience_s=60))
+    conductor.ask(5)
+    assert conductor.settle() == [("promote", 2), ("remove", ONE.app)]
+    assert Folder(str(tmp_path)).read_json(STATE)["champion"]["number"] == 1
+    away[0] = False
+    until(lambda: Folder(str(tmp_path)).read_json(STATE)["champion"]["number"] == 2, "it is kept")
+    until(lambda: conductor._pause_s == 0.0, "nobody is away")
+
+
+def until(holds: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
 
 
 def test_a_ray_that_ended_leaves_a_word_of_what_it_had_not_finished(state: State) -> None:

@@ -2,11 +2,20 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from rtrain.cli import console
@@ -186,8 +195,48 @@ def test_bad_input_is_one_line(runs: Path, registry: Registry) -> None:
     with pytest.raises(ConfigError, match="give sqlite:///FILE, or a server's"):
         Registry("file:///tmp/x")
     (runs / "broken.db").write_text("this is no database")
-    with pytest.raises(ClusterError, match="MLflow refused"):
+    with pytest.raises(ClusterError, match="MLflow did not do it"):
         Registry(f"sqlite:///{runs}/broken.db", f"{runs}/audit")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """MLflow's own, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", f"{port}", *store]
+    with open(tmp_path / "server.log", "wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(f"http://127.0.0.1:{port}/health"):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "server.log").read_text()[-2000:]
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_a_server_keeps_versions_whose_exports_it_cannot_see(runs: Path, server: str) -> None:
+    registry = Registry(server, f"{runs}/audit")
+    for name, champion in (("bad", None), ("good", f"{runs}/bad")):
+        PASSES.judge(f"{runs}/{name}", champion)
+        made = registry.register("demo", f"{runs}/{name}", "new")
+        assert made.export == f"{runs}/{name}/export" and registry.register("demo", f"{runs}/{name}", "again") == made
+        assert registry.promote("demo", made.version, "better").aliases == ("champion",)
+    assert registry.rollback("demo", "worse").run == "bad" and registry.verify() == []
+    with pytest.raises(ClusterError, match="Check that the folder is writable, or the server up"):
+        Registry(server.rpartition(":")[0] + ":9", f"{runs}/audit").versions("demo")
 
 
 def test_the_commands(runs: Path, registry: Registry, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
