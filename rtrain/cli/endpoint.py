@@ -100,11 +100,19 @@ def _endpoints(options: argparse.Namespace) -> int:
     from rtrain.endpoint.endpoint import endpoints
     from rtrain.launch.session import join_running
 
+    if options.stop and not (options.name and options.reason):
+        raise UserError("endpoints: --stop takes one down. Name it, and say why with --reason")
+    if options.reason and not options.stop:
+        raise UserError("endpoints: --reason is why one is to --stop. Give both, or none")
     with join_running("endpoints"):
         names = endpoints()
         if options.name and options.name not in names:
             there = f"there are {', '.join(names)}" if names else "there is none"
             raise UserError(f"endpoints: no endpoint {options.name!r}; {there}")
+        if options.stop:
+            _endpoint(options, options.name).stop(options.reason)
+            answer(options, {"stopped": options.name}, f"endpoint {options.name!r} is taken down, with all versions")
+            return 0
         wanted = [options.name] if options.name else names
         found = [_endpoint(options, name).status() for name in wanted]
     answer(options, {"endpoints": found}, "\n\n".join(map(_spelled, found)) or "there is no endpoint")
@@ -242,8 +250,13 @@ ENDPOINT = (
     Verb(
         "endpoints",
         "list what is served on the Ray that runs: versions, shares, rates, and what was decided last",
-        (Argument("name", nargs="?", default="", help="one of them (default: all)"),),
+        (
+            Argument("name", nargs="?", default="", help="one of them (default: all)"),
+            Argument("--stop", action="store_true", help="take it down with all versions; the registry stays as it is"),
+            Argument("--reason", default="", help="why it is to stop, for the log"),
+        ),
         _endpoints,
+        again="lists them anew; one that is to stop is taken down",
     ),
     Verb(
         "share",

@@ -9,11 +9,8 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
-
-import ray
 
 from rtrain import config
 from rtrain.endpoint.online import Online
@@ -24,7 +21,6 @@ from rtrain.errors import ClusterError, UserError, one_line
 from rtrain.release.audit import AuditLog
 from rtrain.storage import Folder
 
-NAMESPACE = "rtrain"
 DECISIONS = 200
 """Newest decisions that are kept with the endpoint; the audit log has all."""
 GONE_S = 30.0
@@ -123,6 +119,13 @@ class Conductor:
             if gone.app != state.champion.app:
                 then.append({"do": "remove", "app": gone.app})
             self._decided(what, reason, by, of=state.champion, share=1.0, then=then)
+
+    def stopping(self, reason: str, by: str) -> None:
+        """The endpoint is taken down: say it, and that nobody has a version any more that is being tried."""
+        with self._lock:
+            if self._state.candidate:
+                self._drop_candidate(reason, by)
+            self._decided("stop", reason, by, of=self._state.champion, share=0.0)
 
     def champion(self) -> Deployed:
         """The version that answers now, as it was deployed."""
@@ -372,27 +375,3 @@ class Conductor:
 def _told_to(task: Mapping[str, Any]) -> str:
     """Ray Serve, or those who keep what was decided: the log, then the registry, in this order."""
     return "serve" if task["do"] == "remove" else "records"
-
-
-def actor_name(name: str) -> str:
-    """Of an endpoint's conductor."""
-    return f"endpoint-{name}"
-
-
-def conductor_of(name: str) -> Any:
-    """The one that runs on the Ray that is joined.
-
-    Raises:
-        ClusterError: there is none.
-    """
-    with suppress(ValueError):
-        return ray.get_actor(actor_name(name), namespace=NAMESPACE)
-    raise ClusterError(f"endpoint {name!r}: none of that name runs on this Ray. rtrain endpoints lists those that do")
-
-
-def start_conductor(name: str, state: str) -> Any:
-    """The one that runs, or a new one, which Ray restarts wherever it dies."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=3, max_concurrency=32)(Conductor)
-    return actor.options(name=actor_name(name), namespace=NAMESPACE, lifetime="detached", get_if_exists=True).remote(
-        state
-    )

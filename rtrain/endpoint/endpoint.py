@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -12,9 +12,9 @@ from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError
 
 from rtrain import config
+from rtrain.endpoint.actor import NAMESPACE, actor_name, conductor_of, start_conductor
 from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.canary import Canary
-from rtrain.endpoint.conductor import NAMESPACE, actor_name, conductor_of, start_conductor
 from rtrain.endpoint.deploying import deploy, deployed
 from rtrain.endpoint.of_serve import host_of_serve, port_of_serve, running
 from rtrain.endpoint.router import Router
@@ -43,6 +43,8 @@ PORT = 8000
 ROUTERS = 2
 ANSWER_S = 60.0
 """Seconds that a conductor has for an answer."""
+LOGGED_S = 10.0
+"""Seconds that an endpoint which is to stop has for its log."""
 SAY_S = 10.0
 """Seconds after which it is said again how far a step is."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -243,13 +245,19 @@ class Endpoint:
         self._at_rest()
         return f"version {back.version} ({back.run}) answers again"
 
-    def stop(self) -> None:
-        """Take the endpoint down, with all versions; what was decided stays on storage."""
-        status = self.status()
+    def stop(self, reason: str = "it was told to stop") -> None:
+        """Take the endpoint down, with all versions, for a reason that is logged; the registry stays as it is."""
+        _reasoned(reason)
+        status, of_now = self.status(), hasattr(conductor_of(self.name), "stopping")  # else an older rtrain began it
+        if of_now:
+            self._told("stopping", reason, who())
         ray_serve.delete(name_of(self.name))
         ray_serve.delete(self.name)
         for of in status["versions"]:
             ray_serve.delete(of["app"])
+        if of_now:
+            with suppress(ClusterError):  # what is not logged by now is when it starts again
+                self._at_rest(LOGGED_S)
         ray.kill(conductor_of(self.name))
 
     def _before(self, there: bool) -> Deployed | None:
@@ -307,13 +315,13 @@ class Endpoint:
         if self.grpc_port is not None:
             listen_rpc(self.name, self.host, self.grpc_port)
 
-    def _at_rest(self) -> None:
+    def _at_rest(self, timeout_s: float = ANSWER_S) -> None:
         """Wait until the registry knows what was decided last.
 
         Raises:
-            ClusterError: it does not, after `ANSWER_S`.
+            ClusterError: it does not, after `timeout_s`.
         """
-        deadline = time.monotonic() + ANSWER_S
+        deadline = time.monotonic() + timeout_s
         while self.status()["to_do"]:
             if time.monotonic() > deadline:
                 raise ClusterError(
@@ -339,8 +347,14 @@ class Endpoint:
         return self.port if self.port is not None else port_of_serve() or PORT
 
     def _told(self, what: str, *words: Any) -> Any:
+        ask = getattr(conductor_of(self.name), what, None)
+        if ask is None:
+            raise ClusterError(
+                f"endpoint {self.name!r}: another rtrain began it, whose conductor knows no {what!r}. Stop it with "
+                f"rtrain endpoints {self.name} --stop, and release again"
+            )
         try:
-            return ray.get(getattr(conductor_of(self.name), what).remote(*words), timeout=ANSWER_S)
+            return ray.get(ask.remote(*words), timeout=ANSWER_S)
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, RtrainError):

@@ -19,7 +19,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from ray import serve as ray_serve
 from ray.serve.exceptions import BackPressureError
 
-from rtrain.endpoint.conductor import conductor_of
+from rtrain.endpoint.actor import conductor_of
 from rtrain.endpoint.page import page
 from rtrain.endpoint.routing import Routing
 from rtrain.endpoint.streams import TEXTS, Opened, Question, asked_of_text, broken, opened, status_of, tokens_of

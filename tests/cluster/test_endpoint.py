@@ -19,8 +19,8 @@ import pytest
 import ray
 from ray import serve as ray_serve
 
+from rtrain.endpoint.actor import conductor_of
 from rtrain.endpoint.canary import Canary, Limits
-from rtrain.endpoint.conductor import conductor_of
 from rtrain.endpoint.endpoint import Endpoint, Settled, endpoints
 from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
@@ -260,7 +260,10 @@ def test_the_version_that_answers_is_told_to_answer_otherwise(endpoint: Endpoint
     assert not seen.failed and set(seen.versions) == {"1"}, seen.statuses
     logged = [entry.what for entry in Registry(one.registry, one.audit).log.entries()]
     assert "change" in logged and Registry(one.registry, one.audit).verify() == []
-    one.stop()
+    one.stop("seen enough")
+    last = list(Registry(one.registry, one.audit).log.entries())[-1]
+    assert (last.what, last.reason, last.details["version"]) == ("stop", "seen enough", 1)
+    assert not [name for name in ray_serve.status().applications if name.partition("-")[0] == "more"]
 
 
 def replicas(endpoint: Endpoint) -> list[int]:

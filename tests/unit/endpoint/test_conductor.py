@@ -187,6 +187,14 @@ def test_who_is_away_is_told_when_it_is_back(
     assert [entry.what for entry in AuditLog(state.audit).entries()] == ["begin", "champion", "roll back"]
 
 
+def test_an_endpoint_that_stops_takes_back_what_it_tries(conductor: Written, state: State) -> None:
+    begin(conductor, Canary(steps=(0.5,), seconds=0, answers=5, patience_s=60))
+    conductor.stopping("nobody asks", "me")
+    assert conductor.settle() == [("remove", TWO.app), ("withdraw", 2)]
+    logged = [(entry.what, entry.reason, entry.details["version"]) for entry in AuditLog(state.audit).entries()]
+    assert logged == [("begin", "better", 2), ("take back", "nobody asks", 2), ("stop", "nobody asks", 1)]
+
+
 def test_storage_that_is_away_has_the_state_when_it_is_back(
     conductor: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
