@@ -170,9 +170,15 @@ class LanguageServer(Relays):
         if body.stream:
             shape, first, pieces = await self._begun(body, *prompts[0])
             return StreamingResponse(_events(first, pieces, shape), media_type="text/event-stream")
+        lanes = asyncio.Semaphore(self.engine.lanes)  # the prompts of one request leave room in the queue for others
+
+        async def whole(prompt: Prompt, said: str) -> dict[str, Any]:
+            async with lanes:
+                return await self._whole(body, prompt, said)
+
         try:
             async with asyncio.TaskGroup() as group:
-                asked = [group.create_task(self._whole(body, *of)) for of in prompts]
+                asked = [group.create_task(whole(*of)) for of in prompts]
         except ExceptionGroup as several:  # the first that is refused ends the others
             raise several.exceptions[0] from None
         return JSONResponse(joined([of.result() for of in asked]))

@@ -329,6 +329,11 @@ def test_guard_chat_and_a_full_queue(serve_port: int, served: Any, exported: str
         echoed = httpx.post(url.replace("chat/", ""), json=text, timeout=60).json()["choices"][0]
         assert (echoed["text"], echoed["finish_reason"]) == ("[withheld]", "content_filter")
 
+        more = httpx.post(url.replace("chat/", ""), json=text | {"prompt": ["hello"] * 5}, timeout=60)
+        assert more.status_code == 200 and len(more.json()["choices"]) == 5, (
+            "they wait for each other, not in the queue"
+        )
+
         body["messages"][0]["content"] = "long"  # type: ignore[index]
         longer = body | {"max_tokens": 480, "temperature": 0}
         with ThreadPoolExecutor(12) as pool:
