@@ -4,10 +4,9 @@ import argparse
 from typing import Any
 
 from rtrain.cli.own import own_module
-from rtrain.cli.verb import Argument
+from rtrain.cli.verb import NOTHING, Argument
 from rtrain.errors import UserError
 
-NOTHING = "none"
 DECODING = (
     Argument("--lanes", type=int, metavar="N", help="answers that are computed at once (default: 8)"),
     Argument(

@@ -176,7 +176,7 @@ def _shares(text: str) -> tuple[float, ...]:
 AS_BEFORE = """\
 What is said of stages (--candidates to --timeout-ms), answers of a language model (--lanes to --guard) and replicas
 (--replicas to --shards) is kept from version to version: the defaults are of the first one, and a later release
-changes what it says alone. --guard none, --draft none, --guesses 0, --shards 0 and --gpus 0 take back."""
+changes what it says alone. --guard, --draft, --features, --history none and --guesses, --shards, --gpus 0 take back."""
 
 ENDPOINT = (
     Verb(

@@ -3,19 +3,19 @@
 import argparse
 from typing import Any
 
-from rtrain.cli.verb import Argument
+from rtrain.cli.verb import NOTHING, Argument
 from rtrain.errors import UserError
 
 STAGES = (
     Argument("--candidates", type=int, help="items that it orders for each (default: 200)"),
     Argument("--user", help="its feature that is who asks (default: user)"),
     Argument("--item", help="its feature that is what is offered (default: item)"),
-    Argument("--history", help="its feature that is the items that were had (default: none)"),
+    Argument("--history", help="its feature that is the items that were had, or none (default: none)"),
     Argument(
         "--features",
         metavar="WHERE",
         help="what is known of users and items: a file of rtrain.SQLite, redis://HOST:PORT/N, or a folder with "
-        "users.parquet and items.parquet (default: nothing)",
+        "users.parquet and items.parquet, or none (default: none)",
     ),
     Argument("--timeout-ms", type=float, help="that features may take (default: 50)"),
 )
@@ -36,6 +36,8 @@ def stages_said(options: argparse.Namespace) -> dict[str, Any]:
         raise UserError(
             f"{options.verb}: --retriever and --ranker are each the stage that RUN is not. Give one of them"
         )
+    for name in {"history", "features"} & set(said):
+        said[name] = "" if said[name] == NOTHING else said[name]
     if "features" in said:
         said["features"] = features_at(said["features"])
     return said

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+NOTHING = "none"
+"""What a command line says to take back what was said before."""
+
 
 class Argument:
     """An argument as `argparse` takes it."""

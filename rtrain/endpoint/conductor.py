@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -121,11 +122,14 @@ class Conductor:
             self._decided(what, reason, by, of=state.champion, share=1.0, then=then)
 
     def stopping(self, reason: str, by: str) -> None:
-        """The endpoint is taken down: say it, and that nobody has a version any more that is being tried."""
+        """The endpoint is taken down, with all applications, by who tells this: say it, and that nobody has a version
+        any more that is being tried."""
         with self._lock:
-            if self._state.candidate:
+            state = self._state
+            if state.candidate:
                 self._drop_candidate(reason, by)
-            self._decided("stop", reason, by, of=self._state.champion, share=0.0)
+            state.to_do = [task for task in state.to_do if _told_to(task) != "serve"]
+            self._decided("stop", reason, by, of=state.champion, share=0.0)
 
     def champion(self) -> Deployed:
         """The version that answers now, as it was deployed."""
@@ -220,7 +224,8 @@ class Conductor:
         share = self._share()
         state.candidate, state.step, state.held = None, 0, None
         then: list[dict[str, Any]] = [{"do": "withdraw", "number": gone.number, "why": why}]
-        self._decided("take back", why, by, of=gone, share=share, then=[{"do": "remove", "app": gone.app}, *then])
+        then.append({"do": "remove", "app": gone.app})
+        self._decided("take back", why, by, of=gone, share=share, then=then)
 
     def _decided(
         self,
@@ -262,7 +267,7 @@ class Conductor:
             if task is None:
                 break
             if self._done(lambda: self._do(task)):  # noqa: B023
-                with self._lock:
+                with self._lock, suppress(ValueError):  # an endpoint that stops has nothing removed any more
                     self._state.to_do.remove(task)
             else:
                 away.add(_told_to(task))

@@ -16,6 +16,9 @@ from rtrain.release.registry import Version
 from rtrain.serving.app import MOST_SAID, NO_LINE_EACH, application_of, what_failed
 from rtrain.serving.waiting import saying_what_it_waits_for
 
+VERSION = r"\d+-[0-9a-f]{4}"
+"""Behind the endpoint's name and a dash what its applications are called."""
+
 
 @contextmanager
 def deployed(version: Version, endpoint: str, answering: Answering, audit: str, first: int = 0) -> Iterator[Deployed]:

@@ -15,7 +15,7 @@ from rtrain import config
 from rtrain.endpoint.actor import NAMESPACE, actor_name, conductor_of, start_conductor
 from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.canary import Canary
-from rtrain.endpoint.deploying import deploy, deployed
+from rtrain.endpoint.deploying import VERSION, deploy, deployed
 from rtrain.endpoint.of_serve import host_of_serve, port_of_serve, running
 from rtrain.endpoint.router import Router
 from rtrain.endpoint.state import STATE, Deployed, State
@@ -248,13 +248,14 @@ class Endpoint:
     def stop(self, reason: str = "it was told to stop") -> None:
         """Take the endpoint down, with all versions, for a reason that is logged; the registry stays as it is."""
         _reasoned(reason)
-        status, of_now = self.status(), hasattr(conductor_of(self.name), "stopping")  # else an older rtrain began it
+        of_now = hasattr(conductor_of(self.name), "stopping")  # else an older rtrain began it
         if of_now:
             self._told("stopping", reason, who())
         ray_serve.delete(name_of(self.name))
         ray_serve.delete(self.name)
-        for of in status["versions"]:
-            ray_serve.delete(of["app"])
+        for app in list(ray_serve.status().applications):
+            if app.startswith(f"{self.name}-") and re.fullmatch(VERSION, app.removeprefix(f"{self.name}-")):
+                ray_serve.delete(app)
         if of_now:
             with suppress(ClusterError):  # what is not logged by now is when it starts again
                 self._at_rest(LOGGED_S)

@@ -260,9 +260,11 @@ def test_the_version_that_answers_is_told_to_answer_otherwise(endpoint: Endpoint
     assert not seen.failed and set(seen.versions) == {"1"}, seen.statuses
     logged = [entry.what for entry in Registry(one.registry, one.audit).log.entries()]
     assert "change" in logged and Registry(one.registry, one.audit).verify() == []
+    one.release(f"{runs}/again", "an A/B test", Canary(steps=(0.5,), seconds=1, answers=1000, patience_s=600))
     one.stop("seen enough")
-    last = list(Registry(one.registry, one.audit).log.entries())[-1]
-    assert (last.what, last.reason, last.details["version"]) == ("stop", "seen enough", 1)
+    registry = Registry(one.registry, one.audit)
+    last = [(entry.what, entry.details.get("version")) for entry in registry.log.entries()][-3:]
+    assert last == [("take back", 2), ("withdraw", 2), ("stop", 1)] and registry.holder("more", "challenger") is None
     assert not [name for name in ray_serve.status().applications if name.partition("-")[0] == "more"]
 
 

@@ -12,7 +12,7 @@ from rtrain.cli.scale import SCALE, scale_said
 from rtrain.cli.stages import STAGES, stages_of, stages_said
 from rtrain.errors import RtrainError, UserError
 from rtrain.language.guard import Guard
-from rtrain.stages.features import SQLite
+from rtrain.stages.features import NoFeatures, SQLite
 
 
 def options(*words: str, more: tuple[str, ...] = ()) -> argparse.Namespace:
@@ -121,3 +121,5 @@ def test_of_stages(tmp_path: Path) -> None:
     (tmp_path / "known.db").touch()
     said = stages_of(options("--ranker", "runs/one", "--features", f"{tmp_path}/known.db", more=ranker))
     assert said.features == SQLite(path=f"{tmp_path}/known.db")
+    taken_back = stages_said(options("--features", "none", "--history", "none"))
+    assert taken_back == {"features": NoFeatures(), "history": ""}

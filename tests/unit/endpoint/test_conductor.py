@@ -86,7 +86,7 @@ def test_of_blue_green_what_the_champion_still_had_under_way_is_no_measure(condu
 def test_a_blue_green_release_that_fails_goes_back(conductor: Written) -> None:
     begin(conductor, Canary(steps=(1.0,), seconds=0, answers=50, patience_s=60))
     assert conductor.ask(40, failed=40) == (ONE.app, "", 0.0)
-    assert conductor.settle() == [("remove", TWO.app), ("withdraw", 2)]
+    assert conductor.settle() == [("withdraw", 2), ("remove", TWO.app)]
     assert conductor.told == [("begin", 1.0), ("take back", 1.0)]
 
 
@@ -190,7 +190,7 @@ def test_who_is_away_is_told_when_it_is_back(
 def test_an_endpoint_that_stops_takes_back_what_it_tries(conductor: Written, state: State) -> None:
     begin(conductor, Canary(steps=(0.5,), seconds=0, answers=5, patience_s=60))
     conductor.stopping("nobody asks", "me")
-    assert conductor.settle() == [("remove", TWO.app), ("withdraw", 2)]
+    assert conductor.settle() == [("withdraw", 2)], "who tells it ends the applications"
     logged = [(entry.what, entry.reason, entry.details["version"]) for entry in AuditLog(state.audit).entries()]
     assert logged == [("begin", "better", 2), ("take back", "nobody asks", 2), ("stop", "nobody asks", 1)]
 
