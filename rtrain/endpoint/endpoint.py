@@ -2,8 +2,8 @@
 
 import re
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.deploying import VERSION, deploy, deployed
 from rtrain.endpoint.of_serve import host_of_serve, port_of_serve, running
 from rtrain.endpoint.router import Router
-from rtrain.endpoint.state import STATE, Deployed, State
+from rtrain.endpoint.state import STATE, Deployed, State, stamp
 from rtrain.errors import ClusterError, RtrainError, UserError, one_line
 from rtrain.export.artifact import export_in
 from rtrain.export.huggingface import is_language
@@ -157,24 +157,24 @@ class Endpoint:
             return version
         if not (champion and champion.version == version.version):
             registry.promote(self.name, version.version, reason, alias=CHALLENGER)
-        if not there:
-            first = champion or version
-            # What is said is of the version that is released: the one before it starts as it was.
-            was = answering
-            if before and first.version != version.version:
-                was = Answering.after(before)
-                was = replace(was, stages=was.stages or answering.stages)
-            say(f"version {first.version} ({first.run}) starts")
-            self._open(deploy(first, self.name, was, self.audit))
-            if first is version:
-                registry.promote(self.name, version.version, reason)
-                return version
-            if champion and champion.version == version.version:
-                return version
-        say(f"version {version.version} ({version.run}) starts")
-        by = canary or Canary()
-        with self._deployed(version, answering, before if by.shares[0] == 1 else None) as candidate:
-            self._told("begin", asdict(candidate), config.to_dict(by), reason, who())
+        with self._or_withdrawn(registry, version):
+            if not there:
+                first = champion or version
+                # What is said is of the version that is released: the one before it starts as it was.
+                was = answering
+                if before and first.version != version.version:
+                    was = Answering.after(before)
+                    was = replace(was, stages=was.stages or answering.stages)
+                say(f"version {first.version} ({first.run}) starts")
+                self._open(deploy(first, self.name, was, self.audit), reason)
+                if first is version:
+                    registry.promote(self.name, version.version, reason)
+                if first.version == version.version:
+                    return version
+            say(f"version {version.version} ({version.run}) starts")
+            by = canary or Canary()
+            with self._deployed(version, answering, before if by.shares[0] == 1 else None) as candidate:
+                self._told("begin", asdict(candidate), config.to_dict(by), reason, who())
         return version
 
     def stages_of_release(self) -> TwoStages | None:
@@ -282,6 +282,16 @@ class Endpoint:
             )
         return Answering.after(before, self.replicas, self.decoding, self.stages)
 
+    @contextmanager
+    def _or_withdrawn(self, registry: Registry, version: Version) -> Iterator[None]:
+        """The challenger is none any more where it does not come to be tried."""
+        try:
+            yield
+        except BaseException as error:
+            with suppress(ClusterError):
+                registry.withdraw(self.name, version.version, f"it was not tried ({type(error).__name__})")
+            raise
+
     def _tried(self) -> int:
         """The version that is being tried; 0: none is."""
         return next((int(of["version"]) for of in self.status()["versions"] if of["role"] == "candidate"), 0)
@@ -298,13 +308,16 @@ class Endpoint:
         folder = Folder(f"{self.state}/{self.name}")
         return State.from_json(folder.read_json(STATE)).champion if folder.exists(STATE) else None
 
-    def _open(self, champion: Deployed) -> None:
+    def _open(self, champion: Deployed, reason: str) -> None:
         """The conductor, which goes on from what is on storage if there is anything, and the routers."""
         state = f"{self.state}/{self.name}"
         first = State(model=self.name, registry=self.registry, audit=self.audit, champion=champion)
         folder = Folder(state)
         if folder.exists(STATE):
             first.after(State.from_json(folder.read_json(STATE)))
+            first.decisions.append(
+                {"at": stamp(), "what": "start", "why": reason, "by": who(), "version": champion.number, "share": 1.0}
+            )
         folder.write_json(STATE, first.to_json())
         start_conductor(self.name, folder.uri)
         self._told("status")

@@ -212,6 +212,8 @@ def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: 
     assert not seen.failed and set(seen.versions) == {"1"}
     log = [entry for entry in Registry(endpoint.registry, endpoint.audit).log.entries() if entry.what == "refused"]
     assert len(log) == 2 and "RuntimeError: it does not load where it is served" in log[0].reason, log
+    registry = Registry(endpoint.registry, endpoint.audit)
+    assert registry.holder("demo", "challenger") is None and registry.verify() == []
 
 
 @pytest.mark.slow
@@ -266,6 +268,12 @@ def test_the_version_that_answers_is_told_to_answer_otherwise(endpoint: Endpoint
     last = [(entry.what, entry.details.get("version")) for entry in registry.log.entries()][-3:]
     assert last == [("take back", 2), ("withdraw", 2), ("stop", 1)] and registry.holder("more", "challenger") is None
     assert not [name for name in ray_serve.status().applications if name.partition("-")[0] == "more"]
+    assert one.release(f"{runs}/good", "they ask again").version == 1
+    settled = one.settled(1, timeout_s=60)
+    assert settled is not None and settled.why == "start: they ask again" and replicas(one) == [2], (
+        "as it answered last"
+    )
+    one.stop()
 
 
 def replicas(endpoint: Endpoint) -> list[int]:
