@@ -97,7 +97,7 @@ def _judged(options: argparse.Namespace, stages: Any) -> bool:
 
 
 def _endpoints(options: argparse.Namespace) -> int:
-    from rtrain.endpoint.endpoint import endpoints
+    from rtrain.endpoint.actor import endpoints
     from rtrain.launch.session import join_running
 
     if options.stop and not (options.name and options.reason):

@@ -22,8 +22,6 @@ from rtrain.errors import ClusterError, UserError, one_line
 from rtrain.release.audit import AuditLog
 from rtrain.storage import Folder
 
-DECISIONS = 200
-"""Newest decisions that are kept with the endpoint; the audit log has all."""
 GONE_S = 30.0
 """Seconds without an exchange after which a router is gone, and waited for no more."""
 AGAIN_S = 1.0
@@ -47,6 +45,7 @@ class Conductor:
         self._asking, self._next_asked = False, 0.0
         self._later: queue.Queue[Callable[[], object]] = queue.Queue()
         self._pause_s, self._again = 0.0, math.inf
+        self._away = set[str]()
         if self._state.to_do:
             self._later.put(self._settle)
         threading.Thread(target=self._work, name="rtrain-conductor", daemon=True).start()
@@ -244,12 +243,9 @@ class Conductor:
         memory = {app: Tally(memory=tally.memory) for app, tally in self._tallies.items() if app in there}
         seen = {app: tally.to_json() for app, tally in self._tallies.items()}
         self._tallies, self._began = memory, time.monotonic()
-        details = {"version": of.number if of else None, "share": self._share() if share is None else share}
-        at = stamp()
-        state.decisions.append({"at": at, "what": what, "why": why, "by": by, **details, "seen": seen})
-        del state.decisions[:-DECISIONS]
-        logged = {"endpoint": state.model, **details, "told": by, "champion": state.champion.number, "since": at}
-        state.to_do += [{"do": "log", "what": what, "why": why, "details": logged}, *then]
+        share = self._share() if share is None else share
+        state.decide(what, why, by, version=of.number if of else None, share=share, seen=seen)
+        state.to_do += then
         self._later.put(self._settle)
 
     def _settle(self) -> None:
@@ -261,26 +257,27 @@ class Conductor:
         while True:
             with self._lock:
                 stored = self._state.to_json()
-            if "state" not in away and not self._done(lambda: self._folder.write_json(STATE, stored)):  # noqa: B023
+            if "state" not in away and not self._done("state", lambda: self._folder.write_json(STATE, stored)):  # noqa: B023
                 away.add("state")  # what is served goes on without storage
             task = next((task for task in stored["to_do"] if _told_to(task) not in away), None)
             if task is None:
                 break
-            if self._done(lambda: self._do(task)):  # noqa: B023
+            if self._done(_told_to(task), lambda: self._do(task)):  # noqa: B023
                 with self._lock, suppress(ValueError):  # an endpoint that stops has nothing removed any more
                     self._state.to_do.remove(task)
             else:
                 away.add(_told_to(task))
+        self._away = away
         self._pause_s = min(2 * self._pause_s or AGAIN_S, MOST_AGAIN_S) if away else 0.0
         self._again = time.monotonic() + self._pause_s if away else math.inf
 
-    def _done(self, work: Callable[[], object]) -> bool:
-        """Whether there is nothing left of it to do: not where somebody is away, which is said at the first time."""
+    def _done(self, to: str, work: Callable[[], object]) -> bool:
+        """Whether there is nothing left of it to do: not where who is told is away, which is said the first time."""
         try:
             work()
         except Exception as error:
             refused = isinstance(error, UserError) and not isinstance(error, ClusterError)
-            if refused or not self._pause_s:
+            if refused or to not in self._away:
                 self._problem(error)
             return refused
         return True

@@ -12,13 +12,13 @@ from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayTaskError
 
 from rtrain import config
-from rtrain.endpoint.actor import NAMESPACE, actor_name, conductor_of, start_conductor
+from rtrain.endpoint.actor import conductor_of, end_conductor, endpoints, start_conductor
 from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.deploying import VERSION, deploy, deployed
 from rtrain.endpoint.of_serve import host_of_serve, port_of_serve, running
 from rtrain.endpoint.router import Router
-from rtrain.endpoint.state import STATE, Deployed, State, stamp
+from rtrain.endpoint.state import STATE, Deployed, State
 from rtrain.errors import ClusterError, RtrainError, UserError, one_line
 from rtrain.export.artifact import export_in
 from rtrain.export.huggingface import is_language
@@ -243,7 +243,14 @@ class Endpoint:
         with self._deployed(back, self._answering(before, there=True), before) as champion:
             self._told("replace", asdict(champion), "roll back", reason, who(), not behind)
         self._at_rest()
-        return f"version {back.version} ({back.run}) answers again"
+        told = f"version {back.version} ({back.run}) answers again"
+        holder = registry.holder(self.name, CHAMPION)
+        if not holder or holder.version != back.version:
+            has = f"version {holder.version}" if holder else "nobody"
+            raise ClusterError(
+                f"endpoint {self.name!r}: {told}, but the registry's champion is {has}. rtrain endpoints says why"
+            )
+        return told
 
     def stop(self, reason: str = "it was told to stop") -> None:
         """Take the endpoint down, with all versions, for a reason that is logged; the registry stays as it is."""
@@ -259,7 +266,7 @@ class Endpoint:
         if of_now:
             with suppress(ClusterError):  # what is not logged by now is when it starts again
                 self._at_rest(LOGGED_S)
-        ray.kill(conductor_of(self.name))
+        end_conductor(self.name)
 
     def _before(self, there: bool) -> Deployed | None:
         """What answers now, or did when its Ray ended; none: nothing ever."""
@@ -289,11 +296,14 @@ class Endpoint:
             yield
         except BaseException as error:
             with suppress(ClusterError):
-                registry.withdraw(self.name, version.version, f"it was not tried ({type(error).__name__})")
+                if self._tried() != version.version:  # begun by another command meanwhile
+                    registry.withdraw(self.name, version.version, f"it was not tried ({type(error).__name__})")
             raise
 
     def _tried(self) -> int:
-        """The version that is being tried; 0: none is."""
+        """The version that is being tried; 0: none is, or the endpoint is not there."""
+        if self.name not in endpoints():
+            return 0
         return next((int(of["version"]) for of in self.status()["versions"] if of["role"] == "candidate"), 0)
 
     def _deployed(
@@ -315,9 +325,7 @@ class Endpoint:
         folder = Folder(state)
         if folder.exists(STATE):
             first.after(State.from_json(folder.read_json(STATE)))
-            first.decisions.append(
-                {"at": stamp(), "what": "start", "why": reason, "by": who(), "version": champion.number, "share": 1.0}
-            )
+            first.decide("start", reason, who(), version=champion.number, share=1.0)
         folder.write_json(STATE, first.to_json())
         start_conductor(self.name, folder.uri)
         self._told("status")
@@ -376,17 +384,6 @@ class Endpoint:
             raise
         except RayActorError as error:
             raise ClusterError(f"endpoint {self.name!r}: its conductor died ({one_line(error)})") from error
-
-
-def endpoints() -> list[str]:
-    """Names of those that run on the Ray that is joined."""
-    actors = ray.util.list_named_actors(all_namespaces=True)
-    prefix = actor_name("")
-    return sorted(
-        of["name"].removeprefix(prefix)
-        for of in actors
-        if of["namespace"] == NAMESPACE and of["name"].startswith(prefix)
-    )
 
 
 def _reasoned(reason: str) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 from rtrain import config
 from rtrain.endpoint.canary import Canary
+from rtrain.version import refuse_newer
 
 STATE = "endpoint.json"
+DECISIONS = 200
+"""Newest decisions that are kept with the endpoint; the audit log has all."""
 
 
 def stamp() -> str:
@@ -58,20 +61,41 @@ class State:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "State":
-        """What `to_json` gave."""
+        """What `to_json` gave.
+
+        Raises:
+            CheckpointError: a newer rtrain gave it.
+        """
+        for kind, told in ((cls, stored), (Deployed, stored["champion"]), (Deployed, stored["candidate"] or {})):
+            refuse_newer(STATE, kind, told)
         deployed = {k: Deployed(**stored[k]) if stored[k] else None for k in ("champion", "candidate")}
         return cls(**{**stored, **deployed, "canary": config.from_dict(stored["canary"])})
+
+    def decide(
+        self,
+        what: str,
+        why: str,
+        by: str,
+        *,
+        version: int | None,
+        share: float,
+        seen: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Keep a decision, and that the log is to have it; `share`: of all requests, what the version has from then."""
+        details, at = {"version": version, "share": share}, stamp()
+        decision = {"at": at, "what": what, "why": why, "by": by, **details}
+        self.decisions.append(decision if seen is None else decision | {"seen": seen})
+        del self.decisions[:-DECISIONS]
+        logged = {"endpoint": self.model, **details, "told": by, "champion": self.champion.number, "since": at}
+        self.to_do.append({"do": "log", "what": what, "why": why, "details": logged})
 
     def after(self, before: "State") -> None:
         """Go on from the state of a Ray that is gone, with all that ran on it: what it left undone is said, or done."""
         self.decisions = before.decisions
-        logged = [task for task in before.to_do if task["do"] == "log"]
+        self.to_do = [task for task in before.to_do if task["do"] == "log"]
         if lost := before.candidate:
             why = f"the Ray that it ran on ended while it was being tried; version {self.champion.number} answers"
-            details = {"version": lost.number, "share": 0.0}
-            self.decisions.append({"at": stamp(), "what": "take back", "why": why, "by": "endpoint", **details})
-            told = {"endpoint": self.model, **details, "told": "endpoint"}
-            logged.append({"do": "log", "what": "take back", "why": why, "details": told})
+            self.decide("take back", why, "endpoint", version=lost.number, share=0.0)
         for task in before.to_do:
             if task["do"] in ("promote", "rollback") and task["number"] != self.champion.number:
                 why = (
@@ -79,4 +103,3 @@ class State:
                     "Release it again"
                 )
                 self.decisions.append({"at": stamp(), "what": "problem", "why": why, "by": "endpoint"})
-        self.to_do = logged

@@ -15,7 +15,7 @@ from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
 from rtrain.release.servable import Faithful, SameRequests, Servable, Within
 from rtrain.release.together import Together
 from rtrain.stages.config import TwoStages
-from rtrain.version import VERSION
+from rtrain.version import VERSION, refuse_newer
 
 RECORD = "gate.json"
 FORMAT = 1
@@ -52,8 +52,15 @@ class Verdict:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Verdict":
-        """What `to_json` gave."""
+        """What `to_json` gave.
+
+        Raises:
+            CheckpointError: a newer rtrain gave it.
+        """
         plain = {key: value for key, value in stored.items() if key != "passed"}
+        refuse_newer(RECORD, cls, plain)
+        for one in stored["decisions"]:
+            refuse_newer(RECORD, Decision, one)
         return cls(**plain | {"decisions": tuple(Decision(**one) for one in stored["decisions"])})
 
     def __str__(self) -> str:

@@ -19,9 +19,9 @@ import pytest
 import ray
 from ray import serve as ray_serve
 
-from rtrain.endpoint.actor import conductor_of
+from rtrain.endpoint.actor import conductor_of, endpoints
 from rtrain.endpoint.canary import Canary, Limits
-from rtrain.endpoint.endpoint import Endpoint, Settled, endpoints
+from rtrain.endpoint.endpoint import Endpoint, Settled
 from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
 from rtrain.errors import ClusterError, RunFailed, UserError
@@ -218,7 +218,7 @@ def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: 
 
 @pytest.mark.slow
 def test_a_rollback_has_the_replicas_of_now_and_nothing_is_undone_where_it_does_not_load(
-    endpoint: Endpoint, runs: Path, tmp_path: Path
+    endpoint: Endpoint, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(runs / "good", tmp_path / "good")
     two = replace(endpoint, name="back", replicas=2, routers=1, state=f"{tmp_path}/endpoints", grpc_port=None)
@@ -241,6 +241,20 @@ def test_a_rollback_has_the_replicas_of_now_and_nothing_is_undone_where_it_does_
     wait_for(lambda: replicas(as_it_is) == [2], "what was taken back has gone")
     holder = registry.holder("back", "champion")
     assert holder and holder.version == 1 and registry.verify() == []
+    as_it_is.release(f"{runs}/again", "once more", replace(QUICK, steps=(1.0,)))
+    as_it_is.hold(1.0, "at once")
+    wait_for(lambda: (holder := registry.holder("back", "champion")) and holder.version == 2, "version 2 is champion")
+    there = Endpoint._deployed
+
+    def beside(self: Endpoint, *of: Any) -> Any:
+        registry.client.delete_registered_model_alias("back", "champion")
+        return there(self, *of)
+
+    monkeypatch.setattr(Endpoint, "_deployed", beside)
+    with pytest.raises(ClusterError, match=r"version 1 \(good\) answers again, but the registry's champion is nobody"):
+        as_it_is.rollback("slower than it seemed")
+    assert any("it has no champion to take back" in d["why"] for d in as_it_is.status()["decisions"])
+    registry.client.set_registered_model_alias("back", "champion", "2")  # others of this file verify the log
     two.stop()
 
 
@@ -273,7 +287,16 @@ def test_the_version_that_answers_is_told_to_answer_otherwise(endpoint: Endpoint
     assert settled is not None and settled.why == "start: they ask again" and replicas(one) == [2], (
         "as it answered last"
     )
+    assert [entry.details["version"] for entry in registry.log.entries() if entry.what == "start"] == [1]
+    for app in [name for name in ray_serve.status().applications if name.partition("-")[0] == "more"]:
+        ray_serve.delete(app)  # beside rtrain, so that its conductor goes on
+    assert "more" in endpoints()
+    one.release(f"{runs}/good", "somebody shut Serve down")
+    with predicting(one.url) as seen:
+        wait_for(lambda: len(seen.versions.get("1", ())) > 10, "version 1 answers")
+    assert not seen.failed, seen.statuses
     one.stop()
+    assert "more" not in endpoints()
 
 
 def replicas(endpoint: Endpoint) -> list[int]:

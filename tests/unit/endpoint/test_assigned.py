@@ -36,7 +36,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("rtrain.endpoint.conductor.stamp", clock)
+    monkeypatch.setattr("rtrain.endpoint.state.stamp", clock)
     return clock
 
 

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from rtrain import config
+from rtrain.endpoint.assigned import assigned_of
 from rtrain.endpoint.canary import Canary, Limits
 from rtrain.endpoint.conductor import Conductor
 from rtrain.endpoint.state import STATE, Deployed, State
 from rtrain.endpoint.tally import Tally
-from rtrain.errors import ClusterError, UserError
+from rtrain.errors import CheckpointError, ClusterError, UserError
 from rtrain.release.audit import AuditLog
 from rtrain.storage import Folder
 
@@ -187,6 +188,31 @@ def test_who_is_away_is_told_when_it_is_back(
     assert [entry.what for entry in AuditLog(state.audit).entries()] == ["begin", "champion", "roll back"]
 
 
+def test_of_two_who_are_away_each_is_said(conductor: Written, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any) -> None:
+        raise ClusterError("no connection")
+
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("rtrain.endpoint.conductor.AGAIN_S", 0.01)
+    monkeypatch.setattr(conductor, "_mark", gone)
+    begin(conductor, Canary(steps=(1.0,), seconds=0, answers=5, patience_s=60))
+    conductor.ask(5)
+    until(lambda: conductor._pause_s > 0.03, "the registry is away")
+    monkeypatch.setattr(conductor._folder, "write_json", full)
+    until(lambda: "no space left" in conductor.status()["decisions"][0]["why"], "and now storage")
+    said = [d["why"] for d in conductor.status()["decisions"] if d["what"] == "problem"]
+    assert len(said) == 2 and "no connection" in said[1]
+    monkeypatch.undo()
+
+
+def test_what_a_newer_rtrain_wrote_is_said(state: State) -> None:
+    for stored in (state.to_json() | {"lanes": 2}, state.to_json() | {"champion": dict(ONE.__dict__) | {"lanes": 2}}):
+        with pytest.raises(CheckpointError, match=r"endpoint.json: a newer rtrain wrote it, with lanes. Update rtrain"):
+            State.from_json(stored)
+
+
 def test_an_endpoint_that_stops_takes_back_what_it_tries(conductor: Written, state: State) -> None:
     begin(conductor, Canary(steps=(0.5,), seconds=0, answers=5, patience_s=60))
     conductor.stopping("nobody asks", "me")
@@ -234,6 +260,12 @@ def test_a_ray_that_ended_leaves_a_word_of_what_it_had_not_finished(state: State
     assert [(d["what"], d.get("version")) for d in state.decisions] == [("take back", 2), ("problem", None)]
     assert "version 3 was to be the champion" in state.decisions[1]["why"]
     assert [(task["do"], task["what"]) for task in state.to_do] == [("log", "hold"), ("log", "take back")]
+    log, taken_back = AuditLog(state.audit), state.to_do[1]
+    before.decide("begin", "w", "me", version=2, share=0.5)
+    log.append("begin", "w", before.to_do[-1]["details"] | {"since": "2026-01-01T00:00:00+00:00"})
+    log.append("take back", taken_back["why"], taken_back["details"])
+    (window,) = assigned_of(log, "m", 2).windows
+    assert window.share == 0.5 and window.stop < float("inf"), "who had it is still known"
 
 
 def test_limits_hold_what_a_person_holds_too(conductor: Written) -> None:

@@ -12,8 +12,8 @@ import rtrain
 from rtrain import Calibrated, Faithful, NotWorse, SameRequests, Servable, SlicesNotWorse, Within
 from rtrain.cli import console
 from rtrain.data.split import ByTime
-from rtrain.errors import ConfigError, UserError
-from rtrain.release.gate import RECORD, Gate, verdict_of
+from rtrain.errors import CheckpointError, ConfigError, UserError
+from rtrain.release.gate import RECORD, Gate, Verdict, verdict_of
 from rtrain.release.judged import Decision, Finished, Judged
 from rtrain.release.probe import probe
 from rtrain.release.servable import narrower
@@ -39,6 +39,10 @@ def test_the_first_model_passes_and_the_record_is_of_it_alone(copy: Path) -> Non
     assert verdict.decisions[1].numbers["difference"] < 1e-6
     finished = Finished.read(f"{copy}/export")
     assert verdict_of(finished) == verdict
+    told = verdict.to_json()
+    for newer in (told | {"later": 1}, told | {"decisions": [told["decisions"][0] | {"later": 1}]}):
+        with pytest.raises(CheckpointError, match=r"gate.json: a newer rtrain wrote it, with later. Update rtrain"):
+            Verdict.from_json(newer)
     assert json.loads((copy / "export" / RECORD).read_text())["passed"] is True
     head = json.loads((copy / "export" / "export.json").read_text())
     (copy / "export" / "export.json").write_text(json.dumps(head | {"step": 1}))
