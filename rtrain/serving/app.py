@@ -38,6 +38,7 @@ JSON = {"content-type": "application/json"}
 NO_LINE_EACH = LoggingConfig(enable_access_log=False)
 """Of Serve and of each application: no line of a log for each request."""
 MOST_SAID = 300
+DIED = "its process ended as it loaded: killed, out of memory, or by a crash in compiled code; see its log in Ray's"
 """Letters of an error that a message has."""
 _OWN: dict[str, "Served"] = {}
 """Applications that this process serves; a notebook that serves another model means to replace them."""
@@ -333,4 +334,4 @@ def what_failed(app: str) -> str:
     told = [one.message.strip() for one in found.deployments.values()] if found else []
     lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.partition(":")[0]]
-    return str((errors or [""])[-1])[:MOST_SAID]
+    return DIED if errors[-1:] == ["ActorDiedError()"] else str((errors or [""])[-1])[:MOST_SAID]

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +17,8 @@ from rtrain.export.shards import Rows, Shard, joined, split
 
 ROWS_S = 10.0
 """Seconds in which a shard has to have said its rows."""
+AGAIN_S = 1.0
+"""Seconds after which it is asked once more; its answer takes milliseconds."""
 
 
 @ray_serve.deployment(name="Tables", ray_actor_options={"num_cpus": 0.5})
@@ -58,10 +61,26 @@ class Elsewhere:
 
     @staticmethod
     async def _asked(shard: Any, wanted: Rows) -> Rows:
+        """Its rows, of the first that says them: it is asked once more where it died over the question, or says nothing
+        for long, for a copy of it may answer, or who comes after it."""
         if not wanted:
             return {}
+        asked = [asyncio.create_task(_rows_of(shard, wanted))]
         try:
-            found: Rows = await shard.rows.remote(wanted)
-        except RayActorError:  # it died over the question: a copy of it answers, or who comes after it
-            found = await shard.rows.remote(wanted)
-        return found
+            await asyncio.wait(asked, timeout=AGAIN_S)
+            first = asked[0]
+            if first.done() and not isinstance(first.exception(), RayActorError):
+                return first.result()
+            asked.append(asyncio.create_task(_rows_of(shard, wanted)))
+            for answer in asyncio.as_completed(asked):
+                with suppress(RayActorError):
+                    return await answer
+            return await asked[-1]
+        finally:
+            for one in asked:
+                one.cancel()
+
+
+async def _rows_of(shard: Any, wanted: Rows) -> Rows:
+    found: Rows = await shard.rows.remote(wanted)
+    return found

@@ -81,7 +81,7 @@ def test_answers_are_those_of_whole_tables(
         served.stop()
 
 
-def test_of_two_copies_of_a_shard_one_may_die(
+def test_of_two_copies_of_a_shard_one_may_freeze_or_die(
     asked: tuple[str, list[dict[str, Any]]], serve_port: int, joined_ray: None
 ) -> None:
     export, rows = asked
@@ -105,6 +105,11 @@ def test_of_two_copies_of_a_shard_one_may_die(
         with ThreadPoolExecutor(4) as pool:
             clients = [pool.submit(ask) for _ in range(4)]
             try:
+                time.sleep(1)
+                frozen = min(p.pid for p in of_shards())
+                os.kill(frozen, signal.SIGSTOP)  # it is there, and says nothing
+                time.sleep(5)
+                os.kill(frozen, signal.SIGCONT)
                 for _ in range(3):
                     before = {p.pid for p in of_shards()}
                     os.kill(min(before), signal.SIGKILL)
