@@ -172,6 +172,9 @@ class Handoff:
     measured: the fastest of the three here, if it answers the same."""
     tables: Literal["trained", "float16", "int8", "int4"] = "trained"
     """What weights of tables are kept as in a ranking model's export: as they were trained, or in fewer bits."""
+    weights: Literal["trained", "bfloat16", "float16"] = "trained"
+    """What a language model's export keeps its weights as, and computes in: as they were trained, float32, or in half
+    the bytes."""
     dense: Literal["trained", "int8"] = "trained"
     """What weights of the dense part are kept as in the program of a ranking model's export: int8 where that is
     measured to be faster."""
@@ -194,6 +197,8 @@ class Handoff:
             raise ConfigError(f"handoff.program: must be measured, eager, onnx or compiled, got {self.program!r}")
         if self.tables not in ("trained", "float16", "int8", "int4"):
             raise ConfigError(f"handoff.tables: must be trained, float16, int8 or int4, got {self.tables!r}")
+        if self.weights not in ("trained", "bfloat16", "float16"):
+            raise ConfigError(f"handoff.weights: must be trained, bfloat16 or float16, got {self.weights!r}")
         if self.dense not in ("trained", "int8"):
             raise ConfigError(f"handoff.dense: must be trained or int8, got {self.dense!r}")
         if self.dense == "int8" and self.program in ("eager", "compiled"):

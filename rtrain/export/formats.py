@@ -7,7 +7,7 @@ from rtrain.checkpoint.format import Stored
 from rtrain.errors import ConfigError
 from rtrain.export.artifact import export
 from rtrain.export.chosen import KINDS, ROWS, Kind, choose, refuse_program
-from rtrain.export.language import export_language, refuse_served
+from rtrain.export.language import export_language, refuse_loaded
 from rtrain.export.pruned import prune
 from rtrain.export.quantised import quantise
 from rtrain.export.quantised_program import quantise_program
@@ -61,9 +61,16 @@ def refuse_export(run: Run, dataset: Any) -> None:
                 f"handoff.{field}: {wanted} is of models that score rows, and {type(run.model).__name__} is another. "
                 "Leave it out"
             )
+    if run.handoff.weights != "trained" and run.model.exported != "hugging face":
+        raise ConfigError(
+            f"handoff.weights: {run.handoff.weights} is of language models, and {type(run.model).__name__} is "
+            "another. Leave it out"
+        )
     if run.handoff.export and program in KINDS:
         refuse_program(program)
     if run.handoff.export and run.model.exported == "encoders":
         wants_index(run, dataset)
-    if run.handoff.serve_check and run.model.exported == "hugging face":
-        refuse_served(run)
+    if run.model.exported == "hugging face":
+        loaded = {"serve_check": run.handoff.serve_check, "weights": run.handoff.weights != "trained"}
+        for field in (name for name, asked in loaded.items() if asked):
+            refuse_loaded(run, field)

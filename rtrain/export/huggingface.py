@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import DataError, did_you_mean
-from rtrain.export.weights import put, put_text
+from rtrain.export.weights import put, put_text, save
 from rtrain.models.decoder import Decoder
 from rtrain.storage import Folder
 
@@ -144,7 +143,7 @@ def write_decoder(
         file = f"model-{number:05d}-of-{len(packs):05d}.safetensors"
         tensors = {their_name(n): weights[n].detach().contiguous() for n in names}
         total += sum(t.nbytes for t in tensors.values())
-        files |= put(folder, file, partial(save_file, tensors, metadata={"format": "pt"}), check)
+        files |= put(folder, file, partial(save, tensors), check)
         index |= dict.fromkeys(tensors, file)
     check()
     return files | put_text(

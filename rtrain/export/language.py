@@ -48,6 +48,9 @@ def export_language(
             "files": files,
         },
     )
+    for name in folder.names():  # of an export before this one, whose weights were kept otherwise
+        if name.startswith("model-") and name not in files:
+            folder.discard(name)
     return folder.uri
 
 
@@ -63,18 +66,18 @@ def verify(uri: str) -> None:
             pass
 
 
-def refuse_served(run: Run) -> None:
-    """Refuse now what `handoff.serve_check` of a language model would miss when the training is over.
+def refuse_loaded(run: Run, field: str) -> None:
+    """Refuse now what a field of `handoff`, for which the export is loaded, would miss when the training is over.
 
     Raises:
         ConfigError: transformers is not installed, or the run lies in no local folder.
     """
     if find_spec("transformers") is None:
         raise ConfigError(
-            "handoff.serve_check: the package `transformers` is not installed. Run pip install rtrain[language]"
+            f"handoff.{field}: the package `transformers` is not installed. Run pip install rtrain[language]"
         )
     if not Folder(run.folder).is_local:
         raise ConfigError(
-            f"handoff.serve_check: a language model is served from a local or mounted folder, and storage is "
-            f"{run.storage!r}. Set another storage, or leave the check out"
+            f"handoff.{field}: a language model is loaded from a local or mounted folder, and storage is "
+            f"{run.storage!r}. Set another storage, or leave it out"
         )

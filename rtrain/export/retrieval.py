@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from rtrain import config
@@ -37,7 +36,7 @@ from rtrain.data.retrieval_set import RetrievalDataset
 from rtrain.errors import RtrainWarning
 from rtrain.export.artifact import FORMAT, HEAD
 from rtrain.export.index import ASKED, INDEX, LEAST, Index, Stated, Vectors, library, measured, write_index
-from rtrain.export.weights import fetched, load, put, write_weights
+from rtrain.export.weights import fetched, load, put, save, write_weights
 from rtrain.models.unsharded import Unsharded
 from rtrain.run import Run
 from rtrain.scratch import Scratch
@@ -75,7 +74,7 @@ def export_retrieval(
     model = Unsharded(run.blueprint, seed=0, table_device="meta")
     load(model, fetched(folder.uri, files), lambda name, local: None)
     if known:
-        files |= put(folder, KNOWN, partial(save_file, known), check)
+        files |= put(folder, KNOWN, partial(save, known), check)
     if names:
         who = pa.table({"user": names["user"], "row": np.arange(len(names["user"]))})
         files |= put(folder, USERS, partial(pq.write_table, who), check)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
@@ -167,6 +167,15 @@ def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
         for *_, blocks in entries:
             for block in blocks():
                 file.write(block.contiguous().view(torch.uint8).numpy().data)
+
+
+def save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """The same of tensors that are in memory, for whom other files of this process are: safetensors' own are for its
+    user alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def _blocks(stored: Stored, logical: str) -> Iterator[Tensor]:

@@ -11,6 +11,7 @@ from rtrain.evaluation.baseline import of_baselines
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
 from rtrain.export.artifact import HEAD, apart_of
 from rtrain.export.formats import FORMATS
+from rtrain.handoff.halved import halve
 from rtrain.handoff.served import SAME, compare_served
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.taking import RESULT, earlier_result
@@ -47,6 +48,8 @@ def finish(
         target = f"{folder.uri}/export"
         driver.check()
         exported = FORMATS[run.model.exported](run, stored, target, outcome.test, driver.check, dataset)
+        if run.handoff.weights != "trained":
+            halve(run, exported, dataset, driver.check)
         clock.lap("export")
     served, difference, allowed = None, None, SAME
     if run.handoff.serve_check and exported:

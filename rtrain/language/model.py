@@ -99,7 +99,7 @@ def load(uri: str, *, device: str = "") -> Language:
     bars = told.is_progress_bar_enabled()
     told.disable_progress_bar()  # of one file, in a replica's log or a verb's answer
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, local_files_only=True)
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # of transformers, safetensors and tokenizers: each its own
         raise CheckpointError(f"{uri}: transformers cannot read it ({one_line(error)[:300]})") from None

@@ -129,14 +129,15 @@ def lost_to_bits(name: str, head: Mapping[str, Any], higher: bool) -> tuple[floa
     """By how much fewer bits make the metric worse than its run tells, which was judged as it was trained."""
     all_lost, said = 0.0, ""
     for part, stated in fewer_bits(head).items():
-        called = f"{stated['kept']} {'tables' if part == 'tables' else 'dense part'}"
+        several = part in ("tables", "weights")
+        called = f"{stated['kept']} {part if several else 'dense part'}"
         if name not in stated:
-            said += f"; of {part if part == 'tables' else 'a dense part'} as trained, not of {stated['kept']}"
+            said += f"; of {part if several else 'a dense part'} as trained, not of {stated['kept']}"
             continue
         was, now = stated[name]
         lost = max(0.0, was - now if higher else now - was)
         all_lost += lost
-        said += f", of which {called} take{'' if part == 'tables' else 's'} {lost:.5f}"
+        said += f", of which {called} take{'' if several else 's'} {lost:.5f}"
     return all_lost, said
 
 
