@@ -13,9 +13,10 @@ import numpy as np
 
 from rtrain import config
 from rtrain.errors import RtrainError, one_line
-from rtrain.export.artifact import modules_of, prepare
+from rtrain.export.artifact import HEAD, modules_of, prepare
 from rtrain.process import apart_from_here
 from rtrain.stages.config import TwoStages
+from rtrain.storage import Folder
 
 DEADLINE_S = 600.0
 """For loading both and answering."""
@@ -51,7 +52,10 @@ def ask_both(stages: TwoStages, rows: Sequence[Mapping[str, Any]], k: int) -> Pa
     """
     prepare(stages.ranker)
     told = config.to_dict(stages)
-    own = [name for name in modules_of(told) if name in sys.modules]
+    # Of the stages' own classes, as filters, and of both models.
+    folders = [Folder(uri) for uri in (stages.retriever, stages.ranker)]
+    named = [told, *(folder.read_json(HEAD) for folder in folders if folder.exists(HEAD))]
+    own = sorted({name for part in named for name in modules_of(part) if name in sys.modules})
     asked = {"stages": told, "rows": list(rows), "k": k, "modules": own}
     answer, error = apart_from_here("rtrain.release.pair", asked, DEADLINE_S)
     return Paired(error=error) if error else Paired(**answer)

@@ -53,7 +53,7 @@ class NotWorse:
         low, high = interval
         metric = metric_of(name)
         higher = metric is None or metric.higher_is_better
-        said = f"{mine:.4f} against {theirs:.4f}: difference 95 % [{low:+.4f}, {high:+.4f}], margin {self.margin:g}"
+        said = f"{mine:.5f} against {theirs:.5f}: difference 95 % [{low:+.5f}, {high:+.5f}], margin {self.margin:g}"
         said += f" (of the test split's first {len(of.candidate.texts)} rows)" if speaks else ""
         lost, of_bits = lost_to_bits(name, of.candidate.head, higher)
         worst = (low if higher else -high) - lost
@@ -137,7 +137,7 @@ def lost_to_bits(name: str, head: Mapping[str, Any], higher: bool) -> tuple[floa
         was, now = stated[name]
         lost = max(0.0, was - now if higher else now - was)
         all_lost += lost
-        said += f", of which {called} take{'' if several else 's'} {lost:.5f}"
+        said += f", and {called} take{'' if several else 's'} {lost:.5f} more"
     return all_lost, said
 
 

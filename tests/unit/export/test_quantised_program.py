@@ -57,7 +57,7 @@ def test_it_answers_as_it_states(folder: Path, pays: Any, tables: Any) -> None:
     verdict = Gate(checks=(Servable(), Faithful())).judge(run.folder)
     assert verdict.passed, verdict.decisions
     lost, told = lost_to_bits("auc", head | {"program": {"dense": stated | {"auc": [0.8, 0.7]}}, "tables": {}}, True)
-    assert lost == pytest.approx(0.1) and told == ", of which int8 dense part takes 0.10000"
+    assert lost == pytest.approx(0.1) and told == ", and int8 dense part takes 0.10000 more"
 
 
 def test_where_it_is_no_faster_the_program_stays(folder: Path, pays: Any) -> None:

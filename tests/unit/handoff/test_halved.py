@@ -65,7 +65,7 @@ def test_it_is_the_trained_one_rounded_and_says_what_that_costs(kept: str, whole
     assert 0 < stated["difference"] < 0.01 and apart_of(head) == 2 * stated["difference"]
     assert abs(stated["loss"][1] - stated["loss"][0]) < 0.01 and len(stated["ms_token"]) == 2
     lost, said = lost_to_bits("loss", head, higher=False)
-    assert lost == max(0.0, stated["loss"][1] - stated["loss"][0]) and f"{kept} weights take {lost:.5f}" in said
+    assert lost == max(0.0, stated["loss"][1] - stated["loss"][0]) and f"{kept} weights take {lost:.5f} more" in said
     verdict = Gate(checks=(Servable(), Faithful())).judge(str(export.parent))
     assert verdict.passed and 1e-5 < verdict.decisions[1].numbers["difference"] <= stated["difference"] * 2, str(
         verdict

@@ -57,7 +57,12 @@ def finder(folder: Path, name: str, seed: int = 0) -> str:
     return run.folder
 
 
-def orderer(folder: Path, name: str, *, good: bool) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Own(DLRM):
+    """A model that is not rtrain's: whoever loads it imports this module."""
+
+
+def orderer(folder: Path, name: str, *, good: bool, kind: type[DLRM] = DLRM) -> str:
     """Which puts those items first, or last."""
     draw, count = np.random.default_rng(1), 3000
     user, item = draw.integers(0, USERS, count), draw.integers(0, ITEMS, count)
@@ -69,7 +74,7 @@ def orderer(folder: Path, name: str, *, good: bool) -> str:
         source=f"{folder}/{name}.parquet", schema=SCHEMA, split=Random(valid=0.1, test=0.1), leakage="allow"
     )
     run = Run(
-        name=name, model=DLRM(dim=8, bottom=(8,), top=(16,)), data=data, optim=AdamW(lr=5e-2), global_batch=128,
+        name=name, model=kind(dim=8, bottom=(8,), top=(16,)), data=data, optim=AdamW(lr=5e-2), global_batch=128,
         duration=Duration(epochs=4), storage=f"{folder}/runs",
     )  # fmt: skip
     train(run)
@@ -98,6 +103,13 @@ def test_who_orders_badly_is_refused(shop: dict[str, str]) -> None:
     better = Together(latency_ms=1e-6).decide(judged(shop["good"], shop["bad"], stages))
     assert better.numbers["low"] > 0.4 and not better.passed, "better, but too slow"
     assert Together().decide(judged(shop["good"], shop["bad"], stages)).passed
+
+
+def test_a_model_of_ones_own_is_asked_with_the_other(shop: dict[str, str], tmp_path: Path) -> None:
+    stages = TwoStages(retriever=f"{shop['finds']}/export", candidates=ITEMS)
+    own = orderer(tmp_path, "own", good=True, kind=Own)
+    found = Together().decide(judged(own, None, stages))
+    assert found.passed and found.numbers["hit_rate"] > 0.6, found
 
 
 @pytest.mark.slow
