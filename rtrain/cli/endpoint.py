@@ -25,7 +25,12 @@ def _release(options: argparse.Namespace) -> int:
 
     online = Online(log=options.online, rate=options.rate, worse=options.worse / 100) if options.online else None
     limits = Limits(
-        failed=options.failed, slower=options.slower, drift=options.drift, grown_mb=options.grown_mb, online=online
+        failed=options.failed,
+        slower=options.slower,
+        drift=options.drift,
+        dearer=options.dearer,
+        grown_mb=options.grown_mb,
+        online=online,
     )
     canary = Canary(
         steps=_shares(options.steps), seconds=options.seconds, answers=options.answers,
@@ -207,6 +212,10 @@ ENDPOINT = (
             Argument("--slower", type=float, default=1.5, help="times the champion's 90th percentile (default: 1.5)"),
             Argument(
                 "--drift", type=float, default=0.2, help="distance of the scores' distributions, 0 to 1 (default: 0.2)"
+            ),
+            Argument(
+                "--dearer", type=float, default=1.0,
+                help="of a language model, nats that a token of what is asked may cost it more (default: 1)",
             ),
             Argument("--grown-mb", type=float, default=500.0, help="what memory may grow by (default: 500)"),
             Argument("--online", metavar="LOG", default="", help="event log whose --rate it may not lower"),

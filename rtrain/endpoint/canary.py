@@ -29,13 +29,16 @@ class Limits:
     """Milliseconds beyond that which nobody minds."""
     drift: float | None = 0.2
     """Largest distance of the distribution functions of both versions' scores (Kolmogorov-Smirnov), 0 to 1."""
+    dearer: float | None = 1.0
+    """Of a language model, nats that a token of what is asked may cost it more than the champion, by the median of the
+    same texts: at 1 each is e times less likely to it."""
     grown_mb: float | None = 500.0
     """What a replica's memory may grow by since its first answers, 10^6 bytes."""
     online: Online | None = None
     """A rate of an event log that it may not lower."""
 
     def __post_init__(self) -> None:
-        for name, least in (("failed", 0), ("slower", 1), ("drift", 0), ("grown_mb", 0)):
+        for name, least in (("failed", 0), ("slower", 1), ("drift", 0), ("dearer", 0), ("grown_mb", 0)):
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"Limits.{name}: must be at least {least}, got {value}")
@@ -48,6 +51,7 @@ class Limits:
             self._failing(new, champion)
             or self._slow(new, champion)
             or self._drifted(new, champion)
+            or self._dearer(new)
             or self._grown(new)
         )
 
@@ -80,6 +84,14 @@ class Limits:
         return (
             f"its scores drifted: distribution functions are {distance:.2f} apart (median {np.median(mine):.4g}, the "
             f"champion's {np.median(theirs):.4g}), {self.drift:g} may be"
+        )
+
+    def _dearer(self, new: Tally) -> str:
+        if self.dearer is None or not bounds(new.dearer, 0.5)[0] > self.dearer:
+            return ""
+        return (
+            f"a token of what is asked costs it {np.median(new.dearer):.2f} nats more than the champion, by the median "
+            f"of {len(new.dearer)} texts; {self.dearer:g} may be"
         )
 
     def _grown(self, new: Tally) -> str:

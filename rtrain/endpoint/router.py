@@ -22,7 +22,17 @@ from ray.serve.exceptions import BackPressureError
 from rtrain.endpoint.actor import conductor_of
 from rtrain.endpoint.page import page
 from rtrain.endpoint.routing import Routing
-from rtrain.endpoint.streams import TEXTS, Opened, Question, asked_of_text, broken, opened, status_of, tokens_of
+from rtrain.endpoint.streams import (
+    TEXTS,
+    Opened,
+    Question,
+    asked_of_text,
+    broken,
+    opened,
+    prompt_of,
+    status_of,
+    tokens_of,
+)
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import one_line
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER, Relayed, Relays, new_api
@@ -36,6 +46,8 @@ READ = 50
 them on."""
 SHADOWS = 16
 """Questions to a shadow that may be under way at once; further ones are left out."""
+COSTS = 2
+"""Texts between two exchanges whose cost to both versions is asked, one after the other."""
 CHAMPION_S = 55.0
 """Seconds for an answer of the champion: less than after which the proxy gives the request up."""
 AGAIN_S = 5.0
@@ -76,7 +88,8 @@ class Router(Relays):
         self._handles: dict[str, Any] = {}
         self._tallies: dict[str, Tally] = defaultdict(Tally)
         self._read: dict[str, int] = defaultdict(int)
-        self._shadows = 0
+        self._shadows = self._costs = 0
+        self._costing = False
         self._me = secrets.token_hex(4)
         # Not without it: which versions there are, only the conductor knows.
         self._routing: Routing = await asyncio.wait_for(self._conductor.exchange.remote(self._me, 0, {}), 60)
@@ -105,6 +118,9 @@ class Router(Relays):
             found = await self._asked(version, question, routing.timeout_s, streams)
         elif routing.shadow and self._shadows < SHADOWS and secrets.randbelow(1 << 30) < routing.shadow * (1 << 30):
             self._behind(self._shadowed(routing, question))
+        if routing.candidate and question[1] in TEXTS and not self._costing and self._costs < COSTS:
+            self._costing, self._costs = True, self._costs + 1
+            self._behind(self._costed(routing, prompt_of(body)))
         if found is None or found.status >= 500 or (found.status == BUSY and version != routing.champion):
             version, began = routing.champion, time.perf_counter()
             found = await self._asked(version, question, CHAMPION_S, streams)
@@ -167,6 +183,18 @@ class Router(Relays):
         finally:
             self._shadows -= 1
 
+    async def _costed(self, routing: Routing, text: str) -> None:
+        """By how much more what is asked costs a candidate than the champion: whoever writes nonsense expects none of
+        what people write."""
+        try:
+            with suppress(Exception):  # no answer in time, or of a version of an older rtrain
+                asked = (self._handle(app).cost.remote(text) for app in (routing.candidate, routing.champion))
+                new, old = await asyncio.wait_for(asyncio.gather(*asked), routing.timeout_s)
+                if new is not None and old is not None:
+                    self._tallies[routing.candidate].costs(new - old)
+        finally:
+            self._costing = False
+
     def _handle(self, version: str) -> Any:
         if version not in self._handles:
             self._handles[version] = ray_serve.get_app_handle(version)
@@ -181,6 +209,7 @@ class Router(Relays):
         """Tell what was counted, and hear what is to be done; the same goes on while the conductor is away."""
         while True:
             told, self._tallies, self._read = self._tallies, defaultdict(Tally), defaultdict(int)
+            self._costs = 0
             try:
                 heard = self._conductor.exchange.remote(self._me, self._routing.number, dict(told))
                 routing = await asyncio.wait_for(heard, 10)

@@ -31,6 +31,17 @@ def asked_of_text(path: str, body: bytes) -> tuple[bool, str]:
     return False, ""
 
 
+def prompt_of(body: bytes) -> str:
+    """What a question of `TEXTS` gives to go on from: a prompt, the first of several, or a conversation's last turn.
+    Empty: nothing that is text."""
+    with suppress(ValueError, TypeError, LookupError, AttributeError):
+        asked = json.loads(body)
+        found = asked["prompt"] if "prompt" in asked else asked["messages"][-1]["content"]
+        found = found[0] if isinstance(found, list) else found
+        return found if isinstance(found, str) else ""
+    return ""
+
+
 def tokens_of(answer: Relayed) -> int:
     """Of a whole answer those that the model wrote; of one that streamed its events."""
     if answer.content_type.startswith(STREAM):

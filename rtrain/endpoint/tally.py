@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ SAMPLE = 4096
 """Newest seconds and scores that are kept of a version: enough to see a shift of a twentieth."""
 Z = 4.0
 """Standard deviations that count as chance: versions are compared twice a second, so one look in 30,000 may err."""
+MOST_NATS = 1000.0
 FEW = 30
 """Seconds in a sample from which on its quantiles have bounds."""
 WARM = 20
@@ -29,6 +31,8 @@ class Tally:
     """Of them those that the client was told to mend, 400 to 499."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
     scores: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
+    dearer: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
+    """Of texts that were asked, nats a token that each costs this version more than the champion."""
     memory: dict[str, "Held"] = field(default_factory=dict)
     """Of each replica."""
 
@@ -43,6 +47,10 @@ class Tally:
         """What some of the answers said."""
         self.scores.extend(scores)
 
+    def costs(self, more: float) -> None:
+        """What a text costs it more; what is no number is as bad as may be."""
+        self.dearer.append(min(more, MOST_NATS) if isfinite(more) else MOST_NATS)
+
     def holds(self, replica: str, memory: int) -> None:
         """Bytes that a replica held as it answered."""
         self.memory.setdefault(replica, Held()).see(memory)
@@ -54,6 +62,7 @@ class Tally:
         self.refused += other.refused
         self.seconds.extend(other.seconds)
         self.scores.extend(other.scores)
+        self.dearer.extend(other.dearer)
         for replica, held in other.memory.items():
             self.memory.setdefault(replica, Held()).add(held)
 
@@ -75,6 +84,7 @@ class Tally:
             "p50_ms": 1e3 * self.quantile(0.5) if self.seconds else None,
             "p99_ms": 1e3 * self.quantile(0.99) if self.seconds else None,
             "mean_score": float(np.mean(self.scores)) if self.scores else None,
+            "nats_more": float(np.median(self.dearer)) if self.dearer else None,
             "grown_mb": self.grown / 1e6,
             "replicas": sorted(self.memory),
         }

@@ -59,6 +59,10 @@ def _hand(loop: asyncio.AbstractEventLoop, queue: "asyncio.Queue[Piece]", piece:
     loop.call_soon_threadsafe(queue.put_nowait, piece)
 
 
+COSTED, COSTED_LETTERS = 256, 4096
+"""Tokens, and letters, of a text whose cost is asked."""
+
+
 async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], shape: Shape) -> AsyncIterator[bytes]:
     async with aclosing(pieces):
         for chunk in shape.begin():
@@ -150,6 +154,20 @@ class LanguageServer(Relays):
         computed, waiting = self.engine.load
         found = {"status": "ok", "model": self.name, "computed": computed, "waiting": waiting}
         return found | {"guessed": self.engine.guessed, "right": self.engine.right}
+
+    async def cost(self, text: str) -> float | None:
+        """Nats a token of a text's beginning, for a router that compares versions; none where it has less than two
+        tokens, or too many wait. No guard sees it: nothing of it goes out but this number."""
+        language = self.engine.language
+        ids = await asyncio.to_thread(language.ids, text[:COSTED_LETTERS])
+        ids = ids[: min(COSTED, language.context)]
+        try:
+            async with aclosing(self._pieces(ids, Sampling(max_tokens=0, echo=True, logprobs=0))) as pieces:
+                tokens = [token async for piece in pieces for token in piece.tokens]
+        except Refused:
+            return None
+        said = [token.logprob for token in tokens if token.logprob is not None]
+        return -sum(said) / len(said) if said else None
 
     def _model(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "rtrain"}

@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import rtrain
 from recipes.gpt_stdlib import debug
@@ -21,6 +23,7 @@ from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint
 from rtrain.endpoint.routing import place
 from rtrain.errors import RunFailed, UserError
+from rtrain.export.weights import save
 from rtrain.language.decoding import Decoding
 from tests.cluster.conftest import free_port, wait_for
 from tests.cluster.load import KEYS, load
@@ -113,6 +116,31 @@ def test_released_under_streams_and_rolled_back(endpoint: Endpoint, runs: Path) 
     (first,) = [d for d in endpoint.status()["decisions"] if d["what"] == "advance"][-1:]
     told = first["seen"][next(app for app in first["seen"] if app.startswith("writer-2-"))]
     assert told["failed"] == 0 and 0 < told["mean_score"] <= TOKENS + 1, told  # tokens, or events, of an answer
+
+
+def test_one_that_writes_nonsense_is_taken_back(endpoint: Endpoint, runs: Path) -> None:
+    """A guard, which refuses log probabilities to those who ask, hides nothing of it."""
+    shutil.copytree(runs / "two", runs / "nonsense")
+    export, draw = runs / "nonsense" / "export", torch.Generator().manual_seed(0)
+    (path,) = export.glob("model-*.safetensors")
+    kept = load_file(path)
+    save({name: x.std() * torch.randn(x.shape, generator=draw) if x.ndim > 1 else x for name, x in kept.items()}, path)
+    head = json.loads((export / "export.json").read_text())
+    head["files"][path.name] = sha256(path.read_bytes()).hexdigest()
+    (export / "export.json").write_text(json.dumps(head))
+    assert PASSES.judge(f"{runs}/nonsense", f"{runs}/one").passed
+
+    def ask(http: httpx.Client, draw: np.random.Generator, headers: dict[str, str]) -> httpx.Response:
+        body = ASKED | {"prompt": PROMPTS[draw.integers(len(PROMPTS))] * 4, "max_tokens": 4}
+        return http.post(f"{endpoint.url}/v1/completions", json=body, headers=headers)
+
+    guarded = replace(endpoint, decoding={"guard": NoSecrets(word="zzzz")})
+    with load(ask) as seen:
+        version = guarded.release(f"{runs}/nonsense", "more text", replace(QUICK, seconds=60, shadow=0.0))
+        settled = endpoint.settled(version.version, timeout_s=120)
+    assert settled is not None and not settled.champion, settled
+    assert settled.why.startswith("take back: a token of what is asked costs it"), settled
+    assert not seen.failed, seen.statuses
 
 
 @pytest.mark.slow

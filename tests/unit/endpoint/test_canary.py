@@ -1,5 +1,6 @@
 """What is decided of what was counted: a bad version is seen, an equal one is not, however often one looks."""
 
+import json
 from collections import deque
 
 import numpy as np
@@ -77,8 +78,24 @@ def test_memory_that_grows_is_seen_of_each_replica() -> None:
     assert not Limits(grown_mb=None).exceeded(grows, champion)
 
 
+def test_a_text_that_costs_more_is_seen_and_chance_is_not() -> None:
+    draw = np.random.default_rng(0)
+    for more, seen in ((0.0, False), (0.9, False), (1.6, True), (float("nan"), True), (float("inf"), True)):
+        found = Tally()
+        for part in range(20):
+            newer = Tally()
+            for _ in range(5):
+                newer.costs(more + draw.normal(0, 0.5))
+            found.add(newer)
+            assert part >= 5 or not Limits().exceeded(found, Tally()), "too few to say"
+        why = Limits().exceeded(found, Tally())
+        assert bool(why) == seen and why.startswith("a token of what is asked costs it" if seen else ""), (more, why)
+        assert not Limits(dearer=None).exceeded(found, Tally())
+        json.dumps(found.to_json(), allow_nan=False)
+
+
 def test_nothing_is_said_of_what_is_not_looked_at_or_not_there() -> None:
-    nothing = Limits(failed=None, slower=None, drift=None, grown_mb=None)
+    nothing = Limits(failed=None, slower=None, drift=None, dearer=None, grown_mb=None)
     assert looks({"failed": 1.0, "slow": 9.0, "shift": 9.0}, nothing, 0)[0] == ""
     assert Limits().exceeded(Tally(), Tally()) == ""
 
@@ -127,6 +144,7 @@ def test_the_way_of_a_version() -> None:
         (lambda: Canary(seconds=60, patience_s=30), "Canary.patience_s: 30, less than the 60 s"),
         (lambda: Limits(slower=0.5), "Limits.slower"),
         (lambda: Limits(drift=float("nan")), "Limits.drift"),
+        (lambda: Limits(dearer=-0.1), "Limits.dearer"),
         (lambda: Limits(slack_ms=-1), "Limits.slack_ms"),
     ],
 )

@@ -4,7 +4,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 
-from rtrain.endpoint.streams import STREAM, Opened, asked_of_text, broken, status_of, tokens_of
+import pytest
+
+from rtrain.endpoint.streams import STREAM, Opened, asked_of_text, broken, prompt_of, status_of, tokens_of
 from rtrain.serving.answers import Relayed
 from rtrain.serving.openai import event
 
@@ -55,3 +57,23 @@ def test_who_asks_and_whether_it_streams() -> None:
     assert asked_of_text("predict", asked) == asked_of_text("v1/completions", b"{") == (False, "")
     assert asked_of_text("v1/completions", b'[{"stream": true}]') == (False, "")
     assert asked_of_text("v1/completions", b'{"stream": "yes"}') == (False, "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"prompt": "def f("}, "def f("),
+        ({"prompt": ["a", "b"]}, "a"),
+        ({"prompt": [1, 2]}, ""),
+        ({"prompt": [[1], [2]]}, ""),
+        ({"prompt": []}, ""),
+        ({"prompt": None}, ""),
+        ({"messages": [{"role": "system", "content": "be short"}, {"role": "user", "content": "why?"}]}, "why?"),
+        ({"messages": []}, ""),
+        ({"messages": "x"}, ""),
+        ({}, ""),
+        ([], ""),
+    ],
+)
+def test_what_a_text_goes_on_from(asked: object, said: str) -> None:
+    assert prompt_of(json.dumps(asked).encode()) == said and prompt_of(b"{") == ""
