@@ -57,4 +57,7 @@ def deploy(version: Version, endpoint: str, answering: Answering, audit: str, fi
         ray_serve.delete(app)
         AuditLog(audit).append("refused", why, {"endpoint": endpoint, "version": version.version})
         raise RunFailed(f"endpoint {endpoint!r}: {why}. What answered before goes on") from error
+    except BaseException:  # who wanted it gave up, as by Ctrl-C: nobody else would end it
+        ray_serve.delete(app)
+        raise
     return Deployed(app=app, number=version.version, export=version.export, run=version.run, **answering.to_json())

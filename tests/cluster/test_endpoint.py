@@ -1,8 +1,10 @@
 """Versions behind one address, under load: releases that go through, bad ones taken back, and what users see."""
 
+import _thread
 import os
 import shutil
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -209,6 +211,13 @@ def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: 
         weights.write_bytes(weights.read_bytes()[:-1] + b"x")
         with pytest.raises(RunFailed, match="does not load"):
             endpoint.release(f"{tmp_path}/altered", "a test", QUICK)
+        waits = replace(endpoint, replicas={"gpus": 1})  # for a GPU that is not there, until somebody gives up
+        given_up = threading.Timer(5, _thread.interrupt_main)
+        given_up.start()
+        with pytest.raises(KeyboardInterrupt):
+            waits.release(f"{runs}/again", "a test", QUICK)
+        there = {name for name in ray_serve.status().applications if name.startswith("demo-")}
+        assert there == {"demo-grpc", endpoint.status()["versions"][0]["app"]}, "nothing of it is left"
     assert not seen.failed and set(seen.versions) == {"1"}
     log = [entry for entry in Registry(endpoint.registry, endpoint.audit).log.entries() if entry.what == "refused"]
     assert len(log) == 2 and "RuntimeError: it does not load where it is served" in log[0].reason, log
