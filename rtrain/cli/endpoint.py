@@ -6,15 +6,15 @@ from typing import Any
 
 from rtrain.cli.decoding import DECODING, decoding_said
 from rtrain.cli.own import MODULE
-from rtrain.cli.registry import MODEL, REASON, REGISTRY
+from rtrain.cli.registry import MODEL, REASON, REGIONS, REGISTRY
 from rtrain.cli.scale import SCALE, scale_said
 from rtrain.cli.stages import STAGES, stages_said
 from rtrain.cli.verb import Argument, Verb, answer
 from rtrain.errors import UserError
 
 
-def _said(text: str) -> None:
-    print(f"release: {text}", file=sys.stderr, flush=True)
+def _said(text: str, verb: str = "release") -> None:
+    print(f"{verb}: {text}", file=sys.stderr, flush=True)
 
 
 def _release(options: argparse.Namespace) -> int:
@@ -109,6 +109,8 @@ def _endpoints(options: argparse.Namespace) -> int:
         raise UserError("endpoints: --stop takes one down. Name it, and say why with --reason")
     if options.reason and not options.stop:
         raise UserError("endpoints: --reason is why one is to --stop. Give both, or none")
+    if options.regions:
+        return _endpoints_of_regions(options)
     with join_running("endpoints"):
         names = endpoints()
         if options.name and options.name not in names:
@@ -121,6 +123,22 @@ def _endpoints(options: argparse.Namespace) -> int:
         wanted = [options.name] if options.name else names
         found = [_endpoint(options, name).status() for name in wanted]
     answer(options, {"endpoints": found}, "\n\n".join(map(_spelled, found)) or "there is no endpoint")
+    return 0
+
+
+def _endpoints_of_regions(options: argparse.Namespace) -> int:
+    from rtrain.endpoint.actor import endpoints
+    from rtrain.endpoint.regions import Region, joined
+
+    if options.stop:
+        raise UserError("endpoints: --stop takes one down where RAY_ADDRESS says. Leave --regions out")
+    found = []
+    for region in Region.of(options.regions):
+        with joined(region):
+            wanted = [name for name in endpoints() if options.name in ("", name)]
+            found += [{"region": region.name} | _endpoint(options, name).status() for name in wanted]
+    spelled = [f"{of['region']}: {_spelled(of)}" for of in found]
+    answer(options, {"endpoints": found}, "\n\n".join(spelled) or "there is no endpoint")
     return 0
 
 
@@ -152,8 +170,14 @@ def _share(options: argparse.Namespace) -> int:
 
 def roll_back(options: argparse.Namespace) -> int:
     """What is served goes back, and the registry with it."""
+    from rtrain.endpoint.regions import Region, roll_back_in
     from rtrain.launch.session import join_running
 
+    if options.regions:
+        endpoint, regions = _endpoint(options, options.model), Region.of(options.regions)
+        reached = roll_back_in(endpoint, regions, options.reason, say=lambda text: _said(text, "rollback"))
+        answer(options, reached.to_json(), reached)
+        return 1 if reached.stopped_at else 0
     with join_running("rollback"):
         done = _endpoint(options, options.model).rollback(options.reason)
     answer(options, {"done": done}, done)
@@ -221,10 +245,7 @@ ENDPOINT = (
             Argument("--online", metavar="LOG", default="", help="event log whose --rate it may not lower"),
             Argument("--rate", default="ctr", help="of rtrain metrics online (default: ctr)"),
             Argument("--worse", type=float, default=0.0, help="percent that the rate may be worse by (default: 0)"),
-            Argument(
-                "--regions", default="", metavar="NAME=HOST:PORT,...",
-                help="one after the other, each with a Ray of its own; @PORT behind is that of its Ray Serve",
-            ),
+            REGIONS,
             Argument("--go-on", action="store_true", help="return once it has its first share; the endpoint decides"),
             Argument(
                 "--retriever", metavar="RUN",
@@ -263,6 +284,7 @@ ENDPOINT = (
             Argument("name", nargs="?", default="", help="one of them (default: all)"),
             Argument("--stop", action="store_true", help="take it down with all versions; the registry stays as it is"),
             Argument("--reason", default="", help="why it is to stop, for the log"),
+            REGIONS,
         ),
         _endpoints,
         again="lists them anew; one that is to stop is taken down",

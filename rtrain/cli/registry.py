@@ -36,3 +36,8 @@ REGISTRY = (
 )
 MODEL = Argument("model", metavar="NAME", help="what the registry calls the model")
 REASON = Argument("--reason", required=True, help="why, for those who read the log")
+
+REGIONS = Argument(
+    "--regions", default="", metavar="NAME=HOST:PORT,...",
+    help="one after the other, each with a Ray of its own; @PORT behind is that of its Ray Serve",
+)  # fmt: skip

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from rtrain.cli.own import MODULE
-from rtrain.cli.registry import MODEL, REASON, REGISTRY, registry_of
+from rtrain.cli.registry import MODEL, REASON, REGIONS, REGISTRY, registry_of
 from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
 from rtrain.errors import UserError
@@ -59,6 +59,8 @@ def _card(options: argparse.Namespace) -> int:
 
 
 def _rollback(options: argparse.Namespace) -> int:
+    if options.regions and not options.endpoint:
+        raise UserError("rollback: --regions are where endpoints answer. Give --endpoint too")
     if options.endpoint:
         from rtrain.cli.endpoint import roll_back
 
@@ -164,6 +166,7 @@ RELEASE = (
                 action="store_true",
                 help="and let it answer; where a version is being tried, take that one back instead",
             ),
+            REGIONS,
             MODULE,
             *REGISTRY,
         ),

@@ -252,6 +252,12 @@ class Endpoint:
             )
         return told
 
+    def as_registered(self) -> bool:
+        """Whether the registry's champion answers all requests."""
+        champion, *tried = self.status()["versions"]
+        holder = Registry(self.registry, self.audit).holder(self.name, CHAMPION)
+        return not tried and holder is not None and holder.version == champion["version"]
+
     def stop(self, reason: str = "it was told to stop") -> None:
         """Take the endpoint down, with all versions, for a reason that is logged; the registry stays as it is."""
         _reasoned(reason)

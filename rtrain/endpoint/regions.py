@@ -45,10 +45,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Reached:
-    """How a release over regions ended."""
+    """How a release, or a rollback, over regions ended."""
 
     done: tuple[str, ...]
-    """Regions in which the version answers all requests."""
+    """Regions in which the version that was wanted answers all requests."""
     stopped_at: str = ""
     """The region that it did not get through; empty: all have it."""
     why: str = ""
@@ -119,6 +119,31 @@ def release_in(
             return Reached(tuple(done), region.name, str(error), left)
         if settled is None or not settled.champion:
             return Reached(tuple(done), region.name, _why(settled), left)
+        done.append(region.name)
+    return Reached(tuple(done))
+
+
+def roll_back_in(
+    endpoint: Endpoint, regions: Sequence[Region], reason: str, *, say: Callable[[str], None] = lambda _: None
+) -> Reached:
+    """Take back region by region what `Endpoint.rollback` takes back in the first of them; the first error ends it.
+
+    A region that is served by the registry's champion by then, and tries no version, is as it is to be.
+
+    Raises:
+        UserError: as `Endpoint.rollback`, in the first region.
+    """
+    done: list[str] = []
+    for number, region in enumerate(regions):
+        try:
+            with joined(region):
+                there = in_region(endpoint, region)
+                there_said = "it answers so already" if number and there.as_registered() else there.rollback(reason)
+                _of(region, say)(there_said)
+        except RtrainError as error:
+            if not done:
+                raise
+            return Reached(tuple(done), region.name, str(error), tuple(one.name for one in regions[number + 1 :]))
         done.append(region.name)
     return Reached(tuple(done))
 

@@ -110,12 +110,25 @@ def release(folder: Path, runs: Path, run: str, regions: Regions, *more: str) ->
         "--registry", f"sqlite:///{folder}/registry.db", "--audit", f"{folder}/audit", "--state", f"{folder}/endpoints",
         "--seconds", "1", "--routers", "1", "--json", *more,
     ]  # fmt: skip
+    return told(command)
+
+
+def told(command: list[str]) -> tuple[int, dict[str, object]]:
     done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert done.returncode in (0, 1), done.stderr
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
 
+def of_all(folder: Path, regions: Regions, *words: str) -> tuple[int, dict[str, object]]:
+    """Another command over the same regions."""
+    asked = ",".join(f"{name}={address}@{port}" for name, (address, port) in regions.items())
+    where = ["--registry", f"sqlite:///{folder}/registry.db", "--audit", f"{folder}/audit"]
+    more = where if words[0] == "rollback" else []
+    return told([sys.executable, "-m", "rtrain", *words, "--regions", asked, "--json", *more])
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # ten commands, each of which starts, and joins two Rays
 def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions: Regions, tmp_path: Path) -> None:
     assert release(tmp_path, runs, "good", regions) == (
         0,
@@ -131,5 +144,21 @@ def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions:
         code, told = release(tmp_path, runs, "wrong", regions, "--steps", "20,100", "--answers", "10000")
         assert (code, told["done"], told["stopped_at"], told["left"]) == (1, [], "eu", ["us"]), told
         assert "its scores drifted" in str(told["why"])
+        code, status = of_all(tmp_path, regions, "endpoints", "demo")
+        served = [(of["region"], of["versions"][0]["version"]) for of in status["endpoints"]]  # type: ignore[attr-defined]
+        assert (code, served) == (0, [("eu", 2), ("us", 2)]), status
+        code, back = of_all(tmp_path, regions, "rollback", "demo", "--endpoint", "--reason", "the first was better")
+        assert (code, back["done"]) == (0, ["eu", "us"]), back
+        for name in regions:
+            asking.seen[name].clear()
+        wait_for(lambda: all(seen["200 1"] > 20 for seen in asking.seen.values()), "both went back")
+        assert not any(seen["200 2"] > 20 for seen in asking.seen.values()), asking.seen
+        # One that the first region alone has: the other stays with what it has.
+        code, told = release(tmp_path, runs, "again", {"eu": regions["eu"]}, "--steps", "100", "--answers", "5")
+        assert (code, told["done"]) == (0, ["eu"]), told
+        code, back = of_all(tmp_path, regions, "rollback", "demo", "--endpoint", "--reason", "not after all")
+        assert (code, back["done"]) == (0, ["eu", "us"]), back
+        code, status = of_all(tmp_path, regions, "endpoints", "demo")
+        assert [of["versions"][0]["version"] for of in status["endpoints"]] == [1, 1], status  # type: ignore[attr-defined]
     assert not set(asking.seen["us"]) & {"200 3"}, "the second region never had it"
     assert {status.split()[0] for seen in asking.seen.values() for status in seen} == {"200"}, asking.seen
