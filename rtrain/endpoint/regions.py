@@ -138,8 +138,8 @@ def roll_back_in(
         try:
             with joined(region):
                 there = in_region(endpoint, region)
-                there_said = "it answers so already" if number and there.as_registered() else there.rollback(reason)
-                _of(region, say)(there_said)
+                as_it_is = number > 0 and there.as_registered()
+                _of(region, say)("it answers so already" if as_it_is else there.rollback(reason))
         except RtrainError as error:
             if not done:
                 raise

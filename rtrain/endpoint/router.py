@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from math import isfinite
 from typing import Any, cast
 
 from fastapi import Request, Response
@@ -190,7 +191,7 @@ class Router(Relays):
             with suppress(Exception):  # no answer in time, or of a version of an older rtrain
                 asked = (self._handle(app).cost.remote(text) for app in (routing.candidate, routing.champion))
                 new, old = await asyncio.wait_for(asyncio.gather(*asked), routing.timeout_s)
-                if new is not None and old is not None:
+                if new is not None and old is not None and isfinite(old):
                     self._tallies[routing.candidate].costs(new - old)
         finally:
             self._costing = False
