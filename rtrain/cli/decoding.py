@@ -1,6 +1,7 @@
 """What a command line says of a language model's answers: `serve`, also of a recipe, and `release`."""
 
 import argparse
+import re
 from typing import Any
 
 from rtrain.cli.own import own_module
@@ -8,7 +9,16 @@ from rtrain.cli.verb import NOTHING, Argument
 from rtrain.errors import UserError
 
 DECODING = (
-    Argument("--lanes", type=int, metavar="N", help="answers that are computed at once (default: 8)"),
+    Argument(
+        "--engine", choices=("rtrain", "vllm"),
+        help="what computes a language model's answers: rtrain's own by transformers (default), or vLLM by "
+        "ray.serve.llm, for GPUs (rtrain[vllm])",
+    ),
+    Argument(
+        "--engine-args", metavar="NAME=VALUE,...",
+        help="of vLLM, by its own names, as max_model_len=4096,enforce_eager=true; none takes back",
+    ),
+    Argument("--lanes", type=int, metavar="N", help="answers that are computed at once (default: 8; vLLM: its own)"),
     Argument(
         "--guesses", type=int, metavar="N",
         help="tokens of a greedy answer that are guessed at once and checked in one pass (default: 0, none)",
@@ -31,12 +41,21 @@ def decoding_said(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: a guard that is none.
     """
-    said = {name: value for name in ("lanes", "guesses") if (value := getattr(options, name)) is not None}
+    said = {name: value for name in ("engine", "lanes", "guesses") if (value := getattr(options, name)) is not None}
+    if options.engine == "rtrain":  # those of what computed before are nothing to it
+        said["engine_args"] = ()
+    if options.engine_args is not None:
+        said["engine_args"] = () if options.engine_args == NOTHING else _split(options.engine_args)
     if options.draft is not None:
         said["draft"] = "" if options.draft == NOTHING else options.draft
     if options.guard is not None:
         said["guard"] = None if options.guard == NOTHING else _guard(options.guard)
     return said
+
+
+def _split(text: str) -> tuple[str, ...]:
+    """At commas, but not within the brackets and quotes of JSON."""
+    return tuple(part for part in re.split(r",(?=[\w-]+=)", text) if part)
 
 
 def _guard(text: str) -> Any:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from rtrain import config
 from rtrain.endpoint.state import Deployed
@@ -66,7 +66,8 @@ def _after(kept: dict[str, Any] | None, said: T | Mapping[str, Any] | None, defa
     before: T = default()
     if kept:
         # What another is said in place of may be gone: a guard's module, a draft's folder.
-        gone = [name for name in said or () if isinstance(kept.get(name), dict | str)]
+        words = [name for name, hint in get_type_hints(type(before)).items() if get_origin(hint) is Literal]
+        gone = [name for name in said or () if isinstance(kept.get(name), dict | str) and name not in words]
         before = config.from_dict(kept | {name: config.to_dict(getattr(before, name)) for name in gone})
     if said is None:
         return before if kept else None

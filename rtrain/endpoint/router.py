@@ -29,6 +29,7 @@ from rtrain.endpoint.streams import (
     Question,
     asked_of_text,
     broken,
+    counted,
     opened,
     prompt_of,
     status_of,
@@ -111,12 +112,13 @@ class Router(Relays):
         """The answer of the version that the one who asks has."""
         routing, body = self._routing, await request.body()
         streams, user = asked_of_text(path, body)
+        body, hides = counted(body) if streams else (body, False)
         key = request.headers.get(KEY_HEADER) or request.query_params.get("user") or user or secrets.token_hex(8)
         question = (request.method, f"/{path}", request.url.query.encode(), body)
         version = routing.chosen(key)
         found: Relayed | Opened | None = None
         if version != routing.champion:
-            found = await self._asked(version, question, routing.timeout_s, streams)
+            found = await self._asked(version, question, routing.timeout_s, streams, hides)
         elif routing.shadow and self._shadows < SHADOWS and secrets.randbelow(1 << 30) < routing.shadow * (1 << 30):
             self._behind(self._shadowed(routing, question))
         if routing.candidate and question[1] in TEXTS and not self._costing and self._costs < COSTS:
@@ -124,9 +126,9 @@ class Router(Relays):
             self._behind(self._costed(routing, prompt_of(body)))
         if found is None or found.status >= 500 or (found.status == BUSY and version != routing.champion):
             version, began = routing.champion, time.perf_counter()
-            found = await self._asked(version, question, CHAMPION_S, streams)
+            found = await self._asked(version, question, CHAMPION_S, streams, hides)
             if found is None and time.perf_counter() - began < AGAIN_S:  # of a replica that died; another one may live
-                found = await self._asked(version, question, CHAMPION_S, streams)
+                found = await self._asked(version, question, CHAMPION_S, streams, hides)
         if found is None:
             return JSONResponse(refusal(f"/{path}", 503, "no version answered. Ask again"), 503, AGAIN)
         headers = {VERSION_HEADER: version.split("-")[-2]}
@@ -136,14 +138,14 @@ class Router(Relays):
         return Response(body, found.status, headers | dict(found.more), found.content_type)
 
     async def _asked(
-        self, version: str, question: Question, most_s: float, streams: bool = False
+        self, version: str, question: Question, most_s: float, streams: bool = False, hides: bool = False
     ) -> Relayed | Opened | None:
         """A version's answer, counted; none where there is none in time. Of one that streams as soon as it begins,
         counted when it is over."""
         began, found = time.perf_counter(), cast(Relayed | Opened | None, None)
         with suppress(Exception):  # a replica that died, one that is full, an error of Ray's own: all are no answer
             handle = self._handle(version)
-            asked = opened(handle, question) if streams else handle.relay.remote(*question)
+            asked = opened(handle, question, hides) if streams else handle.relay.remote(*question)
             try:
                 found = await asyncio.wait_for(asked, most_s)
             except BackPressureError:
@@ -172,10 +174,10 @@ class Router(Relays):
             yield broken(error)
         finally:
             tally = self._tallies[version]
-            tally.count(found.status, found.seconds / max(1, found.events))
+            tally.count(found.status, found.seconds / max(1, found.tokens or found.events))
             tally.holds(found.head.replica, found.head.memory)
-            if found.status == 200:
-                tally.said([float(found.events)])
+            if found.status == 200 and found.tokens:  # not of one that was left before its end
+                tally.said([float(found.tokens)])
 
     async def _shadowed(self, routing: Routing, question: Question) -> None:
         self._shadows += 1

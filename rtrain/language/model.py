@@ -84,17 +84,7 @@ def load(uri: str, *, device: str = "") -> Language:
         raise ConfigError(
             "serve: the package `transformers` is not installed. Run pip install rtrain[language]"
         ) from None
-    folder = Folder(uri)
-    if not folder.is_local:
-        raise ConfigError(f"serve: {uri}: a language model is served from a local or mounted folder. Copy it to one")
-    if not is_language(uri):
-        raise CheckpointError(f"{uri}: there is no whole language export: {CONFIG} and {INDEX}")
-    if not folder.exists(TOKENIZER):
-        raise CheckpointError(
-            f"{uri}: there is no {TOKENIZER}, so it takes no text. Export the run again, or copy its tokenizer there"
-        )
-    verify(uri)
-    path = str(Path(uri).absolute())
+    path = intact(uri)
     told: Any = transformers.utils.logging
     bars = told.is_progress_bar_enabled()
     told.disable_progress_bar()  # of one file, in a replica's log or a verb's answer
@@ -110,3 +100,23 @@ def load(uri: str, *, device: str = "") -> Language:
     end = model.generation_config.eos_token_id
     ends = frozenset() if end is None else frozenset([end] if isinstance(end, int) else end)
     return Language(model, tokenizer, int(model.config.max_position_embeddings), ends)
+
+
+def intact(uri: str) -> str:
+    """The path of a local export whose files are all there, as they were written.
+
+    Raises:
+        CheckpointError: no whole export, one without a tokenizer, or files that were altered since it was exported.
+        ConfigError: the export is not on a local disk.
+    """
+    folder = Folder(uri)
+    if not folder.is_local:
+        raise ConfigError(f"serve: {uri}: a language model is served from a local or mounted folder. Copy it to one")
+    if not is_language(uri):
+        raise CheckpointError(f"{uri}: there is no whole language export: {CONFIG} and {INDEX}")
+    if not folder.exists(TOKENIZER):
+        raise CheckpointError(
+            f"{uri}: there is no {TOKENIZER}, so it takes no text. Export the run again, or copy its tokenizer there"
+        )
+    verify(uri)
+    return str(Path(uri).absolute())

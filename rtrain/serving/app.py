@@ -156,7 +156,10 @@ def application_of(
     if isinstance(served, str) and is_language(served):
         if scale.tables != "device" or scale.shards:
             raise ConfigError("Scale.tables, shards: a language model's lie with the rest of it. Leave them out")
-        return language_application(served, called=called, **(decoding or Decoding()).options(), **options)
+        decoding = decoding or Decoding()
+        if decoding.engine == "vllm":
+            return _on_vllm()(served, called, decoding, scale, first, **more)
+        return language_application(served, called=called, **decoding.options(), **options)
     if decoding:
         raise ConfigError("decoding: of a language model alone. Leave it out")
     deployment: Any
@@ -182,6 +185,21 @@ def application_of(
         ]
         where = scale.tables, sharing
     return deployment.options(**options).bind(served, modules, *where)
+
+
+def _on_vllm() -> Any:
+    """`vllm_application`, imported where it is asked for: vLLM is no dependency.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        from rtrain.serving.vllm import vllm_application
+    except ImportError as error:
+        raise ConfigError(
+            f"Decoding.engine: vllm cannot be imported ({one_line(error)[:MOST_SAID]}). Run pip install 'rtrain[vllm]'"
+        ) from None
+    return vllm_application
 
 
 def deploy(

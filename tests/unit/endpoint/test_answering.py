@@ -63,6 +63,19 @@ def test_of_a_language_models_answers(said: Any, decoding: Decoding) -> None:
     assert Answering.after(None, decoding={"lanes": 2}).decoding == Decoding(lanes=2)
 
 
+def test_the_engine_is_changed_with_its_arguments() -> None:
+    on_vllm = Decoding(engine="vllm", engine_args=("max_model_len=64",), lanes=16)
+    was = replace(WAS, decoding=on_vllm)
+    back = Answering.after(deployed(was), decoding={"engine": "rtrain", "engine_args": ()})
+    assert back.decoding == Decoding(lanes=16)
+    there = Answering.after(deployed(back), decoding={"engine": "vllm", "engine_args": ("max_model_len=64",)})
+    assert there.decoding == on_vllm
+    with pytest.raises(ConfigError, match="guard: vLLM has none"):
+        Answering.after(deployed(WAS), decoding={"engine": "vllm"})
+    host = replace(WAS, scale=Scale(gpus=1, tables="host"))
+    assert Answering.after(deployed(host), {"gpus": 0, "tables": "device"}).scale == Scale()
+
+
 def test_of_stages() -> None:
     found = Answering.after(deployed(WAS), stages={"timeout_ms": 50, "ranker": "/runs/ranks"})
     assert found.stages == TwoStages(retriever="/runs/finds", ranker="/runs/ranks", user="whom", timeout_ms=50)
@@ -79,7 +92,7 @@ def test_of_stages() -> None:
         ({"replicas": {"tables": "host", "gpus": 0}}, "Scale.tables: host, where all memory is the host's"),
         ({"replicas": 0}, "Scale.least: must be at least 1, got 0"),
         ({"replicas": {"least": 7}}, "Scale.most: 6, less than the 7 of Scale.least"),
-        ({"decoding": {"lanes": "many"}}, "lanes: expected int, got 'many'"),
+        ({"decoding": {"lanes": "many"}}, "lanes: expected int | none, got 'many'"),
         ({"stages": {"features": "known.db"}}, "features: expected Features, got 'known.db'"),
     ],
 )

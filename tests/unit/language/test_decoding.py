@@ -17,6 +17,12 @@ from rtrain.language.guard import Guard
         ({"guesses": -2}, "Decoding.guesses: must be at least 0, got -2"),
         ({"waiting": -1}, "Decoding.waiting: must be at least 0, got -1"),
         ({"draft": "runs/nowhere"}, "there is no export in 'runs/nowhere'"),
+        ({"engine": "sglang"}, "engine: (rtrain or vllm, got|expected .*) 'sglang'"),
+        ({"engine_args": ("a=1",)}, "of vLLM alone"),
+        ({"engine": "vllm", "engine_args": ("a",)}, "NAME=VALUE, as max_model_len=4096, got 'a'"),
+        ({"engine": "vllm", "engine_args": ("a=1", "a=2")}, "a is said twice"),
+        ({"engine": "vllm", "together": False}, "Decoding.together: vLLM has none"),
+        ({"engine": "vllm", "guard": Guard()}, "Decoding.guard: vLLM has none"),
     ],
 )
 def test_what_does_not_fit(options: dict[str, Any], why: str) -> None:
@@ -32,5 +38,9 @@ def test_it_is_kept_with_a_version() -> None:
     assert of.options() == {
         "lanes": 2, "waiting": 64, "together": True, "guesses": 4, "draft": "", "guard": Guard()
     }  # fmt: skip
+    assert Decoding().options()["lanes"] == 8
+    vllm = Decoding(engine="vllm", engine_args=("max-model-len=4096", "quantization=fp8", 'hf_overrides={"a": [1]}'))
+    assert config.from_dict(config.to_dict(vllm)) == vllm
+    assert vllm.arguments() == {"max_model_len": 4096, "quantization": "fp8", "hf_overrides": {"a": [1]}}
     with pytest.raises(ConfigError, match="guard: expected"):
         config.override(of, {"guard": "NoSecrets"})

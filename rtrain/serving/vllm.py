@@ -1,0 +1,155 @@
+"""A language export on vLLM: `ray.serve.llm`'s own deployment computes, behind the paths of rtrain's engine.
+
+What is asked and answered is vLLM's OpenAI API, as Ray Serve has it. Here is what rtrain adds: limits of a request,
+refusals in one shape, health, and what a router asks its versions.
+"""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from ray import serve as ray_serve
+from ray.serve.exceptions import BackPressureError
+from ray.serve.llm import LLMConfig, build_llm_deployment
+from ray.serve.llm.ingress import OpenAiIngress
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+from vllm.exceptions import VLLMClientError
+
+from rtrain.errors import ConfigError, one_line
+from rtrain.language.decoding import Decoding
+from rtrain.language.model import intact
+from rtrain.serving.answers import Relays, new_api
+from rtrain.serving.language import COSTED, COSTED_LETTERS, name_of
+from rtrain.serving.openai import Refused, refused, unread
+from rtrain.serving.scale import Scale
+from rtrain.serving.vllm_config import config_of, context_of
+
+HEALTH_S = 10.0
+"""Seconds for an engine to say how it is."""
+
+
+async def _full(request: Request, error: Exception) -> JSONResponse:
+    return await refused(request, Refused(429, "as many wait as may. Ask again", kind="rate_limit_error", code="busy"))
+
+
+async def _not_so(request: Request, error: Exception) -> JSONResponse:
+    return await refused(request, _refusal(400, str(error)))
+
+
+NAMED = re.compile(r"(.*) \(parameter=([\w.]+)(?:, value=.*)?\)", re.DOTALL)
+"""How vLLM ends what it says of one parameter."""
+
+
+def _refusal(status: int, said: str) -> Refused:
+    """In one line, the parameter first."""
+    told = NAMED.fullmatch(said.strip())
+    line = " ".join((f"{told[2]}: {told[1]}" if told else said).split())
+    return Refused(status, line, kind="invalid_request_error" if status < 500 else "server_error")
+
+
+def _api() -> FastAPI:
+    api = new_api()
+    for kind, answer in (
+        (RequestValidationError, unread), (Refused, refused), (BackPressureError, _full), (VLLMClientError, _not_so)
+    ):  # fmt: skip
+        api.add_exception_handler(kind, answer)  # type: ignore[arg-type]
+    return api
+
+
+api = _api()
+
+
+@ray_serve.deployment(name="Language")
+@ray_serve.ingress(api)
+class VllmServer(OpenAiIngress, Relays):
+    """One replica of what stands before vLLM's."""
+
+    def __init__(self, name: str, context: int, engine: Any):
+        super().__init__(llm_deployments={name: engine}, model_cards={name: None})
+        self.name, self.context = name, context
+        self._engine, self._started = engine, int(time.time())
+
+    @api.post("/v1/completions", response_model=None)
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """The text that goes on from a prompt."""
+        return await self._asked(super().completions, body, request)
+
+    @api.post("/v1/chat/completions", response_model=None)
+    async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+        """The next turn of a conversation."""
+        return await self._asked(super().chat, body, request)
+
+    @api.get("/v1/models")
+    async def models(self) -> dict[str, Any]:
+        """The one that answers."""
+        return {"object": "list", "data": [self._model()]}
+
+    @api.get("/v1/models/{name}")
+    async def model_data(self, name: str) -> dict[str, Any]:
+        """The one that answers, by its name."""
+        self._check_name(name)
+        return self._model()
+
+    @api.get("/healthz")
+    async def healthz(self) -> dict[str, Any]:
+        """Which model answers, and whether its engine does."""
+        await asyncio.wait_for(self._engine.check_health.remote(), HEALTH_S)
+        return {"status": "ok", "model": self.name, "engine": "vllm"}
+
+    async def cost(self, text: str) -> float | None:
+        """As `LanguageServer.cost`."""
+        body = CompletionRequest(
+            model=self.name, prompt=text[:COSTED_LETTERS], max_tokens=0, echo=True, logprobs=0,
+            truncate_prompt_tokens=min(COSTED, self.context - 1), truncation_side="right",
+        )  # fmt: skip
+        try:
+            answer = await self._asked(super().completions, body, None)
+        except (Refused, BackPressureError):
+            return None
+        said = json.loads(bytes(answer.body))["choices"][0]["logprobs"]["token_logprobs"]
+        said = [logprob for logprob in said if logprob is not None]
+        return -sum(said) / len(said) if said else None
+
+    async def _asked(self, how: Callable[..., Awaitable[Response]], body: Any, request: Request | None) -> Response:
+        """What Ray Serve's ingress answers, with its refusals as rtrain's engine says them."""
+        self._check_name(body.model)
+        try:
+            return await how(body, request)
+        except Exception as error:
+            status = getattr(error, "status_code", None)
+            if status is None or isinstance(error, HTTPException):
+                raise
+            raise _refusal(status, str(getattr(error, "message", error))) from None
+
+    def _check_name(self, name: str | None) -> None:
+        if name != self.name:
+            raise Refused(404, f"model: there is no {name!r} here, but {self.name!r}", code="model_not_found")
+
+    def _model(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self._started, "owned_by": "rtrain"}
+
+
+def vllm_application(export: str, called: str, decoding: Decoding, scale: Scale, first: int = 0, **more: Any) -> Any:
+    """What serves an intact language export; `more`: options of its deployments, beside those of its scale.
+
+    Raises:
+        CheckpointError: there is no intact export.
+        ConfigError: the export lies in no local folder, or vLLM does not take an argument.
+    """
+    name, path = called or name_of(export), intact(export)
+    told = config_of(path, name, decoding, scale, first)
+    try:
+        config = LLMConfig(**told)
+        config.get_engine_config()
+    except ValueError as error:
+        raise ConfigError(f"Decoding.engine_args: {one_line(error)}") from None
+    engine = build_llm_deployment(config, override_serve_options=more)
+    server: Any = VllmServer
+    options = scale.options(first) | {"ray_actor_options": {"num_cpus": 0.5}} | more
+    return server.options(**options).bind(name, context_of(path, decoding), engine)

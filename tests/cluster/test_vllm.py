@@ -1,0 +1,194 @@
+"""A language export on vLLM: what rtrain's own engine says of it, refusals, and a version of an endpoint.
+
+vLLM is in no environment of `make install`; `make test-vllm` makes one with its build for CPUs and runs this.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm")
+
+import rtrain
+from recipes.gpt_stdlib import debug
+from rtrain import config
+from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.endpoint import Endpoint
+from rtrain.errors import ConfigError
+from rtrain.handoff.served import SAME, apart
+from rtrain.language.decoding import Decoding
+from rtrain.language.guard import Guard
+from rtrain.serving.app import application_of
+from rtrain.serving.limits import MAX_BYTES
+from rtrain.serving.scale import Scale
+from rtrain.storage import Folder
+from tests.cluster.conftest import wait_for
+from tests.cluster.load import load
+from tests.cluster.test_language_release import streamed
+from tests.cluster.test_language_serving import PROMPTS, events, offline
+from tests.unit.release.runs import PASSES
+
+pytestmark = pytest.mark.timeout(600)
+TOKENS = 40
+ON_VLLM = Decoding(engine="vllm", engine_args=("enforce_eager=true",), lanes=8)
+"""Not compiled: that would take minutes here."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two that learned something else each; vLLM computes no attention of fewer than 32 a head on a CPU."""
+    folder = tmp_path_factory.mktemp("language")
+    for name, steps in (("one", 60), ("two", 120)):
+        changes: dict[str, Any] = {"name": name, "storage": str(folder), "optim.lr": 3e-3, "data.context": 128}
+        changes |= {"tracking.to": (), "cluster.workers": 1, "optim.schedule.warmup_steps": 20, "handoff.rows": 4}
+        changes |= {"duration.steps": steps, "evaluation.every.steps": steps, "global_batch": 4}
+        changes |= {"model.dim": 128, "model.heads": 4, "model.kv_heads": 2}
+        rtrain.train(rtrain.override(debug(), changes), launcher="inline", quiet=True)
+    for name in ("one", "two"):
+        assert PASSES.judge(f"{folder}/{name}", None if name == "one" else f"{folder}/one").passed
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(serve_port: int, runs: Path) -> Iterator[Any]:
+    serving = rtrain.serve(f"{runs}/two", port=serve_port, decoding=ON_VLLM)
+    yield serving
+    serving.stop()
+
+
+def ask(served: Any, **body: Any) -> httpx.Response:
+    return httpx.post(f"{served.url}/v1/completions", json={"model": "two"} | body, timeout=120)
+
+
+def greedy(served: Any) -> list[str]:
+    """Of all prompts at once, as streams."""
+    body = {"model": "two", "max_tokens": TOKENS, "temperature": 0}
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda prompt: events(served.url, body | {"prompt": prompt}), PROMPTS, timeout=300))
+    return ["".join(chunk["choices"][0]["text"] for chunk in chunks) for chunks in found]
+
+
+def test_it_answers_as_the_trainer(served: Any, runs: Path) -> None:
+    """Greedy streams, eight at once, are transformers'; what tokens cost is what the trainer said of them."""
+    assert greedy(served) == [offline(f"{runs}/two/export", prompt, TOKENS) for prompt in PROMPTS]
+    run = Folder(f"{runs}/two")
+    recorded = run.read_json("predictions.json")
+    shards = config.from_dict(run.read_json("run.json")).data.open().shards
+    # A row has one token more than the context, and vLLM keeps room for one that it writes.
+    rows = [shards.sample(number).tolist()[:-2] for number in recorded["rows"]]
+    costs = [served.loss(row) for row in rows]
+    assert len(rows) == 4 and apart(costs, [_cost(f"{runs}/two/export", row) for row in rows]) <= SAME
+
+
+def _cost(export: str, row: list[int]) -> float:
+    import torch
+
+    from rtrain.language.model import load as read
+
+    model = read(export, device="cpu").model
+    with torch.inference_mode():
+        logits = model(torch.tensor([row])).logits[0, :-1].double()
+    return float(torch.nn.functional.cross_entropy(logits, torch.tensor(row[1:]), reduction="sum"))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"prompt": "a", "model": "other"}, 404, "model"),
+        ({"prompt": [999]}, 400, None),
+        ({"prompt": "a", "max_tokens": 5000}, 400, "max_tokens"),
+        ({"prompt": "a" * 5000}, 400, "input_text"),
+        ({}, 400, "prompt"),
+        ({"prompt": "a", "max_tokens": "many"}, 422, "max_tokens"),
+        ({"prompt": "a", "temperature": -1}, 400, "temperature"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_field(served: Any, body: dict[str, Any], status: int, param: str | None) -> None:
+    answer = ask(served, **body)
+    assert answer.status_code == status, answer.text
+    told = answer.json()["error"]
+    assert told["param"] == param and "\n" not in told["message"] and "Request ID" not in told["message"], told
+    assert ask(served, prompt="a", max_tokens=1).status_code == 200
+
+
+def test_paths(served: Any) -> None:
+    assert httpx.get(f"{served.url}/healthz", timeout=60).json() == {"status": "ok", "model": "two", "engine": "vllm"}
+    assert served.model == "two"
+    assert httpx.get(f"{served.url}/v1/models/other", timeout=60).status_code == 404
+    chat = {"model": "two", "messages": [{"role": "user", "content": "hi"}]}
+    told = httpx.post(f"{served.url}/v1/chat/completions", json=chat, timeout=60)
+    assert told.status_code == 400 and "chat template" in told.json()["error"]["message"]
+    slow = httpx.post(f"{served.url}/v1/completions", content=b"x", headers={"content-type": "text/plain"}, timeout=60)
+    assert slow.status_code == 415
+    large = httpx.post(f"{served.url}/v1/completions", content=b" " * (MAX_BYTES + 1), timeout=60)
+    assert large.status_code == 413
+
+
+def test_what_cannot_be(runs: Path) -> None:
+    export = f"{runs}/two/export"
+    for decoding, scale, why in (
+        (Decoding(engine="vllm", engine_args=("no_such=1",)), Scale(), "no_such"),
+        (Decoding(engine="vllm", engine_args=("max_num_seqs=4",)), Scale(), "say it as lanes"),
+        (Decoding(engine="vllm"), Scale(gpus=1, tables="host"), "Scale.tables"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            application_of(export, scale=scale, decoding=decoding)
+    with pytest.raises(ConfigError, match=r"Decoding.guard: vLLM has none"):
+        Decoding(engine="vllm", guard=Guard())
+
+
+@pytest.mark.slow
+def test_guesses_change_no_greedy_text(served: Any, serve_port: int, runs: Path) -> None:
+    guessing = rtrain.serve(f"{runs}/two", port=serve_port, decoding=replace(ON_VLLM, guesses=3))
+    assert served.export == guessing.export  # it took the other's place
+    try:
+        assert greedy(guessing) == [offline(f"{runs}/two/export", prompt, TOKENS) for prompt in PROMPTS]
+    finally:
+        guessing.stop()
+
+
+def test_a_version_on_vllm(served: Any, serve_port: int, runs: Path, tmp_path: Path) -> None:
+    """Behind the same address as one on rtrain's engine, under streams; what texts cost to both is compared."""
+    served.stop()
+    endpoint = Endpoint(
+        name="writer", port=serve_port, registry=f"sqlite:///{tmp_path}/registry.db", audit=f"{tmp_path}/audit",
+        state=f"{tmp_path}/endpoints",
+    )  # fmt: skip
+    wanted = {
+        (v, p): offline(f"{runs}/{run}/export", p, 12) for v, run in (("1", "one"), ("2", "two")) for p in PROMPTS
+    }
+    wrong: list[Any] = []
+
+    def asked(http: httpx.Client, draw: np.random.Generator, headers: dict[str, str]) -> httpx.Response:
+        prompt = PROMPTS[draw.integers(len(PROMPTS))]
+        body = {"model": "writer", "prompt": prompt, "max_tokens": 12, "temperature": 0}
+        answer, text = streamed(http, endpoint.url, body, headers)
+        if text != wanted[answer.headers["x-rtrain-version"], prompt]:
+            wrong.append((answer.headers["x-rtrain-version"], prompt, text))
+        return answer
+
+    try:
+        assert endpoint.release(f"{runs}/one", "the first").version == 1
+        vllm = replace(endpoint, decoding={"engine": "vllm", "engine_args": ON_VLLM.engine_args})
+        steps = Canary(steps=(0.3, 1.0), seconds=6, answers=30, patience_s=200, timeout_s=60)
+        with load(asked) as seen:
+            version = vllm.release(f"{runs}/two", "on vLLM", steps)
+            settled = endpoint.settled(version.version, timeout_s=300)
+            assert settled is not None and settled.champion, settled
+            told = [d for d in endpoint.status()["decisions"] if d["what"] == "advance"]
+            costed = [of["nats_more"] for d in told for app, of in d["seen"].items() if app.startswith("writer-2-")]
+            assert "engine" in httpx.get(f"{endpoint.url}/healthz", timeout=60).json()
+            back = replace(endpoint, decoding={"engine": "rtrain", "engine_args": ()})
+            assert back.rollback("to see that it goes") == "version 1 (one) answers again"
+            wait_for(lambda: endpoint.status()["everywhere"], "all routers heard of it")
+        assert "engine" not in httpx.get(f"{endpoint.url}/healthz", timeout=60).json()
+        assert not seen.failed and not wrong and {"1", "2"} <= set(seen.versions), (seen.statuses, wrong[:3])
+        assert any(more is not None and abs(more) < 2 for more in costed), told
+    finally:
+        endpoint.stop()
