@@ -10,8 +10,6 @@ from rtrain.language.guard import Guard
 
 Computes = Literal["rtrain", "vllm"]
 LANES, WAITING = 8, 64
-OF_RTRAIN = ("together", "guard")
-"""Fields that say nothing to vLLM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +41,8 @@ class Decoding:
         if self.engine not in get_args(Computes):
             raise ConfigError(f"Decoding.engine: {' or '.join(get_args(Computes))}, got {self.engine!r}")
         if self.engine == "vllm":
-            default = {field.name: field.default for field in fields(self)}
-            if said := [name for name in OF_RTRAIN if getattr(self, name) != default[name]]:
-                raise ConfigError(f"Decoding.{said[0]}: vLLM has none. Leave it out, or set engine to rtrain")
+            if not self.together:
+                raise ConfigError("Decoding.together: vLLM has none. Leave it out, or set engine to rtrain")
             self.arguments()
         elif self.engine_args:
             raise ConfigError("Decoding.engine_args: of vLLM alone. Set engine to vllm, or leave them out")

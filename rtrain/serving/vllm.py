@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve as ray_serve
 from ray.serve.exceptions import BackPressureError
 from ray.serve.llm import LLMConfig, build_llm_deployment
@@ -23,13 +23,16 @@ from vllm.exceptions import VLLMClientError
 
 from rtrain.errors import ConfigError, one_line
 from rtrain.language.decoding import Decoding
+from rtrain.language.guard import Guard
 from rtrain.language.model import intact
 from rtrain.serving.answers import Relays, new_api
+from rtrain.serving.guarded import as_events, given_by, words_of
 from rtrain.serving.language import COSTED, COSTED_LETTERS, name_of
 from rtrain.serving.openai import Refused, refused, unread
 from rtrain.serving.scale import Scale
 from rtrain.serving.vllm_config import config_of, context_of
 
+How = Callable[..., Awaitable[Response]]
 HEALTH_S = 10.0
 """Seconds for an engine to say how it is."""
 
@@ -70,9 +73,9 @@ api = _api()
 class VllmServer(OpenAiIngress, Relays):
     """One replica of what stands before vLLM's."""
 
-    def __init__(self, name: str, context: int, engine: Any):
+    def __init__(self, name: str, context: int, guard: Guard | None, engine: Any):
         super().__init__(llm_deployments={name: engine}, model_cards={name: None})
-        self.name, self.context = name, context
+        self.name, self.context, self.guard = name, context, guard
         self._engine, self._started = engine, int(time.time())
 
     @api.post("/v1/completions", response_model=None)
@@ -109,16 +112,32 @@ class VllmServer(OpenAiIngress, Relays):
             truncate_prompt_tokens=min(COSTED, self.context - 1), truncation_side="right",
         )  # fmt: skip
         try:
-            answer = await self._asked(super().completions, body, None)
+            answer = await self._answer(super().completions, body, None)
         except (Refused, BackPressureError):
             return None
         said = json.loads(bytes(answer.body))["choices"][0]["logprobs"]["token_logprobs"]
         said = [logprob for logprob in said if logprob is not None]
         return -sum(said) / len(said) if said else None
 
-    async def _asked(self, how: Callable[..., Awaitable[Response]], body: Any, request: Request | None) -> Response:
-        """What Ray Serve's ingress answers, with its refusals as rtrain's engine says them."""
+    async def _asked(self, how: How, body: Any, request: Request) -> Response:
+        """What is answered, where there is a guard as it gives it out."""
         self._check_name(body.model)
+        if self.guard is None:
+            return await self._answer(how, body, request)
+        asked = await request.json()
+        for words in words_of(asked):
+            if why := await asyncio.to_thread(self.guard.ask, words):
+                raise Refused(400, f"prompt: {why}", code="content_filter")
+        whole = body.model_copy(update={"stream": False, "stream_options": None})
+        answer = json.loads(bytes((await self._answer(how, whole, request)).body))
+        given = await asyncio.to_thread(given_by, self.guard, answer)
+        if not body.stream:
+            return JSONResponse(given)
+        usage = bool((asked.get("stream_options") or {}).get("include_usage"))
+        return StreamingResponse(as_events(given, usage), media_type="text/event-stream")
+
+    async def _answer(self, how: How, body: Any, request: Request | None) -> Response:
+        """What Ray Serve's ingress answers, with its refusals as rtrain's engine says them."""
         try:
             return await how(body, request)
         except Exception as error:
@@ -152,4 +171,4 @@ def vllm_application(export: str, called: str, decoding: Decoding, scale: Scale,
     engine = build_llm_deployment(config, override_serve_options=more)
     server: Any = VllmServer
     options = scale.options(first) | {"ray_actor_options": {"num_cpus": 0.5}} | more
-    return server.options(**options).bind(name, context_of(path, decoding), engine)
+    return server.options(**options).bind(name, context_of(path, decoding), decoding.guard, engine)

@@ -5,7 +5,7 @@ vLLM is in no environment of `make install`; `make test-vllm` makes one with its
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from rtrain.endpoint.endpoint import Endpoint
 from rtrain.errors import ConfigError
 from rtrain.handoff.served import SAME, apart
 from rtrain.language.decoding import Decoding
-from rtrain.language.guard import Guard
 from rtrain.serving.app import application_of
 from rtrain.serving.limits import MAX_BYTES
 from rtrain.serving.scale import Scale
@@ -31,13 +30,19 @@ from rtrain.storage import Folder
 from tests.cluster.conftest import wait_for
 from tests.cluster.load import load
 from tests.cluster.test_language_release import streamed
-from tests.cluster.test_language_serving import PROMPTS, events, offline
+from tests.cluster.test_language_serving import PROMPTS, NoSecrets, events, offline
 from tests.unit.release.runs import PASSES
 
 pytestmark = pytest.mark.timeout(600)
 TOKENS = 40
 ON_VLLM = Decoding(engine="vllm", engine_args=("enforce_eager=true",), lanes=8)
 """Not compiled: that would take minutes here."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loud(NoSecrets):
+    def answer(self, text: str) -> str:
+        return text.upper()
 
 
 @pytest.fixture(scope="module")
@@ -139,16 +144,24 @@ def test_what_cannot_be(runs: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=why):
             application_of(export, scale=scale, decoding=decoding)
-    with pytest.raises(ConfigError, match=r"Decoding.guard: vLLM has none"):
-        Decoding(engine="vllm", guard=Guard())
 
 
 @pytest.mark.slow
-def test_guesses_change_no_greedy_text(served: Any, serve_port: int, runs: Path) -> None:
-    guessing = rtrain.serve(f"{runs}/two", port=serve_port, decoding=replace(ON_VLLM, guesses=3))
-    assert served.export == guessing.export  # it took the other's place
+def test_guesses_and_a_guard(served: Any, serve_port: int, runs: Path) -> None:
+    """Guesses change no greedy text, and a guard sees all that is said, streamed or not."""
+    of = replace(ON_VLLM, guesses=3, guard=Loud(word="password"))
+    guessing = rtrain.serve(f"{runs}/two", port=serve_port, decoding=of)  # takes the other's place
     try:
-        assert greedy(guessing) == [offline(f"{runs}/two/export", prompt, TOKENS) for prompt in PROMPTS]
+        texts = [offline(f"{runs}/two/export", prompt, TOKENS) for prompt in PROMPTS]
+        assert greedy(guessing) == [text.upper() for text in texts]
+        for streams in (False, True):
+            refused = ask(guessing, prompt="the password", stream=streams)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
+        assert ask(guessing, prompt="a", logprobs=1).status_code == 400
+        assert ask(guessing, prompt=[97]).status_code == 400
+        several = ask(guessing, prompt=PROMPTS[:2], max_tokens=TOKENS, temperature=0).json()
+        assert [choice["text"] for choice in several["choices"]] == [text.upper() for text in texts[:2]]
+        assert several["usage"]["completion_tokens"] == 2 * TOKENS
     finally:
         guessing.stop()
 

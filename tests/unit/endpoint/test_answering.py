@@ -70,8 +70,8 @@ def test_the_engine_is_changed_with_its_arguments() -> None:
     assert back.decoding == Decoding(lanes=16)
     there = Answering.after(deployed(back), decoding={"engine": "vllm", "engine_args": ("max_model_len=64",)})
     assert there.decoding == on_vllm
-    with pytest.raises(ConfigError, match="guard: vLLM has none"):
-        Answering.after(deployed(WAS), decoding={"engine": "vllm"})
+    kept = Answering.after(deployed(WAS), decoding={"engine": "vllm"}).decoding
+    assert kept == Decoding(engine="vllm", guesses=3, guard=Guard()), "a guard stays whatever computes"
     host = replace(WAS, scale=Scale(gpus=1, tables="host"))
     assert Answering.after(deployed(host), {"gpus": 0, "tables": "device"}).scale == Scale()
 

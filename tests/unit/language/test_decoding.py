@@ -22,7 +22,6 @@ from rtrain.language.guard import Guard
         ({"engine": "vllm", "engine_args": ("a",)}, "NAME=VALUE, as max_model_len=4096, got 'a'"),
         ({"engine": "vllm", "engine_args": ("a=1", "a=2")}, "a is said twice"),
         ({"engine": "vllm", "together": False}, "Decoding.together: vLLM has none"),
-        ({"engine": "vllm", "guard": Guard()}, "Decoding.guard: vLLM has none"),
     ],
 )
 def test_what_does_not_fit(options: dict[str, Any], why: str) -> None:
