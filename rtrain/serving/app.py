@@ -352,4 +352,6 @@ def what_failed(app: str) -> str:
     told = [one.message.strip() for one in found.deployments.values()] if found else []
     lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "Error" in line.partition(":")[0]]
-    return DIED if errors[-1:] == ["ActorDiedError()"] else str((errors or [""])[-1])[:MOST_SAID]
+    last = (errors or [""])[-1]
+    died = last == "ActorDiedError()" or "ActorDiedError: The actor died unexpectedly" in last
+    return DIED if died else last[:MOST_SAID]

@@ -28,6 +28,7 @@ from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
 from rtrain.errors import ClusterError, RunFailed, UserError
 from rtrain.release.registry import Registry
+from rtrain.serving.app import DIED, what_failed
 from rtrain.serving.scale import Scale
 from rtrain.serving.wire import Answer, Question
 from rtrain.stages.config import TwoStages
@@ -185,6 +186,20 @@ def test_a_version_that_people_click_on_less_is_taken_back(endpoint: Endpoint, r
         settled = endpoint.settled(version, timeout_s=120)
     assert settled and not settled.champion and settled.why.startswith("take back: its ctr is 0.0098"), settled
     assert not seen.failed
+
+
+def test_a_process_that_ends_as_it_loads_is_said_in_words(endpoint: Endpoint) -> None:
+    @ray_serve.deployment
+    class Dies:
+        def __init__(self) -> None:
+            os._exit(3)
+
+    with pytest.raises(RuntimeError):
+        ray_serve.run(Dies.options(max_constructor_retry_count=1).bind(), name="dies", route_prefix=None)
+    try:
+        assert what_failed("dies") == DIED
+    finally:
+        ray_serve.delete("dies")
 
 
 @pytest.mark.slow
