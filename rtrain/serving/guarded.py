@@ -6,23 +6,25 @@ from typing import Any
 from rtrain.language.guard import Guard
 from rtrain.serving.openai import Refused, event
 
-UNSEEN = (
-    "logprobs", "top_logprobs", "prompt_logprobs", "return_token_ids", "return_tokens_as_token_ids", "prompt_embeds",
-    "tools", "tool_choice", "functions", "function_call", "kv_transfer_params",
-)  # fmt: skip
-"""Of a question: what would give out, or take in, words that no guard sees."""
+SAFE = frozenset((
+    "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "min_tokens", "temperature", "top_p", "top_k",
+    "min_p", "n", "seed", "stop", "stop_token_ids", "ignore_eos", "stream", "stream_options", "user", "echo",
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
+))  # fmt: skip
+"""Keys of a question that bring no words in but where a guard looks, and none out but as a text."""
+OF_TURN, OF_PART = {"role", "content", "name"}, {"type", "text"}
 
 
-def words_of(asked: Mapping[str, Any]) -> list[str]:
+def words_of(asked: Mapping[str, Any], chat: bool) -> list[str]:
     """What is asked, of each prompt, or of a conversation the turns in a line each.
 
     Raises:
-        Refused: what has words that no guard can see.
+        Refused: what has words, or may have, that no guard can see.
     """
-    for name in UNSEEN:
-        if asked.get(name) is not None and asked[name] is not False:
+    for name, value in asked.items():
+        if name not in SAFE and value is not None and value is not False:
             raise Refused(400, f"{name}: not here, since a guard has to see all that is said")
-    if "messages" in asked:
+    if chat:
         return ["\n".join(_turn(message) for message in asked["messages"])]
     prompt = asked.get("prompt")
     found: list[Any] = prompt if isinstance(prompt, list) else [prompt]
@@ -32,13 +34,20 @@ def words_of(asked: Mapping[str, Any]) -> list[str]:
 
 
 def _turn(message: Any) -> str:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    if not parts or any(not isinstance(part, Mapping) or not isinstance(part.get("text"), str) for part in parts):
+    """Of a turn all words, or a refusal."""
+    words: list[Any] = [None]
+    if isinstance(message, Mapping) and OF_TURN.issuperset(message):
+        content = message.get("content")
+        words = [_part(part) for part in content] if isinstance(content, list) else [content]
+        words += [message["name"]] if message.get("name") else []
+    if not words or not all(isinstance(word, str) for word in words):
         raise Refused(400, "messages: here of words alone, since a guard has to see them")
-    return "\n".join(part["text"] for part in parts)
+    return "\n".join(words)
+
+
+def _part(part: Any) -> Any:
+    """Its words; none: it is of something else."""
+    return part["text"] if isinstance(part, Mapping) and set(part) == OF_PART and part["type"] == "text" else None
 
 
 def given_by(guard: Guard, answer: Mapping[str, Any]) -> dict[str, Any]:

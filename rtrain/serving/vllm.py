@@ -125,7 +125,7 @@ class VllmServer(OpenAiIngress, Relays):
         if self.guard is None:
             return await self._answer(how, body, request)
         asked = await request.json()
-        for words in words_of(asked):
+        for words in words_of(asked, isinstance(body, ChatCompletionRequest)):
             if why := await asyncio.to_thread(self.guard.ask, words):
                 raise Refused(400, f"prompt: {why}", code="content_filter")
         whole = body.model_copy(update={"stream": False, "stream_options": None})

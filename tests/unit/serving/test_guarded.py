@@ -24,11 +24,13 @@ class Withholds(Guard):
         ({"prompt": "a"}, ["a"]),
         ({"prompt": ["a", "b"], "logprobs": None}, ["a", "b"]),
         ({"messages": [{"role": "system", "content": "s"}, SAID], "logprobs": False}, ["s\nu"]),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}]}, ["u"]),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}], "name": "n"}]}, ["u\nn"]),
+        ({"prompt": "a", "messages": None, "tools": None, "stream": True, "seed": 3}, ["a"]),
+        ({"prompt": "the secret", "messages": [SAID]}, ["the secret"]),
     ],
 )  # fmt: skip
 def test_words(asked: dict[str, Any], words: list[str]) -> None:
-    assert words_of(asked) == words
+    assert words_of(asked, chat="prompt" not in asked) == words
 
 
 @pytest.mark.parametrize(
@@ -45,11 +47,19 @@ def test_words(asked: dict[str, Any], words: list[str]) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages"),
         ({"messages": ["u"]}, "messages"),
+        ({"messages": [SAID | {"tool_calls": [{"f": "the secret"}]}]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "u", "image_url": {}}]}]},
+            "messages",
+        ),
+        ({"messages": [SAID], "documents": [{"text": "the secret"}]}, "documents"),
+        ({"messages": [SAID], "whatever_comes": 1}, "whatever_comes"),
+        ({"prompt": "a", "suffix": "the secret"}, "suffix"),
     ],
 )
 def test_what_it_cannot_see_is_refused(asked: dict[str, Any], param: str) -> None:
     with pytest.raises(Refused) as refused:
-        words_of(asked)
+        words_of(asked, chat="messages" in asked)
     assert (refused.value.status, refused.value.body["param"]) == (400, param)
 
 
