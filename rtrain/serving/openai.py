@@ -30,7 +30,7 @@ class Refused(Exception):
 
 async def refused(request: Request, error: Refused) -> JSONResponse:
     """A refusal as OpenAI's clients read it."""
-    headers = {"retry-after": "1"} if error.status == 429 else None
+    headers = {"retry-after": "1"} if error.status in (429, 503) else None
     return JSONResponse({"error": error.body}, error.status, headers=headers)
 
 
@@ -116,6 +116,22 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Prompt = str | list[int]
 MOST_PROMPTS = 64
 """In one request: as many as wait for a replica by default."""
+
+
+def refuse_beyond(prompt: Any, answers: int, vocab: int) -> None:
+    """Of a question to vLLM, which lets pass what ends it.
+
+    `answers`: that are wanted to each prompt.
+
+    Raises:
+        Refused: more of them in all than `MOST_PROMPTS`, or a token that the model does not have.
+    """
+    prompts = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
+    if (many := len(prompts) * answers) > MOST_PROMPTS:
+        raise Refused(400, f"{'n' if answers > 1 else 'prompt'}: {many} answers in one request; at most {MOST_PROMPTS}")
+    beyond = [token for of in prompts if isinstance(of, list) for token in of if not 0 <= token < vocab]
+    if beyond:
+        raise Refused(400, f"prompt: there is no token {beyond[0]}; the model has {vocab}")
 
 
 class Completion(Ask):

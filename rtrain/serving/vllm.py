@@ -8,18 +8,20 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from ray import serve as ray_serve
-from ray.serve.exceptions import BackPressureError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.serve.llm.ingress import OpenAiIngress
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from vllm.exceptions import VLLMClientError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from rtrain.errors import ConfigError, one_line
 from rtrain.language.decoding import Decoding
@@ -28,11 +30,13 @@ from rtrain.language.model import intact
 from rtrain.serving.answers import Relays, new_api
 from rtrain.serving.guarded import as_events, given_by, words_of
 from rtrain.serving.language import COSTED, COSTED_LETTERS, name_of
-from rtrain.serving.openai import Refused, refused, unread
+from rtrain.serving.openai import Refused, event, refuse_beyond, refused, unread
 from rtrain.serving.scale import Scale
-from rtrain.serving.vllm_config import config_of, context_of
+from rtrain.serving.vllm_config import config_of, context_of, vocab_of
 
 How = Callable[..., Awaitable[Response]]
+GONE = (EngineDeadError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+"""What says that an engine ended, or its replica."""
 HEALTH_S = 10.0
 """Seconds for an engine to say how it is."""
 
@@ -56,6 +60,26 @@ def _refusal(status: int, said: str) -> Refused:
     return Refused(status, line, kind="invalid_request_error" if status < 500 else "server_error")
 
 
+def _refusal_of(error: Exception) -> Refused:
+    """Of what Ray Serve's ingress, its engine or the way there raised."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, GONE):
+        why = f"vLLM does not answer ({type(cause).__name__}). It starts anew by itself: ask again"
+        return Refused(503, why, kind="server_error")
+    asked_so = isinstance(cause, VLLMClientError | UnicodeError)  # half a letter cannot be written for the engine
+    status = getattr(cause, "status_code", 400 if asked_so else 500)
+    return _refusal(status, str(getattr(cause, "message", cause)))
+
+
+async def _to_its_end(parts: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    """A stream, which says so where it breaks off: what is out cannot be taken back."""
+    try:
+        async for part in parts:
+            yield part
+    except Exception as error:
+        yield event({"error": _refusal_of(error).body})
+
+
 def _api() -> FastAPI:
     api = new_api()
     for kind, answer in (
@@ -73,9 +97,9 @@ api = _api()
 class VllmServer(OpenAiIngress, Relays):
     """One replica of what stands before vLLM's."""
 
-    def __init__(self, name: str, context: int, guard: Guard | None, engine: Any):
+    def __init__(self, name: str, context: int, vocab: int, guard: Guard | None, engine: Any):
         super().__init__(llm_deployments={name: engine}, model_cards={name: None})
-        self.name, self.context, self.guard = name, context, guard
+        self.name, self.context, self.vocab, self.guard = name, context, vocab, guard
         self._engine, self._started = engine, int(time.time())
 
     @api.post("/v1/completions", response_model=None)
@@ -122,6 +146,7 @@ class VllmServer(OpenAiIngress, Relays):
     async def _asked(self, how: How, body: Any, request: Request) -> Response:
         """What is answered, where there is a guard as it gives it out."""
         self._check_name(body.model)
+        refuse_beyond(getattr(body, "prompt", None), body.n or 1, self.vocab)
         if self.guard is None:
             return await self._answer(how, body, request)
         asked = await request.json()
@@ -139,12 +164,14 @@ class VllmServer(OpenAiIngress, Relays):
     async def _answer(self, how: How, body: Any, request: Request | None) -> Response:
         """What Ray Serve's ingress answers, with its refusals as rtrain's engine says them."""
         try:
-            return await how(body, request)
+            answer = await how(body, request)
+        except (BackPressureError, HTTPException):
+            raise
         except Exception as error:
-            status = getattr(error, "status_code", None)
-            if status is None or isinstance(error, HTTPException):
-                raise
-            raise _refusal(status, str(getattr(error, "message", error))) from None
+            raise _refusal_of(error) from error
+        if isinstance(answer, StreamingResponse):
+            answer.body_iterator = _to_its_end(answer.body_iterator)
+        return answer
 
     def _check_name(self, name: str | None) -> None:
         if name != self.name:
@@ -171,4 +198,4 @@ def vllm_application(export: str, called: str, decoding: Decoding, scale: Scale,
     engine = build_llm_deployment(config, override_serve_options=more)
     server: Any = VllmServer
     options = scale.options(first) | {"ray_actor_options": {"num_cpus": 0.5}} | more
-    return server.options(**options).bind(name, context_of(path, decoding), decoding.guard, engine)
+    return server.options(**options).bind(name, context_of(path, decoding), vocab_of(path), decoding.guard, engine)

@@ -10,6 +10,8 @@ from rtrain.export.huggingface import CONFIG
 from rtrain.language.decoding import WAITING, Decoding
 from rtrain.serving.scale import Scale
 
+HEALTH_EVERY_S = 2.0
+"""Seconds between two questions whether the engine lives; three without an answer, and the replica starts anew."""
 AT_ONCE = 256
 """Answers that vLLM computes at once by itself."""
 OF_GPU = 0.9
@@ -53,6 +55,7 @@ def config_of(export: str, name: str, decoding: Decoding, scale: Scale, first: i
     waiting = WAITING if decoding.waiting is None else decoding.waiting
     deployment = scale.options(first)
     deployment["max_ongoing_requests"] = min(scale.at_once, (decoding.lanes or AT_ONCE) + waiting)
+    deployment["health_check_period_s"] = HEALTH_EVERY_S
     # GPUs are of the workers that the engine starts; the replica itself holds none.
     deployment["ray_actor_options"] = {"num_cpus": 0.5}
     kind = "gpu" if scale.gpus else "cpu"
@@ -90,6 +93,11 @@ def _lay_out(said: dict[str, Any], gpus: float) -> None:
 def context_of(export: str, decoding: Decoding) -> int:
     """Tokens of a prompt and its answer together, at most."""
     return int(decoding.arguments().get("max_model_len") or _config(export)["max_position_embeddings"])
+
+
+def vocab_of(export: str) -> int:
+    """Different tokens."""
+    return int(_config(export)["vocab_size"])
 
 
 def _dtype(export: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 pytest.importorskip("vllm")
@@ -106,7 +107,12 @@ def _cost(export: str, row: list[int]) -> float:
     ("body", "status", "param"),
     [
         ({"prompt": "a", "model": "other"}, 404, "model"),
-        ({"prompt": [999]}, 400, None),
+        ({"prompt": [999]}, 400, "prompt"),
+        ({"prompt": [256]}, 400, "prompt"),  # the first that is none ends vLLM 0.29
+        ({"prompt": ["a"] * 65}, 400, "prompt"),
+        ({"prompt": "a", "n": 65}, 400, "n"),
+        ({"prompt": "a", "stop": "\ud800"}, 400, None),
+        ({"prompt": "a", "logprobs": 999}, 400, "logprobs"),
         ({"prompt": "a", "max_tokens": 5000}, 400, "max_tokens"),
         ({"prompt": "a" * 5000}, 400, "input_text"),
         ({}, 400, "prompt"),
@@ -133,6 +139,23 @@ def test_paths(served: Any) -> None:
     assert slow.status_code == 415
     large = httpx.post(f"{served.url}/v1/completions", content=b" " * (MAX_BYTES + 1), timeout=60)
     assert large.status_code == 413
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_killed_starts_anew(served: Any) -> None:
+    (engine,) = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "VLLM::EngineCore"]
+    engine.kill()
+    seen: list[httpx.Response] = []
+
+    def answers() -> bool:
+        seen.append(ask(served, prompt="a", max_tokens=1))
+        return seen[-1].status_code == 200
+
+    wait_for(lambda: not answers(), "the engine is gone", timeout_s=20)
+    wait_for(answers, "it started anew", timeout_s=200)
+    between = [answer for answer in seen if answer.status_code != 200]
+    assert {answer.status_code for answer in between} == {503}, [answer.text for answer in between]
+    assert all(answer.headers["retry-after"] == "1" and answer.json()["error"]["message"] for answer in between)
 
 
 def test_what_cannot_be(runs: Path) -> None:
