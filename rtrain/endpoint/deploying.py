@@ -13,8 +13,8 @@ from rtrain.endpoint.state import Deployed
 from rtrain.errors import RtrainError, RunFailed, one_line
 from rtrain.release.audit import AuditLog
 from rtrain.release.registry import Version
-from rtrain.serving.app import MOST_SAID, NO_LINE_EACH, application_of, what_failed
-from rtrain.serving.waiting import saying_what_it_waits_for
+from rtrain.serving.app import NO_LINE_EACH, application_of, what_failed
+from rtrain.serving.waiting import MOST_SAID, saying_what_it_waits_for
 
 VERSION = r"\d+-[0-9a-f]{4}"
 """Behind the endpoint's name and a dash what its applications are called."""

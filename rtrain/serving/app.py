@@ -29,7 +29,7 @@ from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.serving.shards import TableShard
-from rtrain.serving.waiting import saying_what_it_waits_for
+from rtrain.serving.waiting import MOST_SAID, failure_in, saying_what_it_waits_for
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
@@ -37,9 +37,6 @@ ONE = Scale()
 JSON = {"content-type": "application/json"}
 NO_LINE_EACH = LoggingConfig(enable_access_log=False)
 """Of Serve and of each application: no line of a log for each request."""
-MOST_SAID = 300
-DIED = "its process ended as it loaded: killed, out of memory, or by a crash in compiled code; see its log in Ray's"
-"""Letters of an error that a message has."""
 _OWN: dict[str, "Served"] = {}
 """Applications that this process serves; a notebook that serves another model means to replace them."""
 
@@ -349,9 +346,4 @@ def check_free(host: str, port: int, field: str, option: str) -> None:
 def what_failed(app: str) -> str:
     """The last error in what Serve says of an application's replicas; empty, if it says of none."""
     found = ray_serve.status().applications.get(app)
-    told = [one.message.strip() for one in found.deployments.values()] if found else []
-    lines = [line.strip() for text in told for line in text.splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line.partition(":")[0]]
-    last = (errors or [""])[-1]
-    died = last == "ActorDiedError()" or "ActorDiedError: The actor died unexpectedly" in last
-    return DIED if died else last[:MOST_SAID]
+    return failure_in("\n".join(one.message for one in found.deployments.values()) if found else "")

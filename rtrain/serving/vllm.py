@@ -35,7 +35,7 @@ from rtrain.serving.scale import Scale
 from rtrain.serving.vllm_config import config_of, context_of, vocab_of
 
 How = Callable[..., Awaitable[Response]]
-GONE = (EngineDeadError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
+GONE = (EngineDeadError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, TimeoutError)
 """What says that an engine ended, or its replica."""
 HEALTH_S = 10.0
 """Seconds for an engine to say how it is."""
@@ -126,7 +126,10 @@ class VllmServer(OpenAiIngress, Relays):
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:
         """Which model answers, and whether its engine does."""
-        await asyncio.wait_for(self._engine.check_health.remote(), HEALTH_S)
+        try:
+            await asyncio.wait_for(self._engine.check_health.remote(), HEALTH_S)
+        except Exception as error:
+            raise _refusal_of(error) from error
         return {"status": "ok", "model": self.name, "engine": "vllm"}
 
     async def cost(self, text: str) -> float | None:

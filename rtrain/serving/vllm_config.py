@@ -26,6 +26,7 @@ SAID_ELSEWHERE = {
     "distributed_executor_backend": "Ray Serve sets it",
 }
 """Arguments of vLLM that nobody sets by themselves."""
+CONTEXT, UNKNOWN = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 1 << 20
 WAYS = ("tensor_parallel_size", "pipeline_parallel_size")
 
 
@@ -43,6 +44,9 @@ def config_of(export: str, name: str, decoding: Decoding, scale: Scale, first: i
         raise ConfigError("Decoding.engine_args: speculative_config: guesses says it. Leave out one of them")
     if decoding.draft and not decoding.guesses:
         raise ConfigError("guesses: must be at least 1 where draft is set, got 0")
+    longest = _longest(export)
+    if not isinstance(context := said.get("max_model_len", 1), int) or not 0 < context <= (longest or context):
+        raise ConfigError(f"Decoding.engine_args: max_model_len: 1 to {longest}, the model's context, got {context!r}")
     _lay_out(said, scale.gpus)
     own: dict[str, Any] = {"load_format": "safetensors", "dtype": _dtype(export)}
     if decoding.lanes:
@@ -92,7 +96,7 @@ def _lay_out(said: dict[str, Any], gpus: float) -> None:
 
 def context_of(export: str, decoding: Decoding) -> int:
     """Tokens of a prompt and its answer together, at most."""
-    return int(decoding.arguments().get("max_model_len") or _config(export)["max_position_embeddings"])
+    return int(decoding.arguments().get("max_model_len") or _longest(export) or UNKNOWN)
 
 
 def vocab_of(export: str) -> int:
@@ -106,6 +110,13 @@ def _dtype(export: str) -> str:
     return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
 
+def _longest(export: str) -> int:
+    """The model's context; 0: its config does not say it so."""
+    config = _config(export)
+    return int(next((config[name] for name in CONTEXT if name in config), 0))
+
+
 def _config(export: str) -> dict[str, Any]:
+    """Of a model of texts and more, with what it says of texts."""
     found: dict[str, Any] = json.loads(Path(export, CONFIG).read_text())
-    return found
+    return found | found.get("text_config", {})

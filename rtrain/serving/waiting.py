@@ -1,5 +1,6 @@
 """What an application waits for as it starts: Ray Serve waits for room without end, and tells its own log."""
 
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,6 +12,23 @@ from ray.serve.exceptions import RayServeException
 
 LOOK_S = 5.0
 """Seconds between two looks. Serve itself says nothing of the first 30."""
+MOST_SAID = 300
+"""Letters of an error that a message has."""
+DIED = "its process ended as it loaded: killed, out of memory, or by a crash in compiled code; see its log in Ray's"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def failure_in(message: str) -> str:
+    """The last error in what Serve says of replicas, in one line; empty, if it says of none."""
+    lines = [line for text in COLOURS.sub("", message).splitlines() if (line := text.strip())]
+    errors = [n for n, line in enumerate(lines) if "Error" in line.partition(":")[0]]
+    if not errors:
+        return ""
+    last = lines[errors[-1]]
+    if last == "ActorDiedError()" or "ActorDiedError: The actor died unexpectedly" in last:
+        return DIED
+    # An error's own further lines are what pydantic, for one, says it with.
+    return " ".join(lines[errors[-1] :])[:MOST_SAID]
 
 
 def _to_stderr(text: str) -> None:
@@ -28,7 +46,9 @@ def saying_what_it_waits_for(app: str, say: Callable[[str], None] = _to_stderr) 
             with suppress(RayError, RayServeException, RuntimeError):  # of a Serve that is not up yet, or goes down
                 found = ray_serve.status().applications.get(app)
                 for deployment in found.deployments.values() if found else ():
-                    if (text := " ".join(deployment.message.split())) and text not in said:
+                    why = failure_in(deployment.message)
+                    what = f"{deployment.message.partition('Error:')[0]}({why})" if why else deployment.message
+                    if (text := " ".join(what.split())) and text not in said:
                         said.add(text)
                         say(f"serve: still starts: {text}")
 

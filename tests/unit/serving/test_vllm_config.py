@@ -76,6 +76,8 @@ def test_of_lanes_guesses_and_replicas(export: str) -> None:
         (Scale(gpus=3), {"engine_args": ("pipeline_parallel_size=2",)}, "over 2 GPUs, and Scale.gpus is 3"),
         (Scale(gpus=0.5), {"engine_args": ("tensor_parallel_size=2",)}, r"over 2 GPUs, and Scale.gpus is 0\.5"),
         (Scale(), {"engine_args": ("tensor_parallel_size=x",)}, "tensor_parallel_size: a whole number"),
+        (Scale(), {"engine_args": ("max_model_len=513",)}, "max_model_len: 1 to 512, the model's context, got 513"),
+        (Scale(), {"engine_args": ("max_model_len=4k",)}, "max_model_len: 1 to 512, the model's context, got '4k'"),
     ],
 )
 def test_what_does_not_fit(export: str, scale: Scale, decoding: dict[str, Any], why: str) -> None:
