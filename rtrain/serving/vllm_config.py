@@ -119,4 +119,5 @@ def _longest(export: str) -> int:
 def _config(export: str) -> dict[str, Any]:
     """Of a model of texts and more, with what it says of texts."""
     found: dict[str, Any] = json.loads(Path(export, CONFIG).read_text())
-    return found | found.get("text_config", {})
+    of_texts: dict[str, Any] = found.get("text_config", {})
+    return found | of_texts
