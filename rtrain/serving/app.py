@@ -55,6 +55,8 @@ class Served:
     """What is served."""
     rpc: str = ""
     """Where it answers over gRPC, as `HOST:PORT`; empty: nowhere."""
+    since: float = field(repr=False, default=0.0)
+    """When Ray Serve was told of it, which no other that takes its place has."""
 
     def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[Prediction]:
         """Probabilities over HTTP, for one row or several.
@@ -123,11 +125,17 @@ class Served:
         """Take the application down, and the Ray that was started for it; a cluster stays, and what took its place."""
         if self._stopped:
             return
-        if self.rpc:
-            ray_serve.delete(name_of(self.name))
-        ray_serve.delete(self.name)
+        if not self.replaced():
+            if self.rpc:
+                ray_serve.delete(name_of(self.name))
+            ray_serve.delete(self.name)
         del _OWN[self.name]
         self.session.close()
+
+    def replaced(self) -> bool:
+        """Whether another process serves in its place, as by `rtrain serve --replace`."""
+        there = ray_serve.status().applications.get(self.name)
+        return there is not None and there.last_deployed_time_s != self.since
 
 
 def application_of(
@@ -260,7 +268,10 @@ def deploy(
     if before := _OWN.get(name):  # the Ray that was started for it goes on for this one
         session.enter_context(before.session.pop_all())
     url = f"http://{host}:{port}{prefix.rstrip('/')}"
-    _OWN[name] = made = Served(name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc)
+    since = ray_serve.status().applications[name].last_deployed_time_s
+    _OWN[name] = made = Served(
+        name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc, since=since
+    )
     return made
 
 

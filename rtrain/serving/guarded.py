@@ -12,6 +12,7 @@ SAFE = frozenset((
     "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias",
 ))  # fmt: skip
 """Keys of a question that bring no words in but where a guard looks, and none out but as a text."""
+ROLES = ("system", "developer", "user", "assistant")
 OF_TURN, OF_PART = {"role", "content", "name"}, {"type", "text"}
 
 
@@ -36,7 +37,7 @@ def words_of(asked: Mapping[str, Any], chat: bool) -> list[str]:
 def _turn(message: Any) -> str:
     """Of a turn all words, or a refusal."""
     words: list[Any] = [None]
-    if isinstance(message, Mapping) and OF_TURN.issuperset(message):
+    if isinstance(message, Mapping) and OF_TURN.issuperset(message) and message.get("role") in ROLES:
         content = message.get("content")
         words = [_part(part) for part in content] if isinstance(content, list) else [content]
         words += [message["name"]] if message.get("name") else []

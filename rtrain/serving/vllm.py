@@ -49,6 +49,14 @@ async def _not_so(request: Request, error: Exception) -> JSONResponse:
     return await refused(request, _refusal(400, str(error)))
 
 
+TOO_LONG = "context_length_exceeded"
+CODES = {
+    "maximum context length": TOO_LONG,
+    "maximum model length": TOO_LONG,
+    "max_model_len": TOO_LONG,
+    "provide a chat template": "no_chat_template",
+}
+"""Of what vLLM says, by some of its words."""
 NAMED = re.compile(r"(.*) \(parameter=([\w.]+)(?:, value=.*)?\)", re.DOTALL)
 """How vLLM ends what it says of one parameter."""
 
@@ -56,8 +64,13 @@ NAMED = re.compile(r"(.*) \(parameter=([\w.]+)(?:, value=.*)?\)", re.DOTALL)
 def _refusal(status: int, said: str) -> Refused:
     """In one line, the parameter first."""
     told = NAMED.fullmatch(said.strip())
-    line = " ".join((f"{told[2]}: {told[1]}" if told else said).split())
-    return Refused(status, line, kind="invalid_request_error" if status < 500 else "server_error")
+    param, line = (told[2], told[1]) if told else (None, said)
+    code = next((code for words, code in CODES.items() if words in line), None)
+    param = "prompt" if code == TOO_LONG and param == "input_text" else param
+    line = " ".join((f"{param}: {line}" if param else line).split())
+    found = Refused(status, line, kind="invalid_request_error" if status < 500 else "server_error", code=code)
+    found.body["param"] = param if status < 500 else None  # not whatever stands before a colon of vLLM's
+    return found
 
 
 def _refusal_of(error: Exception) -> Refused:

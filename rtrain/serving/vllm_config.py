@@ -12,6 +12,8 @@ from rtrain.serving.scale import Scale
 
 HEALTH_EVERY_S = 2.0
 """Seconds between two questions whether the engine lives; three without an answer, and the replica starts anew."""
+ON_THEIR_WAY = 16
+"""Requests that may wait outside of an engine that computes, and has waiting, as many as it may; others are a 429."""
 AT_ONCE = 256
 """Answers that vLLM computes at once by itself."""
 OF_GPU = 0.9
@@ -24,6 +26,8 @@ SAID_ELSEWHERE = {
     "load_format": "exports are safetensors, and nothing else is read",
     "max_num_seqs": "say it as lanes",
     "distributed_executor_backend": "Ray Serve sets it",
+    "tokenizer": "it is the export's",
+    "hf_config_path": "it is the export's",
 }
 """Arguments of vLLM that nobody sets by themselves."""
 CONTEXT, UNKNOWN = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 1 << 20
@@ -59,6 +63,7 @@ def config_of(export: str, name: str, decoding: Decoding, scale: Scale, first: i
     waiting = WAITING if decoding.waiting is None else decoding.waiting
     deployment = scale.options(first)
     deployment["max_ongoing_requests"] = min(scale.at_once, (decoding.lanes or AT_ONCE) + waiting)
+    deployment["max_queued_requests"] = ON_THEIR_WAY
     deployment["health_check_period_s"] = HEALTH_EVERY_S
     # GPUs are of the workers that the engine starts; the replica itself holds none.
     deployment["ray_actor_options"] = {"num_cpus": 0.5}

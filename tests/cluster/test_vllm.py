@@ -114,7 +114,7 @@ def _cost(export: str, row: list[int]) -> float:
         ({"prompt": "a", "stop": "\ud800"}, 400, None),
         ({"prompt": "a", "logprobs": 999}, 400, "logprobs"),
         ({"prompt": "a", "max_tokens": 5000}, 400, "max_tokens"),
-        ({"prompt": "a" * 5000}, 400, "input_text"),
+        ({"prompt": "a" * 5000}, 400, "prompt"),
         ({}, 400, "prompt"),
         ({"prompt": "a", "max_tokens": "many"}, 422, "max_tokens"),
         ({"prompt": "a", "temperature": -1}, 400, "temperature"),
@@ -134,7 +134,9 @@ def test_paths(served: Any) -> None:
     assert httpx.get(f"{served.url}/v1/models/other", timeout=60).status_code == 404
     chat = {"model": "two", "messages": [{"role": "user", "content": "hi"}]}
     told = httpx.post(f"{served.url}/v1/chat/completions", json=chat, timeout=60)
-    assert told.status_code == 400 and "chat template" in told.json()["error"]["message"]
+    assert (told.status_code, told.json()["error"]["code"]) == (400, "no_chat_template"), told.text
+    long = ask(served, prompt="a" * 300)
+    assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded"), long.text
     slow = httpx.post(f"{served.url}/v1/completions", content=b"x", headers={"content-type": "text/plain"}, timeout=60)
     assert slow.status_code == 415
     large = httpx.post(f"{served.url}/v1/completions", content=b" " * (MAX_BYTES + 1), timeout=60)

@@ -47,6 +47,8 @@ def test_words(asked: dict[str, Any], words: list[str]) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages"),
         ({"messages": ["u"]}, "messages"),
+        ({"messages": [SAID | {"role": "the secret"}]}, "messages"),
+        ({"messages": [SAID | {"role": ["user"]}]}, "messages"),
         ({"messages": [SAID | {"tool_calls": [{"f": "the secret"}]}]}, "messages"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "text": "u", "image_url": {}}]}]},
