@@ -150,6 +150,7 @@ def _spelled(status: dict[str, Any]) -> str:
         lines.append(
             f"  version {of['version']:<4} {of['role']:<9} {of['share']:>4.0%}  {rate:8.1f} answers/s  "
             f"{of['failed']} failed  p50 {p50} ms  p99 {p99} ms  run {of['run']}"
+            + (f" on {of['engine']}" if of.get("engine") == "vllm" else "")
         )
     for of in status["decisions"][:5]:
         version = f" version {of['version']}" if of.get("version") else ""
@@ -203,9 +204,10 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 AS_BEFORE = """\
-What is said of stages (--candidates to --timeout-ms), answers of a language model (--lanes to --guard) and replicas
+What is said of stages (--candidates to --timeout-ms), answers of a language model (--engine to --guard) and replicas
 (--replicas to --shards) is kept from version to version: the defaults are of the first one, and a later release
-changes what it says alone. --guard, --draft, --features, --history none and --guesses, --shards, --gpus 0 take back."""
+changes what it says alone. --guard, --draft, --features, --history none and --guesses, --shards, --gpus 0 take back,
+and --engine rtrain."""
 
 ENDPOINT = (
     Verb(

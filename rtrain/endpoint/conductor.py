@@ -141,6 +141,7 @@ class Conductor:
             state, now = self._state, time.monotonic()
             versions = [
                 {"version": of.number, "run": of.run, "export": of.export, "role": role, "share": share, "app": of.app}
+                | {"engine": (of.decoding or {}).get("engine")}
                 | self._tally(of).to_json()
                 for role, of, share in (
                     ("champion", state.champion, 1 - self._share()),

@@ -61,8 +61,9 @@ def _version(of: Mapping[str, Any], seconds: float) -> str:
     numbers += ["" if of["mean_score"] is None else f"{of['mean_score']:.4g}", f"{of['grown_mb']:.0f}"]
     cells = "".join(f"<td class=n>{number}</td>" for number in numbers)
     dot = f'<span class="dot {of["role"]}"></span>'
+    run = f"{of['run']} on vllm" if of.get("engine") == "vllm" else str(of["run"])
     return (
-        f"<tr><td>{dot}{of['version']} ({of['role']})</td><td>{escape(of['run'])}</td>"
+        f"<tr><td>{dot}{of['version']} ({of['role']})</td><td>{escape(run)}</td>"
         f"<td class=n>{of['share']:.0%}</td>{cells}</tr>"
     )
 
