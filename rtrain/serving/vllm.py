@@ -79,9 +79,8 @@ def _refusal_of(error: Exception) -> Refused:
     if isinstance(cause, GONE):
         why = f"vLLM does not answer ({type(cause).__name__}). It starts anew by itself: ask again"
         return Refused(503, why, kind="server_error")
-    asked_so = isinstance(cause, VLLMClientError | UnicodeError)  # half a letter cannot be written for the engine
-    status = getattr(cause, "status_code", 400 if asked_so else 500)
-    return _refusal(status, str(getattr(cause, "message", cause)))
+    status = getattr(cause, "status_code", 400 if isinstance(cause, VLLMClientError) else 500)
+    return _refusal(status, str(getattr(cause, "message", cause)) or type(cause).__name__)
 
 
 async def _to_its_end(parts: AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -163,9 +162,13 @@ class VllmServer(OpenAiIngress, Relays):
         """What is answered, where there is a guard as it gives it out."""
         self._check_name(body.model)
         refuse_beyond(getattr(body, "prompt", None), body.n or 1, self.vocab)
+        asked = await request.json()
+        try:
+            json.dumps(asked, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise Refused(422, "the body: it has half of a letter, a surrogate without the other") from None
         if self.guard is None:
             return await self._answer(how, body, request)
-        asked = await request.json()
         for words in words_of(asked, isinstance(body, ChatCompletionRequest)):
             if why := await asyncio.to_thread(self.guard.ask, words):
                 raise Refused(400, f"prompt: {why}", code="content_filter")
