@@ -256,17 +256,9 @@ def _summary(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-REPLACED_S = 5.0
-"""Seconds between two looks whether another command serves in the place of this one."""
-
-
 def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> None:
     """Serve an export, a finished run's, or two stages of such, as a command's options say, until it is interrupted."""
     import threading
-    from contextlib import suppress
-
-    from ray.exceptions import RayError
-    from ray.serve.exceptions import RayServeException
 
     from rtrain import config
     from rtrain.api import serve
@@ -283,11 +275,7 @@ def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> 
     text = json.dumps(told) if options.json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"
     print(text, flush=True)
     try:
-        while not threading.Event().wait(REPLACED_S):
-            with suppress(RayError, RayServeException, RuntimeError):  # Ray is away for a while
-                if served.replaced():
-                    print("serve: another command serves in its place now, and this one ends", file=sys.stderr)
-                    break
+        threading.Event().wait()
     except KeyboardInterrupt:
         if told_to_stop():
             raise  # Ctrl-C is how it is meant to end; this is another exit code

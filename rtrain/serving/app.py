@@ -55,8 +55,6 @@ class Served:
     """What is served."""
     rpc: str = ""
     """Where it answers over gRPC, as `HOST:PORT`; empty: nowhere."""
-    since: float = field(repr=False, default=0.0)
-    """When Ray Serve was told of it, which no other that takes its place has."""
 
     def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[Prediction]:
         """Probabilities over HTTP, for one row or several.
@@ -125,17 +123,11 @@ class Served:
         """Take the application down, and the Ray that was started for it; a cluster stays, and what took its place."""
         if self._stopped:
             return
-        if not self.replaced():
-            if self.rpc:
-                ray_serve.delete(name_of(self.name))
-            ray_serve.delete(self.name)
+        if self.rpc:
+            ray_serve.delete(name_of(self.name))
+        ray_serve.delete(self.name)
         del _OWN[self.name]
         self.session.close()
-
-    def replaced(self) -> bool:
-        """Whether another process serves in its place, as by `rtrain serve --replace`."""
-        there = ray_serve.status().applications.get(self.name)
-        return there is not None and there.last_deployed_time_s != self.since
 
 
 def application_of(
@@ -268,10 +260,7 @@ def deploy(
     if before := _OWN.get(name):  # the Ray that was started for it goes on for this one
         session.enter_context(before.session.pop_all())
     url = f"http://{host}:{port}{prefix.rstrip('/')}"
-    since = ray_serve.status().applications[name].last_deployed_time_s
-    _OWN[name] = made = Served(
-        name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc, since=since
-    )
+    _OWN[name] = made = Served(name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc)
     return made
 
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,15 +203,9 @@ def test_the_command_takes_the_place_of_what_another_process_serves(served: Any,
     words = [sys.executable, "-m", "rtrain", "serve", export, "--port", port]
     refused = subprocess.run(words, env=env, capture_output=True, text=True, timeout=180)
     assert refused.returncode == 2 and "take its place: --replace" in refused.stderr, refused
-    started = partial(subprocess.Popen, [*words, "--replace"], env=env, stdout=subprocess.PIPE, text=True)
-    answers = f"http://127.0.0.1:{port}/predict answers"
-    assert not served.replaced()
-    with started() as first:
-        assert first.stdout and first.stdout.readline().startswith(answers) and served.replaced()
-        with started() as second:
-            assert second.stdout and second.stdout.readline().startswith(answers)
-            assert first.wait(timeout=120) == 0, "it ends, and leaves alone what took its place"
-            assert httpx.get(f"{served.url}/healthz", timeout=60).status_code == 200
-            second.send_signal(signal.SIGINT)
-            assert second.wait(timeout=120) == 0, "how it is meant to end"
+    with subprocess.Popen([*words, "--replace"], env=env, stdout=subprocess.PIPE, text=True) as command:
+        assert command.stdout and command.stdout.readline().startswith(f"http://127.0.0.1:{port}/predict answers")
+        assert httpx.get(f"{served.url}/healthz", timeout=60).status_code == 200
+        command.send_signal(signal.SIGINT)
+        assert command.wait(timeout=120) == 0, "how it is meant to end"
     assert "rtrain" not in ray_serve.status().applications
