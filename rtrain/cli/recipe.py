@@ -2,9 +2,12 @@
 
 import argparse
 import json
+import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +21,7 @@ from rtrain.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from rtrain.run import Run
+    from rtrain.serving.app import Served
     from rtrain.stages.config import TwoStages
     from rtrain.tuning import Domain, Search
 
@@ -256,16 +260,22 @@ def _summary(values: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> None:
-    """Serve an export, a finished run's, or two stages of such, as a command's options say, until it is interrupted."""
-    import threading
+REPLACED_S = 5.0
+"""Seconds between two looks whether another command serves in the place of this one."""
 
+
+def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> None:
+    """Serve an export, a finished run's, or two stages of such, as a command's options say, until it is interrupted.
+
+    It ends by itself where another command takes its place, unless the Ray is its own, which that one needs.
+    """
     from rtrain import config
     from rtrain.api import serve
     from rtrain.language.decoding import Decoding
     from rtrain.serving.scale import Scale
 
     scale, said = config.override(Scale(), scale_said(options)), decoding_said(options)
+    joined = bool(os.environ.get("RAY_ADDRESS"))
     served = serve(
         target, replicas=scale, port=port, grpc_port=options.grpc_port, replace=options.replace,
         decoding=config.override(Decoding(), said) if said else None,
@@ -275,12 +285,27 @@ def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> 
     text = json.dumps(told) if options.json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"
     print(text, flush=True)
     try:
-        threading.Event().wait()
+        _wait_replaced(served)
+        ends = "this one ends" if joined else "this one's Ray goes on for it: Ctrl-C ends both"
+        print(f"serve: another command serves in its place now, and {ends}", file=sys.stderr, flush=True)
+        if not joined:
+            threading.Event().wait()
     except KeyboardInterrupt:
         if told_to_stop():
             raise  # Ctrl-C is how it is meant to end; this is another exit code
     finally:
         served.stop()
+
+
+def _wait_replaced(served: "Served") -> None:
+    """Until another command serves in its place."""
+    from ray.exceptions import RayError
+
+    while True:
+        threading.Event().wait(REPLACED_S)
+        with suppress(RayError):  # the cluster's head is away for a while
+            if served.replaced():
+                return
 
 
 def _shown(path: str) -> str:

@@ -23,6 +23,7 @@ from rtrain.export.huggingface import is_language
 from rtrain.language.decoding import Decoding
 from rtrain.serving.language import language_application
 from rtrain.serving.limits import REQUEST_S
+from rtrain.serving.place import is_taken, leave, take
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
 from rtrain.serving.retriever import Retriever
@@ -55,6 +56,8 @@ class Served:
     """What is served."""
     rpc: str = ""
     """Where it answers over gRPC, as `HOST:PORT`; empty: nowhere."""
+    mark: str = field(repr=False, default="")
+    """By which it knows its place (`rtrain/serving/place.py`)."""
 
     def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[Prediction]:
         """Probabilities over HTTP, for one row or several.
@@ -97,6 +100,8 @@ class Served:
         if self._stopped:
             how = f"{_OWN[self.name].export} took its place" if self.name in _OWN else "it was stopped"
             raise UserError(f"{self.url}: {self.export} is served no more, {how}. Serve it again")
+        if self.replaced():
+            raise UserError(f"{self.url}: another process took the place of {self.export}. Serve it again")
         try:
             text = json.dumps(body, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -123,11 +128,17 @@ class Served:
         """Take the application down, and the Ray that was started for it; a cluster stays, and what took its place."""
         if self._stopped:
             return
-        if self.rpc:
-            ray_serve.delete(name_of(self.name))
-        ray_serve.delete(self.name)
+        if not self.replaced():
+            if self.rpc:
+                ray_serve.delete(name_of(self.name))
+            ray_serve.delete(self.name)
+            leave(self.name)
         del _OWN[self.name]
         self.session.close()
+
+    def replaced(self) -> bool:
+        """Whether another process serves in its place, as by `rtrain serve --replace`."""
+        return is_taken(self.name, self.mark)
 
 
 def application_of(
@@ -240,6 +251,7 @@ def deploy(
         ray_serve.delete(name_of(name))
     if grpc_port is not None:
         check_free(host, grpc_port, "grpc_port", "--grpc-port")
+    mark = take(name)
     try:
         listen(host, port)
         with saying_what_it_waits_for(name):
@@ -260,7 +272,9 @@ def deploy(
     if before := _OWN.get(name):  # the Ray that was started for it goes on for this one
         session.enter_context(before.session.pop_all())
     url = f"http://{host}:{port}{prefix.rstrip('/')}"
-    _OWN[name] = made = Served(name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc)
+    _OWN[name] = made = Served(
+        name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc, mark=mark
+    )
     return made
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import httpx
@@ -43,7 +44,8 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def served(export: str, serve_port: int) -> Iterator[Any]:
     yield rtrain.serve(export, port=serve_port)
-    app._OWN["rtrain"].stop()  # or what took its place
+    if "rtrain" in app._OWN:
+        app._OWN["rtrain"].stop()  # or what took its place
 
 
 @pytest.fixture(scope="module")
@@ -203,9 +205,23 @@ def test_the_command_takes_the_place_of_what_another_process_serves(served: Any,
     words = [sys.executable, "-m", "rtrain", "serve", export, "--port", port]
     refused = subprocess.run(words, env=env, capture_output=True, text=True, timeout=180)
     assert refused.returncode == 2 and "take its place: --replace" in refused.stderr, refused
-    with subprocess.Popen([*words, "--replace"], env=env, stdout=subprocess.PIPE, text=True) as command:
-        assert command.stdout and command.stdout.readline().startswith(f"http://127.0.0.1:{port}/predict answers")
-        assert httpx.get(f"{served.url}/healthz", timeout=60).status_code == 200
-        command.send_signal(signal.SIGINT)
-        assert command.wait(timeout=120) == 0, "how it is meant to end"
+    ours = app._OWN["rtrain"]  # that of this process, by which test ever
+    with ExitStack() as commands:
+
+        def replacing() -> subprocess.Popen[str]:
+            command = subprocess.Popen([*words, "--replace"], env=env, stdout=PIPE, stderr=PIPE, text=True)
+            commands.callback(command.kill)
+            assert command.stdout and command.stdout.readline().startswith(f"http://127.0.0.1:{port}/predict answers")
+            return command
+
+        first = replacing()
+        with pytest.raises(UserError, match="another process took the place of"):
+            ours.predict({})
+        second = replacing()
+        said = first.communicate(timeout=120)[1]
+        assert first.returncode == 0 and "another command serves in its place now, and this one ends" in said, said
+        ours.stop()
+        assert httpx.get(f"{served.url}/healthz", timeout=60).status_code == 200, "both left that one alone"
+        second.send_signal(signal.SIGINT)
+        assert second.wait(timeout=120) == 0, "how it is meant to end"
     assert "rtrain" not in ray_serve.status().applications
