@@ -1,6 +1,7 @@
 """What a command line says of a language model's answers: `serve`, also of a recipe, and `release`."""
 
 import argparse
+import json
 import re
 from typing import Any
 
@@ -33,6 +34,7 @@ DECODING = (
     ),
 )  # fmt: skip
 """Of a language model alone."""
+JSON = json.JSONDecoder()
 
 
 def decoding_said(options: argparse.Namespace) -> dict[str, Any]:
@@ -54,8 +56,20 @@ def decoding_said(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _split(text: str) -> tuple[str, ...]:
-    """At commas, but not within the brackets and quotes of JSON."""
-    return tuple(part for part in re.split(r",(?=[\w-]+=)", text) if part)
+    """At commas, but not within a value that is JSON."""
+    parts = []
+    while text:
+        name, equals, value = text.partition("=")
+        try:
+            end = JSON.raw_decode(value)[1]
+        except ValueError:
+            end = 0  # a word, or a list of them, up to the next name
+        if value[end : end + 1] not in ("", ","):
+            end = 0
+        end += len(re.split(r",(?=[\w-]+=)", value[end:], maxsplit=1)[0])
+        parts.append(name + equals + value[:end])
+        text = value[end + 1 :]
+    return tuple(parts)
 
 
 def _guard(text: str) -> Any:

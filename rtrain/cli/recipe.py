@@ -267,7 +267,7 @@ REPLACED_S = 5.0
 def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> None:
     """Serve an export, a finished run's, or two stages of such, as a command's options say, until it is interrupted.
 
-    It ends by itself where another command takes its place, unless the Ray is its own, which that one needs.
+    It ends by itself where another command takes its place, which can be on a cluster that both joined.
     """
     from rtrain import config
     from rtrain.api import serve
@@ -285,11 +285,10 @@ def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> 
     text = json.dumps(told) if options.json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"
     print(text, flush=True)
     try:
-        _wait_replaced(served)
-        ends = "this one ends" if joined else "this one's Ray goes on for it: Ctrl-C ends both"
-        print(f"serve: another command serves in its place now, and {ends}", file=sys.stderr, flush=True)
         if not joined:
             threading.Event().wait()
+        _wait_replaced(served)
+        print("serve: another command serves in its place now, and this one ends", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         if told_to_stop():
             raise  # Ctrl-C is how it is meant to end; this is another exit code

@@ -56,7 +56,8 @@ def deploy(version: Version, endpoint: str, answering: Answering, audit: str, fi
         why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"
         ray_serve.delete(app)
         AuditLog(audit).append("refused", why, {"endpoint": endpoint, "version": version.version})
-        raise RunFailed(f"endpoint {endpoint!r}: {why}. What answered before goes on") from error
+        goes_on = ". What answered before goes on" if endpoint in ray_serve.status().applications else ""
+        raise RunFailed(f"endpoint {endpoint!r}: {why}{goes_on}") from error
     except BaseException:  # who wanted it gave up, as by Ctrl-C: nobody else would end it
         ray_serve.delete(app)
         raise

@@ -360,4 +360,5 @@ def check_free(host: str, port: int, field: str, option: str) -> None:
 def what_failed(app: str) -> str:
     """The last error in what Serve says of an application's replicas; empty, if it says of none."""
     found = ray_serve.status().applications.get(app)
-    return failure_in("\n".join(one.message for one in found.deployments.values()) if found else "")
+    said = [failure_in(one.message) for one in found.deployments.values()] if found else []
+    return next(filter(None, said), "")

@@ -45,10 +45,6 @@ async def _full(request: Request, error: Exception) -> JSONResponse:
     return await refused(request, Refused(429, "as many wait as may. Ask again", kind="rate_limit_error", code="busy"))
 
 
-async def _not_so(request: Request, error: Exception) -> JSONResponse:
-    return await refused(request, _refusal(400, str(error)))
-
-
 TOO_LONG = "context_length_exceeded"
 CODES = {
     "maximum context length": TOO_LONG,
@@ -81,6 +77,10 @@ def _refusal_of(error: Exception) -> Refused:
         return Refused(503, why, kind="server_error")
     status = getattr(cause, "status_code", 400 if isinstance(cause, VLLMClientError) else 500)
     return _refusal(status, str(getattr(cause, "message", cause)) or type(cause).__name__)
+
+
+async def _not_so(request: Request, error: Exception) -> JSONResponse:
+    return await refused(request, _refusal_of(error))
 
 
 async def _to_its_end(parts: AsyncIterable[Any]) -> AsyncIterator[Any]:
@@ -162,7 +162,7 @@ class VllmServer(OpenAiIngress, Relays):
         """What is answered, where there is a guard as it gives it out."""
         self._check_name(body.model)
         refuse_beyond(getattr(body, "prompt", None), body.n or 1, self.vocab)
-        asked = await request.json()
+        asked = await request.json()  # as it was parsed already
         try:
             json.dumps(asked, ensure_ascii=False).encode()
         except UnicodeEncodeError:

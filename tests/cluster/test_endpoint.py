@@ -285,6 +285,8 @@ def test_a_rollback_has_the_replicas_of_now_and_nothing_is_undone_where_it_does_
 
 def test_the_version_that_answers_is_told_to_answer_otherwise(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
     one = replace(endpoint, name="more", routers=1, state=f"{tmp_path}/endpoints", grpc_port=None)
+    with pytest.raises(RunFailed, match=r"version 1 does not load \(.*\)$"):  # nothing answered before
+        replace(one, decoding={"lanes": 2}).release(f"{runs}/good", "it is no language model")
     one.release(f"{runs}/good", "the first")
     said: list[str] = []
     with pytest.raises(UserError, match="version 1 answers all requests already"):

@@ -82,8 +82,8 @@ def greedy(served: Any) -> list[str]:
     return ["".join(chunk["choices"][0]["text"] for chunk in chunks) for chunks in found]
 
 
-def test_it_answers_as_the_trainer(served: Any, runs: Path) -> None:
-    """Greedy streams, eight at once, are transformers'; what tokens cost is what the trainer said of them."""
+def test_it_answers_as_transformers(served: Any, runs: Path) -> None:
+    """Greedy streams, eight at once, and what tokens cost; whose answers are the trainer's, as other tests say."""
     assert greedy(served) == [offline(f"{runs}/two/export", prompt, TOKENS) for prompt in PROMPTS]
     run = Folder(f"{runs}/two")
     recorded = run.read_json("predictions.json")
@@ -148,7 +148,14 @@ def test_paths(served: Any) -> None:
 @pytest.mark.slow
 def test_an_engine_that_is_killed_starts_anew(served: Any) -> None:
     (engine,) = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "VLLM::EngineCore"]
-    engine.kill()
+    body = {"model": "two", "prompt": "a", "max_tokens": 120, "temperature": 0, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        next(lines)  # it has begun
+        engine.kill()
+        *_, last, end = [json.loads(line[6:]) if "{" in line else line for line in lines if line]
+    assert last["error"]["type"] == "server_error" and last["error"]["message"], last
+    assert end == "data: [DONE]"
     seen: list[httpx.Response] = []
 
     def answers() -> bool:
@@ -160,6 +167,18 @@ def test_an_engine_that_is_killed_starts_anew(served: Any) -> None:
     between = [answer for answer in seen if answer.status_code != 200]
     assert {answer.status_code for answer in between} == {503}, [answer.text for answer in between]
     assert all(answer.headers["retry-after"] == "1" and answer.json()["error"]["message"] for answer in between)
+
+
+@pytest.mark.slow
+def test_beyond_what_waits_it_says_so(served: Any) -> None:
+    """As many as are computed and wait (8 and 64), and 16 before the engine: the others of 130 at once are a 429."""
+    body = {"prompt": "a", "max_tokens": 60, "ignore_eos": True}
+    with ThreadPoolExecutor(130) as pool:
+        answers = list(pool.map(lambda _: ask(served, **body), range(130), timeout=300))
+    busy = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(busy) <= 130 - 72, [answer.status_code for answer in answers]
+    assert {answer.status_code for answer in busy} == {429}
+    assert all((a.headers["retry-after"], a.json()["error"]["code"]) == ("1", "busy") for a in busy)
 
 
 def test_what_cannot_be(runs: Path) -> None:

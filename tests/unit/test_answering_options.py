@@ -59,11 +59,20 @@ def test_what_is_no_number_of_shards_is_refused(text: str) -> None:
         scale_said(options(f"--shards={text}"))
 
 
+QUOTED = ('a={"x":"y,z=1","w":[2]}', "b=[1,2]", "c=u,v", 'd=""')
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         ("--lanes 2", {"lanes": 2}),
         ("--guesses 0", {"guesses": 0}),
+        ("--engine-args none", {"engine_args": ()}),
+        ("--engine-args a=1", {"engine_args": ("a=1",)}),
+        ("--engine-args dtype=half,b-c=true", {"engine_args": ("dtype=half", "b-c=true")}),
+        ('--engine-args a={"x":"y,z=1","w":[2]},b=[1,2],c=u,v,d=""', {"engine_args": QUOTED}),
+        ("--engine-args a=1,2,3,b=4", {"engine_args": ("a=1,2,3", "b=4")}),
+        ('--engine-args a={"x":1,b=2', {"engine_args": ('a={"x":1', "b=2")}),
         ("--draft runs/small", {"draft": "runs/small"}),
         ("--draft none", {"draft": ""}),
         ("--guard rtrain.language.guard:Guard", {"guard": Guard()}),
