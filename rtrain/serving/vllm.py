@@ -37,12 +37,9 @@ from rtrain.serving.vllm_config import config_of, context_of, vocab_of
 How = Callable[..., Awaitable[Response]]
 GONE = (EngineDeadError, RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, TimeoutError)
 """What says that an engine ended, or its replica."""
+BREAKS_OFF = re.compile(r'^data: (\{"error":.*)$', re.MULTILINE)
 HEALTH_S = 10.0
 """Seconds for an engine to say how it is."""
-
-
-async def _full(request: Request, error: Exception) -> JSONResponse:
-    return await refused(request, Refused(429, "as many wait as may. Ask again", kind="rate_limit_error", code="busy"))
 
 
 TOO_LONG = "context_length_exceeded"
@@ -72,9 +69,10 @@ def _refusal(status: int, said: str) -> Refused:
 def _refusal_of(error: Exception) -> Refused:
     """Of what Ray Serve's ingress, its engine or the way there raised."""
     cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, BackPressureError):  # Ray Serve has an answer of its own to it, where it is not raised anew
+        return Refused(429, "as many wait as may. Ask again", kind="rate_limit_error", code="busy")
     if isinstance(cause, GONE):
-        why = f"vLLM does not answer ({type(cause).__name__}). It starts anew by itself: ask again"
-        return Refused(503, why, kind="server_error")
+        return _gone(type(cause).__name__)
     status = getattr(cause, "status_code", 400 if isinstance(cause, VLLMClientError) else 500)
     return _refusal(status, str(getattr(cause, "message", cause)) or type(cause).__name__)
 
@@ -83,19 +81,30 @@ async def _not_so(request: Request, error: Exception) -> JSONResponse:
     return await refused(request, _refusal_of(error))
 
 
-async def _to_its_end(parts: AsyncIterable[Any]) -> AsyncIterator[Any]:
+def _gone(what: str) -> Refused:
+    return Refused(503, f"vLLM does not answer ({what}). It starts anew by itself: ask again", kind="server_error")
+
+
+def _told(broken: re.Match[str]) -> str:
+    """Of an event by which vLLM says that it breaks off."""
+    error = json.loads(broken[1])["error"]
+    said = _gone("EngineCore") if "EngineCore" in error["message"] else _refusal(int(error["code"]), error["message"])
+    return event({"error": said.body}).decode().strip()
+
+
+async def _to_its_end(parts: AsyncIterable[str]) -> AsyncIterator[str | bytes]:
     """A stream, which says so where it breaks off: what is out cannot be taken back."""
     try:
-        async for part in parts:
-            yield part
-    except Exception as error:
+        async for part in parts:  # one event, or several
+            yield BREAKS_OFF.sub(_told, part)
+    except Exception as error:  # of a replica that is gone
         yield event({"error": _refusal_of(error).body})
 
 
 def _api() -> FastAPI:
     api = new_api()
     for kind, answer in (
-        (RequestValidationError, unread), (Refused, refused), (BackPressureError, _full), (VLLMClientError, _not_so)
+        (RequestValidationError, unread), (Refused, refused), (VLLMClientError, _not_so)
     ):  # fmt: skip
         api.add_exception_handler(kind, answer)  # type: ignore[arg-type]
     return api
@@ -152,7 +161,7 @@ class VllmServer(OpenAiIngress, Relays):
         )  # fmt: skip
         try:
             answer = await self._answer(super().completions, body, None)
-        except (Refused, BackPressureError):
+        except Refused:
             return None
         said = json.loads(bytes(answer.body))["choices"][0]["logprobs"]["token_logprobs"]
         said = [logprob for logprob in said if logprob is not None]
@@ -184,12 +193,12 @@ class VllmServer(OpenAiIngress, Relays):
         """What Ray Serve's ingress answers, with its refusals as rtrain's engine says them."""
         try:
             answer = await how(body, request)
-        except (BackPressureError, HTTPException):
+        except HTTPException:
             raise
         except Exception as error:
             raise _refusal_of(error) from error
         if isinstance(answer, StreamingResponse):
-            answer.body_iterator = _to_its_end(answer.body_iterator)
+            answer.body_iterator = _to_its_end(answer.body_iterator)  # type: ignore[arg-type]  # of texts alone
         return answer
 
     def _check_name(self, name: str | None) -> None:

@@ -146,26 +146,29 @@ def test_paths(served: Any) -> None:
 
 
 @pytest.mark.slow
-def test_an_engine_that_is_killed_starts_anew(served: Any) -> None:
-    (engine,) = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "VLLM::EngineCore"]
+@pytest.mark.parametrize("of", ["VLLM::EngineCore", "ray::ServeReplica:rtrain:LLMServer"])
+def test_an_engine_that_is_killed_starts_anew(served: Any, of: str) -> None:
+    """Itself, and Ray's process before it; a stream that it broke off says so, and so do others until it is back."""
+    (engine,) = [one for one in psutil.process_iter(["cmdline"]) if " ".join(one.info["cmdline"]).startswith(of)]
     body = {"model": "two", "prompt": "a", "max_tokens": 120, "temperature": 0, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=120) as answer:
         lines = answer.iter_lines()
         next(lines)  # it has begun
         engine.kill()
-        *_, last, end = [json.loads(line[6:]) if "{" in line else line for line in lines if line]
-    assert last["error"]["type"] == "server_error" and last["error"]["message"], last
-    assert end == "data: [DONE]"
+        *_, last = [json.loads(line[6:]) for line in lines if line and line != "data: [DONE]"]
+    assert last["error"]["type"] == "server_error", last
+    assert "It starts anew by itself: ask again" in last["error"]["message"], last
     seen: list[httpx.Response] = []
 
     def answers() -> bool:
         seen.append(ask(served, prompt="a", max_tokens=1))
         return seen[-1].status_code == 200
 
-    wait_for(lambda: not answers(), "the engine is gone", timeout_s=20)
+    if of.startswith("VLLM"):  # without a process of Ray's to ask, questions wait for one; here they are refused
+        wait_for(lambda: not answers(), "the engine is gone", timeout_s=20)
     wait_for(answers, "it started anew", timeout_s=200)
     between = [answer for answer in seen if answer.status_code != 200]
-    assert {answer.status_code for answer in between} == {503}, [answer.text for answer in between]
+    assert {answer.status_code for answer in between} <= {503}, [answer.text for answer in between]
     assert all(answer.headers["retry-after"] == "1" and answer.json()["error"]["message"] for answer in between)
 
 
