@@ -12,7 +12,7 @@ from queue import SimpleQueue
 
 import torch
 
-from rtrain.errors import ConfigError, DataError, RtrainError
+from rtrain.errors import ConfigError, DataError, RtrainError, one_line
 from rtrain.language.guesses import Draft, Guesses, Lookup
 from rtrain.language.lanes import Alone, Lanes, Together, why_alone
 from rtrain.language.model import Language
@@ -22,6 +22,7 @@ from rtrain.language.sequence import Sequence
 
 CLOSE_S = 30.0
 """Seconds that a turn under way may take when the engine is closed."""
+STOPS = "the server is stopping"
 
 
 class Busy(RtrainError):
@@ -56,6 +57,8 @@ class Engine:
         self.language, self.lanes, self.waiting = language, lanes, waiting
         self.guessed = self.right = 0
         """Tokens that were guessed, and those of them that the model chose, too."""
+        self.broken = ""
+        """Why this process computes no more: an error of a GPU's, or of this thread's; empty: it does."""
         self._computed, self._guesses = way(language, lanes, together, draft, guesses)
         self._queue: deque[Ticket] = deque()
         self._live: list[Sequence] = []
@@ -87,7 +90,7 @@ class Engine:
         ticket = Ticket(tuple(ids), sampling, emit)
         with self._changed:
             if self._closed:
-                raise Busy("the server is stopping")
+                raise Busy(STOPS)
             self._drop_cancelled()
             if len(self._queue) >= self.waiting:
                 raise Busy(f"{len(self._queue)} requests wait already, which is the most. Try again later")
@@ -125,7 +128,7 @@ class Engine:
             return len(self._live), len(self._queue)
 
     def close(self) -> None:
-        """End the thread; requests under way get no further piece."""
+        """End the thread; requests under way end with an error."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -135,21 +138,35 @@ class Engine:
         self._queue = deque(ticket for ticket in self._queue if not ticket.cancelled)
 
     def _run(self) -> None:
-        with torch.inference_mode():  # of this thread: nothing of a sequence is touched by another
-            while True:
-                with self._changed:
-                    while not (self._closed or self._queue or self._live):
-                        self._changed.wait(timeout=60)
-                    if self._closed:
-                        return
-                    self._drop_cancelled()
-                    new = [self._queue.popleft() for _ in range(min(len(self._queue), self.lanes - len(self._live)))]
-                    joining = [Sequence(self.language, ticket) for ticket in new]
-                    going, self._live = self._live, self._live + joining
-                going += [sequence for sequence in joining if self._join(sequence)]
-                going = self._turn([sequence for sequence in going if self._goes_on(sequence)])
-                with self._changed:
-                    self._live = going
+        try:
+            with torch.inference_mode():  # of this thread: nothing of a sequence is touched by another
+                self._compute()
+        except Exception as error:
+            self.broken = one_line(error)
+        finally:
+            with self._changed:  # nobody waits for what no thread computes
+                self._closed = True
+                left = [*self._live, *(Sequence(self.language, ticket) for ticket in self._queue)]
+                self._live = []
+                self._queue.clear()
+            for sequence in left:
+                sequence.fail(RtrainError(self.broken or STOPS))
+
+    def _compute(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._closed or self._queue or self._live):
+                    self._changed.wait(timeout=60)
+                if self._closed:
+                    return
+                self._drop_cancelled()
+                new = [self._queue.popleft() for _ in range(min(len(self._queue), self.lanes - len(self._live)))]
+                joining = [Sequence(self.language, ticket) for ticket in new]
+                going, self._live = self._live, self._live + joining
+            going += [sequence for sequence in joining if self._join(sequence)]
+            going = self._turn([sequence for sequence in going if self._goes_on(sequence)])
+            with self._changed:
+                self._live = going
 
     def _goes_on(self, sequence: Sequence) -> bool:
         if sequence.ticket.cancelled:
@@ -169,6 +186,7 @@ class Engine:
             if going and self._guesses and sequence.greedy:
                 self._guesses.join(sequence, prompt)
         except Exception as error:  # of its prompt; the others have their own
+            self._note(error)
             going = sequence.fail(error)
         if not going:
             self._leave(sequence)
@@ -183,11 +201,17 @@ class Engine:
             fed = {sequence: [sequence.ticket.ids[-1], *guessed.get(sequence, [])] for sequence in live}
             logits = self._computed.forward(fed)
         except Exception as error:  # of the pass that they share
+            self._note(error)
             for sequence in live:
                 sequence.fail(error)
                 self._leave(sequence)
             return []
         return [sequence for sequence in live if self._take(sequence, guessed.get(sequence, []), logits[sequence])]
+
+    def _note(self, error: Exception) -> None:
+        """What a GPU says once it says to all that come after, until the process ends."""
+        if isinstance(error, torch.AcceleratorError):
+            self.broken = one_line(error)
 
     def _guess(self, live: list[Sequence]) -> dict[Sequence, list[int]]:
         if not self._guesses:

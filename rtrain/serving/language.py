@@ -39,6 +39,7 @@ from rtrain.serving.openai import (
     refused,
     unread,
 )
+from rtrain.serving.renewed import Renewed
 from rtrain.serving.scale import device_of_replica
 
 
@@ -89,7 +90,7 @@ def name_of(export: str) -> str:
 
 @ray_serve.deployment(name="Language", max_ongoing_requests=256)
 @ray_serve.ingress(api)
-class LanguageServer(Relays):
+class LanguageServer(Relays, Renewed):
     """One replica: a model in memory, and the thread that computes with it."""
 
     def __init__(
@@ -114,6 +115,11 @@ class LanguageServer(Relays):
         """Serve calls it when the replica stops."""
         if hasattr(self, "engine"):
             self.engine.close()
+
+    @property
+    def broken(self) -> str:
+        """See `Renewed`."""
+        return self.engine.broken
 
     @api.post("/v1/completions", response_model=None)
     async def completions(self, body: Completion) -> JSONResponse | StreamingResponse:

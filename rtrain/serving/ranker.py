@@ -19,11 +19,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from ray import serve as ray_serve
 
-from rtrain.errors import DataError
+from rtrain.errors import DataError, one_line
 from rtrain.export.artifact import Prediction, Predictor, Tables
 from rtrain.export.fastest import fastest
 from rtrain.export.request import json_schema
 from rtrain.serving.answers import MAX_ROWS, REFUSALS, UNANSWERED, Relays, first_few, new_api
+from rtrain.serving.renewed import Renewed
 from rtrain.serving.scale import device_of_replica
 from rtrain.serving.shards import Elsewhere
 
@@ -51,8 +52,10 @@ def _rows_of(requests: list[list[dict[str, Any]]]) -> int:
 
 @ray_serve.deployment(name="Ranker")
 @ray_serve.ingress(api)
-class Ranker(Relays):
+class Ranker(Relays, Renewed):
     """One replica: an export in memory."""
+
+    broken = ""
 
     def __init__(self, export: str, modules: Sequence[str] = (), tables: Tables = "device", shards: Sequence[Any] = ()):
         """`modules`: outside rtrain, that the export's config names; whoever deploys it has imported them.
@@ -92,7 +95,11 @@ class Ranker(Relays):
     async def score(self, requests: list[list[dict[str, Any]]]) -> list[list[Prediction]]:
         """Score the rows of several requests at once."""
         joined = [row for rows in requests for row in rows]
-        flat = iter(await self._predicted(joined))
+        try:
+            flat = iter(await self._predicted(joined))
+        except torch.AcceleratorError as error:
+            self.broken = one_line(error)
+            raise
         return [[next(flat) for _ in rows] for rows in requests]
 
     async def _predicted(self, rows: list[dict[str, Any]]) -> list[Prediction]:

@@ -11,6 +11,8 @@ from rtrain.export.artifact import Tables
 
 LOOK_BACK_S = 10.5
 """Serve takes the mean of at least so many seconds: it hears from replicas every ten."""
+HEALTH_EVERY_S = 2.0
+"""Seconds between two questions whether a replica is of use; three refusals in a row, and it starts anew."""
 RETRY_S = 1
 """Seconds after which who was refused may ask again."""
 
@@ -88,6 +90,7 @@ class Scale:
             "max_ongoing_requests": self.at_once,
             "max_queued_requests": self.waiting,
             "backpressure_config": {"status_code": 429, "retry_after_s": RETRY_S},
+            "health_check_period_s": HEALTH_EVERY_S,
             "ray_actor_options": {"num_cpus": 0.5} | ({"num_gpus": self.gpus} if self.gpus else {}),
         }
         if self.most is None or self.most == self.least:

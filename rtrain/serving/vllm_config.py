@@ -10,8 +10,6 @@ from rtrain.export.huggingface import CONFIG
 from rtrain.language.decoding import WAITING, Decoding
 from rtrain.serving.scale import Scale
 
-HEALTH_EVERY_S = 2.0
-"""Seconds between two questions whether the engine lives; three without an answer, and the replica starts anew."""
 ON_THEIR_WAY = 16
 """Requests that may wait outside of an engine that computes, and has waiting, as many as it may; others are a 429."""
 AT_ONCE = 256
@@ -64,7 +62,6 @@ def config_of(export: str, name: str, decoding: Decoding, scale: Scale, first: i
     deployment = scale.options(first)
     deployment["max_ongoing_requests"] = min(scale.at_once, (decoding.lanes or AT_ONCE) + waiting)
     deployment["max_queued_requests"] = ON_THEIR_WAY
-    deployment["health_check_period_s"] = HEALTH_EVERY_S
     # GPUs are of the workers that the engine starts; the replica itself holds none.
     deployment["ray_actor_options"] = {"num_cpus": 0.5}
     kind = "gpu" if scale.gpus else "cpu"

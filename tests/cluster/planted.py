@@ -26,6 +26,8 @@ class Planted(DLRM):
     leaks_mb: int = 0
     crashes: bool = False
     errs: bool = False
+    loses_gpu: int = 0
+    """Requests until all others of the process have an error of CUDA's; 0: never."""
 
     def build(self, *given: Any, **options: Any) -> Any:
         model = super().build(*given, **options)
@@ -37,6 +39,8 @@ class Planted(DLRM):
             def before(*_: Any) -> None:
                 time.sleep(self.sleeps_s)
                 kept.append(torch.ones(self.leaks_mb * 250_000))
+                if 0 < self.loses_gpu < len(kept):
+                    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
                 if self.errs:
                     raise RuntimeError("it errs where it is served")
 

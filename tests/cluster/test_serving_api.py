@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -27,7 +28,8 @@ from rtrain.errors import ClusterError, DataError, UserError
 from rtrain.serving import app
 from rtrain.serving.answers import MAX_ROWS
 from rtrain.serving.limits import MAX_BYTES
-from tests.cluster.conftest import ROOT, environment, free_port
+from tests.cluster.conftest import ROOT, environment, free_port, wait_for
+from tests.cluster.planted import Planted
 
 DENSE = {feature.name: feature.std for feature in debug().data.schema.dense}
 
@@ -195,6 +197,30 @@ def test_a_second_ray_of_one_process_has_a_serve_of_its_own(ray_temp_dir: str) -
         [sys.executable, "-c", code], env=environment(ray_temp_dir), capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_replica_whose_gpu_computes_no_more_starts_anew(served: Any, tmp_path: Path) -> None:
+    """By an error that torch raises of a GPU, raised here by the model."""
+    model = Planted(dim=8, bottom=(8,), top=(8,), loses_gpu=3)
+    changes = {"storage": str(tmp_path), "duration.steps": 5, "handoff.serve_check": "false", "tracking.to": ()}
+    result = rtrain.train(rtrain.override(replace(debug(), model=model), changes), launcher="inline", quiet=True)
+    assert result is not None and result.export is not None
+    ray_serve.run(app.application_of(result.export), name="loses", route_prefix="/loses")
+    properties = httpx.get(f"{served.url}/schema").json()
+    row = {n: example(p) for n, p in properties["properties"].items() if n in properties.get("required", ())}
+    seen: list[int] = []
+
+    def asked() -> int:
+        seen.append(httpx.post(f"{served.url}/loses/predict", json={"rows": [row]}, timeout=60).status_code)
+        return seen[-1]
+
+    try:
+        wait_for(lambda: asked() == 500, "it computes no more")
+        wait_for(lambda: asked() == 200, "it was started anew")
+    finally:
+        ray_serve.delete("loses")
+    assert seen[:4] == [200, 200, 200, 500], "without what was planted it answers"
 
 
 @pytest.mark.slow

@@ -4,17 +4,21 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from rtrain.errors import CheckpointError, ConfigError, DataError
+from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainError
 from rtrain.language.engine import Busy, Engine, TooLong
 from rtrain.language.lanes import Together
 from rtrain.language.model import Language, is_language, load
 from rtrain.language.pieces import Answer, Piece
 from rtrain.language.sampling import Sampling
+from rtrain.serving.language import LanguageServer
+from rtrain.serving.renewed import Renewed
 
 PROMPTS = ["def f(", "import os\n", "class A:\n    ", "é", "return", "#", "    if x", "'''Words of a docstring"]
 GREEDY = Sampling(max_tokens=40, temperature=0)
@@ -180,6 +184,59 @@ def test_a_pass_that_fails_ends_those_in_it_and_no_later_one(exported: str, gues
     engine._computed.forward = real  # type: ignore[method-assign]
     assert engine.answer("def f(", GREEDY).ids == wanted
     engine.close()
+
+
+@pytest.mark.parametrize("where", ["join", "forward"])
+def test_what_a_gpu_says_to_all_is_kept(exported: str, where: str) -> None:
+    """Any other error is of one pass; this one is of the process, which Ray Serve then starts anew."""
+    engine = Engine(load(exported, device="cpu"), lanes=2)
+    server = LanguageServer.func_or_class
+    assert issubclass(server, Renewed)
+    for error, said in ((torch.OutOfMemoryError("of memory"), ""), (torch.AcceleratorError("CUDA error"), "CUDA")):
+
+        def fails(*of: Any, error: Exception = error) -> Any:
+            raise error
+
+        setattr(engine._computed, where, fails)
+        with pytest.raises(RtrainError, match=str(error)):
+            engine.answer("def f(", GREEDY)
+        assert said in engine.broken and bool(said) == bool(engine.broken)
+        assert server.broken.fget(SimpleNamespace(engine=engine)) == engine.broken
+    engine.close()
+
+
+@pytest.mark.parametrize("how", ["closed", "its thread fails"])
+def test_nobody_waits_for_a_thread_that_ended(exported: str, how: str) -> None:
+    engine = Engine(load(exported, device="cpu"), lanes=1)
+    reached, held = threading.Event(), threading.Event()
+    said: SimpleQueue[Piece] = SimpleQueue()
+
+    def wait(piece: Piece) -> None:
+        reached.set()
+        assert held.wait(30)
+        said.put(piece)
+
+    engine.submit("def f(", Sampling(max_tokens=100, temperature=0), wait)
+    assert reached.wait(30)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(engine.answer, "def f(", GREEDY)
+        while engine.load[1] == 0:
+            assert not waits.done()
+        if how == "closed":
+            threading.Thread(target=engine.close).start()
+            while not engine._closed:
+                pass
+        else:
+            engine._leave = engine._turn = lambda of: 1 / 0  # type: ignore[method-assign,assignment,return-value]
+        held.set()
+        with pytest.raises(RtrainError, match="stopping" if how == "closed" else "ZeroDivisionError"):
+            waits.result(timeout=30)
+    pieces = [said.get(timeout=30)]
+    while not pieces[-1].finish:
+        pieces.append(said.get(timeout=30))
+    assert pieces[-1].finish == "error" and bool(engine.broken) == (how != "closed")
+    with pytest.raises(Busy, match="stopping"):
+        engine.answer("def f(", GREEDY)
 
 
 def test_the_token_that_ends_a_document_ends_the_answer(engine: Engine) -> None:
