@@ -130,13 +130,22 @@ def _endpoints_of_regions(options: argparse.Namespace) -> int:
     from rtrain.endpoint.actor import endpoints
     from rtrain.endpoint.regions import Region, joined
 
-    if options.stop:
-        raise UserError("endpoints: --stop takes one down where RAY_ADDRESS says. Leave --regions out")
-    found = []
+    found, stopped = [], []
     for region in Region.of(options.regions):
         with joined(region):
             wanted = [name for name in endpoints() if options.name in ("", name)]
-            found += [{"region": region.name} | _endpoint(options, name).status() for name in wanted]
+            if not options.stop:
+                found += [{"region": region.name} | _endpoint(options, name).status() for name in wanted]
+            elif wanted:
+                _endpoint(options, options.name).stop(options.reason)
+                stopped.append(region.name)
+                _said(f"{region.name}: it is taken down", "endpoints")
+    if options.stop and not stopped:
+        raise UserError(f"endpoints: no endpoint {options.name!r} in these regions")
+    if options.stop:
+        text = f"endpoint {options.name!r} is taken down in {', '.join(stopped)}, with all versions"
+        answer(options, {"stopped": options.name, "regions": stopped}, text)
+        return 0
     spelled = [f"{of['region']}: {_spelled(of)}" for of in found]
     answer(options, {"endpoints": found}, "\n\n".join(spelled) or "there is no endpoint")
     return 0
