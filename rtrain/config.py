@@ -347,7 +347,7 @@ def _resolve(path: object) -> Any:
         if spelled == before or spelled.startswith((f"{before}.", f"{before}:")):
             spelled = now + spelled.removeprefix(before)
     module, _, name = spelled.partition(":")
-    if module == "rtrain" or module.startswith("rtrain."):
+    if (module == "rtrain" or module.startswith("rtrain.")) and "__main__" not in module:  # to import that is to run it
         try:
             import_module(module)
         except ModuleNotFoundError:

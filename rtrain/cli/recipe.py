@@ -239,7 +239,12 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
     for one in (*SCALE, *DECODING):
         add(*one.names, **one.options | {"help": f"serve: {one.options['help']}"})
     add("--grpc-port", type=int, metavar="N", help="serve: answer gRPC there too (default: not)")
-    add("--replace", action="store_true", help="serve: take the place of what another process serves there")
+    add(
+        "--replace",
+        action="store_true",
+        help="serve: take the place of what another process "
+        "serves there, which ends first (rtrain release keeps it until the new one answers)",
+    )
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")
     foresight.add_options(add)

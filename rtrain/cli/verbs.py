@@ -287,7 +287,12 @@ VERBS = (
             *SCALE,
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),
-            Argument("--replace", action="store_true", help="take the place of what another process serves there"),
+            Argument(
+                "--replace",
+                action="store_true",
+                help="take the place of what another process serves there, which ends first (rtrain release keeps it "
+                "until the new one answers)",
+            ),
             Argument("--ranker", metavar="RUN", help="a ranking model's, which orders what the run finds"),
             *STAGES,
             *DECODING,

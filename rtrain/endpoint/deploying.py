@@ -10,9 +10,9 @@ from ray.exceptions import RayError
 
 from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.state import Deployed
-from rtrain.errors import RtrainError, RunFailed, one_line
+from rtrain.errors import CheckpointError, RtrainError, RunFailed, one_line
 from rtrain.release.audit import AuditLog
-from rtrain.release.registry import Version
+from rtrain.release.registry import Version, other_than_registered
 from rtrain.serving.app import NO_LINE_EACH, application_of, what_failed
 from rtrain.serving.waiting import MOST_SAID, saying_what_it_waits_for
 
@@ -44,6 +44,8 @@ def deploy(version: Version, endpoint: str, answering: Answering, audit: str, fi
     # Never a name that an application had which is being ended meanwhile.
     app = f"{endpoint}-{version.version}-{secrets.token_hex(2)}"
     try:
+        if why := other_than_registered(version):
+            raise CheckpointError(f"it {why}")
         if answering.stages:
             answering = replace(answering, stages=answering.stages.having(version.export))
         application = application_of(

@@ -74,6 +74,11 @@ def _scores(body: bytes) -> list[float]:
     return [of[0] for of in found.get("scores", []) if of]
 
 
+def _refuses(found: Relayed | Opened | None) -> bool:
+    """Whether a version says that the client is to mend what it asks; one that is full does not."""
+    return found is not None and 400 <= found.status < 500 and found.status != BUSY
+
+
 def _below(name: str, body: bytes) -> bytes:
     """A version's OpenAPI, with where its paths begin."""
     return json.dumps(json.loads(body) | {"servers": [{"url": f"/{name}"}]}).encode()
@@ -116,19 +121,24 @@ class Router(Relays):
         key = request.headers.get(KEY_HEADER) or request.query_params.get("user") or user or secrets.token_hex(8)
         question = (request.method, f"/{path}", request.url.query.encode(), body)
         version = routing.chosen(key)
-        found: Relayed | Opened | None = None
+        found, champions = cast(Relayed | Opened | None, None), asyncio.get_running_loop().create_future()
         if version != routing.champion:
             found = await self._asked(version, question, routing.timeout_s, streams, hides)
         elif routing.shadow and self._shadows < SHADOWS and secrets.randbelow(1 << 30) < routing.shadow * (1 << 30):
-            self._behind(self._shadowed(routing, question))
+            self._behind(self._shadowed(routing, question, champions))
         if routing.candidate and question[1] in TEXTS and not self._costing and self._costs < COSTS:
             self._costing, self._costs = True, self._costs + 1
             self._behind(self._costed(routing, prompt_of(body)))
-        if found is None or found.status >= 500 or (found.status == BUSY and version != routing.champion):
-            version, began = routing.champion, time.perf_counter()
-            found = await self._asked(version, question, CHAMPION_S, streams, hides)
+        if found is None or found.status >= (400 if version != routing.champion else 500):
+            tried, began = found, time.perf_counter()
+            found = await self._asked(routing.champion, question, CHAMPION_S, streams, hides)
             if found is None and time.perf_counter() - began < AGAIN_S:  # of a replica that died; another one may live
-                found = await self._asked(version, question, CHAMPION_S, streams, hides)
+                found = await self._asked(routing.champion, question, CHAMPION_S, streams, hides)
+            if _refuses(tried) and not self._refuses_alone(version, question, found.status if found else 503):
+                found = tried  # it is the client's to mend
+            else:
+                version = routing.champion
+        champions.set_result(found.status if found else 503)
         if found is None:
             return JSONResponse(refusal(f"/{path}", 503, "no version answered. Ask again"), 503, AGAIN)
         headers = {VERSION_HEADER: version.split("-")[-2]}
@@ -179,10 +189,19 @@ class Router(Relays):
             if found.status == 200 and found.tokens:  # not of one that was left before its end
                 tally.said([float(found.tokens)])
 
-    async def _shadowed(self, routing: Routing, question: Question) -> None:
+    def _refuses_alone(self, version: str, question: Question, champions: int) -> bool:
+        """Whether the champion answers what a version refuses: then that is as if it had failed."""
+        alone = champions < 400
+        if alone and question[1] in ANSWERS:
+            self._tallies[version].refuses_alone()
+        return alone
+
+    async def _shadowed(self, routing: Routing, question: Question, champions: "asyncio.Future[int]") -> None:
         self._shadows += 1
         try:
-            await self._asked(routing.candidate, question, routing.timeout_s)
+            if _refuses(await self._asked(routing.candidate, question, routing.timeout_s)):
+                status = await asyncio.wait_for(champions, CHAMPION_S)
+                self._refuses_alone(routing.candidate, question, status)
         finally:
             self._shadows -= 1
 

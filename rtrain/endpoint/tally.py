@@ -26,7 +26,7 @@ class Tally:
 
     answers: int = 0
     failed: int = 0
-    """Of them those without an answer, or with one of 500 and above."""
+    """Of them those without an answer, with one of 500 and above, or with a refusal of what the champion answers."""
     refused: int = 0
     """Of them those that the client was told to mend, 400 to 499."""
     seconds: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
@@ -42,6 +42,11 @@ class Tally:
         self.failed += status >= 500
         self.refused += 400 <= status < 500
         self.seconds.append(seconds)
+
+    def refuses_alone(self) -> None:
+        """The champion answers what the last refusal was of: it is no fault of the client's."""
+        self.failed += 1
+        self.refused -= 1
 
     def said(self, scores: Iterable[float]) -> None:
         """What some of the answers said."""

@@ -29,12 +29,14 @@ from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainError, RtrainWarning, UserError
 from rtrain.export.compiled import Compiled, compiled
 from rtrain.export.flat import Requests, flat_row
+from rtrain.export.head import HEAD as HEAD
+from rtrain.export.head import head_in
 from rtrain.export.huggingface import is_language
 from rtrain.export.lookup import Lookup
 from rtrain.export.needed import Needed
 from rtrain.export.program import PROGRAM, RUNS, Program, missing
 from rtrain.export.request import asked_of, json_schema, row_model
-from rtrain.export.weights import fetched, load, put, write_weights
+from rtrain.export.weights import fetched, load, loading, put, write_weights
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.gathered import weights_of
 from rtrain.schema import Id, Schema
@@ -54,8 +56,6 @@ PRUNED = 4
 
 Prediction = float | list[float]
 """A row's probability, or number; of a schema of several labels one for each, in their order."""
-
-HEAD = "export.json"
 
 
 def export(
@@ -138,7 +138,7 @@ def export_in(target: str) -> str:
 def is_retrieval(uri: str) -> bool:
     """Whether an export is of a model that finds items; `read_head` says what is wrong with what is no export."""
     folder = Folder(uri)
-    return folder.exists(HEAD) and "data" in folder.read_json(HEAD)
+    return folder.exists(HEAD) and "data" in head_in(folder)
 
 
 def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def read_head(uri: str, part: str, other: str) -> dict[str, Any]:
     folder = Folder(uri)
     if not folder.exists(HEAD):
         raise CheckpointError(f"export {uri!r}: there is no {HEAD}. Give the export folder of a finished run")
-    head: dict[str, Any] = folder.read_json(HEAD)
+    head = head_in(folder)
     if head["format"] > PRUNED:
         raise CheckpointError(f"export {uri!r}: format {head['format']} is newer than {PRUNED}. Update rtrain")
     if part not in head:
@@ -213,7 +213,7 @@ def _stated(uri: str, head: Mapping[str, Any]) -> str:
     lacking = missing(RUNS)
     if kind == "onnx" and lacking:
         text = f"export {uri!r}: {lacking} is not installed, torch's modules answer. pip install 'rtrain[onnx]'"
-        warnings.warn(text, RtrainWarning, stacklevel=3)
+        warnings.warn(text, RtrainWarning, stacklevel=4)
         return "eager"
     return kind
 
@@ -242,6 +242,7 @@ def prepare(uri: str) -> None:
 class Predictor:
     """An export, loaded on one process: raw rows in, probabilities (or numbers, as the labels are) out."""
 
+    @loading
     def __init__(
         self,
         uri: str,
@@ -323,7 +324,7 @@ class Predictor:
             raise CheckpointError(f"export {uri!r}: it cannot be compiled here: {why}")
         if why:
             text = f"export {uri!r}: it cannot be compiled here, torch's modules answer: {why}"
-            warnings.warn(text, RtrainWarning, stacklevel=3)
+            warnings.warn(text, RtrainWarning, stacklevel=4)
         return library
 
     @torch.inference_mode()

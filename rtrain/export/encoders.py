@@ -36,7 +36,7 @@ from rtrain.export.retrieval import (
     vectors_in,
     vectors_of,
 )
-from rtrain.export.weights import fetched, load
+from rtrain.export.weights import fetched, load, loading
 from rtrain.metrics.catalogue import NO_ITEM, rank_catalogue
 from rtrain.models.unsharded import Unsharded
 
@@ -77,6 +77,7 @@ class Encoders:
     """
 
     @notices.aside()
+    @loading
     def __init__(self, uri: str):
         """Load and check an export.
 

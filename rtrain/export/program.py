@@ -21,6 +21,7 @@ from rtrain.batch import times
 from rtrain.models.unsharded import DensePart
 from rtrain.nn.gathered import IDS, Gathered, ids_of, share
 from rtrain.nn.tables import mask, names_given
+from rtrain.scratch import Scratch
 
 PROGRAM = "program.onnx"
 OUTPUTS = "outputs"
@@ -121,9 +122,11 @@ class Program:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = 3  # errors
-        self._session: Any = onnxruntime.InferenceSession(
-            path.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        with Scratch("program") as nothing:  # where weights beside the program would be, whose sha256 nobody compared
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(nothing))
+            self._session: Any = onnxruntime.InferenceSession(
+                path.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
+            )
         self._takes = [one.name for one in self._session.get_inputs()]
         self._tables: dict[str, Any] = {}
 

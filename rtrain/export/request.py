@@ -215,7 +215,7 @@ def _or_empty(values: list[Any] | None) -> list[Any]:
 
 def _nested(told: dict[str, Any]) -> None:
     array = told["anyOf"][0]  # beside null
-    array["items"] = {"anyOf": [array["items"], {"type": "array", "items": array["items"]}]}
+    told["anyOf"].insert(1, {"type": "array", "items": {"type": "array", "items": array["items"]}})
 
 
 def json_schema(schema: Schema) -> dict[str, Any]:

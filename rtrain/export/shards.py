@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rtrain import config
+from rtrain.errors import CheckpointError
 from rtrain.export.artifact import read_head
-from rtrain.export.weights import tables_in
+from rtrain.export.weights import loading, tables_in
 from rtrain.models.ranking import RankingConfig
 from rtrain.nn.gathered import scale_of, weights_of
 from rtrain.schema import Schema
@@ -27,6 +28,7 @@ Rows = Mapping[str, NDArray[np.generic]]
 class Shard:
     """What one process has: the tables, as they are stored."""
 
+    @loading
     def __init__(self, uri: str):
         """Map those of an export.
 
@@ -39,6 +41,8 @@ class Shard:
         tables = model.blueprint(schema).tables
         names = {name for table in tables for name in (weights_of(table), scale_of(table))}
         self._tables = tables_in(uri, head["files"], names)
+        if lacking := [weights_of(table) for table in tables if weights_of(table) not in self._tables]:
+            raise CheckpointError(f"export {uri!r}: it lacks {lacking[0]}. Export the run again")
 
     def rows(self, wanted: Rows) -> dict[str, NDArray[np.generic]]:
         """By name those of a table, [n, ...], in the order of their numbers int64 [n]; beyond its end its last."""

@@ -6,24 +6,27 @@ So neither asks for memory of the size of a table: of a mapped file the pages th
 import json
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import partial, wraps
 from hashlib import sha256
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
-from rtrain.errors import CheckpointError
+from rtrain.errors import CheckpointError, RtrainError, one_line
 from rtrain.export.sparse import unpacked
 from rtrain.parallel.chunks import Chunk
 from rtrain.rounding import ceil_div
 from rtrain.scratch import Scratch
 from rtrain.storage import Folder, sha256_of
 
+Init = TypeVar("Init", bound=Callable[..., None])
+MOST_SAID = 300
+"""Letters of an error that a message has."""
 FILE_BYTES = 2 * 1024**3
 """A file has several tensors up to here, or one that is larger."""
 BLOCK_BYTES = 1 << 26
@@ -59,6 +62,22 @@ def put_text(folder: Folder, name: str, text: str) -> dict[str, str]:
     content = text.encode()
     folder.write(name, content)
     return {name: sha256(content).hexdigest()}
+
+
+def loading(init: Init) -> Init:
+    """An `__init__` that reads the export at its first argument, with a line for what a damaged one makes it raise."""
+
+    @wraps(init)
+    def read(self: Any, uri: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            init(self, uri, *args, **kwargs)
+        except (RtrainError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):  # what is read is not at fault
+            raise
+        except Exception as error:
+            why = one_line(error)[:MOST_SAID]
+            raise CheckpointError(f"export {uri!r}: it is damaged ({why}). Export the run again") from error
+
+    return cast(Init, read)
 
 
 def fetched(uri: str, files: Mapping[str, str]) -> Iterator[tuple[str, Path]]:

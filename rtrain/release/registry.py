@@ -7,12 +7,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rtrain.errors import ClusterError, ConfigError, UserError, one_line
+from rtrain.errors import ClusterError, ConfigError, RtrainError, UserError, one_line
+from rtrain.export.head import HEAD
 from rtrain.metrics.names import is_of_slice
 from rtrain.release.audit import AuditLog
 from rtrain.release.card import CARD
 from rtrain.release.gate import verdict_of
 from rtrain.release.judged import Finished
+from rtrain.storage import Folder
 from rtrain.storage.paths import located
 from rtrain.tracking import mask_text
 
@@ -205,6 +207,7 @@ class Registry:
     def _apart(self, newest: Mapping[str, str]) -> list[str]:
         """Changes that were made beside the log, or of which the log knows no more."""
         problems, held = list[str](), dict[tuple[str, str], int | None]()
+        models = dict[tuple[str, int], str]()
         there = self.log.digests()
         for name, sha in newest.items():
             if sha not in there:
@@ -213,12 +216,17 @@ class Registry:
             if "alias" in entry.details:
                 of = entry.details
                 held[of["model"], of["alias"]] = None if entry.what == "withdraw" else of["version"]
+                models[of["model"], of["version"]] = of.get("sha256", "")
         for name in newest:
             for alias in ALIASES:
                 holder, said = self.holder(name, alias), held.get((name, alias))
                 if (holder.version if holder else None) != said:
                     has = f"version {holder.version}" if holder else "nobody"
                     problems.append(f"model {name!r}: {has} is {alias}, but the log says {said or 'nobody'}")
+                elif holder and holder.model != models[name, holder.version]:
+                    problems.append(f"model {name!r}: version {holder.version} is another model than the log says")
+                elif holder and (why := other_than_registered(holder)):
+                    problems.append(f"model {name!r}: version {holder.version} {why}")
         return problems
 
     def _give(self, found: Version, alias: str, what: str, reason: str, holder: Version | None) -> Version:
@@ -251,6 +259,15 @@ def _client(uri: str) -> Any:
 
     quieten()
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def other_than_registered(found: Version) -> str:
+    """Why what lies where a version's export is said to be is not what was registered; empty: it is, or is away."""
+    try:
+        digest = sha256(Folder(found.export).read(HEAD)).hexdigest()
+    except (OSError, RtrainError):
+        return ""
+    return "" if digest == found.model else f"is not what was registered: {found.export} has another export by now"
 
 
 def _check(name: str, reason: str) -> None:

@@ -26,6 +26,8 @@ TRIED = 8
 LOG = logging.getLogger("rtrain.stages")
 QUIET_S = 60.0
 """Seconds between two lines of the log about a store that says nothing."""
+SPREAD = 64 << 20
+"""Bytes that the rows of all candidates may have of one request."""
 START_S = 10.0
 """Seconds that the store has for them."""
 
@@ -175,11 +177,28 @@ class Recommender:
                     self._values[name].validate_python(columns[name])
                 except ValidationError as error:
                     raise DataError(f"context[{number}].{name}: {error.errors()[0]['msg']}") from None
+        self._refuse_much(whom, context)
         asked = self.encoders.ask(whom, times, seen, unknown)
         return Wanted(asked=asked, whom=whom, k=k, users=users, times=times, context=context)
 
-    async def answer(self, wanted: Sequence[Wanted]) -> list[Answer]:
-        """Several requests at once; one that cannot be ranked does not take the others along."""
+    def _refuse_much(self, whom: Sequence[Any], context: Sequence[Known] | None) -> None:
+        """What stands in the row of each candidate is bounded as a body is, whose rows are all there.
+
+        Raises:
+            DataError: it is more.
+        """
+        of_each = {"context": context or ()} | ({"whom": whom} if self.stages.history else {})
+        for name, given in of_each.items():
+            if (size := _size(given)) > (most := SPREAD // self.stages.candidates):
+                raise DataError(
+                    f"{name}: {size} bytes for each of {self.stages.candidates} candidates; at most {most}. Send less"
+                )
+
+    async def answer(self, wanted: Sequence[Wanted], careful: bool = False) -> list[Answer]:
+        """Several requests at once; one that cannot be ranked does not take the others along.
+
+        `careful`: without what the store knows that is no value of its column, as if it knew nothing of it.
+        """
         found = iter(self.encoders.find(Asked.joined([one.asked for one in wanted]), self.stages.candidates))
         lists = [[next(found) for _ in one.whom] for one in wanted]
         users = [name for one in wanted for name in self._users(one)]
@@ -187,17 +206,21 @@ class Recommender:
         (of_users, no_users), (of_items, no_items) = await asyncio.gather(
             self._known("user", list(dict.fromkeys(users))), self._known("item", list(dict.fromkeys(items)))
         )
+        if careful:
+            of_users, of_items = self._fitting("user", of_users), self._fitting("item", of_items)
         without: list[Of] = [*(["user"] if no_users else []), *(["item"] if no_items else [])]  # type: ignore[list-item]
         rows = [self._rows(one, those, of_users, of_items) for one, those in zip(wanted, lists, strict=True)]
         try:
             scored = iter(self._scores([row for some in rows for row in some]))
             scores = [[next(scored) for _ in some] for some in rows]
         except DataError as error:
-            if len(wanted) == 1:
+            if len(wanted) == 1 and careful:
                 if lacking := [name for of in without for name in self._needed(of)]:
                     return [Answer(without=without, problem=self._late(without, lacking))]
                 return [Answer(problem=self._unknown(wanted[0], lists[0], of_users, of_items) or str(error))]
-            return [(await self.answer([one]))[0] for one in wanted]  # whose it is, is found by asking each alone
+            return [
+                (await self.answer([one], careful=True))[0] for one in wanted
+            ]  # whose it is, is found by each alone
         return [
             Answer(self._shown(one, those, its, of_items), without, np.flatnonzero(one.asked.strangers).tolist())
             for one, those, its in zip(wanted, lists, scores, strict=True)
@@ -250,8 +273,32 @@ class Recommender:
                 self._quiet_until = time.monotonic() + QUIET_S
                 LOG.warning("features of each %s did not come, defaults are used: %s", of, one_line(error))
             return {}, True
-        there = [{column: value for column, value in known.items() if value is not None} for known in found]
+        there = [
+            {column: value for column, value in known.items() if value is not None}
+            if isinstance(known, Mapping)
+            else {}
+            for known in found
+        ]
         return dict(zip(names, there, strict=True)), False
+
+    def _fitting(self, of: Of, known: Mapping[Name, Known]) -> dict[Name, Known]:
+        """Of what the store knows all that the ranking model can be given; the log says of the rest."""
+        fits: dict[Name, Known] = {}
+        for name, values in known.items():
+            fits[name] = {column: value for column, value in values.items() if not (why := self._wrong(column, value))}
+            if len(fits[name]) < len(values) and time.monotonic() > self._quiet_until:
+                self._quiet_until = time.monotonic() + QUIET_S
+                LOG.warning("features of %s %r that are left out: %s", of, name, why)
+        return fits
+
+    def _wrong(self, column: str, value: Any) -> str:
+        """Why it is no value of a column; empty: it is one, or the ranking model has no such column."""
+        if column in self._values:
+            try:
+                self._values[column].validate_python(value)
+            except ValidationError as error:
+                return f"{column}: {error.errors()[0]['msg']}"
+        return ""
 
     def _rows(
         self,
@@ -305,6 +352,15 @@ class Recommender:
                 ranked = rule.keep(ranked, one.context[number] if one.context else {})
             answer.append([(of.item, of.score) for of in ranked[: one.k]])
         return answer
+
+
+def _size(value: Any) -> int:
+    """Bytes, about."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_size, value.values()))
+    return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
 
 
 def _checked(field: FieldInfo) -> TypeAdapter[Any]:

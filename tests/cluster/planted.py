@@ -26,6 +26,7 @@ class Planted(DLRM):
     leaks_mb: int = 0
     crashes: bool = False
     errs: bool = False
+    says_nan: bool = False
     loses_gpu: int = 0
     """Requests until all others of the process have an error of CUDA's; 0: never."""
 
@@ -45,4 +46,6 @@ class Planted(DLRM):
                     raise RuntimeError("it errs where it is served")
 
             model.register_forward_pre_hook(before)
+            if self.says_nan:
+                model.register_forward_hook(lambda module, given, said: said * float("nan"))
         return model

@@ -23,6 +23,7 @@ from rtrain.export.artifact import Predictor
 from rtrain.export.chosen import choose
 from rtrain.export.formats import refuse_export
 from rtrain.export.request import rows_of
+from rtrain.export.shards import Shard
 from rtrain.mesh import Parallel
 from rtrain.metrics import AUC
 from rtrain.models.dcnv2 import DCNv2
@@ -39,6 +40,8 @@ from rtrain.release.gate import Gate
 from rtrain.release.servable import Faithful, Servable
 from rtrain.run import Evaluation, Handoff, Run
 from rtrain.schema import Dense, Id, IdSequence, Label, Schema
+from rtrain.serving.app import application_of
+from rtrain.storage import sha256_of
 from tests.unit.training.jobs import train
 
 ROWS, ITEMS, DIM = 5000, 40_000, 8
@@ -245,6 +248,61 @@ def test_one_that_was_altered_is_refused(copied: Path) -> None:
     for program in ("stated", "eager"):
         with pytest.raises(CheckpointError, match="program.onnx is missing or was altered. Export the run again"):
             Predictor(str(copied), program=program)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["beside.bin", "../beside.bin", "{folder}/beside.bin"])
+def test_a_program_reads_no_other_file(where: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One from elsewhere, whose weights are in a file that no sha256 is of."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    path, beside = copied / "program.onnx", copied / "in" / "beside.bin"
+    program = onnx.load(str(path))
+    weight = max(program.graph.initializer, key=lambda one: len(one.raw_data))
+    content = weight.raw_data
+    set_external_data(weight, location=where.format(folder=copied))
+    weight.ClearField("raw_data")
+    path.write_bytes(program.SerializeToString())
+    for folder in (beside.parent, beside.parent / "within"):
+        folder.mkdir()
+        (folder / "beside.bin").write_bytes(content)
+        monkeypatch.chdir(folder)
+    (copied / "beside.bin").write_bytes(content)
+    head = head_of(copied)
+    head["files"]["program.onnx"] = sha256_of(path)
+    (copied / "export.json").write_text(json.dumps(head))
+    with pytest.raises(CheckpointError, match="it is damaged .*External data path validation failed"):
+        Predictor(str(copied))
+
+
+DAMAGES: dict[str, Any] = {
+    "no JSON": ("export.json", b"{"),
+    "no head": ("export.json", b"[]"),
+    "an empty head": ("export.json", b"{}"),
+    "a format that is a word": {"format": "abc"},
+    "no model": {"model": None},
+    "a model that is run": {"model": {"$type": "rtrain.__main__:x"}},
+    "a schema that is none": {"schema": 7},
+    "a program that is none": {"program": 3},
+    "no weights": {"files": {}},
+    "weights that are none": ("model-00000.safetensors", b"\x80\x04."),
+    "a program that is no ONNX": ("program.onnx", b"junk"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_folder_is_said_in_a_line(damage: Any, copied: Path) -> None:
+    head = head_of(copied)
+    if isinstance(damage, tuple):
+        (copied / damage[0]).write_bytes(damage[1])
+        head["files"] |= {name: sha256_of(copied / name) for name in head["files"]}
+    if not isinstance(damage, tuple) or damage[0] != "export.json":
+        (copied / "export.json").write_text(json.dumps(head | (damage if isinstance(damage, dict) else {})))
+    readers = (Predictor, application_of) if "program" in str(damage) else (Predictor, application_of, Shard)
+    for read in readers:
+        with pytest.raises((CheckpointError, ConfigError)) as refused:
+            read(str(copied))
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("change", [{"program": {"kind": "other"}}, {"files": {}}])

@@ -137,7 +137,8 @@ def test_the_json_schema_tells_a_caller_the_limits() -> None:
     assert (user["minimum"], user["exclusiveMaximum"]) == (0, 944)
     assert user["description"] == "id feature of the user"
     assert told["properties"]["gender"]["description"] == "id feature of the user; known: F, M"
-    array, none = told["properties"]["history"]["anyOf"]
-    assert array["items"]["anyOf"][0]["exclusiveMaximum"] == 1683 and none == {"type": "null"}
+    array, nested, none = told["properties"]["history"]["anyOf"]
+    assert array["items"]["exclusiveMaximum"] == 1683 and none == {"type": "null"}
+    assert nested == {"type": "array", "items": {"type": "array", "items": array["items"]}}, "a mixture is refused"
     assert "maxItems" not in array
     assert told["properties"]["age"]["default"] is None

@@ -24,7 +24,7 @@ from rtrain.release.audit import AuditLog
 from rtrain.release.card import write_card
 from rtrain.release.gate import Gate
 from rtrain.release.judged import Decision, Judged
-from rtrain.release.registry import Registry
+from rtrain.release.registry import Registry, other_than_registered
 from tests.unit.release.runs import PASSES
 
 
@@ -134,6 +134,22 @@ def test_an_export_that_was_changed_is_not_what_was_registered(runs: Path, regis
         registry.promote("demo", 1, "go")
     assert registry.register("demo", f"{runs}/good", "written anew").version == 2
     assert registry.promote("demo", 2, "go").aliases == ("champion",)
+
+
+def test_a_champion_whose_export_is_another_by_now_shows(runs: Path, registry: Registry) -> None:
+    PASSES.judge(f"{runs}/good")
+    registry.promote("demo", registry.register("demo", f"{runs}/good", "new").version, "go")
+    assert registry.verify() == [] and other_than_registered(registry.version("demo", 1)) == ""
+    head = runs / "good" / "export" / "export.json"
+    kept = head.read_text()
+    head.write_text(kept + " ")
+    (problem,) = registry.verify()
+    assert "version 1 is not what was registered" in problem and f"{runs}/good/export" in problem
+    head.unlink()
+    assert registry.verify() == [], "storage that is away says nothing"
+    head.write_text(kept)
+    registry.client.set_model_version_tag("demo", "1", "model", "0" * 64)
+    assert registry.verify() == ["model 'demo': version 1 is another model than the log says"]
 
 
 def test_whatever_is_done_to_the_log_shows(runs: Path, registry: Registry) -> None:

@@ -168,6 +168,27 @@ def test_one_that_cannot_be_ranked_takes_no_other_along(recommender: Recommender
     assert not second.problem and len(second.lists[0]) == 3
 
 
+@pytest.mark.parametrize("known", [[1, 2], 5, "x", {"age": "old"}, {"age": 1e300}, {"age": [1]}])
+@pytest.mark.parametrize("default", [{}, {"age": 30.0}])
+def test_what_a_store_has_and_is_no_value_is_as_if_it_had_none(
+    known: Any, default: dict[str, float], stages: TwoStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = Recommender(replace(stages, defaults=default))
+    get = some._store.get
+
+    async def spoiled(of: Any, names: Any) -> Any:
+        return [
+            known if of == "user" and name == 3 else one for name, one in zip(names, await get(of, names), strict=True)
+        ]
+
+    monkeypatch.setattr(some._store, "get", spoiled)
+    first, second = answer(some, some.want([3], 4), some.want([2], 4))
+    assert not first.problem and not second.problem, "and whoever asks beside it hears nothing of it"
+    rows = [{"user": 3, "item": item, "price": PRICES[item]} | default for item, _ in first.lists[0]]
+    assert np.allclose(some.ranker.predict(rows), [score for _, score in first.lists[0]], atol=1e-6)
+    assert alike(second.lists[0], by_hand(stages, 2, 4, [], None))
+
+
 def test_it_does_not_start_where_a_feature_is_missing(stages: TwoStages) -> None:
     with pytest.raises(ConfigError, match="needs 'price' of each item, which the features of 0 do not have"):
         asyncio.run(Recommender(replace(stages, features=NoFeatures())).start())
@@ -243,6 +264,7 @@ def test_models_that_call_items_otherwise(stages: TwoStages, tmp_path: Path) -> 
         ),
         ({"context": [{"hour": "late"}]}, "context[0].hour: Input should be a valid number"),
         ({"context": [{"hour": float("nan")}]}, "context[0].hour: Input should be a finite number"),
+        ({"context": [{"hour": 1.0}] * 400_000, "whom": [1] * 400_000}, "bytes for each of 25 candidates; at most"),
         ({"context": [{"item": 1}]}, "context[0].item: who asks and what is offered are not said by it"),
     ],
 )
