@@ -75,7 +75,7 @@ def loading(init: Init) -> Init:
             raise
         except Exception as error:
             why = one_line(error)[:MOST_SAID]
-            raise CheckpointError(f"export {uri!r}: it is damaged ({why}). Export the run again") from error
+            raise CheckpointError(f"export {uri!r}: it does not load ({why}). Export the run again") from error
 
     return cast(Init, read)
 

@@ -271,7 +271,7 @@ def test_a_program_reads_no_other_file(where: str, copied: Path, monkeypatch: py
     head = head_of(copied)
     head["files"]["program.onnx"] = sha256_of(path)
     (copied / "export.json").write_text(json.dumps(head))
-    with pytest.raises(CheckpointError, match="it is damaged .*External data path validation failed"):
+    with pytest.raises(CheckpointError, match="it does not load .*External data path validation failed"):
         Predictor(str(copied))
 
 
