@@ -28,6 +28,7 @@ def _release(options: argparse.Namespace) -> int:
         failed=options.failed,
         slower=options.slower,
         drift=options.drift,
+        order=options.order,
         dearer=options.dearer,
         grown_mb=options.grown_mb,
         online=online,
@@ -247,6 +248,11 @@ ENDPOINT = (
             Argument("--slower", type=float, default=1.5, help="times the champion's 90th percentile (default: 1.5)"),
             Argument(
                 "--drift", type=float, default=0.2, help="distance of the scores' distributions, 0 to 1 (default: 0.2)"
+            ),
+            Argument(
+                "--order", type=float, default=0.0,
+                help="of a model that scores rows, least rank correlation of both versions' scores of the same rows, "
+                "-1 to 1 (default: 0)",
             ),
             Argument(
                 "--dearer", type=float, default=1.0,

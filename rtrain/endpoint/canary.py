@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rtrain.endpoint.online import Online
-from rtrain.endpoint.tally import Tally, apart, bounds, share_bounds
+from rtrain.endpoint.tally import Tally, alike, apart, bounds, share_bounds
 from rtrain.errors import ConfigError
 
 FEW_FAILED = 3
@@ -29,6 +29,9 @@ class Limits:
     """Milliseconds beyond that which nobody minds."""
     drift: float | None = 0.2
     """Largest distance of the distribution functions of both versions' scores (Kolmogorov-Smirnov), 0 to 1."""
+    order: float | None = 0.0
+    """Of a model that scores rows, least rank correlation of both versions' scores of the same rows (Spearman), -1 to
+    1: at 0 what orders them the other way round goes back."""
     dearer: float | None = 1.0
     """Of a language model, nats that a token of what is asked may cost it more than the champion, by the median of the
     same texts: at 1 each is e times less likely to it."""
@@ -42,6 +45,8 @@ class Limits:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise ConfigError(f"Limits.{name}: must be at least {least}, got {value}")
+        if self.order is not None and not -1 <= self.order <= 1:
+            raise ConfigError(f"Limits.order: must be within -1 and 1, got {self.order}")
         if not self.slack_ms >= 0:
             raise ConfigError(f"Limits.slack_ms: must be at least 0, got {self.slack_ms}")
 
@@ -51,6 +56,7 @@ class Limits:
             self._failing(new, champion)
             or self._slow(new, champion)
             or self._drifted(new, champion)
+            or self._reordered(new)
             or self._dearer(new)
             or self._grown(new)
         )
@@ -84,6 +90,17 @@ class Limits:
         return (
             f"its scores drifted: distribution functions are {distance:.2f} apart (median {np.median(mine):.4g}, the "
             f"champion's {np.median(theirs):.4g}), {self.drift:g} may be"
+        )
+
+    def _reordered(self, new: Tally) -> str:
+        if self.order is None:
+            return ""
+        found, most = alike(new.pairs)
+        if found is None or not most < self.order:
+            return ""
+        return (
+            f"it orders otherwise: the rank correlation of its scores and the champion's is {found:.2f} of "
+            f"{len(new.pairs)} rows that both were asked; {self.order:g} is the least"
         )
 
     def _dearer(self, new: Tally) -> str:

@@ -49,13 +49,14 @@ them on."""
 SHADOWS = 16
 """Questions to a shadow that may be under way at once; further ones are left out."""
 COSTS = 2
-"""Texts between two exchanges whose cost to both versions is asked, one after the other."""
+"""Texts, or questions of rows, between two exchanges that both versions are asked of, one after the other."""
 CHAMPION_S = 55.0
 """Seconds for an answer of the champion: less than after which the proxy gives the request up."""
 AGAIN_S = 5.0
 """Seconds within which a champion that gave no answer is asked once more."""
 BUSY = 429
-ANSWERS = ("/predict", "/recommend", *TEXTS)
+ROWS = "/predict"
+ANSWERS = (ROWS, "/recommend", *TEXTS)
 """Paths whose answers are a model's."""
 AGAIN = {"retry-after": "1"}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
@@ -96,7 +97,7 @@ class Router(Relays):
         self._tallies: dict[str, Tally] = defaultdict(Tally)
         self._read: dict[str, int] = defaultdict(int)
         self._shadows = self._costs = 0
-        self._costing = False
+        self._costing = self._comparing = False
         self._me = secrets.token_hex(4)
         # Not without it: which versions there are, only the conductor knows.
         self._routing: Routing = await asyncio.wait_for(self._conductor.exchange.remote(self._me, 0, {}), 60)
@@ -129,6 +130,9 @@ class Router(Relays):
         if routing.candidate and question[1] in TEXTS and not self._costing and self._costs < COSTS:
             self._costing, self._costs = True, self._costs + 1
             self._behind(self._costed(routing, prompt_of(body)))
+        if routing.candidate and question[1] == ROWS and not self._comparing and self._costs < COSTS:
+            self._comparing, self._costs = True, self._costs + 1
+            self._behind(self._compared(routing, question))
         if found is None or found.status >= (400 if version != routing.champion else 500):
             tried, began = found, time.perf_counter()
             found = await self._asked(routing.champion, question, CHAMPION_S, streams, hides)
@@ -216,6 +220,17 @@ class Router(Relays):
                     self._tallies[routing.candidate].costs(new - old)
         finally:
             self._costing = False
+
+    async def _compared(self, routing: Routing, question: Question) -> None:
+        """What both versions say of the same rows: scores may lie alike and order otherwise."""
+        try:
+            with suppress(Exception):  # no answer in time, or a refusal, which is counted where it was asked
+                asked = (self._handle(app).relay.remote(*question) for app in (routing.candidate, routing.champion))
+                new, old = await asyncio.wait_for(asyncio.gather(*asked), routing.timeout_s)
+                if new.status == old.status == 200:
+                    self._tallies[routing.candidate].scores_both(zip(_scores(new.body), _scores(old.body), strict=True))
+        finally:
+            self._comparing = False
 
     def _handle(self, version: str) -> Any:
         if version not in self._handles:

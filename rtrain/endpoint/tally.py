@@ -33,6 +33,8 @@ class Tally:
     scores: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
     dearer: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLE))
     """Of texts that were asked, nats a token that each costs this version more than the champion."""
+    pairs: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=SAMPLE))
+    """Of some rows, this version's score and the champion's."""
     memory: dict[str, "Held"] = field(default_factory=dict)
     """Of each replica."""
 
@@ -56,6 +58,10 @@ class Tally:
         """What a text costs it more; what is no number is as bad as may be."""
         self.dearer.append(min(more, MOST_NATS) if isfinite(more) else MOST_NATS)
 
+    def scores_both(self, pairs: Iterable[tuple[float, float]]) -> None:
+        """What this version and the champion say of the same rows."""
+        self.pairs.extend(pair for pair in pairs if isfinite(pair[0]) and isfinite(pair[1]))
+
     def holds(self, replica: str, memory: int) -> None:
         """Bytes that a replica held as it answered."""
         self.memory.setdefault(replica, Held()).see(memory)
@@ -68,6 +74,7 @@ class Tally:
         self.seconds.extend(other.seconds)
         self.scores.extend(other.scores)
         self.dearer.extend(other.dearer)
+        self.pairs.extend(other.pairs)
         for replica, held in other.memory.items():
             self.memory.setdefault(replica, Held()).add(held)
 
@@ -90,6 +97,7 @@ class Tally:
             "p99_ms": 1e3 * self.quantile(0.99) if self.seconds else None,
             "mean_score": float(np.mean(self.scores)) if self.scores else None,
             "nats_more": float(np.median(self.dearer)) if self.dearer else None,
+            "order": alike(self.pairs)[0] if len(self.pairs) >= FEW else None,
             "grown_mb": self.grown / 1e6,
             "replicas": sorted(self.memory),
         }
@@ -138,6 +146,25 @@ def share_bounds(count: int, of: int) -> tuple[float, float]:
     z2, seen = Z**2, count / of
     middle, half = seen + z2 / (2 * of), Z * np.sqrt(seen * (1 - seen) / of + z2 / (4 * of * of))
     return float((middle - half) / (1 + z2 / of)), float((middle + half) / (1 + z2 / of))
+
+
+def alike(pairs: Iterable[tuple[float, float]]) -> tuple[float | None, float]:
+    """Rank correlation of two scores (Spearman), and what it is at most but for chance (Fieller, Hartley and Pearson,
+    1957); none and 1 where it has none: of too few, or where either is always the same."""
+    both = np.array(list(pairs), np.float64).reshape(-1, 2)
+    ranks = np.stack([_ranks(both[:, 0]), _ranks(both[:, 1])])
+    if len(both) < FEW or not ranks.std(1).all():
+        return None, 1.0
+    found = float(np.corrcoef(ranks)[0, 1])
+    z = np.arctanh(np.clip(found, -1 + 1e-9, 1 - 1e-9)) + Z * np.sqrt(1.06 / (len(both) - 3))
+    return found, float(np.tanh(z))
+
+
+def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of equal ones their mean."""
+    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
+    ranks = np.asarray(np.cumsum(counts) - (counts - 1) / 2, np.float64)
+    return ranks[which]
 
 
 def apart(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> tuple[float, float]:

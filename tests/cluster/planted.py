@@ -27,6 +27,7 @@ class Planted(DLRM):
     crashes: bool = False
     errs: bool = False
     says_nan: bool = False
+    turns_round: bool = False
     loses_gpu: int = 0
     """Requests until all others of the process have an error of CUDA's; 0: never."""
 
@@ -46,6 +47,8 @@ class Planted(DLRM):
                     raise RuntimeError("it errs where it is served")
 
             model.register_forward_pre_hook(before)
+            if self.turns_round:
+                model.register_forward_hook(lambda module, given, said: -said)
             if self.says_nan:
                 model.register_forward_hook(lambda module, given, said: said * float("nan"))
         return model

@@ -8,7 +8,7 @@ import pytest
 
 from rtrain.endpoint.canary import Canary, Limits
 from rtrain.endpoint.routing import Routing, place
-from rtrain.endpoint.tally import SAMPLE, WARM, Tally, apart, bounds, share_bounds
+from rtrain.endpoint.tally import SAMPLE, WARM, Tally, alike, apart, bounds, share_bounds
 from rtrain.errors import ConfigError
 
 
@@ -94,8 +94,49 @@ def test_a_text_that_costs_more_is_seen_and_chance_is_not() -> None:
         json.dumps(found.to_json(), allow_nan=False)
 
 
+def test_what_orders_the_other_way_round_is_seen_and_another_model_is_not() -> None:
+    draw = np.random.default_rng(0)
+    for true, seen in ((1.0, False), (0.3, False), (0.0, False), (-0.05, False), (-0.9, True), (-1.0, True)):
+        found = Tally()
+        for part in range(40):
+            newer, old = Tally(), draw.normal(size=5)
+            new = true * old + np.sqrt(1 - true**2) * draw.normal(size=5)
+            newer.scores_both(zip(np.round(new, 2).tolist(), old.tolist(), strict=True))
+            newer.scores_both([(float("nan"), 1.0)])
+            found.add(newer)
+            assert part >= 5 or not Limits().exceeded(found, Tally()), "too few to say"
+        assert len(found.pairs) == 200
+        why = Limits().exceeded(found, Tally())
+        assert bool(why) == seen and why.startswith("it orders otherwise" if seen else ""), (true, why)
+        assert not Limits(order=None).exceeded(found, Tally())
+        assert abs(found.to_json()["order"] - true) < 0.25
+    same = Tally()
+    same.scores_both((0.5, float(n)) for n in range(100))
+    assert not Limits().exceeded(same, Tally()) and same.to_json()["order"] is None
+
+
+def test_ranks_are_those_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    draw = np.random.default_rng(1)
+    both = draw.integers(0, 9, (200, 2)).astype(float)
+    both[:, 1] += both[:, 0]
+    assert alike(map(tuple, both))[0] == pytest.approx(stats.spearmanr(both[:, 0], both[:, 1]).statistic, abs=1e-12)
+
+
+def test_a_refusal_of_what_the_champion_answers_is_a_failure() -> None:
+    champion, new = Tally(), Tally()
+    for _ in range(100):
+        champion.count(200, 0.01)
+        new.count(422, 0.01)
+    assert not Limits().exceeded(new, champion), "the clients' own"
+    for _ in range(10):
+        new.refuses_alone()
+    assert (new.failed, new.refused) == (10, 90)
+    assert Limits().exceeded(new, champion) == "10 of its 100 answers failed, 0 of the champion's 100"
+
+
 def test_nothing_is_said_of_what_is_not_looked_at_or_not_there() -> None:
-    nothing = Limits(failed=None, slower=None, drift=None, dearer=None, grown_mb=None)
+    nothing = Limits(failed=None, slower=None, drift=None, order=None, dearer=None, grown_mb=None)
     assert looks({"failed": 1.0, "slow": 9.0, "shift": 9.0}, nothing, 0)[0] == ""
     assert Limits().exceeded(Tally(), Tally()) == ""
 
@@ -145,6 +186,7 @@ def test_the_way_of_a_version() -> None:
         (lambda: Limits(slower=0.5), "Limits.slower"),
         (lambda: Limits(drift=float("nan")), "Limits.drift"),
         (lambda: Limits(dearer=-0.1), "Limits.dearer"),
+        (lambda: Limits(order=1.5), "Limits.order"),
         (lambda: Limits(slack_ms=-1), "Limits.slack_ms"),
     ],
 )
