@@ -155,7 +155,7 @@ def alike(pairs: Iterable[tuple[float, float]]) -> tuple[float | None, float]:
     ranks = np.stack([_ranks(both[:, 0]), _ranks(both[:, 1])])
     if len(both) < FEW or not ranks.std(1).all():
         return None, 1.0
-    found = float(np.corrcoef(ranks)[0, 1])
+    found = float(np.asarray(np.corrcoef(ranks))[0, 1])
     z = np.arctanh(np.clip(found, -1 + 1e-9, 1 - 1e-9)) + Z * np.sqrt(1.06 / (len(both) - 3))
     return found, float(np.tanh(z))
 
@@ -163,8 +163,8 @@ def alike(pairs: Iterable[tuple[float, float]]) -> tuple[float | None, float]:
 def _ranks(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of equal ones their mean."""
     _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
-    ranks = np.asarray(np.cumsum(counts) - (counts - 1) / 2, np.float64)
-    return ranks[which]
+    middles: NDArray[np.float64] = np.cumsum(counts).astype(np.float64) - (counts - 1) / 2
+    return middles[which]
 
 
 def apart(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> tuple[float, float]:
