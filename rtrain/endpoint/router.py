@@ -133,7 +133,7 @@ class Router(Relays):
         if routing.candidate and question[1] == ROWS and not self._comparing and self._costs < COSTS:
             self._comparing, self._costs = True, self._costs + 1
             self._behind(self._compared(routing, question))
-        if found is None or found.status >= (400 if version != routing.champion else 500):
+        if found is None or found.status >= 400:  # of the champion nothing is there yet
             tried, began = found, time.perf_counter()
             found = await self._asked(routing.champion, question, CHAMPION_S, streams, hides)
             if found is None and time.perf_counter() - began < AGAIN_S:  # of a replica that died; another one may live
@@ -204,8 +204,8 @@ class Router(Relays):
         self._shadows += 1
         try:
             if _refuses(await self._asked(routing.candidate, question, routing.timeout_s)):
-                status = await asyncio.wait_for(champions, CHAMPION_S)
-                self._refuses_alone(routing.candidate, question, status)
+                with suppress(TimeoutError):  # who asked is gone
+                    self._refuses_alone(routing.candidate, question, await asyncio.wait_for(champions, CHAMPION_S))
         finally:
             self._shadows -= 1
 
