@@ -266,6 +266,12 @@ def test_a_rollback_has_the_replicas_of_now_and_nothing_is_undone_where_it_does_
     holder = registry.holder("back", "champion")
     assert holder and holder.version == 2 and as_it_is.status()["versions"][0]["version"] == 2
     weights.write_bytes(whole)
+    head = tmp_path / "good" / "export" / "export.json"
+    text = head.read_text()
+    head.write_text(text + " ")
+    with pytest.raises(RunFailed, match="version 1 does not load .it is not what was registered: "):
+        as_it_is.rollback("slower than it seemed")
+    head.write_text(text)
     assert as_it_is.rollback("slower than it seemed") == "version 1 (good) answers again"
     wait_for(lambda: replicas(as_it_is) == [2], "what was taken back has gone")
     holder = registry.holder("back", "champion")
