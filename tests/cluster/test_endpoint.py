@@ -46,7 +46,7 @@ PLANTED = {
     "leaks": Planted(dim=8, bottom=(8,), top=(16,), leaks_mb=8),
     "crashes": Planted(dim=8, bottom=(8,), top=(16,), crashes=True),
     "errs": Planted(dim=8, bottom=(8,), top=(16,), errs=True),
-    "upside down": Planted(dim=8, bottom=(8,), top=(16,), turns_round=True),
+    "turned": Planted(dim=8, bottom=(8,), top=(16,), turns_round=True),
     "nan": Planted(dim=8, bottom=(8,), top=(16,), says_nan=True),
 }
 
@@ -159,7 +159,7 @@ def test_releases_weights_and_rollbacks_under_load_fail_no_request(endpoint: End
         ("wrong", "its scores drifted", Limits()),
         pytest.param("errs", "answers failed", Limits(), marks=pytest.mark.slow),
         pytest.param("nan", "answers failed", Limits(), marks=pytest.mark.slow),
-        pytest.param("upside down", "it orders otherwise", Limits(drift=None), marks=pytest.mark.slow),
+        pytest.param("turned", "it orders otherwise", Limits(drift=None), marks=pytest.mark.slow),
         pytest.param("slow", "a tenth of its answers took", Limits(), marks=pytest.mark.slow),
         pytest.param("leaks", "memory grew by", Limits(grown_mb=150), marks=pytest.mark.slow),
     ],
