@@ -1,10 +1,13 @@
 """Tables of an export spread over processes: blocks of rows in turn, of which each process has its own in memory.
 
+The first block of one table lies elsewhere than that of another, or the first process would have all small tables.
+
 Each maps all of the export, and a mapped page that nobody reads takes no memory: who asks which for which rows is all
 that makes a shard one.
 """
 
 from collections.abc import Mapping, Sequence
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -58,7 +61,7 @@ def split(rows: Mapping[str, Tensor], shards: int) -> list[dict[str, NDArray[np.
     """Of each shard what it is asked for: by name the numbers of rows; one that has none of them is asked nothing."""
     found = list[dict[str, NDArray[np.int64]]]()
     for shard in range(shards):
-        own = {name: numbers[_of(numbers, shards) == shard].numpy() for name, numbers in rows.items()}
+        own = {name: numbers[_of(name, numbers, shards) == shard].numpy() for name, numbers in rows.items()}
         found.append(own if any(len(numbers) for numbers in own.values()) else {})
     return found
 
@@ -67,7 +70,7 @@ def joined(rows: Mapping[str, Tensor], parts: Sequence[Rows], shards: int) -> di
     """By name what was asked for, in its order, of what each shard answered."""
     found = {}
     for name, numbers in rows.items():
-        owners = _of(numbers, shards)
+        owners = _of(name, numbers, shards)
         own = [(shard, torch.from_numpy(np.array(part[name]))) for shard, part in enumerate(parts) if name in part]
         whole = own[0][1].new_empty(len(numbers), *own[0][1].shape[1:])
         for shard, part in own:
@@ -76,5 +79,5 @@ def joined(rows: Mapping[str, Tensor], parts: Sequence[Rows], shards: int) -> di
     return found
 
 
-def _of(numbers: Tensor, shards: int) -> Tensor:
-    return numbers // BLOCK % shards
+def _of(table: str, numbers: Tensor, shards: int) -> Tensor:
+    return (numbers // BLOCK + crc32(table.encode())) % shards

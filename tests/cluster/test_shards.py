@@ -56,14 +56,14 @@ def test_answers_are_those_of_whole_tables(
         alone = served.predict_concurrently([[row] for row in rows[:40]])
         assert apart([one for (one,) in alone], wanted[:40]) <= SAME
         assert served.predict([]) == []
-        dies, *_ = there = of_shards()
+        *_, dies = there = of_shards()
         assert len(there) == 2
         os.kill(dies.pid, signal.SIGSTOP)  # it is there, and says nothing
         try:
             late = httpx.post(f"{served.url}/predict", json={"rows": rows}, timeout=60)
         finally:
             os.kill(dies.pid, signal.SIGCONT)
-        assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+        assert (late.status_code, late.headers.get("retry-after")) == (503, "1"), late.text[:200]
         assert late.json()["detail"] == "tables: one of 2 shards does not answer (TimeoutError). Ask again"
         assert apart(served.predict(rows), wanted) <= SAME
         os.kill(dies.pid, signal.SIGKILL)

@@ -245,8 +245,10 @@ def test_a_request_that_nests_otherwise_is_refused_alone(change: dict[str, Any],
 
 
 def test_the_json_schema_tells_of_them() -> None:
-    told = json_schema(SCHEMA)["properties"]["words"]["anyOf"][0]["items"]
-    assert told == {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    flat, nested, null = json_schema(SCHEMA)["properties"]["words"]["anyOf"]
+    assert (flat["type"], flat["items"], null) == ("array", {"type": "string"}, {"type": "null"})
+    # Not a mixture of both, which is refused.
+    assert nested == {"type": "array", "items": {"type": "array", "items": {"type": "string"}}}
 
 
 def test_a_starter_guesses_what_inner_lists_hold() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -53,9 +54,12 @@ def test_answers_are_those_of_whole_tables(name: str, more: Any, folder: Path, m
 def test_rows_are_asked_of_who_has_them() -> None:
     numbers = torch.tensor([0, 4095, 4096, 9000, 12_288, 20_000])
     asked = split({"a": numbers, "b": numbers[:1]}, 3)
-    assert [part["a"].tolist() for part in asked] == [[0, 4095, 12_288], [4096, 20_000], [9000]]
-    assert [part["b"].tolist() for part in asked] == [[0], [], []]
-    assert split({"a": numbers[:1]}, 2)[1] == {}
+    first = {"a": [[0, 4095, 12_288], [4096, 20_000], [9000]], "b": [[0], [], []]}  # of a table that begins with them
+    begin = {name: crc32(name.encode()) % 3 for name in first}
+    assert begin["a"] != begin["b"]  # or all small tables would lie in one process
+    for name, own in first.items():
+        assert [asked[(shard + begin[name]) % 3][name].tolist() for shard in range(3)] == own
+    assert sum(map(bool, split({"a": numbers[:1]}, 2))) == 1
     parts = [{name: (of * 2).astype(np.float32)[:, None] for name, of in part.items()} for part in asked]
     found = joined({"a": numbers, "b": numbers[:1]}, parts, 3)
     assert found["a"].tolist() == [[2.0 * n] for n in numbers.tolist()] and found["b"].tolist() == [[0.0]]
