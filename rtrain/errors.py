@@ -8,6 +8,9 @@ All of them are built from one string, so they survive pickling between Ray proc
 import difflib
 from collections.abc import Iterable
 
+MOST_SAID = 300
+"""Letters that a message says of another error."""
+
 
 class RtrainError(Exception):
     """Root of every error that rtrain raises on purpose; `str(error)` is the whole message."""
@@ -58,3 +61,8 @@ def one_line(error: BaseException) -> str:
     """The message of any error folded into one line; a bare class name where it has no text."""
     text = " ".join(str(error).split())
     return text if isinstance(error, RtrainError) and text else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def briefly(error: BaseException) -> str:
+    """The beginning of `one_line`, for a message of one's own around it."""
+    return one_line(error)[:MOST_SAID]

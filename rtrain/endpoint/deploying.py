@@ -10,11 +10,11 @@ from ray.exceptions import RayError
 
 from rtrain.endpoint.answering import Answering
 from rtrain.endpoint.state import Deployed
-from rtrain.errors import CheckpointError, RtrainError, RunFailed, one_line
+from rtrain.errors import CheckpointError, RtrainError, RunFailed, briefly
 from rtrain.release.audit import AuditLog
 from rtrain.release.registry import Version, other_than_registered
 from rtrain.serving.app import NO_LINE_EACH, application_of, what_failed
-from rtrain.serving.waiting import MOST_SAID, saying_what_it_waits_for
+from rtrain.serving.waiting import saying_what_it_waits_for
 
 VERSION = r"\d+-[0-9a-f]{4}"
 """Behind the endpoint's name and a dash what its applications are called."""
@@ -55,7 +55,7 @@ def deploy(version: Version, endpoint: str, answering: Answering, audit: str, fi
         with saying_what_it_waits_for(app):
             ray_serve.run(application, name=app, route_prefix=None, logging_config=NO_LINE_EACH)
     except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
-        why = f"version {version.version} does not load ({what_failed(app) or one_line(error)[:MOST_SAID]})"
+        why = f"version {version.version} does not load ({what_failed(app) or briefly(error)})"
         ray_serve.delete(app)
         AuditLog(audit).append("refused", why, {"endpoint": endpoint, "version": version.version})
         goes_on = ". What answered before goes on" if endpoint in ray_serve.status().applications else ""

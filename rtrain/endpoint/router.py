@@ -38,7 +38,7 @@ from rtrain.endpoint.streams import (
 from rtrain.endpoint.tally import Tally
 from rtrain.errors import one_line
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER, Relayed, Relays, new_api
-from rtrain.serving.limits import refusal
+from rtrain.serving.bodies import PASSED_BYTES, refusal
 
 EXCHANGE_S = 0.5
 """Seconds between two exchanges with the conductor: so long a change takes to be everywhere, and a bad version to be
@@ -63,7 +63,7 @@ METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
 """All that a version may be asked by: it says itself which it takes."""
 HIDDEN = {"detail": "this endpoint does not show how it is to those who ask it. See rtrain endpoints"}
 
-api = new_api()
+api = new_api(PASSED_BYTES)
 
 
 # Above the class: Serve pickles routes where it meets them, with what the module has by then.

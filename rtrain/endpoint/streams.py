@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
-from rtrain.errors import one_line
+from rtrain.errors import briefly
 from rtrain.serving.answers import Relayed
 from rtrain.serving.openai import Refused, event
 
@@ -135,5 +135,5 @@ async def opened(handle: Any, question: Question, hides: bool = False) -> Relaye
 
 def broken(error: Exception) -> bytes:
     """The event that ends a stream whose version is gone."""
-    why = f"the version that wrote this is gone ({one_line(error)[:200]}). Ask again"
+    why = f"the version that wrote this is gone ({briefly(error)}). Ask again"
     return event({"error": Refused(503, why, kind="server_error").body})

@@ -29,8 +29,7 @@ from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainError, RtrainWarning, UserError
 from rtrain.export.compiled import Compiled, compiled
 from rtrain.export.flat import Requests, flat_row
-from rtrain.export.head import HEAD as HEAD
-from rtrain.export.head import head_in
+from rtrain.export.head import HEAD, head_in
 from rtrain.export.huggingface import is_language
 from rtrain.export.lookup import Lookup
 from rtrain.export.needed import Needed

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from rtrain.batch import Batch
 from rtrain.errors import ConfigError, RtrainWarning
-from rtrain.export.artifact import HEAD, LOOKS_UP, Predictor, library_of
+from rtrain.export.artifact import LOOKS_UP, Predictor, library_of
 from rtrain.export.compiled import Compiled, lacks_compiler
+from rtrain.export.head import HEAD
 from rtrain.export.lookup import Lookup
 from rtrain.export.program import MAKES, OPSET, PROGRAM, Program, missing, write_program
 from rtrain.export.weights import put

@@ -22,7 +22,8 @@ from rtrain import config, notices
 from rtrain.data.columns import Lists
 from rtrain.data.retrieval_batch import Ids
 from rtrain.errors import CheckpointError, DataError, one_line
-from rtrain.export.artifact import HEAD, read_head
+from rtrain.export.artifact import read_head
+from rtrain.export.head import HEAD
 from rtrain.export.index import INDEX, Index, Stated, Vectors, find, seen_of
 from rtrain.export.popular import Popular, Unknown
 from rtrain.export.retrieval import (

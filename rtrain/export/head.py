@@ -19,6 +19,7 @@ def head_in(folder: Folder) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f"export {folder.uri!r}: {HEAD} is no JSON ({error}). Export the run again") from None
     kinds = {"format": int, "files": dict, "model": dict}
-    if not isinstance(head, dict) or not all(isinstance(head.get(name), kind) for name, kind in kinds.items()):
-        raise CheckpointError(f"export {folder.uri!r}: {HEAD} lacks {', '.join(kinds)}. Export the run again")
-    return head
+    said = head if isinstance(head, dict) else {}
+    if lacking := [name for name, kind in kinds.items() if not isinstance(said.get(name), kind)]:
+        raise CheckpointError(f"export {folder.uri!r}: {HEAD} lacks {', '.join(lacking)}. Export the run again")
+    return said

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rtrain.data.columns import Lists
-from rtrain.errors import CheckpointError, ConfigError, DataError, one_line
+from rtrain.errors import CheckpointError, ConfigError, DataError, briefly
 from rtrain.metrics.catalogue import NO_ITEM, Ranked, Seen, rank_catalogue
 
 INDEX = "items.faiss"
@@ -155,7 +155,7 @@ class Index:
         try:
             self._index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
         except RuntimeError as error:
-            raise CheckpointError(f"{INDEX}: faiss cannot read it ({one_line(error)[:200]})") from None
+            raise CheckpointError(f"{INDEX}: faiss cannot read it ({briefly(error)})") from None
         found, metric = type(self._index).__name__, self._index.metric_type
         if found != "IndexIVFFlat" or metric != faiss.METRIC_INNER_PRODUCT:
             raise CheckpointError(f"{INDEX}: it is {found} of metric {metric}, not IndexIVFFlat of inner products")

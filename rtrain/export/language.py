@@ -15,7 +15,8 @@ from rtrain import config
 from rtrain.checkpoint.format import Stored
 from rtrain.data.tokenize import TOKENIZER
 from rtrain.errors import ConfigError
-from rtrain.export.artifact import FORMAT, HEAD
+from rtrain.export.artifact import FORMAT
+from rtrain.export.head import HEAD
 from rtrain.export.huggingface import export_decoder
 from rtrain.export.tokenizer import write_tokenizer
 from rtrain.export.weights import fetched

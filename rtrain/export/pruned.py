@@ -16,7 +16,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rtrain.export.artifact import HEAD, PRUNED, Predictor
+from rtrain.export.artifact import PRUNED, Predictor
+from rtrain.export.head import HEAD
 from rtrain.export.quantised import compared
 from rtrain.export.sparse import packed, pruned
 from rtrain.export.weights import Entry, fetched, put, write_tensors

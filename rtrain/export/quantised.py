@@ -21,8 +21,9 @@ from torch import Tensor
 from rtrain.batch import Batch
 from rtrain.errors import ConfigError
 from rtrain.evaluation.columns import partial_of
-from rtrain.export.artifact import HEAD, LOOKS_UP, Predictor
+from rtrain.export.artifact import LOOKS_UP, Predictor
 from rtrain.export.chosen import CALLS, SIZES, alternated, difference, largest, one_thread
+from rtrain.export.head import HEAD
 from rtrain.export.weights import Entry, fetched, put, write_tensors
 from rtrain.metrics.state import group_columns
 from rtrain.nn.gathered import quantised, scale_of, weights_of

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from rtrain.errors import ConfigError
-from rtrain.export.artifact import HEAD, Predictor
+from rtrain.export.artifact import Predictor
 from rtrain.export.chosen import SIZES
+from rtrain.export.head import HEAD
 from rtrain.export.program import PROGRAM, Program
 from rtrain.export.quantised import compared
 from rtrain.export.weights import fetched, put

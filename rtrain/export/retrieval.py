@@ -34,7 +34,8 @@ from rtrain.data.graph import Graph
 from rtrain.data.retrieval_batch import Ids
 from rtrain.data.retrieval_set import RetrievalDataset
 from rtrain.errors import RtrainWarning
-from rtrain.export.artifact import FORMAT, HEAD
+from rtrain.export.artifact import FORMAT
+from rtrain.export.head import HEAD
 from rtrain.export.index import ASKED, INDEX, LEAST, Index, Stated, Vectors, library, measured, write_index
 from rtrain.export.weights import fetched, load, put, save, write_weights
 from rtrain.models.unsharded import Unsharded

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
-from rtrain.errors import CheckpointError, RtrainError, one_line
+from rtrain.errors import CheckpointError, RtrainError, briefly
 from rtrain.export.sparse import unpacked
 from rtrain.parallel.chunks import Chunk
 from rtrain.rounding import ceil_div
@@ -25,8 +25,6 @@ from rtrain.scratch import Scratch
 from rtrain.storage import Folder, sha256_of
 
 Init = TypeVar("Init", bound=Callable[..., None])
-MOST_SAID = 300
-"""Letters of an error that a message has."""
 FILE_BYTES = 2 * 1024**3
 """A file has several tensors up to here, or one that is larger."""
 BLOCK_BYTES = 1 << 26
@@ -74,8 +72,10 @@ def loading(init: Init) -> Init:
         except (RtrainError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):  # what is read is not at fault
             raise
         except Exception as error:
-            why = one_line(error)[:MOST_SAID]
-            raise CheckpointError(f"export {uri!r}: it does not load ({why}). Export the run again") from error
+            raise CheckpointError(
+                f"export {uri!r}: it does not load ({briefly(error)}). Export the run again, or mend the code of its "
+                "model if the error is there"
+            ) from error
 
     return cast(Init, read)
 

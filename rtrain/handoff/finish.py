@@ -9,8 +9,9 @@ from rtrain.checkpoint.format import Stored
 from rtrain.errors import RunFailed
 from rtrain.evaluation.baseline import of_baselines
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
-from rtrain.export.artifact import HEAD, apart_of
+from rtrain.export.artifact import apart_of
 from rtrain.export.formats import FORMATS
+from rtrain.export.head import HEAD
 from rtrain.handoff.halved import halve
 from rtrain.handoff.served import SAME, compare_served
 from rtrain.launch.clock import WORKERS, Clock

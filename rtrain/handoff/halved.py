@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 
 from rtrain.errors import ConfigError, RtrainError, one_line
-from rtrain.export.artifact import HEAD
+from rtrain.export.head import HEAD
 from rtrain.export.huggingface import CONFIG, INDEX
 from rtrain.export.weights import fetched, put, put_text, save
 from rtrain.handoff.served import apart

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rtrain.data.tokenize import TOKENIZER
-from rtrain.errors import CheckpointError, ConfigError, DataError, one_line
+from rtrain.errors import CheckpointError, ConfigError, DataError, briefly, one_line
 from rtrain.export.huggingface import CONFIG, INDEX, is_language
 from rtrain.export.language import verify
 from rtrain.storage import Folder
@@ -92,7 +92,7 @@ def load(uri: str, *, device: str = "") -> Language:
         model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
         tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
     except Exception as error:  # of transformers, safetensors and tokenizers: each its own
-        raise CheckpointError(f"{uri}: transformers cannot read it ({one_line(error)[:300]})") from None
+        raise CheckpointError(f"{uri}: transformers cannot read it ({briefly(error)})") from None
     finally:
         if bars:
             told.enable_progress_bar()

@@ -12,7 +12,8 @@ import numpy as np
 from rtrain import config
 from rtrain.errors import CheckpointError, UserError
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
-from rtrain.export.artifact import HEAD, modules_of
+from rtrain.export.artifact import modules_of
+from rtrain.export.head import HEAD
 from rtrain.export.request import rows_of
 from rtrain.launch.taking import RESULT
 from rtrain.release.probe import FOUND, Probed, probe

@@ -13,7 +13,8 @@ import numpy as np
 
 from rtrain import config
 from rtrain.errors import RtrainError, one_line
-from rtrain.export.artifact import HEAD, modules_of, prepare
+from rtrain.export.artifact import modules_of, prepare
+from rtrain.export.head import HEAD
 from rtrain.process import apart_from_here
 from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder

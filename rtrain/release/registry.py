@@ -7,7 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rtrain.errors import ClusterError, ConfigError, RtrainError, UserError, one_line
+from rtrain.errors import ClusterError, ConfigError, RtrainError, UserError, briefly
 from rtrain.export.head import HEAD
 from rtrain.metrics.names import is_of_slice
 from rtrain.release.audit import AuditLog
@@ -249,7 +249,7 @@ class Registry:
             return work()
         except Exception as error:  # SQLAlchemy, requests and MLflow have no common root
             raise ClusterError(
-                f"registry {mask_text(self.uri)!r}: MLflow did not do it ({one_line(error)[:300]}). Check that the "
+                f"registry {mask_text(self.uri)!r}: MLflow did not do it ({briefly(error)}). Check that the "
                 "folder is writable, or the server up"
             ) from error
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from rtrain.errors import did_you_mean
-from rtrain.serving.limits import BODY_S, MAX_BYTES, BodyLimits, refusal
+from rtrain.serving.bodies import BODY_S, HELD_BYTES, MAX_BYTES, BodyLimits, refusal
 from rtrain.version import VERSION
 
 MAX_ROWS = 10_000
@@ -149,14 +149,18 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 UNANSWERED: dict[int | str, dict[str, Any]] = {
-    503: {"model": Refusal, "description": "A shard of the tables, or the store of features, does not answer"}
+    503: {"model": Refusal, "description": "A shard of the tables, or the store of features, does not answer"},
+    504: {"model": Refusal, "description": "No answer in time"},
 }
 
 
-def new_api() -> FastAPI:
-    """Without its own OpenAPI, which is of every export: a replica gives the one of the export that it serves."""
+def new_api(held_bytes: int = HELD_BYTES) -> FastAPI:
+    """Without its own OpenAPI, which is of every export: a replica gives the one of the export that it serves.
+
+    `held_bytes`: of all bodies that it has at once.
+    """
     api = FastAPI(title="rtrain", version=VERSION, openapi_url=None)
-    api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S, json_alone=True)
+    api.add_middleware(BodyLimits, most_bytes=MAX_BYTES, most_s=BODY_S, held_bytes=held_bytes, json_alone=True)
     api.add_exception_handler(RequestValidationError, _refused)  # type: ignore[arg-type]
     api.add_exception_handler(HTTPException, _unread)  # type: ignore[arg-type]
     return api

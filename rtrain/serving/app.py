@@ -16,13 +16,13 @@ from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, UserError, one_line
+from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, UserError, briefly, one_line
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.export.huggingface import is_language
 from rtrain.language.decoding import Decoding
+from rtrain.serving.bodies import REQUEST_S
 from rtrain.serving.language import language_application
-from rtrain.serving.limits import REQUEST_S
 from rtrain.serving.place import is_taken, leave, take
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
@@ -30,7 +30,7 @@ from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.serving.shards import TableShard
-from rtrain.serving.waiting import MOST_SAID, failure_in, saying_what_it_waits_for
+from rtrain.serving.waiting import failure_in, saying_what_it_waits_for
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
@@ -205,7 +205,7 @@ def _on_vllm() -> Any:
         from rtrain.serving.vllm import vllm_application
     except ImportError as error:
         raise ConfigError(
-            f"Decoding.engine: vllm cannot be imported ({one_line(error)[:MOST_SAID]}). Run pip install 'rtrain[vllm]'"
+            f"Decoding.engine: vllm cannot be imported ({briefly(error)}). Run pip install 'rtrain[vllm]'"
         ) from None
     return vllm_application
 

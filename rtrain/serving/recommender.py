@@ -23,8 +23,8 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError
 from rtrain.export.popular import Unknown
 from rtrain.serving.answers import REFUSALS, UNANSWERED, Relays, new_api
+from rtrain.serving.bodies import RETRY_S
 from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, of_one, one_user, openapi_of, schema_of
-from rtrain.serving.scale import RETRY_S
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
 

@@ -17,8 +17,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER
-from rtrain.serving.limits import MAX_BYTES, REQUEST_S
-from rtrain.serving.scale import RETRY_S
+from rtrain.serving.bodies import MAX_BYTES, REQUEST_S, RETRY_S
 from rtrain.serving.wire import PATHS, SERVICE, Answer, Question, Refused, refused, refused_as
 
 ENVELOPE_BYTES = 1 << 10

@@ -8,13 +8,12 @@ import torch
 
 from rtrain.errors import ConfigError
 from rtrain.export.artifact import Tables
+from rtrain.serving.bodies import RETRY_S
 
 LOOK_BACK_S = 10.5
 """Serve takes the mean of at least so many seconds: it hears from replicas every ten."""
 HEALTH_EVERY_S = 2.0
 """Seconds between two questions whether a replica is of use; three refusals in a row, and it starts anew."""
-RETRY_S = 1
-"""Seconds after which who was refused may ask again."""
 
 
 @dataclass(frozen=True, kw_only=True)

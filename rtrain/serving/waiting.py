@@ -10,10 +10,10 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from rtrain.errors import MOST_SAID
+
 LOOK_S = 5.0
 """Seconds between two looks. Serve itself says nothing of the first 30."""
-MOST_SAID = 300
-"""Letters of an error that a message has."""
 DIED = "its process ended as it loaded: killed, out of memory, or by a crash in compiled code; see its log in Ray's"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 

@@ -18,7 +18,7 @@ PATHS = {"Predict": ("POST", "/predict"), "Recommend": ("POST", "/recommend"), "
 """Method -> what HTTP calls it."""
 DETAILS = "grpc-status-details-bin"
 """Trailer in which clients of all languages look for google.rpc.Status."""
-MOST_SAID = 2000
+LONGEST = 2000
 """Letters of a refusal: a client takes 8 KB of trailers, and has the line twice."""
 FIELD = re.compile(r"([A-Za-z_][\w.\[\]-]*): ")
 CODES = {
@@ -66,7 +66,7 @@ class Refused(NamedTuple):
 def refused(code: grpc.StatusCode, why: str, *, retry_s: float | None = None) -> Refused:
     """With what a client's program can read: the fields that do not fit, or when to ask again."""
     # Details travel percent-encoded, and a trailer's size is bounded.
-    why = why if len(why) <= MOST_SAID else why[: MOST_SAID - 3] + "..."
+    why = why if len(why) <= LONGEST else why[: LONGEST - 3] + "..."
     status = status_pb2.Status(code=code.value[0], message=why)
     if code is grpc.StatusCode.INVALID_ARGUMENT:
         wrong = [error_details_pb2.BadRequest.FieldViolation(field=f, description=d) for f, d in fields_of(why)]

@@ -190,7 +190,7 @@ class _Database:
                 for start in range(0, len(texts), AT_ONCE):
                     some = texts[start : start + AT_ONCE]
                     asked = f"select name, known from features where of = ? and name in ({','.join('?' * len(some))})"
-                    found |= {name: json.loads(known) for name, known in self._base.execute(asked, (of, *some))}
+                    found |= {name: _decoded(known) for name, known in self._base.execute(asked, (of, *some))}
             except sqlite3.Error:
                 self._file = None
                 raise
@@ -233,10 +233,18 @@ class _Server:
         if not names:
             return []
         found = await self._client.mget([f"{self._prefix}:{of}:{name}" for name in names])
-        return [json.loads(value) if value else {} for value in found]
+        return [_decoded(value) if value else {} for value in found]
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _decoded(value: str | bytes) -> Any:
+    """What is written of one; itself, where it is no JSON: who asked for others beside it has theirs."""
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def _client(of: Redis, kind: Literal["asyncio", "client"]) -> Any:

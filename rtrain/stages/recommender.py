@@ -1,18 +1,15 @@
 """Both stages in one process: who asks, found candidates, their features, their order, what may be shown."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
-from rtrain.errors import ConfigError, DataError, did_you_mean, one_line
+from rtrain.errors import ConfigError, DataError, did_you_mean
 from rtrain.export.artifact import Predictor, export_in
 from rtrain.export.encoders import Asked, Encoders
 from rtrain.export.popular import Unknown
@@ -20,16 +17,14 @@ from rtrain.schema import Id
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import Known, Name, Of
 from rtrain.stages.filters import Ranked
+from rtrain.stages.known import Knowledge
 
+Found = Sequence[tuple[Any, float]]
+"""Items, and what the retrieval model says of each."""
 TRIED = 8
 """Items, and users, whose features are looked at when a process starts: the first ones may be no one's."""
-LOG = logging.getLogger("rtrain.stages")
-QUIET_S = 60.0
-"""Seconds between two lines of the log about a store that says nothing."""
 SPREAD = 64 << 20
 """Bytes that the rows of all candidates may have of one request."""
-START_S = 10.0
-"""Seconds that the store has for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +54,6 @@ class Answer:
     """Who the retrieval model does not know, by number: their items are the most popular ones, in that order."""
     problem: str = ""
     """Why there are none; with `without`, that these features did not come, and nobody's fault who asks."""
-    """Why there is no answer."""
 
 
 class Recommender:
@@ -90,9 +84,7 @@ class Recommender:
             self._times = next((f.times for f in schema.timed if f.name == stages.history), "")
         self._clock = schema.time if schema.time in self._columns else ""
         """Filled with now, where the request does not say when it is."""
-        self._values = {name: _checked(of) for name, of in self.ranker.rows.model_fields.items()}
-        self._store = stages.features.open()
-        self._quiet_until = 0.0
+        self.known = Knowledge(stages, self.ranker)
 
     def _refuse_other_names(self, of: Of) -> None:
         """Both models have to call users and items alike, and the second to know what the first one finds."""
@@ -115,33 +107,13 @@ class Recommender:
             )
 
     async def start(self) -> None:
-        """Ask the store of some items and users, as a request would.
+        """Ask the store of some items and users.
 
         Raises:
-            ConfigError: what the ranking model needs of them is neither known nor has a default.
+            ConfigError: as `Knowledge.start`.
         """
-        items = self.encoders.items[:TRIED].to_pylist()
         users = [] if self.encoders.of_histories else self.encoders.some(TRIED)[0]
-        for of, names in (("item", items), ("user", users)):
-            try:
-                found = await asyncio.wait_for(self._store.get(of, names), START_S)  # type: ignore[arg-type]
-            except Exception:  # it may be back when somebody asks
-                continue
-            needed = [name for name in self._needed(of) if not any(name in known for known in found)]
-            if names and needed:
-                raise ConfigError(
-                    f"TwoStages.features: the ranking model needs {', '.join(map(repr, needed))} of each {of}, which "
-                    f"the features of {names[0]!r} do not have. Fill them in, or give TwoStages.defaults"
-                )
-
-    def _needed(self, of: str) -> list[str]:
-        given = {self.stages.user, self.stages.item, self.stages.history, *self.stages.defaults}
-        fields = self.ranker.rows.model_fields
-        return [
-            f.name
-            for f in self.ranker.asked.features
-            if f.entity == of and f.name in fields and fields[f.name].is_required() and f.name not in given
-        ]
+        await self.known.start({"item": self.encoders.items[:TRIED].to_pylist(), "user": users})
 
     def want(
         self,
@@ -173,10 +145,8 @@ class Recommender:
                 if name not in self._columns:
                     near = did_you_mean(name, self._columns) or f". Those are {', '.join(self._columns)}"
                     raise DataError(f"context[{number}]: the ranking model has no column {name!r} to be said{near}")
-                try:
-                    self._values[name].validate_python(columns[name])
-                except ValidationError as error:
-                    raise DataError(f"context[{number}].{name}: {error.errors()[0]['msg']}") from None
+                if why := self.known.wrong(name, columns[name]):
+                    raise DataError(f"context[{number}].{name}: {why}")
         self._refuse_much(whom, context)
         asked = self.encoders.ask(whom, times, seen, unknown)
         return Wanted(asked=asked, whom=whom, k=k, users=users, times=times, context=context)
@@ -200,27 +170,27 @@ class Recommender:
         `careful`: without what the store knows that is no value of its column, as if it knew nothing of it.
         """
         found = iter(self.encoders.find(Asked.joined([one.asked for one in wanted]), self.stages.candidates))
-        lists = [[next(found) for _ in one.whom] for one in wanted]
+        lists: list[list[Found]] = [[next(found) for _ in one.whom] for one in wanted]
         users = [name for one in wanted for name in self._users(one)]
         items = [item for those in lists for of in those for item, _ in of]
         (of_users, no_users), (of_items, no_items) = await asyncio.gather(
-            self._known("user", list(dict.fromkeys(users))), self._known("item", list(dict.fromkeys(items)))
+            self.known.of("user", list(dict.fromkeys(users))), self.known.of("item", list(dict.fromkeys(items)))
         )
         if careful:
-            of_users, of_items = self._fitting("user", of_users), self._fitting("item", of_items)
+            of_users, of_items = self.known.fitting("user", of_users), self.known.fitting("item", of_items)
         without: list[Of] = [*(["user"] if no_users else []), *(["item"] if no_items else [])]  # type: ignore[list-item]
-        rows = [self._rows(one, those, of_users, of_items) for one, those in zip(wanted, lists, strict=True)]
+        ranked = [self._ranked(one, those, of_users, of_items) for one, those in zip(wanted, lists, strict=True)]
+        lists, rows = [those for those, _ in ranked], [some for _, some in ranked]
         try:
             scored = iter(self._scores([row for some in rows for row in some]))
             scores = [[next(scored) for _ in some] for some in rows]
         except DataError as error:
             if len(wanted) == 1 and careful:
-                if lacking := [name for of in without for name in self._needed(of)]:
+                if lacking := [name for of in without for name in self.known.needed[of]]:
                     return [Answer(without=without, problem=self._late(without, lacking))]
                 return [Answer(problem=self._unknown(wanted[0], lists[0], of_users, of_items) or str(error))]
-            return [
-                (await self.answer([one], careful=True))[0] for one in wanted
-            ]  # whose it is, is found by each alone
+            # Whose it is, is found by each alone.
+            return [(await self.answer([one], careful=True))[0] for one in wanted]
         return [
             Answer(self._shown(one, those, its, of_items), without, np.flatnonzero(one.asked.strangers).tolist())
             for one, those, its in zip(wanted, lists, scores, strict=True)
@@ -237,7 +207,7 @@ class Recommender:
     def _unknown(
         self,
         one: Wanted,
-        lists: Sequence[Sequence[tuple[Any, float]]],
+        lists: Sequence[Found],
         of_users: Mapping[Name, Known],
         of_items: Mapping[Name, Known],
     ) -> str:
@@ -250,7 +220,7 @@ class Recommender:
             ("item", items, of_items),
         )
         for of, names, known in whose:
-            needed = [name for name in self._needed(of) if name not in said]
+            needed = [name for name in self.known.needed[of] if name not in said]
             for name in names:
                 if lacking := [column for column in needed if column not in known.get(name, {})]:
                     return (
@@ -264,53 +234,23 @@ class Recommender:
         """Names of those who ask, as far as they are said."""
         return (one.users or ()) if self.encoders.of_histories else one.whom
 
-    async def _known(self, of: Of, names: list[Name]) -> tuple[dict[Name, Known], bool]:
-        """What the store knows of each, and whether it said nothing in time."""
-        try:
-            found = await asyncio.wait_for(self._store.get(of, names), self.stages.timeout_ms / 1e3) if names else []
-        except Exception as error:  # away, or too slow: an answer with defaults is better than none
-            if time.monotonic() > self._quiet_until:
-                self._quiet_until = time.monotonic() + QUIET_S
-                LOG.warning("features of each %s did not come, defaults are used: %s", of, one_line(error))
-            return {}, True
-        there = [
-            {column: value for column, value in known.items() if value is not None}
-            if isinstance(known, Mapping)
-            else {}
-            for known in found
-        ]
-        return dict(zip(names, there, strict=True)), False
-
-    def _fitting(self, of: Of, known: Mapping[Name, Known]) -> dict[Name, Known]:
-        """Of what the store knows all that the ranking model can be given; the log says of the rest."""
-        fits: dict[Name, Known] = {}
-        for name, values in known.items():
-            fits[name] = {column: value for column, value in values.items() if not (why := self._wrong(column, value))}
-            if len(fits[name]) < len(values) and time.monotonic() > self._quiet_until:
-                self._quiet_until = time.monotonic() + QUIET_S
-                LOG.warning("features of %s %r that are left out: %s", of, name, why)
-        return fits
-
-    def _wrong(self, column: str, value: Any) -> str:
-        """Why it is no value of a column; empty: it is one, or the ranking model has no such column."""
-        if column in self._values:
-            try:
-                self._values[column].validate_python(value)
-            except ValidationError as error:
-                return f"{column}: {error.errors()[0]['msg']}"
-        return ""
-
-    def _rows(
+    def _ranked(
         self,
         one: Wanted,
-        lists: Sequence[Sequence[tuple[Any, float]]],
+        lists: Sequence[Found],
         of_users: Mapping[Name, Known],
         of_items: Mapping[Name, Known],
-    ) -> list[dict[str, Any]]:
-        """What the ranking model is asked: of each who is known a row for each candidate."""
-        stages, rows, users = self.stages, list[dict[str, Any]](), self._users(one)
+    ) -> tuple[list[Found], list[dict[str, Any]]]:
+        """Candidates that can be ranked, and what the ranking model is asked: of who is known a row for each of them.
+
+        An item whose features lack what is needed is left out where others have it: one new in the catalogue would
+        else cost all that it is found for their answers.
+        """
+        stages, users = self.stages, self._users(one)
+        kept, rows = list[Found](), list[dict[str, Any]]()
         for number, found in enumerate(lists):
             if one.asked.strangers[number]:
+                kept.append(found)
                 continue
             base = dict(stages.defaults) | ({self._clock: int(time.time())} if self._clock else {})
             if users:
@@ -320,8 +260,14 @@ class Recommender:
                 if self._times and one.times:
                     base[self._times] = one.times[number]
             context = one.context[number] if one.context else {}
-            rows += [{**base, **of_items.get(item, {}), **context, stages.item: item} for item, _ in found]
-        return rows
+            needed = [name for name in self.known.needed["item"] if name not in base and name not in context]
+            whole = [pair for pair in found if all(name in of_items.get(pair[0], {}) for name in needed)]
+            if 0 < len(whole) < len(found):
+                out = next(item for item, _ in found if any(name not in of_items.get(item, {}) for name in needed))
+                self.known.say("item %r is no candidate: its features lack what is needed: %s", out, ", ".join(needed))
+            kept.append(whole or found)
+            rows += [{**base, **of_items.get(item, {}), **context, stages.item: item} for item, _ in kept[-1]]
+        return kept, rows
 
     def _scores(self, rows: Sequence[Mapping[str, Any]]) -> list[float]:
         if not rows:
@@ -336,7 +282,7 @@ class Recommender:
     def _shown(
         self,
         one: Wanted,
-        lists: Sequence[Sequence[tuple[Any, float]]],
+        lists: Sequence[Found],
         scores: Sequence[float],
         of_items: Mapping[Name, Known],
     ) -> list[list[tuple[Any, float]]]:
@@ -361,12 +307,6 @@ def _size(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_size, value.values()))
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
-
-
-def _checked(field: FieldInfo) -> TypeAdapter[Any]:
-    """Checks a value alone as the whole row is checked."""
-    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-    return TypeAdapter(kind)
 
 
 def _among(name: str, names: Sequence[str], field: str) -> str:

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rtrain.errors import one_line
+from rtrain.errors import briefly
 from rtrain.tracking.secrets import mask_lines
 
 MOST_BYTES = 2**20
@@ -155,4 +155,4 @@ def _said(error: Exception) -> str:
         return "git is not installed"
     if isinstance(error, subprocess.CalledProcessError) and error.stderr:
         return " ".join(error.stderr.decode(errors="replace").split())[:300]
-    return one_line(error)[:300]
+    return briefly(error)

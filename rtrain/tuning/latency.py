@@ -6,8 +6,9 @@ from typing import Any
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import ConfigError, RunFailed
-from rtrain.export.artifact import HEAD, is_retrieval, modules_of
+from rtrain.export.artifact import is_retrieval, modules_of
 from rtrain.export.formats import FORMATS
+from rtrain.export.head import HEAD
 from rtrain.export.request import rows_of
 from rtrain.release.probe import SIZES, probe
 from rtrain.run import Run

@@ -20,7 +20,7 @@ import rtrain
 from recipes.dlrm_movielens import debug
 from rtrain.errors import ConfigError
 from rtrain.serving.answers import MAX_ROWS
-from rtrain.serving.limits import MAX_BYTES
+from rtrain.serving.bodies import MAX_BYTES
 from rtrain.serving.scale import RETRY_S
 from rtrain.serving.wire import DETAILS, SERVICE, Answer, Question
 from tests.cluster.conftest import free_port

@@ -27,7 +27,7 @@ from recipes.dlrm_movielens import debug
 from rtrain.errors import ClusterError, DataError, UserError
 from rtrain.serving import app
 from rtrain.serving.answers import MAX_ROWS
-from rtrain.serving.limits import MAX_BYTES
+from rtrain.serving.bodies import MAX_BYTES
 from tests.cluster.conftest import ROOT, environment, free_port, wait_for
 from tests.cluster.planted import Planted
 

@@ -26,7 +26,7 @@ from rtrain.errors import ConfigError
 from rtrain.handoff.served import SAME, apart
 from rtrain.language.decoding import Decoding
 from rtrain.serving.app import application_of
-from rtrain.serving.limits import MAX_BYTES
+from rtrain.serving.bodies import MAX_BYTES
 from rtrain.serving.scale import Scale
 from rtrain.storage import Folder
 from tests.cluster.conftest import wait_for

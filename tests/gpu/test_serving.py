@@ -10,8 +10,9 @@ import torch
 import rtrain
 from recipes.gpt_stdlib import debug as gpt
 from rtrain import Handoff
-from rtrain.export.artifact import HEAD, Predictor, apart_of
+from rtrain.export.artifact import Predictor, apart_of
 from rtrain.export.fastest import fastest
+from rtrain.export.head import HEAD
 from rtrain.export.request import rows_of
 from rtrain.handoff.served import SAME, apart
 from rtrain.storage import Folder

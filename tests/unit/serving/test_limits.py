@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -14,12 +15,14 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from rtrain.serving.limits import BodyLimits, with_limits
+from rtrain.serving.bodies import BodyLimits
+from rtrain.serving.limits import with_limits
 
 HEADERS_S, BODY_S = 2.0, 6.0  # a busy machine must not be too late with what is in time
 app = FastAPI()
-app.add_middleware(BodyLimits, most_bytes=1000, most_s=BODY_S)
+app.add_middleware(BodyLimits, most_bytes=1000, most_s=BODY_S, held_bytes=1500)
 parsed: list[int] = []
+go_on = threading.Event()
 
 
 @app.get("/long")
@@ -30,6 +33,13 @@ async def long() -> str:
 @app.post("/")
 async def size(body: dict[str, Any]) -> int:
     parsed.append(len(body["x"]))
+    return len(body["x"])
+
+
+@app.post("/late")
+async def late(body: dict[str, Any]) -> int:
+    while not go_on.is_set():
+        await asyncio.sleep(0.01)
     return len(body["x"])
 
 
@@ -95,6 +105,33 @@ def test_a_slow_body_is_given_up(port: int) -> None:
             answer += more
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"not complete after 6 s" in answer
+
+
+def test_no_more_than_so_many_bytes_are_there_at_once(port: int) -> None:
+    """Of those that are answered, and of those that come: a thousand slow ones would else have a thousand bodies."""
+    go_on.clear()
+    asked = [f"http://127.0.0.1:{port}/late", f"http://127.0.0.1:{port}/"]
+    head = b"POST /late HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 900\r\n\r\n"
+    with ExitStack() as open_ones, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(httpx.post, asked[0], json={"x": "a" * 800}, trust_env=False, timeout=60)
+        try:
+            comes = open_ones.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30))
+            comes.sendall(head + b'{"x": "' + b"a" * 400)
+            until = time.monotonic() + 30
+            while (refused := httpx.post(asked[1], json={"x": "a" * 600}, trust_env=False)).status_code == 200:
+                assert time.monotonic() < until, "both are not there yet"
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert refused.json() == {"detail": "bodies of 1215 bytes wait here. Ask again, or for less at once"}
+            assert httpx.post(asked[1], json={"x": "a" * 100}, trust_env=False).json() == 100, "it fits"
+            comes.sendall(b"a" * 400)
+            answer = comes.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 429 ") and b"bodies of 808 bytes" in answer, (
+                "what it brought is too much"
+            )
+        finally:
+            go_on.set()
+        assert first.result().json() == 800
+    assert httpx.post(asked[1], json={"x": "a" * 900}, trust_env=False).json() == 900, "nothing is left of any"
 
 
 def test_slow_headers_are_cut_off_and_slow_bodies_are_not(port: int) -> None:

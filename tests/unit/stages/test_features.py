@@ -7,12 +7,14 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 
 from rtrain.errors import ConfigError, DataError
 from rtrain.stages.features import AT_ONCE, Features, InMemory, NoFeatures, Of, Redis, SQLite
@@ -79,6 +81,25 @@ def test_what_was_filled_in_is_found(filled: Features) -> None:
     assert get(filled, "item", names) == [*reversed(ITEMS.values()), {}, ITEMS[3]]
     assert get(filled, "user", ["bo:b", "ann", "eve"]) == [{}, {"age": 31}, {}]
     assert get(filled, "user", []) == []
+
+
+@pytest.mark.parametrize("filled", ["sqlite", "redis"], indirect=True)
+@pytest.mark.parametrize("value", ["{oops", "[" * 100_000])
+def test_what_is_no_json_costs_nobody_else_what_is_known(filled: Any, value: str, tmp_path: Path) -> None:
+    if isinstance(filled, SQLite):
+        with closing(sqlite3.connect(filled.path)) as base, base:
+            base.execute("update features set known = ? where of = 'user' and name = 'ann'", (value,))
+    else:
+        redis.Redis.from_url(filled.url, password="secret").set(f"{tmp_path.name}:user:ann", value)
+
+    async def ask() -> list[Any]:
+        store = filled.open()
+        try:
+            return list(await store.get("user", ["bo:b", "ann", "eve"]))
+        finally:
+            await store.close()
+
+    assert asyncio.run(ask()) in ([{"age": None}, one, {}] for one in (value, value.encode()))
 
 
 def test_nothing_is_known_without_a_store(tmp_path: Path) -> None:

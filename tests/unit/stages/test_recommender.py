@@ -1,6 +1,7 @@
 """Two stages answer as the two models do, one after the other, put together by hand."""
 
 import asyncio
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -168,25 +169,43 @@ def test_one_that_cannot_be_ranked_takes_no_other_along(recommender: Recommender
     assert not second.problem and len(second.lists[0]) == 3
 
 
-@pytest.mark.parametrize("known", [[1, 2], 5, "x", {"age": "old"}, {"age": 1e300}, {"age": [1]}])
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        ([1, 2], "they are no mapping of columns but [1, 2]"),
+        (5, "they are no mapping of columns but 5"),
+        ("x", "they are no mapping of columns but 'x'"),
+        ({"age": "old", "shelf": 1}, "age: Input should be a valid number"),
+        ({"age": 1e300, "shelf": 1}, "age: Value error, it must be a number that float32 can hold"),
+        ({"age": [1]}, "age: Input should be a valid number"),
+    ],
+)
 @pytest.mark.parametrize("default", [{}, {"age": 30.0}])
 def test_what_a_store_has_and_is_no_value_is_as_if_it_had_none(
-    known: Any, default: dict[str, float], stages: TwoStages, monkeypatch: pytest.MonkeyPatch
+    known: Any,
+    why: str,
+    default: dict[str, float],
+    stages: TwoStages,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     some = Recommender(replace(stages, defaults=default))
-    get = some._store.get
+    get = some.known.store.get
 
     async def spoiled(of: Any, names: Any) -> Any:
         return [
             known if of == "user" and name == 3 else one for name, one in zip(names, await get(of, names), strict=True)
         ]
 
-    monkeypatch.setattr(some._store, "get", spoiled)
+    monkeypatch.setattr(some.known.store, "get", spoiled)
     first, second = answer(some, some.want([3], 4), some.want([2], 4))
     assert not first.problem and not second.problem, "and whoever asks beside it hears nothing of it"
     rows = [{"user": 3, "item": item, "price": PRICES[item]} | default for item, _ in first.lists[0]]
     assert np.allclose(some.ranker.predict(rows), [score for _, score in first.lists[0]], atol=1e-6)
     assert alike(second.lists[0], by_hand(stages, 2, 4, [], None))
+    answer(some, some.want([3], 4))
+    (line,) = caplog.messages  # once a minute
+    assert line.startswith("features of user 3 are left out: ") and why in line
 
 
 def test_it_does_not_start_where_a_feature_is_missing(stages: TwoStages) -> None:
@@ -197,18 +216,35 @@ def test_it_does_not_start_where_a_feature_is_missing(stages: TwoStages) -> None
     asyncio.run(Recommender(replace(stages, features=Late("item", error=True))).start())
 
 
-def test_whose_features_lack_what_is_needed_is_said(stages: TwoStages, tmp_path: Path) -> None:
+def test_an_item_whose_features_lack_what_is_needed_is_no_candidate(
+    stages: TwoStages, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that is new in the catalogue costs nobody an answer."""
     store = SQLite(path=f"{tmp_path}/features.db")
-    store.fill("item", {i: {"price": PRICES[i]} for i in range(1, ITEMS)})
-    some = Recommender(replace(stages, features=store, candidates=ITEMS))
-    (found,) = answer(some, some.want([3], 4))
-    assert not found.lists and found.problem == (
-        "features: those of item 0 lack 'price', which the ranking model needs and TwoStages.defaults does not have"
-    )
-    (said,) = answer(some, some.want([3], 4, context=[{"price": 1.0}]))
-    assert said.lists and not said.problem
+    store.fill("item", {i: {"price": PRICES[i]} for i in range(1, ITEMS)} | {2: {"price": "much"}})
+    some = Recommender(replace(stages, features=store, candidates=ITEMS, defaults={"age": 30.0}))
+    found, other = answer(some, some.want([3], ITEMS), some.want([5, USERS + 7], ITEMS, unknown="popular"))
+    assert not found.problem and {item for item, _ in found.lists[0]} == set(range(ITEMS)) - {0, 2}
+    rows = [{"user": 3, "item": item, "price": PRICES[item], "age": 30.0} for item, _ in found.lists[0]]
+    assert np.allclose(some.ranker.predict(rows), [score for _, score in found.lists[0]], atol=1e-6)
+    assert [len(those) for those in other.lists] == [ITEMS - 2, ITEMS], "what is popular is not ranked"
+    assert caplog.messages == [
+        "item 0 is no candidate: its features lack what is needed: price",
+        "features of item 2 are left out: price: Input should be a valid number",
+    ]
+    (said,) = answer(some, some.want([3], ITEMS, context=[{"price": 1.0}]))
+    assert len(said.lists[0]) == ITEMS and not said.problem
     with pytest.raises(DataError, match=r"context\[0\].item: who asks and what is offered are not said by it"):
         some.want([3], 4, context=[{"item": 2}])
+
+
+def test_where_no_item_has_what_is_needed_it_is_said(stages: TwoStages) -> None:
+    some = Recommender(replace(stages, features=NoFeatures()))
+    (found,) = answer(some, some.want([3], 4))
+    assert not found.lists and re.fullmatch(
+        r"features: those of item \d+ lack 'price', which the ranking model needs and TwoStages.defaults does not have",
+        found.problem,
+    )
 
 
 def test_the_first_names_may_be_no_ones(stages: TwoStages, tmp_path: Path) -> None:
