@@ -24,6 +24,8 @@ HELD_BYTES = 2 * MAX_BYTES
 """Bytes of all bodies that are at once in a replica; as JSON that is read they take some ten times as much."""
 PASSED_BYTES = 8 * MAX_BYTES
 """The same of what passes them on: a proxy, or an endpoint's router."""
+GONE = 0
+"""In the place of a status: nobody is there to be answered."""
 RETRY_S = 1
 """Seconds after which who was refused may ask again."""
 
@@ -110,16 +112,16 @@ class BodyLimits:
             why = f"a body of {int(declared)} bytes; at most {self.most_bytes}"
             return await self._refuse(scope, send, 413, why, receive)
         try:
-            there = await asyncio.wait_for(self._read(receive, body), self.most_s)
+            came = await asyncio.wait_for(self._read(receive, body), self.most_s)
         except TimeoutError:
             return await self._refuse(scope, send, 408, f"the body was not complete after {self.most_s:g} s")
-        if not there:
-            return None  # the client has gone
-        if body.size > self.most_bytes:
+        if came == GONE:
+            return None
+        if came == 413:
             return await self._refuse(scope, send, 413, f"a body of more than {self.most_bytes} bytes", receive)
-        if self._is_full(body):
-            why = f"bodies of {self._held - body.size} bytes wait here. Ask again, or for less at once"
+        if came == 429:
             self._held -= body.emptied()
+            why = f"bodies of more than {self.held_bytes} bytes wait here. Ask again, or for less at once"
             return await self._refuse(scope, send, 429, why, None if body.complete else receive)
         content = b"".join(body.parts)
         body.parts.clear()
@@ -134,18 +136,18 @@ class BodyLimits:
 
         return await self.app(scope, whole, send)
 
-    async def _read(self, receive: Receive, body: "_Body") -> bool:
-        """The body, or as much of it as is more than enough; whether the client is still there."""
-        while not (body.complete or body.size > self.most_bytes or self._is_full(body)):
+    async def _read(self, receive: Receive, body: "_Body") -> int:
+        """The body, or as much of it as is more than enough; 200, or the status to refuse it with, or `GONE`."""
+        while not body.complete:
             message = await receive()
             if message["type"] != "http.request":
-                return False
+                return GONE
             self._held += body.add(message)
-        return True
-
-    def _is_full(self, body: "_Body") -> bool:
-        """Whether this one is too much beside the others; alone it is not."""
-        return body.size < self._held > self.held_bytes
+            if body.size > self.most_bytes:
+                return 413
+            if body.size < self._held > self.held_bytes:  # alone it is not too much
+                return 429
+        return 200
 
     async def _discard(self, receive: Receive) -> None:
         """Read on what a client still sends."""

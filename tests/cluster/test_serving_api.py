@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -27,7 +29,7 @@ from recipes.dlrm_movielens import debug
 from rtrain.errors import ClusterError, DataError, UserError
 from rtrain.serving import app
 from rtrain.serving.answers import MAX_ROWS
-from rtrain.serving.bodies import MAX_BYTES
+from rtrain.serving.bodies import MAX_BYTES, PASSED_BYTES
 from tests.cluster.conftest import ROOT, environment, free_port, wait_for
 from tests.cluster.planted import Planted
 
@@ -100,6 +102,48 @@ def test_limits_of_a_request(served: Any) -> None:
     for body, said in (({"rows": [], "more": 1}, "more: Extra inputs"), ({"rows": 3}, "rows: Input should be")):
         refused = httpx.post(f"{served.url}/predict", json=body)
         assert refused.status_code == 422 and refused.json()["detail"].startswith(said), refused.text
+
+
+def test_bodies_that_are_there_at_once_are_bounded_by_bytes(served: Any) -> None:
+    """A thousand slow ones could else have 32 GB."""
+    properties = httpx.get(f"{served.url}/schema").json()
+    row = {n: example(p) for n, p in properties["properties"].items() if n in properties.get("required", ())}
+    body = json.dumps({"rows": [row]}).encode() + b" " * (8 << 20)
+    head = f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    where = urlsplit(served.url)
+    with ExitStack() as open_ones:
+        clients = []
+        for _ in range(40):
+            client = open_ones.enter_context(socket.create_connection((where.hostname, where.port), timeout=60))
+            client.sendall(head + body[:-1])
+            clients.append(client)
+        refused = list[socket.socket]()
+
+        def all_said() -> bool:
+            ready, _, _ = select.select([client for client in clients if client not in refused], [], [], 0)
+            refused.extend(ready)
+            return len(refused) >= 40 - PASSED_BYTES // len(body)
+
+        wait_for(all_said, "refusals of what is too much")
+        for client in refused:
+            said = client.recv(4096)
+            assert said.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1" in said and b"x-request-id" in said, said
+            assert b"bytes wait here. Ask again, or for less at once" in said
+        for client in clients:
+            if client not in refused:
+                client.sendall(body[-1:])
+                assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+    assert served.predict(row)
+
+
+def test_a_client_may_have_less_time_and_is_told_as_all_are(served: Any) -> None:
+    late = httpx.post(
+        f"{served.url}/predict", json={"rows": []}, headers={"x-request-timeout-seconds": "0.00001"}, timeout=60
+    )
+    assert (late.status_code, late.headers["retry-after"], late.headers["content-type"]) == (
+        504, "1", "application/json"
+    )  # fmt: skip
+    assert late.json() == {"detail": "no answer in time. Ask for less at once, or again"}
 
 
 def test_concurrent_requests_are_answered_each_with_its_own(served: Any, tmp_path: Path) -> None:
