@@ -243,7 +243,7 @@ def _parser(recipe: str) -> argparse.ArgumentParser:
         "--replace",
         action="store_true",
         help="serve: take the place of what another process "
-        "serves there, which ends first (rtrain release keeps it until the new one answers)",
+        "serves there, which answers until the new one does, and goes on where that does not start",
     )
     add("--layouts", choices=("own", "all"), help="parity: the run's own (default), or every legal one")
     add("--ranks", type=int, metavar="N", help="parity --layouts all: at most so many (default: 4)")

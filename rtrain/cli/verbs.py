@@ -290,8 +290,8 @@ VERBS = (
             Argument(
                 "--replace",
                 action="store_true",
-                help="take the place of what another process serves there, which ends first (rtrain release keeps it "
-                "until the new one answers)",
+                help="take the place of what another process serves there, which answers until the new one does, and "
+                "goes on where that does not start",
             ),
             Argument("--ranker", metavar="RUN", help="a ranking model's, which orders what the run finds"),
             *STAGES,

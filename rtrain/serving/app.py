@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from rtrain.serving.language import language_application
 from rtrain.serving.place import is_taken, leave, take
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
+from rtrain.serving.replacing import SURGE, answering, goes_on, has_room
 from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
@@ -187,10 +189,15 @@ def application_of(
     where: tuple[Any, ...] = ()
     if deployment is Ranker:
         tables: Any = TableShard
+        # Replicas never ask the shards of another export, while one takes its place.
+        of = sha256(json.dumps(heads[0]["files"], sort_keys=True).encode()).hexdigest()[:8]
         sharing = [
-            tables.options(name=f"Tables{shard}", num_replicas=scale.copies).bind(served, modules)
+            tables.options(
+                name=f"Tables{shard}-{of}", num_replicas=scale.copies,
+                max_surge_percent=options.get("max_surge_percent", 0),
+            ).bind(served, modules)
             for shard in range(scale.shards)
-        ]
+        ]  # fmt: skip
         where = scale.tables, sharing
     return deployment.options(**options).bind(served, modules, *where)
 
@@ -225,15 +232,22 @@ def deploy(
 ) -> Served:
     """Serve an export, or two, on the Ray that is joined, and wait until it answers; with a `grpc_port` over gRPC too.
 
+    What is served by that name answers until the new one does, where there is room for both, and goes on where that
+    does not start.
+
     `prefix`: of its paths. `replace`: also where another process serves on this cluster by that name.
 
     Raises:
         ClusterError: a port is taken, another process serves already, or another application has the prefix.
         CheckpointError: there is no intact export.
         ConfigError: gRPC of what has none.
+        RunFailed: it does not start.
     """
+    before = answering(name)
+    on_vllm = decoding is not None and decoding.engine == "vllm"
+    surge: dict[str, Any] = {"max_surge_percent": SURGE} if before and has_room(scale) and not on_vllm else {}
     # Here, where the error is one line, before any replica starts.
-    app = application_of(served, scale=scale, decoding=decoding)
+    app = application_of(served, scale=scale, decoding=decoding, **surge)
     if grpc_port is not None:
         _check_rpc(served, port, grpc_port)
     check_port(host, port)
@@ -247,21 +261,31 @@ def deploy(
         raise ClusterError(
             f"serve: {min(other)!r} answers at {prefix} of this cluster already. Stop it, or serve on another cluster"
         )
-    if name_of(name) in there:  # of one that was killed
+    if name_of(name) in there and not before:  # of one that was killed
         ray_serve.delete(name_of(name))
-    if grpc_port is not None:
+    if grpc_port is not None and name_of(name) not in ray_serve.status().applications:
         check_free(host, grpc_port, "grpc_port", "--grpc-port")
-    mark = take(name)
     try:
         listen(host, port)
         with saying_what_it_waits_for(name):
             ray_serve.run(app, name=name, route_prefix=prefix, logging_config=NO_LINE_EACH)
-        rpc = listen_rpc(name, host, grpc_port) if grpc_port is not None else ""
-    except KeyboardInterrupt:  # nobody is left who would stop it
-        ray_serve.delete(name)
+        mark = take(name)
+        if name_of(name) in ray_serve.status().applications:  # of what it took the place of
+            ray_serve.delete(name_of(name))
+        rpc = ""
+        if grpc_port is not None:
+            check_free(host, grpc_port, "grpc_port", "--grpc-port")
+            rpc = listen_rpc(name, host, grpc_port)
+    except KeyboardInterrupt:
+        if not before:  # nobody is left who would stop it
+            ray_serve.delete(name)
         raise
     except (RayError, RuntimeError, TimeoutError) as error:
         if why := what_failed(name):
+            if goes_on(name, before):
+                raise RunFailed(
+                    f"serve: a replica does not start ({why}). What was served there goes on answering"
+                ) from error
             ray_serve.delete(name)
             raise RunFailed(f"serve: a replica does not start ({why})") from error
         raise RunFailed(
@@ -269,8 +293,8 @@ def deploy(
             "command tries again; of a run the training is done and kept"
         ) from error
     session = session or ExitStack()
-    if before := _OWN.get(name):  # the Ray that was started for it goes on for this one
-        session.enter_context(before.session.pop_all())
+    if own := _OWN.get(name):  # the Ray that was started for it goes on for this one
+        session.enter_context(own.session.pop_all())
     url = f"http://{host}:{port}{prefix.rstrip('/')}"
     _OWN[name] = made = Served(
         name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc, mark=mark

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import rtrain
 from recipes.dlrm_movielens import debug
-from rtrain.errors import ClusterError, DataError, UserError
+from rtrain.errors import ClusterError, DataError, RunFailed, UserError
 from rtrain.serving import app
 from rtrain.serving.answers import MAX_ROWS
 from rtrain.serving.bodies import MAX_BYTES, PASSED_BYTES
@@ -268,6 +270,40 @@ def test_a_replica_whose_gpu_computes_no_more_starts_anew(served: Any, tmp_path:
 
 
 @pytest.mark.slow
+def test_what_does_not_start_takes_no_place_and_what_does_fails_no_request(
+    served: Any, export: str, serve_port: int, tmp_path: Path
+) -> None:
+    model = Planted(dim=8, bottom=(8,), top=(8,), crashes=True)
+    changes = {"storage": str(tmp_path), "duration.steps": 5, "handoff.serve_check": "false", "tracking.to": ()}
+    bad = rtrain.train(rtrain.override(replace(debug(), model=model), changes), launcher="inline", quiet=True)
+    assert bad is not None and bad.export is not None
+    properties = httpx.get(f"{served.url}/schema").json()
+    row = {n: example(p) for n, p in properties["properties"].items() if n in properties.get("required", ())}
+    over, seen = threading.Event(), list[int]()
+
+    def ask() -> None:
+        while not over.is_set():
+            seen.append(httpx.post(f"{served.url}/predict", json={"rows": [row]}, timeout=60).status_code)
+
+    ours = app._OWN["rtrain"]
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask) for _ in range(4)]
+        try:
+            with pytest.raises(RunFailed, match="it does not load where it is served.*What was served .* goes on"):
+                rtrain.serve(bad.export, port=serve_port)
+            assert app._OWN["rtrain"] is ours and not ours.replaced() and ours.predict(row)
+            between = len(seen)
+            again = rtrain.serve(export, port=serve_port)
+            assert again.predict(row)
+        finally:
+            over.set()
+        for client in clients:
+            client.result()
+    assert between > 20 and len(seen) > between + 20 and set(seen) == {200}, seen
+    with pytest.raises(UserError, match="is served no more, .* took its place"):
+        ours.predict(row)
+
+
 def test_the_command_takes_the_place_of_what_another_process_serves(served: Any, export: str) -> None:
     """Last here: nothing is served after it."""
     port = served.url.rpartition(":")[2]

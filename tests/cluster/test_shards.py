@@ -134,7 +134,7 @@ def test_it_says_what_it_waits_for(asked: tuple[str, list[dict[str, Any]]], join
     try:
         with saying_what_it_waits_for("crowded", said.append):
             ray_serve.run_many([target], wait_for_applications_running=False)
-            while time.monotonic() < until and not any("Tables0" in text for text in said):
+            while time.monotonic() < until and not any("Tables0-" in text for text in said):
                 time.sleep(1)
     finally:
         ray_serve.delete("crowded")
