@@ -167,7 +167,8 @@ def measure(folder: Path, count: int) -> dict[str, list[dict[str, float]]]:
     from rtrain.endpoint.endpoint import Endpoint
     from rtrain.release.gate import Gate
     from rtrain.release.servable import Servable
-    from rtrain.serving.app import NO_LINE_EACH, application_of, listen
+    from rtrain.serving.app import application_of
+    from rtrain.serving.ports import NO_LINE_EACH, listen
 
     export = exported(folder)
 

@@ -178,7 +178,7 @@ def serve(
     served = _served(target)
     session = ExitStack()
     if not ray.is_initialized():
-        session.enter_context(ray_session(Cluster(workers=1)))
+        session.enter_context(ray_session(Cluster(workers=1), waits=False))
     try:
         scale = Scale.by(replicas)
         return deploy(

@@ -299,7 +299,7 @@ VERBS = (
             MODULE,
         ),
         _serve,
-        again="serves it; what had started was stopped",
+        again="serves it; what had started was stopped, but for what takes a place (--replace), which goes on",
     ),
     Verb("report", "write a run's report.html anew, or a search's while it goes on", (RUN,), _report),
     Verb(

@@ -13,8 +13,9 @@ from rtrain.endpoint.state import Deployed
 from rtrain.errors import CheckpointError, RtrainError, RunFailed, briefly
 from rtrain.release.audit import AuditLog
 from rtrain.release.registry import Version, other_than_registered
-from rtrain.serving.app import NO_LINE_EACH, application_of, what_failed
-from rtrain.serving.waiting import saying_what_it_waits_for
+from rtrain.serving.app import application_of
+from rtrain.serving.ports import NO_LINE_EACH
+from rtrain.serving.waiting import saying_what_it_waits_for, what_failed
 
 VERSION = r"\d+-[0-9a-f]{4}"
 """Behind the endpoint's name and a dash what its applications are called."""

@@ -25,13 +25,7 @@ from rtrain.export.huggingface import is_language
 from rtrain.language.decoding import Decoding
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
-from rtrain.serving.app import (
-    NO_LINE_EACH,
-    check_free,
-    check_port,
-    check_rpc_port,
-    listen,
-)
+from rtrain.serving.ports import NO_LINE_EACH, check_free, check_port, check_rpc_port, listen
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages

@@ -96,7 +96,7 @@ class OnRay:
             start.stack.enter_context(ray_session(run.cluster))
             planned.result()
         if run.handoff.serve_check:
-            from rtrain.serving.app import check_port
+            from rtrain.serving.ports import check_port
 
             check_port(
                 "127.0.0.1", run.handoff.port, "handoff.port", "--handoff.port"

@@ -43,8 +43,10 @@ CANNOT = (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError)
 
 
 @contextmanager
-def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[None]:
+def ray_session(cluster: Cluster, *, workers: int | None = None, waits: bool = True) -> Iterator[None]:
     """Join or start a Ray that can hold the workers; stop it again if it was started here.
+
+    `waits`: until they are free; else whoever starts them does, as Ray Serve.
 
     Raises:
         ClusterError: the cluster does not have the workers, after waiting `cluster.wait_s`.
@@ -63,7 +65,8 @@ def ray_session(cluster: Cluster, *, workers: int | None = None) -> Iterator[Non
             _join(os.environ["RAY_ADDRESS"])
             session.callback(ray.shutdown)
         _restore(before)
-        _wait_for_room(cluster, needed)
+        if waits:
+            _wait_for_room(cluster, needed)
         yield
 
 

@@ -1,9 +1,7 @@
 """Exports on Ray Serve: a ranking model's answers for rows, a retrieval model's items for users, texts."""
 
 import json
-import logging
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,16 +13,15 @@ import httpx
 from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
-from ray.serve.schema import LoggingConfig
 
 from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, UserError, briefly, one_line
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.export.huggingface import is_language
 from rtrain.language.decoding import Decoding
-from rtrain.serving.bodies import REQUEST_S
 from rtrain.serving.language import language_application
 from rtrain.serving.place import is_taken, leave, take
+from rtrain.serving.ports import NO_LINE_EACH, check_free, check_port, check_rpc_port, listen
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
 from rtrain.serving.replacing import SURGE, answering, goes_on, has_room
@@ -32,14 +29,12 @@ from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import listen_rpc, name_of
 from rtrain.serving.scale import Scale
 from rtrain.serving.shards import TableShard
-from rtrain.serving.waiting import failure_in, saying_what_it_waits_for
+from rtrain.serving.waiting import saying_what_it_waits_for, what_failed
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Recommender
 
 ONE = Scale()
 JSON = {"content-type": "application/json"}
-NO_LINE_EACH = LoggingConfig(enable_access_log=False)
-"""Of Serve and of each application: no line of a log for each request."""
 _OWN: dict[str, "Served"] = {}
 """Applications that this process serves; a notebook that serves another model means to replace them."""
 
@@ -265,19 +260,39 @@ def deploy(
         ray_serve.delete(name_of(name))
     if grpc_port is not None and name_of(name) not in ray_serve.status().applications:
         check_free(host, grpc_port, "grpc_port", "--grpc-port")
+    mark, rpc = _started(app, name, prefix, (host, port), grpc_port, before)
+    session = session or ExitStack()
+    if own := _OWN.get(name):  # the Ray that was started for it goes on for this one
+        session.enter_context(own.session.pop_all())
+    url = f"http://{host}:{port}{prefix.rstrip('/')}"
+    _OWN[name] = made = Served(
+        name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc, mark=mark
+    )
+    return made
+
+
+def _started(
+    app: Any, name: str, prefix: str, at: tuple[str, int], grpc_port: int | None, before: Set[str]
+) -> tuple[str, str]:
+    """Run it until it answers; the mark of its place, and where gRPC answers. `before`: what answered there.
+
+    Raises:
+        RunFailed: it does not start.
+    """
+    host, port = at
     try:
         listen(host, port)
         with saying_what_it_waits_for(name):
             ray_serve.run(app, name=name, route_prefix=prefix, logging_config=NO_LINE_EACH)
-        mark = take(name)
         if name_of(name) in ray_serve.status().applications:  # of what it took the place of
             ray_serve.delete(name_of(name))
         rpc = ""
         if grpc_port is not None:
             check_free(host, grpc_port, "grpc_port", "--grpc-port")
             rpc = listen_rpc(name, host, grpc_port)
+        mark = take(name)
     except KeyboardInterrupt:
-        if not before:  # nobody is left who would stop it
+        if not before:  # nobody is left who would stop it; else whoever serves there does
             ray_serve.delete(name)
         raise
     except (RayError, RuntimeError, TimeoutError) as error:
@@ -292,14 +307,7 @@ def deploy(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
         ) from error
-    session = session or ExitStack()
-    if own := _OWN.get(name):  # the Ray that was started for it goes on for this one
-        session.enter_context(own.session.pop_all())
-    url = f"http://{host}:{port}{prefix.rstrip('/')}"
-    _OWN[name] = made = Served(
-        name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc, mark=mark
-    )
-    return made
+    return mark, rpc
 
 
 def _at(prefix: str) -> set[str]:
@@ -326,63 +334,3 @@ def _check_rpc(served: "str | TwoStages", port: int, grpc_port: int) -> None:
     if isinstance(served, str) and is_language(served):
         raise ConfigError("grpc_port: a language model answers OpenAI's HTTP alone. Leave it out")
     check_rpc_port(port, grpc_port)
-
-
-def check_rpc_port(port: int, grpc_port: int) -> None:
-    """Whether it can be gRPC's, beside HTTP's.
-
-    Raises:
-        ConfigError: it can not.
-    """
-    if not 0 < grpc_port < 1 << 16 or grpc_port == port:
-        raise ConfigError(f"grpc_port: a port within 1 and 65535, and not HTTP's {port}, got {grpc_port}")
-
-
-def listen(host: str, port: int) -> None:
-    """Start Ray Serve's HTTP there, if it does not run on this cluster yet."""
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    ray_serve.start(
-        http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
-        logging_config=NO_LINE_EACH,
-    )
-
-
-def check_port(host: str, port: int, field: str = "port", option: str = "--port (of a recipe --handoff.port)") -> None:
-    """Make sure that Serve can listen there; `field` and `option` are what it was asked for by.
-
-    Raises:
-        ClusterError: something else listens there.
-    """
-    if ray_serve.status().proxies:  # Serve runs on this cluster already, and listens on one port
-        own = _get_global_client().http_config.port
-        if own != port:
-            raise ClusterError(
-                f"{field}: {port}, but Ray Serve of this cluster listens on {own} already. Set it to {own}, or "
-                "stop what is served there"
-            )
-        return
-    check_free(host, port, field, option)
-
-
-def check_free(host: str, port: int, field: str, option: str) -> None:
-    """Make sure that nothing listens there.
-
-    Raises:
-        ClusterError: something does.
-    """
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ClusterError(
-                f"{field}: {port} on {host} cannot be used ({error.strerror}). Stop what listens there, "
-                f"or set another with {option} {port + 1}"
-            ) from error
-
-
-def what_failed(app: str) -> str:
-    """The last error in what Serve says of an application's replicas; empty, if it says of none."""
-    found = ray_serve.status().applications.get(app)
-    said = [failure_in(one.message) for one in found.deployments.values()] if found else []
-    return next(filter(None, said), "")

@@ -31,6 +31,13 @@ def failure_in(message: str) -> str:
     return " ".join(lines[errors[-1] :])[:MOST_SAID]
 
 
+def what_failed(app: str) -> str:
+    """The last error in what Serve says of an application's replicas; empty, if it says of none."""
+    found = ray_serve.status().applications.get(app)
+    said = [failure_in(one.message) for one in found.deployments.values()] if found else []
+    return next(filter(None, said), "")
+
+
 def _to_stderr(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 

@@ -28,9 +28,8 @@ from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
 from rtrain.errors import ClusterError, RunFailed, UserError
 from rtrain.release.registry import Registry
-from rtrain.serving.app import what_failed
 from rtrain.serving.scale import Scale
-from rtrain.serving.waiting import DIED
+from rtrain.serving.waiting import DIED, what_failed
 from rtrain.serving.wire import Answer, Question
 from rtrain.stages.config import TwoStages
 from tests.cluster.conftest import free_port, wait_for

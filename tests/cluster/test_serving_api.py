@@ -233,7 +233,7 @@ def test_a_second_ray_of_one_process_has_a_serve_of_its_own(ray_temp_dir: str) -
         "from ray import serve\n"
         "from rtrain.launch.session import ray_session\n"
         "from rtrain.run import Cluster\n"
-        "from rtrain.serving.app import check_port\n"
+        "from rtrain.serving.ports import check_port\n"
         f"for port in {free_port(), free_port()}:\n"
         "    with ray_session(Cluster(workers=1)):\n"
         "        check_port('127.0.0.1', port)\n"

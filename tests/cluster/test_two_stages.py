@@ -19,9 +19,10 @@ from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint
 from rtrain.errors import ConfigError, DataError
 from rtrain.language.decoding import Decoding
-from rtrain.serving.app import application_of, what_failed
+from rtrain.serving.app import application_of
 from rtrain.serving.recommender import MAX_ASKING
 from rtrain.serving.scale import Scale
+from rtrain.serving.waiting import what_failed
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import NoFeatures, SQLite
 from rtrain.stages.recommender import Recommender

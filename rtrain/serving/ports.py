@@ -1,0 +1,67 @@
+"""Where Ray Serve listens: one HTTP port of a cluster, and gRPC's beside it."""
+
+import logging
+import socket
+
+from ray import serve as ray_serve
+from ray.serve.context import _get_global_client
+from ray.serve.schema import LoggingConfig
+
+from rtrain.errors import ClusterError, ConfigError
+from rtrain.serving.bodies import REQUEST_S
+
+NO_LINE_EACH = LoggingConfig(enable_access_log=False)
+"""Of Serve and of each application: no line of a log for each request."""
+
+
+def check_rpc_port(port: int, grpc_port: int) -> None:
+    """Whether it can be gRPC's, beside HTTP's.
+
+    Raises:
+        ConfigError: it can not.
+    """
+    if not 0 < grpc_port < 1 << 16 or grpc_port == port:
+        raise ConfigError(f"grpc_port: a port within 1 and 65535, and not HTTP's {port}, got {grpc_port}")
+
+
+def listen(host: str, port: int) -> None:
+    """Start Ray Serve's HTTP there, if it does not run on this cluster yet."""
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    ray_serve.start(
+        http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
+        logging_config=NO_LINE_EACH,
+    )
+
+
+def check_port(host: str, port: int, field: str = "port", option: str = "--port (of a recipe --handoff.port)") -> None:
+    """Make sure that Serve can listen there; `field` and `option` are what it was asked for by.
+
+    Raises:
+        ClusterError: something else listens there.
+    """
+    if ray_serve.status().proxies:  # Serve runs on this cluster already, and listens on one port
+        own = _get_global_client().http_config.port
+        if own != port:
+            raise ClusterError(
+                f"{field}: {port}, but Ray Serve of this cluster listens on {own} already. Set it to {own}, or "
+                "stop what is served there"
+            )
+        return
+    check_free(host, port, field, option)
+
+
+def check_free(host: str, port: int, field: str, option: str) -> None:
+    """Make sure that nothing listens there.
+
+    Raises:
+        ClusterError: something does.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ClusterError(
+                f"{field}: {port} on {host} cannot be used ({error.strerror}). Stop what listens there, "
+                f"or set another with {option} {port + 1}"
+            ) from error
