@@ -30,8 +30,8 @@ class Limits:
     drift: float | None = 0.2
     """Largest distance of the distribution functions of both versions' scores (Kolmogorov-Smirnov), 0 to 1."""
     order: float | None = 0.0
-    """Of a model that scores rows, least rank correlation of both versions' scores of the same rows (Spearman), -1 to
-    1: at 0 what orders them the other way round goes back."""
+    """Of a model that scores rows, or two stages' candidates, least rank correlation of both versions' scores of the
+    same ones (Spearman), -1 to 1: at 0 what orders them the other way round goes back."""
     dearer: float | None = 1.0
     """Of a language model, nats that a token of what is asked may cost it more than the champion, by the median of the
     same texts: at 1 each is e times less likely to it."""

@@ -56,7 +56,8 @@ AGAIN_S = 5.0
 """Seconds within which a champion that gave no answer is asked once more."""
 BUSY = 429
 ROWS = "/predict"
-ANSWERS = (ROWS, "/recommend", *TEXTS)
+RECOMMEND = "/recommend"
+ANSWERS = (ROWS, RECOMMEND, *TEXTS)
 """Paths whose answers are a model's."""
 AGAIN = {"retry-after": "1"}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"]
@@ -73,6 +74,15 @@ def _scores(body: bytes) -> list[float]:
     if "predictions" in found:
         return [p[0] if isinstance(p, list) else p for p in found["predictions"]]
     return [of[0] for of in found.get("scores", []) if of]
+
+
+def _of_both(new: Relayed | list[dict[Any, float]], old: Relayed | list[dict[Any, float]]) -> list[tuple[float, float]]:
+    """Two versions' scores of each row, or item, that both were asked of."""
+    if isinstance(new, Relayed) and isinstance(old, Relayed):
+        answered = new.status == old.status == 200
+        return list(zip(_scores(new.body), _scores(old.body), strict=True)) if answered else []
+    both = zip(cast(Any, new), cast(Any, old), strict=True)
+    return [(mine[item], its[item]) for mine, its in both for item in mine if item in its]
 
 
 def _refuses(found: Relayed | Opened | None) -> bool:
@@ -130,7 +140,7 @@ class Router(Relays):
         if routing.candidate and question[1] in TEXTS and not self._costing and self._costs < COSTS:
             self._costing, self._costs = True, self._costs + 1
             self._behind(self._costed(routing, prompt_of(body)))
-        if routing.candidate and question[1] == ROWS and not self._comparing and self._costs < COSTS:
+        if routing.candidate and question[1] in (ROWS, RECOMMEND) and not self._comparing and self._costs < COSTS:
             self._comparing, self._costs = True, self._costs + 1
             self._behind(self._compared(routing, question))
         if found is None or found.status >= 400:  # of the champion nothing is there yet
@@ -222,13 +232,18 @@ class Router(Relays):
             self._costing = False
 
     async def _compared(self, routing: Routing, question: Question) -> None:
-        """What both versions say of the same rows: scores may lie alike and order otherwise."""
+        """What both versions say of the same rows: scores may lie alike and order otherwise.
+
+        Of items that are recommended it is what they say of all candidates: the first of one are the other's last.
+        """
         try:
-            with suppress(Exception):  # no answer in time, or a refusal, which is counted where it was asked
-                asked = (self._handle(app).relay.remote(*question) for app in (routing.candidate, routing.champion))
+            # No answer in time, a refusal, which is counted where it was asked, or what finds items and ranks none.
+            with suppress(Exception):
+                handles = [self._handle(app) for app in (routing.candidate, routing.champion)]
+                asked = (h.scores.remote(*question) if question[1] == RECOMMEND else h.relay.remote(*question)
+                         for h in handles)  # fmt: skip
                 new, old = await asyncio.wait_for(asyncio.gather(*asked), routing.timeout_s)
-                if new.status == old.status == 200:
-                    self._tallies[routing.candidate].scores_both(zip(_scores(new.body), _scores(old.body), strict=True))
+                self._tallies[routing.candidate].scores_both(_of_both(new, old))
         finally:
             self._comparing = False
 

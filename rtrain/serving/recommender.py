@@ -11,9 +11,10 @@ that the request says. `users`: whose histories they are, for what is known of u
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
+from urllib.parse import parse_qs
 
 import torch
 from fastapi import HTTPException, Query
@@ -28,6 +29,8 @@ from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, of_
 from rtrain.stages.config import TwoStages
 from rtrain.stages.recommender import Answer, Recommender, Wanted
 
+SCORED = 4
+"""Who of a question is looked at by `scores`: each is as many rows as there are candidates."""
 MAX_ASKING = 64
 """Who may ask in one request, and is answered in one pass: each is as many rows as there are candidates."""
 
@@ -45,6 +48,11 @@ class Ordered(Found):
     """The answer, in the order of those who ask; fewer than k where the filters leave no more."""
 
     without: list[str] = Field(description="user, item: of whom no features came in time, so that defaults were used")
+
+
+def _first(given: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Of what is said of each who asks, that of the first ones."""
+    return {name: value[:count] if isinstance(value, list) else value for name, value in given.items()}
 
 
 def _asking(questions: list[Wanted]) -> int:
@@ -101,6 +109,26 @@ class Recommends(Relays):
     async def find(self, questions: list[Wanted]) -> list[Answer]:
         """Answer several requests at once."""
         return await self.recommender.answer(questions)
+
+    async def scores(self, method: str, path: str, query: bytes, body: bytes) -> list[dict[Name, float]]:
+        """Of each who asks in a question as `relay` takes it, what the ranking model says of all that is found.
+
+        Raises:
+            DataError: it cannot be answered.
+        """
+        if method == "GET":
+            users = parse_qs(query.decode())["user"]
+            name = one_user(self.recommender.encoders, users[0])
+            asks = Asking.model_validate({"whom": [name], "unknown": "popular"})
+        else:
+            asks = Asking.model_validate_json(body)
+        most = self.recommender.stages.candidates
+        given = {name: getattr(asks, name) for name in ("users", "times", "seen", "context", "unknown")}
+        wanted = self.recommender.want(asks.whom[:SCORED], most, **_first(given, SCORED))
+        found: Answer = await self.find(wanted)
+        if found.problem:
+            raise DataError(found.problem)
+        return [dict(of) for number, of in enumerate(found.lists) if number not in found.unknown]
 
     def _schema(self) -> dict[str, Any]:
         """The body's, with what these models want of it."""

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from ray import serve as ray_serve
 
 import rtrain
-from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.canary import Canary, Limits
 from rtrain.endpoint.endpoint import Endpoint
 from rtrain.errors import ConfigError, DataError
 from rtrain.language.decoding import Decoding
@@ -27,6 +27,7 @@ from rtrain.stages.config import TwoStages
 from rtrain.stages.features import NoFeatures, SQLite
 from rtrain.stages.recommender import Recommender
 from tests.cluster.conftest import free_port
+from tests.cluster.planted import Planted
 from tests.cluster.test_grpc import call, refusal
 from tests.unit.release.runs import PASSES
 from tests.unit.stages.shop import AGES, ITEMS, PRICES, USERS, ranker, retriever
@@ -171,8 +172,14 @@ def test_a_stage_is_released_as_any_version(served: Any, shop: TwoStages, serve_
         name="home", port=serve_port, registry=f"sqlite:///{tmp_path}/registry.db", audit=f"{tmp_path}/audit",
         state=f"{tmp_path}/endpoints", stages=replace(shop, ranker=""),
     )  # fmt: skip
-    first, second = shop.ranker.removesuffix("/export"), ranker(tmp_path, name="second").removesuffix("/export")
-    for run in (first, second):
+    planted = Planted(dim=8, bottom=(8,), top=(16,), turns_round=True)
+    first, second, turned = (
+        export.removesuffix("/export")
+        for export in (
+            shop.ranker, ranker(tmp_path, name="second"), ranker(tmp_path, name="turned", model=planted)
+        )
+    )  # fmt: skip
+    for run in (first, second, turned):
         assert PASSES.judge(run, None if run == first else first).passed
     endpoint.release(first, "the first")
     try:
@@ -188,6 +195,17 @@ def test_a_stage_is_released_as_any_version(served: Any, shop: TwoStages, serve_
         found = httpx.get(f"{endpoint.url}/recommend", params={"user": 3, "k": 4}, timeout=60)
         assert found.json()["items"][0] == [i for i, _ in answer(here, here.want([3], 4))[0].lists[0]]
         assert later.rollback("as it was").startswith("version 1 (dlrm)")
+        slowly = Canary(steps=(0.2, 1.0), seconds=1.0, answers=10_000, patience_s=90, limits=Limits(drift=None))
+        bad = later.release(turned, "upside down", slowly).version
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(endpoint.settled, bad, timeout_s=120)
+            while not waits.done():
+                for user in range(USERS):
+                    body = {"whom": [user, (user + 1) % USERS], "k": 3}
+                    httpx.get(f"{endpoint.url}/recommend", params={"user": user}, timeout=60).raise_for_status()
+                    httpx.post(f"{endpoint.url}/recommend", json=body, timeout=60).raise_for_status()
+        ended = waits.result()
+        assert ended is not None and not ended.champion and "take back: it orders otherwise" in ended.why, ended
         found = httpx.get(f"{endpoint.url}/recommend", params={"user": 3, "k": 4}, timeout=60)
         here = Recommender(shop)
         assert found.json()["items"][0] == [i for i, _ in answer(here, here.want([3], 4))[0].lists[0]]

@@ -24,6 +24,7 @@ SCHEMA = Schema(
     ),
     group="user",
 )  # fmt: skip
+SMALL = DLRM(dim=8, bottom=(8,), top=(16,))
 PRICES = {item: round(0.1 * item - 3, 2) for item in range(ITEMS)}
 AGES = {user: float(20 + user) for user in range(USERS)}
 
@@ -46,7 +47,7 @@ def retriever(folder: Path, *, histories: bool = False) -> str:
     )  # fmt: skip
 
 
-def ranker(folder: Path, schema: Schema = SCHEMA, name: str = "dlrm") -> str:
+def ranker(folder: Path, schema: Schema = SCHEMA, name: str = "dlrm", model: DLRM = SMALL) -> str:
     """The export of a model that ranks."""
     draw, count = np.random.default_rng(1), 4000
     user, item = draw.integers(0, USERS, count), draw.integers(0, ITEMS, count)
@@ -63,7 +64,7 @@ def ranker(folder: Path, schema: Schema = SCHEMA, name: str = "dlrm") -> str:
     )
     return exported(
         Run(
-            name=name, model=DLRM(dim=8, bottom=(8,), top=(16,)), data=data, optim=AdamW(lr=2e-2), global_batch=256,
+            name=name, model=model, data=data, optim=AdamW(lr=2e-2), global_batch=256,
             duration=Duration(epochs=2), storage=f"{folder}/runs",
         )
     )  # fmt: skip
