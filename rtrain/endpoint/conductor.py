@@ -285,7 +285,10 @@ class Conductor:
 
     def _do(self, task: Mapping[str, Any]) -> None:
         if task["do"] == "log":
-            AuditLog(self._state.audit).append(task["what"], task["why"], task["details"])
+            newest = AuditLog(self._state.audit).append(task["what"], task["why"], task["details"])
+            # Where MLflow is away the log alone has it: that it could be cut off unseen is no reason to lose it.
+            with suppress(ClusterError, OSError):
+                self._seal(newest)
         elif task["do"] == "remove":
             self._remove(task["app"])
         else:
@@ -339,6 +342,11 @@ class Conductor:
             registry.withdraw(model, number, why)
         elif not ((holder := registry.holder(model, CHAMPION)) and holder.version == number):  # asked again: once only
             registry.rollback(model, why)
+
+    def _seal(self, newest: str) -> None:
+        from rtrain.release.registry import Registry
+
+        Registry(self._state.registry, self._state.audit).seal(self._state.model, newest)
 
     def _remove(self, app: str) -> None:
         """End an application that no router asks any more."""

@@ -21,7 +21,7 @@ from rtrain.tracking import mask_text
 CHAMPION, CHALLENGER = "champion", "challenger"
 ALIASES = (CHAMPION, CHALLENGER)
 NEWEST = "rtrain.audit"
-"""Tag of a registered model: sha256 of the log's newest entry when this one was last changed."""
+"""Tag of a registered model: sha256 of the newest entry of the log that is of it."""
 
 
 LOCAL = "rtrain://"
@@ -183,6 +183,14 @@ class Registry:
         """Who has an alias."""
         return next((version for version in self.versions(name) if alias in version.aliases), None)
 
+    def seal(self, name: str, newest: str) -> None:
+        """Keep the sha256 of the newest entry of the log that is of a model: `verify` misses it if it is cut off.
+
+        Raises:
+            ClusterError: MLflow is away.
+        """
+        self._asked(lambda: self.client.set_registered_model_tag(name, NEWEST, newest))
+
     def verify(self) -> list[str]:
         """What is wrong with the log, and where the registry is not what the log says; none: nothing."""
         newest = {}
@@ -237,8 +245,7 @@ class Registry:
 
     def _logged(self, name: str, what: str, reason: str, details: Mapping[str, Any]) -> None:
         """Before the change itself: one that is logged and not made is seen by `verify`, and made by asking again."""
-        sha = self.log.append(what, reason, details)
-        self._asked(lambda: self.client.set_registered_model_tag(name, NEWEST, sha))
+        self.seal(name, self.log.append(what, reason, details))
 
     def _names(self, name: str) -> bool:
         found = self._asked(lambda: self.client.search_registered_models(f"name = '{name}'"))

@@ -1,6 +1,7 @@
 """Versions behind one address, under load: releases that go through, bad ones taken back, and what users see."""
 
 import _thread
+import json
 import os
 import shutil
 import signal
@@ -136,6 +137,13 @@ def test_releases_weights_and_rollbacks_under_load_fail_no_request(endpoint: End
         asked = {key for key in KEYS if place(f"demo-2:{key}") < 0.6}
         wait_for(lambda: len(seen.versions.get("2", ())) > 0.8 * len(asked), "most of its share asked version 2")
         assert seen.versions["2"] <= asked
+        newest = max(Path(registry.log.folder.path).glob("0*.json"))
+        kept = newest.read_text()
+        assert json.loads(kept)["what"] == "hold", "an endpoint's decision, which changes nothing at MLflow"
+        newest.unlink()
+        assert any("entries were cut off" in problem for problem in registry.verify())
+        newest.write_text(kept)
+        assert registry.verify() == []
         assert endpoint.settled(version, timeout_s=1) is None, "a person decides"
         with pytest.raises(UserError, match="version 2 is being tried"):
             endpoint.release(f"{runs}/wrong", "too many")

@@ -26,6 +26,7 @@ class Written(Conductor):
 
     def __init__(self, state: str):
         self.done: list[Any] = []
+        self.sealed: list[str] = []
         super().__init__(state)
 
     def _mark(self, how: str, number: int, why: str) -> None:
@@ -33,6 +34,10 @@ class Written(Conductor):
 
     def _remove(self, app: str) -> None:
         self.done.append(("remove", app))
+
+    def _seal(self, newest: str) -> None:
+        self.sealed.append(newest)
+        raise ClusterError("registry: MLflow did not do it")  # away: the log alone has it, once
 
     def settle(self) -> list[Any]:
         """What was done, once all is."""
@@ -185,7 +190,10 @@ def test_who_is_away_is_told_when_it_is_back(
     assert [entry.what for entry in AuditLog(state.audit).entries()] == ["begin", "champion"]
     again = Written(str(tmp_path))
     assert again.settle() == [("promote", 2), ("rollback", 1)]
-    assert [entry.what for entry in AuditLog(state.audit).entries()] == ["begin", "champion", "roll back"]
+    log = AuditLog(state.audit)
+    assert [entry.what for entry in log.entries()] == ["begin", "champion", "roll back"]
+    sealed = conductor.sealed + again.sealed
+    assert len(sealed) == 3 and set(sealed) == log.digests()
 
 
 def test_of_two_who_are_away_each_is_said(conductor: Written, monkeypatch: pytest.MonkeyPatch) -> None:
