@@ -188,6 +188,14 @@ def test_a_bad_version_is_taken_back_by_itself(
 
 
 @pytest.mark.slow
+def test_what_orders_the_other_way_round_is_seen_before_anybody_has_it(endpoint: Endpoint, runs: Path) -> None:
+    canary = replace(QUICK, steps=(0.2, 1.0), shadow=0.1, answers=10_000, limits=Limits(drift=None))
+    settled, seen = released(endpoint, f"{runs}/turned", canary)
+    assert not settled.champion and "it orders otherwise" in settled.why, settled
+    assert not seen.failed and set(seen.versions) == {"1"}, "as a shadow nobody was answered by it"
+
+
+@pytest.mark.slow
 def test_a_version_that_people_click_on_less_is_taken_back(endpoint: Endpoint, runs: Path, tmp_path: Path) -> None:
     online = Online(log=f"{tmp_path}/log.parquet", every_s=0.5)
     canary = replace(QUICK, steps=(0.2, 1.0), answers=10_000, limits=Limits(online=online))
