@@ -87,6 +87,12 @@ class Relays:
         finally:
             task.cancel()
 
+    async def scores(
+        self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()
+    ) -> list[dict[Any, float]]:
+        """Of each who asks, what is said of all that could be recommended, for a router; nothing, of what ranks none."""
+        return []
+
 
 def _receive(body: bytes) -> Callable[[], Awaitable[MutableMapping[str, Any]]]:
     """ASGI's of a body that is there whole."""

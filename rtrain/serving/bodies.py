@@ -117,10 +117,11 @@ class BodyLimits:
             return await self._refuse(scope, send, 408, f"the body was not complete after {self.most_s:g} s")
         if came == GONE:
             return None
+        if came != 200:
+            self._held -= body.emptied()
         if came == 413:
             return await self._refuse(scope, send, 413, f"a body of more than {self.most_bytes} bytes", receive)
         if came == 429:
-            self._held -= body.emptied()
             why = f"bodies of more than {self.held_bytes} bytes wait here. Ask again, or for less at once"
             return await self._refuse(scope, send, 429, why, None if body.complete else receive)
         content = b"".join(body.parts)

@@ -23,7 +23,7 @@ from ray import serve as ray_serve
 
 from rtrain.errors import DataError
 from rtrain.export.popular import Unknown
-from rtrain.serving.answers import REFUSALS, UNANSWERED, Relays, new_api
+from rtrain.serving.answers import REFUSALS, UNANSWERED, Headers, Relays, new_api
 from rtrain.serving.bodies import RETRY_S
 from rtrain.serving.retriever import MAX_K, ONE_USER, Found, Name, Question, of_one, one_user, openapi_of, schema_of
 from rtrain.stages.config import TwoStages
@@ -110,7 +110,9 @@ class Recommends(Relays):
         """Answer several requests at once."""
         return await self.recommender.answer(questions)
 
-    async def scores(self, method: str, path: str, query: bytes, body: bytes) -> list[dict[Name, float]]:
+    async def scores(
+        self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()
+    ) -> list[dict[Any, float]]:
         """Of each who asks in a question as `relay` takes it, what the ranking model says of all that is found.
 
         Raises:
