@@ -64,7 +64,7 @@ def _differences(groups: list[dict[str, Any]]) -> Iterator[list[str]]:
         for group in groups:
             if told := group.get("differences", {}).get(rate.name):
                 share = "" if told["share"] is None else f"{told['share']:+.1%}"
-                sure = "surely another" if told["excludes_0"] else "not told apart"
+                sure = "told apart" if told["excludes_0"] else "not told apart"
                 interval = f"{told['low']:+.4g} to {told['high']:+.4g}"
                 yield [f"{rate.name}, difference", *_values(group), f"{told['value']:+.4g}", interval, share, sure]
 

@@ -90,7 +90,7 @@ class Relays:
     async def scores(
         self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()
     ) -> list[dict[Any, float]]:
-        """Of each who asks, what is said of all that could be recommended, for a router; nothing, of what ranks none."""
+        """Of each who asks, what is said of all that could be recommended; nothing, of what ranks none."""
         return []
 
 

@@ -57,7 +57,8 @@ class Knowledge:
             if names and needed:
                 raise ConfigError(
                     f"TwoStages.features: the ranking model needs {', '.join(map(repr, needed))} of each {of}, which "
-                    f"the features of {names[0]!r} do not have. Fill them in, or give TwoStages.defaults"
+                    f"features of none of {len(names)} have ({', '.join(map(repr, names[:3]))}, ...). Fill them in, "
+                    "or give TwoStages.defaults"
                 )
 
     async def of(self, of: Of, names: Sequence[Name]) -> tuple[dict[Name, Known], bool]:

@@ -264,7 +264,8 @@ class Recommender:
             whole = [pair for pair in found if all(name in of_items.get(pair[0], {}) for name in needed)]
             if 0 < len(whole) < len(found):
                 out = next(item for item, _ in found if any(name not in of_items.get(item, {}) for name in needed))
-                self.known.say("item %r is no candidate: its features lack what is needed: %s", out, ", ".join(needed))
+                lacks = ", ".join(name for name in needed if name not in of_items.get(out, {}))
+                self.known.say("item %r is no candidate: its features lack what is needed: %s", out, lacks)
             kept.append(whole or found)
             rows += [{**base, **of_items.get(item, {}), **context, stages.item: item} for item, _ in kept[-1]]
         return kept, rows

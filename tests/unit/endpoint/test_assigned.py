@@ -113,7 +113,7 @@ def test_on_the_command_line(tried: list[dict[str, Any]], tmp_path: Path, capsys
     words = ["metrics", "online", log, "--unit", "user", "--assigned", "m:2", "--audit", f"{tmp_path}/audit"]
     assert _console(words) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("ctr, difference"))
-    assert line.split()[2] == "2" and line.endswith("surely another")
+    assert line.split()[2] == "2" and line.endswith("  told apart")
     during = sum(START + 50 <= row["timestamp"] < START + 250 for row in tried)
     found = measure_online(log, Columns(unit="user"), assigned=assigned_of(AuditLog(f"{tmp_path}/audit"), "m", 2))
     assert 0 < during == found["events"] < len(tried), "what is of another time is left out"

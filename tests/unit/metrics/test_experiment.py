@@ -69,7 +69,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     log = write_log(tmp_path, {"1": 0.10, "2": 0.15})
     assert _console(["metrics", "online", log, "--by", "variant", "--against", "1"]) == 0
     line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("ctr, difference"))
-    assert line.split()[2] == "2" and line.endswith("surely another") and "+" in line
+    assert line.split()[2] == "2" and line.endswith("  told apart") and "+" in line
 
 
 def test_what_cannot_be_held(tmp_path: Path) -> None:
