@@ -4,12 +4,16 @@ import logging
 import socket
 
 from ray import serve as ray_serve
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from rtrain.errors import ClusterError, ConfigError
 from rtrain.serving.bodies import REQUEST_S
 
+STARTED = "serve"
+"""Key under which the Serve is kept that rtrain started."""
+SPACE = "rtrain-ports"
 NO_LINE_EACH = LoggingConfig(enable_access_log=False)
 """Of Serve and of each application: no line of a log for each request."""
 
@@ -27,26 +31,46 @@ def check_rpc_port(port: int, grpc_port: int) -> None:
 def listen(host: str, port: int) -> None:
     """Start Ray Serve's HTTP there, if it does not run on this cluster yet."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    there = bool(ray_serve.status().proxies)
     ray_serve.start(
         http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
         logging_config=NO_LINE_EACH,
     )
+    if not there:
+        _internal_kv_put(STARTED, _serve_there(), namespace=SPACE)
+
+
+def _serve_there() -> str:
+    """Which Serve this cluster has now: the id of its controller."""
+    found: str = _get_global_client()._controller._actor_id.hex()
+    return found
+
+
+def _ours_and_idle() -> bool:
+    """Whether rtrain started the Serve of this cluster, and nothing is served there any more."""
+    started = _internal_kv_get(STARTED, namespace=SPACE)
+    return not ray_serve.status().applications and started is not None and started.decode() == _serve_there()
 
 
 def check_port(host: str, port: int, field: str = "port", option: str = "--port (of a recipe --handoff.port)") -> None:
     """Make sure that Serve can listen there; `field` and `option` are what it was asked for by.
+
+    A Serve that an earlier command left on another port, without anything that is served, is ended.
 
     Raises:
         ClusterError: something else listens there.
     """
     if ray_serve.status().proxies:  # Serve runs on this cluster already, and listens on one port
         own = _get_global_client().http_config.port
-        if own != port:
+        if own == port:
+            return
+        if not _ours_and_idle():
+            there = ", ".join(sorted(ray_serve.status().applications)) or "nothing now: ray.serve.shutdown() ends it"
             raise ClusterError(
                 f"{field}: {port}, but Ray Serve of this cluster listens on {own} already. Set it to {own}, or "
-                "stop what is served there"
+                f"stop what is served there ({there})"
             )
-        return
+        ray_serve.shutdown()
     check_free(host, port, field, option)
 
 

@@ -245,6 +245,34 @@ def test_a_second_ray_of_one_process_has_a_serve_of_its_own(ray_temp_dir: str) -
     assert done.returncode == 0, done.stderr
 
 
+def test_a_port_that_nothing_is_served_on_any_more_is_no_dead_end(export: str, ray_temp_dir: str) -> None:
+    """As after the check of a run, or a serve that ended; who started Serve without rtrain keeps theirs."""
+    first, second, theirs = free_port(), free_port(), free_port()
+    code = (
+        "import rtrain\n"
+        "from ray import serve\n"
+        "from rtrain.errors import ClusterError\n"
+        "from rtrain.launch.session import ray_session\n"
+        "from rtrain.run import Cluster\n"
+        "with ray_session(Cluster(workers=1)):\n"
+        f"    for port in {first, second}:\n"
+        f"        served = rtrain.serve({export!r}, port=port)\n"
+        "        assert served.url.endswith(str(port)) and served.predict([]) == []\n"
+        "        served.stop()\n"
+        "    serve.shutdown()\n"
+        f"    serve.start(http_options={{'host': '127.0.0.1', 'port': {theirs}}})\n"
+        "    try:\n"
+        f"        rtrain.serve({export!r}, port={first})\n"
+        "    except ClusterError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(ray_temp_dir), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"listens on {theirs} already" in done.stdout and "nothing now: ray.serve.shutdown() ends it" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_replica_whose_gpu_computes_no_more_starts_anew(served: Any, tmp_path: Path) -> None:
     """By an error that torch raises of a GPU, raised here by the model."""
