@@ -26,7 +26,7 @@ from rtrain.language.decoding import Decoding
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
 from rtrain.serving.ports import NO_LINE_EACH, check_free, check_port, check_rpc_port, listen
-from rtrain.serving.rpc import listen_rpc, name_of
+from rtrain.serving.rpc import end_rpc, listen_rpc
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder
@@ -258,7 +258,7 @@ class Endpoint:
         of_now = hasattr(conductor_of(self.name), "stopping")  # else an older rtrain began it
         if of_now:
             self._told("stopping", reason, who())
-        ray_serve.delete(name_of(self.name))
+        end_rpc(self.name)
         ray_serve.delete(self.name)
         for app in list(ray_serve.status().applications):
             if app.startswith(f"{self.name}-") and re.fullmatch(VERSION, app.removeprefix(f"{self.name}-")):

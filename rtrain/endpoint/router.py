@@ -76,13 +76,9 @@ def _scores(body: bytes) -> list[float]:
     return [of[0] for of in found.get("scores", []) if of]
 
 
-def _of_both(new: Relayed | list[dict[Any, float]], old: Relayed | list[dict[Any, float]]) -> list[tuple[float, float]]:
-    """Two versions' scores of each row, or item, that both were asked of."""
-    if isinstance(new, Relayed) and isinstance(old, Relayed):
-        answered = new.status == old.status == 200
-        return list(zip(_scores(new.body), _scores(old.body), strict=True)) if answered else []
-    both = zip(cast(Any, new), cast(Any, old), strict=True)
-    return [(mine[item], its[item]) for mine, its in both for item in mine if item in its]
+def _of_both(new: list[dict[Any, float]], old: list[dict[Any, float]]) -> list[tuple[float, float]]:
+    """Two versions' scores of each row, or item, that both say one of."""
+    return [(mine[of], its[of]) for mine, its in zip(new, old, strict=True) for of in mine if of in its]
 
 
 def _refuses(found: Relayed | Opened | None) -> bool:
@@ -237,11 +233,9 @@ class Router(Relays):
         Of items that are recommended it is what they say of all candidates: the first of one are the other's last.
         """
         try:
-            # No answer in time, a refusal, which is counted where it was asked, or what finds items and ranks none.
+            # No answer in time, one of them refuses, which is counted where it was asked, or is of an older rtrain.
             with suppress(Exception):
-                handles = [self._handle(app) for app in (routing.candidate, routing.champion)]
-                asked = (h.scores.remote(*question) if question[1] == RECOMMEND else h.relay.remote(*question)
-                         for h in handles)  # fmt: skip
+                asked = (self._handle(app).scores.remote(*question) for app in (routing.candidate, routing.champion))
                 new, old = await asyncio.wait_for(asyncio.gather(*asked), routing.timeout_s)
                 self._tallies[routing.candidate].scores_both(_of_both(new, old))
         finally:

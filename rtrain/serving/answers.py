@@ -90,7 +90,10 @@ class Relays:
     async def scores(
         self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()
     ) -> list[dict[Any, float]]:
-        """Of each who asks, what is said of all that could be recommended; nothing, of what ranks none."""
+        """What is said of each row, or, for each who asks, of all items that could be recommended.
+
+        Nothing, of what is refused, which `relay` says, and of what ranks none.
+        """
         return []
 
 

@@ -26,7 +26,7 @@ from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
 from rtrain.serving.replacing import SURGE, answering, goes_on, has_room
 from rtrain.serving.retriever import Retriever
-from rtrain.serving.rpc import listen_rpc, name_of
+from rtrain.serving.rpc import end_rpc, listen_rpc, listens_rpc
 from rtrain.serving.scale import Scale
 from rtrain.serving.shards import TableShard
 from rtrain.serving.waiting import saying_what_it_waits_for, what_failed
@@ -127,9 +127,12 @@ class Served:
             return
         if not self.replaced():
             if self.rpc:
-                ray_serve.delete(name_of(self.name))
+                end_rpc(self.name)
             ray_serve.delete(self.name)
             leave(self.name)
+        self._is_gone()
+
+    def _is_gone(self) -> None:
         del _OWN[self.name]
         self.session.close()
 
@@ -256,9 +259,9 @@ def deploy(
         raise ClusterError(
             f"serve: {min(other)!r} answers at {prefix} of this cluster already. Stop it, or serve on another cluster"
         )
-    if name_of(name) in there and not before:  # of one that was killed
-        ray_serve.delete(name_of(name))
-    if grpc_port is not None and name_of(name) not in ray_serve.status().applications:
+    if not before:  # of one that was killed
+        end_rpc(name)
+    if grpc_port is not None and not listens_rpc(name, host, grpc_port):
         check_free(host, grpc_port, "grpc_port", "--grpc-port")
     mark, rpc = _started(app, name, prefix, (host, port), grpc_port, before)
     session = session or ExitStack()
@@ -284,8 +287,7 @@ def _started(
         listen(host, port)
         with saying_what_it_waits_for(name):
             ray_serve.run(app, name=name, route_prefix=prefix, logging_config=NO_LINE_EACH)
-        if name_of(name) in ray_serve.status().applications:  # of what it took the place of
-            ray_serve.delete(name_of(name))
+        end_rpc(name)  # of what it took the place of
         rpc = ""
         if grpc_port is not None:
             check_free(host, grpc_port, "grpc_port", "--grpc-port")
@@ -302,12 +304,18 @@ def _started(
                     f"serve: a replica does not start ({why}). What was served there goes on answering"
                 ) from error
             ray_serve.delete(name)
-            raise RunFailed(f"serve: a replica does not start ({why})") from error
+            if own := _OWN.get(name):
+                own._is_gone()
+            raise RunFailed(f"serve: a replica does not start ({why}){_nothing_left(before)}") from error
         raise RunFailed(
             f"serve: Ray Serve did not start on {host}:{port} ({one_line(error)}). The machine may be busy: the same "
             "command tries again; of a run the training is done and kept"
         ) from error
     return mark, rpc
+
+
+def _nothing_left(before: Set[str]) -> str:
+    return ". What was served there had to end for it, so nothing is served there now" if before else ""
 
 
 def _at(prefix: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""Which process serves under a name of this cluster: Ray Serve does not say, and one can take another's place."""
+"""Who has a place of this cluster, as an application's name: Ray Serve does not say, and one can take another's."""
 
 import uuid
 
@@ -12,21 +12,29 @@ from ray.experimental.internal_kv import (
 _SPACE = "rtrain-serving"
 
 
-def take(name: str) -> str:
-    """From now on it is this process; gives the mark by which it knows its place."""
-    mark = uuid.uuid4().hex
+def take(name: str, mark: str = "") -> str:
+    """From now on it is the one who has that mark, or a new one; gives it."""
+    mark = mark or uuid.uuid4().hex
     _internal_kv_put(name, mark, namespace=_SPACE)
     return mark
 
 
 def is_taken(name: str, mark: str) -> bool:
-    """Whether another process took the place since; of no cluster, where none is joined, it is not known to."""
-    if not _internal_kv_initialized():
-        return False
-    found = _internal_kv_get(name, namespace=_SPACE)
-    return found is not None and found.decode() != mark
+    """Whether another took the place since."""
+    return _holder(name) not in ("", mark)
+
+
+def has(name: str, mark: str) -> bool:
+    """Whether it is the one with that mark."""
+    return _holder(name) == mark
 
 
 def leave(name: str) -> None:
-    """Nobody serves under that name any more."""
+    """It is nobody any more."""
     _internal_kv_del(name, namespace=_SPACE)
+
+
+def _holder(name: str) -> str:
+    """Of no cluster, where none is joined, it is not known."""
+    found = _internal_kv_get(name, namespace=_SPACE) if _internal_kv_initialized() else None
+    return found.decode() if found else ""

@@ -4,16 +4,15 @@ import logging
 import socket
 
 from ray import serve as ray_serve
-from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
 from rtrain.errors import ClusterError, ConfigError
 from rtrain.serving.bodies import REQUEST_S
+from rtrain.serving.place import has, take
 
-STARTED = "serve"
-"""Key under which the Serve is kept that rtrain started."""
-SPACE = "rtrain-ports"
+STARTED = "/"
+"""The place of the Serve that rtrain started: no application's name."""
 NO_LINE_EACH = LoggingConfig(enable_access_log=False)
 """Of Serve and of each application: no line of a log for each request."""
 
@@ -29,15 +28,21 @@ def check_rpc_port(port: int, grpc_port: int) -> None:
 
 
 def listen(host: str, port: int) -> None:
-    """Start Ray Serve's HTTP there, if it does not run on this cluster yet."""
+    """Start Ray Serve's HTTP there, if it does not run on this cluster yet.
+
+    A Serve that an earlier command left on another port, without anything that is served, is ended before.
+    """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     there = bool(ray_serve.status().proxies)
+    if there and _get_global_client().http_config.port != port and _ours_and_idle():
+        ray_serve.shutdown()
+        there = False
     ray_serve.start(
         http_options={"host": host, "port": port, "request_timeout_s": REQUEST_S, "keep_alive_timeout_s": 30},
         logging_config=NO_LINE_EACH,
     )
     if not there:
-        _internal_kv_put(STARTED, _serve_there(), namespace=SPACE)
+        take(STARTED, _serve_there())
 
 
 def _serve_there() -> str:
@@ -48,14 +53,11 @@ def _serve_there() -> str:
 
 def _ours_and_idle() -> bool:
     """Whether rtrain started the Serve of this cluster, and nothing is served there any more."""
-    started = _internal_kv_get(STARTED, namespace=SPACE)
-    return not ray_serve.status().applications and started is not None and started.decode() == _serve_there()
+    return not ray_serve.status().applications and has(STARTED, _serve_there())
 
 
 def check_port(host: str, port: int, field: str = "port", option: str = "--port (of a recipe --handoff.port)") -> None:
-    """Make sure that Serve can listen there; `field` and `option` are what it was asked for by.
-
-    A Serve that an earlier command left on another port, without anything that is served, is ended.
+    """Whether Serve can listen there; `field` and `option` are what it was asked for by.
 
     Raises:
         ClusterError: something else listens there.
@@ -70,12 +72,11 @@ def check_port(host: str, port: int, field: str = "port", option: str = "--port 
                 f"{field}: {port}, but Ray Serve of this cluster listens on {own} already. Set it to {own}, or "
                 f"stop what is served there ({there})"
             )
-        ray_serve.shutdown()
     check_free(host, port, field, option)
 
 
 def check_free(host: str, port: int, field: str, option: str) -> None:
-    """Make sure that nothing listens there.
+    """Whether nothing listens there.
 
     Raises:
         ClusterError: something does.

@@ -23,7 +23,7 @@ from rtrain.errors import DataError, one_line
 from rtrain.export.artifact import Prediction, Predictor, Tables
 from rtrain.export.fastest import fastest
 from rtrain.export.request import json_schema
-from rtrain.serving.answers import MAX_ROWS, REFUSALS, UNANSWERED, Relays, first_few, new_api
+from rtrain.serving.answers import MAX_ROWS, REFUSALS, UNANSWERED, Headers, Relays, first_few, new_api
 from rtrain.serving.renewed import Renewed
 from rtrain.serving.scale import device_of_replica
 from rtrain.serving.shards import Elsewhere
@@ -90,6 +90,16 @@ class Ranker(Relays, Renewed):
         if broken:
             raise HTTPException(422, f"rows.{broken[0]}: the model gives no number for such values")
         return {"predictions": predictions}
+
+    async def scores(
+        self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()
+    ) -> list[dict[Any, float]]:
+        """See `Relays`: of each row the first label's."""
+        try:
+            found = (await self.predict(Rows.model_validate_json(body)))["predictions"]
+        except (HTTPException, ValidationError):
+            return []
+        return [dict(enumerate(of[0] if isinstance(of, list) else of for of in found))]
 
     @ray_serve.batch(max_batch_size=MAX_ROWS, batch_wait_timeout_s=0.005, batch_size_fn=_rows_of)
     async def score(self, requests: list[list[dict[str, Any]]]) -> list[list[Prediction]]:

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs
 
 import torch
 from fastapi import HTTPException, Query
-from pydantic import Field
+from pydantic import Field, ValidationError
 from ray import serve as ray_serve
 
 from rtrain.errors import DataError
@@ -113,23 +113,22 @@ class Recommends(Relays):
     async def scores(
         self, method: str, path: str, query: bytes, body: bytes, headers: Headers = ()
     ) -> list[dict[Any, float]]:
-        """Of each who asks in a question as `relay` takes it, what the ranking model says of all that is found.
-
-        Raises:
-            DataError: it cannot be answered.
-        """
-        if method == "GET":
-            users = parse_qs(query.decode())["user"]
-            name = one_user(self.recommender.encoders, users[0])
-            asks = Asking.model_validate({"whom": [name], "unknown": "popular"})
-        else:
-            asks = Asking.model_validate_json(body)
+        """See `Relays`: what the ranking model says of all that is found for each of the first."""
+        try:
+            if method == "GET":
+                users = parse_qs(query.decode()).get("user", [])
+                name = one_user(self.recommender.encoders, users[0] if users else "")
+                asks = Asking.model_validate({"whom": [name], "unknown": "popular"})
+            else:
+                asks = Asking.model_validate_json(body)
+        except (HTTPException, ValidationError):
+            return []
         most = self.recommender.stages.candidates
         given = {name: getattr(asks, name) for name in ("users", "times", "seen", "context", "unknown")}
-        wanted = self.recommender.want(asks.whom[:SCORED], most, **_first(given, SCORED))
-        found: Answer = await self.find(wanted)
-        if found.problem:
-            raise DataError(found.problem)
+        try:
+            found: Answer = await self.find(self.recommender.want(asks.whom[:SCORED], most, **_first(given, SCORED)))
+        except DataError:
+            return []
         return [dict(of) for number, of in enumerate(found.lists) if number not in found.unknown]
 
     def _schema(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER
 from rtrain.serving.bodies import MAX_BYTES, REQUEST_S, RETRY_S
+from rtrain.serving.place import has, leave, take
 from rtrain.serving.wire import PATHS, SERVICE, Answer, Question, Refused, refused, refused_as
 
 ENVELOPE_BYTES = 1 << 10
@@ -104,6 +105,19 @@ def name_of(application: str) -> str:
     return f"{application}-grpc"
 
 
+def listens_rpc(application: str, host: str, port: int) -> bool:
+    """Whether an application's calls are answered there."""
+    listener = name_of(application)
+    return listener in ray_serve.status().applications and has(listener, f"{host}:{port}")
+
+
+def end_rpc(application: str) -> None:
+    """Answer no calls of an application any more, if any are."""
+    if name_of(application) in ray_serve.status().applications:
+        ray_serve.delete(name_of(application))
+    leave(name_of(application))
+
+
 def listen_rpc(application: str, host: str, port: int) -> str:
     """Answer an application's calls there; where that is.
 
@@ -111,4 +125,4 @@ def listen_rpc(application: str, host: str, port: int) -> str:
         RuntimeError: it does not start.
     """
     ray_serve.run(Rpc.bind(application, host, port), name=name_of(application), route_prefix=None)  # type: ignore[attr-defined]
-    return f"{host}:{port}"
+    return take(name_of(application), f"{host}:{port}")

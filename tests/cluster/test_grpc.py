@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from ray import serve as ray_serve
 
 import rtrain
 from recipes.dlrm_movielens import debug
-from rtrain.errors import ConfigError
+from rtrain.errors import ClusterError, ConfigError
 from rtrain.serving.answers import MAX_ROWS
 from rtrain.serving.bodies import MAX_BYTES
 from rtrain.serving.scale import RETRY_S
@@ -186,6 +187,13 @@ def test_ports_that_cannot_be(result: Any, served: Any, serve_port: int) -> None
     for port in (serve_port, 0):
         with pytest.raises(ConfigError, match=f"grpc_port: .* not HTTP's {serve_port}, got {port}"):
             rtrain.serve(result, port=serve_port, grpc_port=port)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ClusterError, match=f"grpc_port: {port} on 127.0.0.1 cannot be used"):
+            rtrain.serve(result, port=serve_port, grpc_port=port)
+    assert served.predict([]) == [], "nothing took its place"
 
 
 @pytest.mark.slow

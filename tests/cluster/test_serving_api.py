@@ -254,11 +254,14 @@ def test_a_port_that_nothing_is_served_on_any_more_is_no_dead_end(export: str, r
         "from rtrain.errors import ClusterError\n"
         "from rtrain.launch.session import ray_session\n"
         "from rtrain.run import Cluster\n"
+        "from rtrain.serving.ports import check_port\n"
         "with ray_session(Cluster(workers=1)):\n"
         f"    for port in {first, second}:\n"
         f"        served = rtrain.serve({export!r}, port=port)\n"
         "        assert served.url.endswith(str(port)) and served.predict([]) == []\n"
         "        served.stop()\n"
+        f"    check_port('127.0.0.1', {first})\n"
+        "    assert serve.status().proxies, 'who asks changes nothing'\n"
         "    serve.shutdown()\n"
         f"    serve.start(http_options={{'host': '127.0.0.1', 'port': {theirs}}})\n"
         "    try:\n"
@@ -330,6 +333,12 @@ def test_what_does_not_start_takes_no_place_and_what_does_fails_no_request(
     assert between > 20 and len(seen) > between + 20 and set(seen) == {200}, seen
     with pytest.raises(UserError, match="is served no more, .* took its place"):
         ours.predict(row)
+    with pytest.raises(RunFailed, match="had to end for it, so nothing is served there now"):
+        rtrain.serve(bad.export, port=serve_port, replicas=rtrain.Scale(shards=1))
+    with pytest.raises(UserError, match="is served no more, it was stopped"):
+        again.predict(row)
+    assert "rtrain" not in ray_serve.status().applications
+    assert rtrain.serve(export, port=serve_port).predict(row)
 
 
 def test_the_command_takes_the_place_of_what_another_process_serves(served: Any, export: str) -> None:
