@@ -71,11 +71,29 @@ class Engine:
         """Ask for an answer; returns at once.
 
         Raises:
-            DataError: a prompt that is empty or has no token of the vocabulary.
-            TooLong: prompt and answer do not fit the context.
+            DataError: as `check`.
             Busy: too many wait.
         """
         ids = self.language.ids(prompt) if isinstance(prompt, str) else list(prompt)
+        self.check(ids, sampling)
+        ticket = Ticket(tuple(ids), sampling, emit)
+        with self._changed:
+            if self._closed:
+                raise Busy(STOPS)
+            self._drop_cancelled()
+            if len(self._queue) >= self.waiting:
+                raise Busy(f"{len(self._queue)} requests wait already, which is the most. Try again later")
+            self._queue.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def check(self, ids: Listed[int], sampling: Sampling) -> None:
+        """Whether a prompt's tokens can be answered.
+
+        Raises:
+            DataError: there are none, or one is not of the vocabulary.
+            TooLong: prompt and answer do not fit the context.
+        """
         if not ids:
             raise DataError("prompt: it has no token. Give at least one")
         wrong = [i for i in ids if not 0 <= i < self.language.vocab]
@@ -87,16 +105,6 @@ class Engine:
                 f"prompt: {len(ids)} tokens and {sampling.max_tokens} of the answer, but the model's context has "
                 f"{self.language.context}. Give a shorter prompt, or ask for fewer tokens"
             )
-        ticket = Ticket(tuple(ids), sampling, emit)
-        with self._changed:
-            if self._closed:
-                raise Busy(STOPS)
-            self._drop_cancelled()
-            if len(self._queue) >= self.waiting:
-                raise Busy(f"{len(self._queue)} requests wait already, which is the most. Try again later")
-            self._queue.append(ticket)
-            self._changed.notify()
-        return ticket
 
     def answer(self, prompt: str | Listed[int], sampling: Sampling, *, timeout_s: float = 600) -> Answer:
         """A whole answer, waited for.

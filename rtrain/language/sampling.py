@@ -3,7 +3,7 @@
 Shape legend: V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class Sampling:
             raise DataError(f"stop: at most {MOST_STOPS} texts, none of them empty, got {list(self.stop)}")
         if self.logprobs is not None and not 0 <= self.logprobs <= MOST_LOGPROBS:
             raise DataError(f"logprobs: must be from 0 to {MOST_LOGPROBS}, got {self.logprobs}")
+
+    def again(self, number: int) -> "Sampling":
+        """Of a further answer to the same prompt: other tokens, by a seed of its own."""
+        return self if self.seed is None else replace(self, seed=(self.seed + number) % 2**63)
 
     def generator(self) -> torch.Generator:
         """What one answer draws with; its own, so that nothing beside it moves it on."""

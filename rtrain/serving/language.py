@@ -9,8 +9,9 @@ GET  /healthz               -> {"status": "ok", ...}
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ from rtrain.language.model import load
 from rtrain.language.pieces import Piece
 from rtrain.language.sampling import Sampling
 from rtrain.serving.answers import Relays, new_api
+from rtrain.serving.choices import as_they_come
 from rtrain.serving.openai import (
-    MOST_PROMPTS,
     Ask,
     Chat,
     Completion,
@@ -36,6 +37,7 @@ from rtrain.serving.openai import (
     Shape,
     event,
     joined,
+    refuse_beyond,
     refused,
     unread,
 )
@@ -60,26 +62,33 @@ def _hand(loop: asyncio.AbstractEventLoop, queue: "asyncio.Queue[Piece]", piece:
     loop.call_soon_threadsafe(queue.put_nowait, piece)
 
 
+Pieces = AsyncGenerator[tuple[int, Piece], None]
 COSTED, COSTED_LETTERS = 256, 4096
 """Tokens, and letters, of a text whose cost is asked."""
 
 
-async def _events(first: Piece, pieces: AsyncGenerator[Piece, None], shape: Shape) -> AsyncIterator[bytes]:
-    async with aclosing(pieces):
-        for chunk in shape.begin():
-            yield event(chunk)
-        piece = first
-        while True:
-            if piece.error:
-                yield event({"error": Refused(500, piece.error, kind="server_error").body})
-            else:
-                yield event(shape.chunk(piece))
-            if piece.finish:
-                break
-            piece = await anext(pieces)
-        if shape.asked.wants_usage and not piece.error:
-            yield event(shape.usage_chunk(piece))
+async def _events(pieces: Pieces, shapes: Sequence[Shape]) -> AsyncIterator[bytes]:
+    usages = []
+    try:
+        async with aclosing(pieces):
+            for chunk in (chunk for shape in shapes for chunk in shape.begin()):
+                yield event(chunk)
+            async for number, piece in pieces:
+                yield event(shapes[number].chunk(piece))
+                if piece.finish:
+                    usages.append(shapes[number].usage(piece))
+        if shapes[0].asked.wants_usage:
+            yield event(shapes[0].usage_chunk(usages))
+    except Refused as error:  # its status is out
+        yield event({"error": error.body})
     yield b"data: [DONE]\n\n"
+
+
+async def _from(first: tuple[int, Piece], rest: Pieces) -> Pieces:
+    async with aclosing(rest):
+        yield first
+        async for numbered in rest:
+            yield numbered
 
 
 def name_of(export: str) -> str:
@@ -125,10 +134,6 @@ class LanguageServer(Relays, Renewed):
     async def completions(self, body: Completion) -> JSONResponse | StreamingResponse:
         """The text that goes on from a prompt."""
         self._check(body)
-        if (many := len(body.prompts)) > MOST_PROMPTS:
-            raise Refused(400, f"prompt: {many} prompts in one request; at most {MOST_PROMPTS}")
-        if many > 1 and body.stream:
-            raise Refused(400, f"stream: of one prompt, there are {many}. Ask for each by itself")
         text = self.engine.language.text
         return await self._answer(body, [(of, of if isinstance(of, str) else text(of)) for of in body.prompts])
 
@@ -170,7 +175,7 @@ class LanguageServer(Relays, Renewed):
         try:
             async with aclosing(self._pieces(ids, Sampling(max_tokens=0, echo=True, logprobs=0))) as pieces:
                 tokens = [token async for piece in pieces for token in piece.tokens]
-        except Refused:
+        except (Refused, DataError):
             return None
         said = [token.logprob for token in tokens if token.logprob is not None]
         return -sum(said) / len(said) if said else None
@@ -184,6 +189,7 @@ class LanguageServer(Relays, Renewed):
 
     def _check(self, body: Ask) -> None:
         self._check_name(body.model)
+        refuse_beyond(getattr(body, "prompt", ""), body.n, self.engine.language.vocab)
         if body.stream_options is not None and not body.stream:
             raise Refused(400, "stream_options: only where stream is true")
         if self.guard and body.wants_logprobs is not None:
@@ -191,32 +197,32 @@ class LanguageServer(Relays, Renewed):
 
     async def _answer(self, body: Ask, prompts: Sequence[tuple[Prompt, str]]) -> JSONResponse | StreamingResponse:
         """To prompts, each with what a guard is to see of it."""
-        if body.stream:
-            shape, first, pieces = await self._begun(body, *prompts[0])
-            return StreamingResponse(_events(first, pieces, shape), media_type="text/event-stream")
-        lanes = asyncio.Semaphore(self.engine.lanes)  # the prompts of one request leave room in the queue for others
-
-        async def whole(prompt: Prompt, said: str) -> dict[str, Any]:
-            async with lanes:
-                return await self._whole(body, prompt, said)
-
         try:
             async with asyncio.TaskGroup() as group:
-                asked = [group.create_task(whole(*of)) for of in prompts]
+                reading = [group.create_task(self._read(body, *of)) for of in prompts]
         except ExceptionGroup as several:  # the first that is refused ends the others
             raise several.exceptions[0] from None
-        return JSONResponse(joined([of.result() for of in asked]))
+        wanted = [(ids, sampling, nth) for ids, sampling in (of.result() for of in reading) for nth in range(body.n)]
+        to_all = body, self.name, self.engine.language
+        of_all = uuid.uuid4().hex, int(time.time())
+        counted = [0 if nth else len(ids) for ids, _, nth in wanted]
+        shapes = [Shape(*to_all, tokens, *of_all, index=index) for index, tokens in enumerate(counted)]
+        answers = [partial(self._pieces, ids, sampling.again(nth)) for ids, sampling, nth in wanted]
+        if self.guard:
+            answers = [partial(self._guarded, answer) for answer in answers]
+        coming = as_they_come(answers, self.engine.lanes)
+        first = await anext(coming)  # here, where a refusal is still a status of its own
+        every = _from(first, coming)
+        if body.stream:
+            return StreamingResponse(_events(every, shapes), media_type="text/event-stream")
+        found: list[list[Piece]] = [[] for _ in shapes]
+        async with aclosing(every):
+            async for number, piece in every:
+                found[number].append(piece)
+        return JSONResponse(joined([shape.whole(pieces) for shape, pieces in zip(shapes, found, strict=True)]))
 
-    async def _whole(self, body: Ask, prompt: Prompt, said: str) -> dict[str, Any]:
-        shape, first, pieces = await self._begun(body, prompt, said)
-        async with aclosing(pieces):
-            found = [first] + [piece async for piece in pieces]
-        if found[-1].error:
-            raise Refused(500, found[-1].error, kind="server_error")
-        return shape.whole(found)
-
-    async def _begun(self, body: Ask, prompt: Prompt, said: str) -> tuple[Shape, Piece, AsyncGenerator[Piece, None]]:
-        """The first piece of an answer, and those that follow it."""
+    async def _read(self, body: Ask, prompt: Prompt, said: str) -> tuple[list[int], Sampling]:
+        """A prompt's tokens, and what is asked of those that follow; refused, if it can be, before any is computed."""
         if self.guard and (why := await asyncio.to_thread(self.guard.ask, said)):
             raise Refused(400, f"prompt: {why}", code="content_filter")
         language = self.engine.language
@@ -228,12 +234,13 @@ class LanguageServer(Relays, Renewed):
             sampling = body.sampling(language.context - len(ids))
         except DataError as error:
             raise Refused(422, str(error)) from None
-        shape = Shape(body, self.name, language, len(ids), uuid.uuid4().hex, int(time.time()))
-        pieces = self._guarded(self._pieces(ids, sampling)) if self.guard else self._pieces(ids, sampling)
-        first = await anext(pieces)  # here, where a refusal is still a status of its own
-        if first.error:
-            raise Refused(500, first.error, kind="server_error")
-        return shape, first, pieces
+        try:
+            self.engine.check(ids, sampling)
+        except TooLong as error:
+            raise Refused(400, str(error), code="context_length_exceeded") from None
+        except DataError as error:
+            raise Refused(400, str(error)) from None
+        return ids, sampling
 
     async def _pieces(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """Of one answer, as the model's thread gives them; whoever leaves this ends the sequence."""
@@ -242,28 +249,26 @@ class LanguageServer(Relays, Renewed):
             ticket = self.engine.submit(ids, sampling, lambda piece: _hand(loop, queue, piece))
         except Busy as error:
             raise Refused(429, str(error), kind="rate_limit_error", code="busy") from None
-        except TooLong as error:
-            raise Refused(400, str(error), code="context_length_exceeded") from None
-        except DataError as error:
-            raise Refused(400, str(error)) from None
         try:
             while True:
                 piece = await queue.get()
+                if piece.error:
+                    raise Refused(500, piece.error, kind="server_error")
                 yield piece
                 if piece.finish:
                     return
         finally:
             ticket.cancel()
 
-    async def _guarded(self, pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[Piece, None]:
+    async def _guarded(self, answer: Callable[[], AsyncGenerator[Piece, None]]) -> AsyncGenerator[Piece, None]:
         """The whole answer in one piece: what a guard has not seen whole does not go out."""
         assert self.guard is not None
-        async with aclosing(pieces):
+        async with aclosing(answer()) as pieces:
             found = [piece async for piece in pieces]
         text = "".join(piece.text for piece in found)
-        given = text if found[-1].error else await asyncio.to_thread(self.guard.answer, text)
+        given = await asyncio.to_thread(self.guard.answer, text)
         finish = found[-1].finish if given == text else "content_filter"
-        yield Piece(given, finish=finish, computed=found[-1].computed, error=found[-1].error)
+        yield Piece(given, finish=finish, computed=found[-1].computed)
 
 
 def language_application(

@@ -60,8 +60,8 @@ class Ask(BaseModel):
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
-    n: Literal[1] = 1
-    seed: int | None = None
+    n: int = Field(1, ge=1, description="answers to each prompt")
+    seed: int | None = Field(None, description="of the first answer to a prompt; that of each further one is one more")
     stop: Word | list[Word] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -119,7 +119,7 @@ MOST_PROMPTS = 64
 
 
 def refuse_beyond(prompt: Any, answers: int, vocab: int) -> None:
-    """Of a question to vLLM, which lets pass what ends it.
+    """Before a question goes to a model, or to vLLM, which lets pass what ends it.
 
     `answers`: that are wanted to each prompt.
 
@@ -212,6 +212,8 @@ class Shape:
     prompt_tokens: int
     id: str
     created: int
+    index: int = 0
+    """Of the choice, among those of a request."""
     characters: int = 0
     """Of the text that is written already: where the next token's begins."""
 
@@ -219,27 +221,28 @@ class Shape:
         """All of it at once."""
         text = "".join(piece.text for piece in pieces)
         logprobs = self._logprobs([token for piece in pieces for token in piece.tokens])
-        choice: dict[str, Any] = {"index": 0, "logprobs": logprobs, "finish_reason": pieces[-1].finish}
+        choice: dict[str, Any] = {"index": self.index, "logprobs": logprobs, "finish_reason": pieces[-1].finish}
         choice |= {"message": {"role": "assistant", "content": text}} if self.asked.is_chat else {"text": text}
-        return self._head("") | {"choices": [choice], "usage": self._usage(pieces[-1])}
+        return self._head("") | {"choices": [choice], "usage": self.usage(pieces[-1])}
 
     def begin(self) -> list[dict[str, Any]]:
         """Chunks before the first piece."""
         if not self.asked.is_chat:
             return []
-        choice = {"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": self.index, "delta": delta, "logprobs": None, "finish_reason": None}
         return [self._head(".chunk") | {"choices": [choice]}]
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """One piece of a stream."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": piece.finish or None}
+        choice: dict[str, Any] = {"index": self.index, "finish_reason": piece.finish or None}
         choice["logprobs"] = self._logprobs(list(piece.tokens))
         choice |= {"delta": {"content": piece.text}} if self.asked.is_chat else {"text": piece.text}
         return self._head(".chunk") | {"choices": [choice]}
 
-    def usage_chunk(self, last: Piece) -> dict[str, Any]:
-        """The end of a stream that was asked for its counts."""
-        return self._head(".chunk") | {"choices": [], "usage": self._usage(last)}
+    def usage_chunk(self, usages: Sequence[dict[str, int]]) -> dict[str, Any]:
+        """The end of a stream that was asked for its counts: of all its choices."""
+        return self._head(".chunk") | {"choices": [], "usage": _summed(usages)}
 
     def _head(self, suffix: str) -> dict[str, Any]:
         chat = self.asked.is_chat
@@ -247,7 +250,8 @@ class Shape:
         name = f"{'chatcmpl' if chat else 'cmpl'}-{self.id}"
         return {"id": name, "object": kind, "created": self.created, "model": self.model}
 
-    def _usage(self, last: Piece) -> dict[str, int]:
+    def usage(self, last: Piece) -> dict[str, int]:
+        """Its tokens, by its last piece; the prompt's are counted with the first answer to it."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": last.computed,
@@ -283,10 +287,13 @@ class Shape:
 
 
 def joined(answers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Those to several prompts as one, in their order."""
-    choices = [{**of["choices"][0], "index": number} for number, of in enumerate(answers)]
-    usage = {key: sum(of["usage"][key] for of in answers) for key in answers[0]["usage"]}
-    return answers[0] | {"choices": choices, "usage": usage}
+    """Several as one, in their order."""
+    choices = [choice for of in answers for choice in of["choices"]]
+    return answers[0] | {"choices": choices, "usage": _summed([of["usage"] for of in answers])}
+
+
+def _summed(usages: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {key: sum(of[key] for of in usages) for key in usages[0]}
 
 
 def event(content: dict[str, Any]) -> bytes:

@@ -152,6 +152,41 @@ def test_several_prompts_are_answered_as_each_is(served: Any, exported: str) -> 
     assert both["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
 
 
+def test_several_answers_to_each_of_several_prompts(served: Any) -> None:
+    """Each is that of a request of its own with the seed that it has, in whole and as a stream."""
+    drawn: dict[str, Any] = {"model": MODEL, "max_tokens": 12, "temperature": 1.0}
+
+    def ask(**body: Any) -> dict[str, Any]:
+        answer = httpx.post(f"{served.url}/v1/completions", json=drawn | body, timeout=60)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    prompts = ["def f(", "import ", "for x"]
+    alone = [ask(prompt=prompt, seed=seed) for prompt in prompts for seed in (7, 8, 9, 10)]
+    wanted = [of["choices"][0]["text"] for of in alone]
+    assert len(set(wanted[:4])) == 4, "what is drawn by one seed is not what another draws"
+    counts = {"prompt_tokens": sum(map(len, prompts)), "completion_tokens": 12 * 12}
+    counts |= {"total_tokens": sum(counts.values())}
+    whole = ask(prompt=prompts, n=4, seed=7)
+    assert [(of["index"], of["text"]) for of in whole["choices"]] == list(enumerate(wanted))
+    assert whole["usage"] == counts
+    *chunks, last = events(
+        served.url, drawn | {"prompt": prompts, "n": 4, "seed": 7, "stream_options": {"include_usage": True}}
+    )
+    texts, ends, order = [""] * 12, dict[int, str](), list[int]()
+    for chunk in chunks:
+        (choice,) = chunk["choices"]
+        order.append(choice["index"])
+        assert choice["index"] not in ends, "nothing comes after its end"
+        texts[choice["index"]] += choice["text"]
+        if choice["finish_reason"]:
+            ends[choice["index"]] = choice["finish_reason"]
+    assert texts == wanted and ends == dict.fromkeys(range(12), "length")
+    assert order != sorted(order), "they come side by side, and not one after the other"
+    assert (last["choices"], last["usage"]) == ([], counts)
+
+
 @pytest.mark.parametrize("scale", [Scale(shards=2), Scale(gpus=0.5, tables="host")])
 def test_tables_apart_are_refused(exported: str, scale: Scale) -> None:
     with pytest.raises(ConfigError, match="Scale.tables, shards: a language model's lie with the rest of it"):
@@ -184,7 +219,9 @@ def test_an_altered_export_is_refused(exported: str, tmp_path: Path) -> None:
         ("completions", {"prompt": [[5], [6, -1]]}, 422, "prompt.1.1", None),
         ("completions", {"prompt": ["x", [5]]}, 422, "prompt.0", None),
         ("completions", {"prompt": ["x"] * 65}, 400, "prompt", None),
-        ("completions", {"prompt": ["x", "y"], "stream": True}, 400, "stream", None),
+        ("completions", {"prompt": ["x", "y" * 513], "stream": True}, 400, "prompt", "context_length_exceeded"),
+        ("completions", {"prompt": ["x"] * 33, "n": 2}, 400, "n", None),
+        ("completions", {"n": 0}, 422, "n", None),
         ("completions", {"max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
         ("completions", {"stream": True, "max_tokens": 512}, 400, "prompt", "context_length_exceeded"),
         ("completions", {"stream_options": {"include_usage": True}}, 400, "stream_options", None),
