@@ -171,7 +171,11 @@ def _refuses(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 
 
 TOLD = ("title", "description", "default", "examples")
-BOUNDS = {"maximum": 1, "maxLength": 1, "maxItems": 1, "minimum": -1, "minLength": -1, "minItems": -1}
+MOST, LEAST = (
+    ("maximum", "exclusiveMaximum", "maxLength", "maxItems"),
+    ("minimum", "exclusiveMinimum", "minLength", "minItems"),
+)
+BOUNDS = dict.fromkeys(MOST, 1) | dict.fromkeys(LEAST, -1)
 
 
 def _other_asker(candidate: dict[str, Any], champion: dict[str, Any]) -> str:

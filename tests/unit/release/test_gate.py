@@ -13,10 +13,12 @@ from rtrain import Calibrated, Faithful, NotWorse, SameRequests, Servable, Slice
 from rtrain.cli import console
 from rtrain.data.split import ByTime
 from rtrain.errors import CheckpointError, ConfigError, UserError
+from rtrain.export.request import json_schema
 from rtrain.release.gate import RECORD, Gate, Verdict, verdict_of
 from rtrain.release.judged import Decision, Finished, Judged
 from rtrain.release.probe import probe
 from rtrain.release.servable import narrower
+from rtrain.schema import Id, IdList, Schema
 from tests.unit.release.runs import run_of
 from tests.unit.training.jobs import train
 
@@ -132,6 +134,7 @@ NUMBER = {"type": "integer", "minimum": 0, "maximum": 9}
         (NUMBER | {"maximum": 99, "title": "x"}, NUMBER, ""),
         (NUMBER | {"maximum": 8}, NUMBER, "maximum 8, the champion's is 9"),
         (NUMBER | {"minimum": 1}, NUMBER, "minimum 1"),
+        (NUMBER | {"exclusiveMaximum": 8}, NUMBER | {"exclusiveMaximum": 9}, "exclusiveMaximum 8, the champion's is 9"),
         ({"type": "string"}, NUMBER, "it takes"),
         ({"anyOf": [NUMBER, {"type": "null"}]}, NUMBER, ""),
         (NUMBER, {"anyOf": [NUMBER, {"type": "null"}]}, "it takes"),
@@ -142,6 +145,14 @@ NUMBER = {"type": "integer", "minimum": 0, "maximum": 9}
 def test_what_one_value_may_be(candidate: Any, champion: Any, says: str) -> None:
     found = narrower({"properties": {"x": candidate}}, {"properties": {"x": champion}})
     assert (says in found and found.startswith("x: ")) if says else found == ""
+
+
+@pytest.mark.parametrize("kind", [Id, IdList])
+def test_more_ids_than_the_champion_knows_are_no_other_request(kind: Any) -> None:
+    """As of a catalogue that grew; fewer are."""
+    fewer, more = (json_schema(Schema(features=(kind(name="item", rows=rows),), time="at")) for rows in (10, 12))
+    assert narrower(more, fewer) == ""
+    assert "item: exclusiveMaximum" in narrower(fewer, more)
 
 
 def test_probabilities_that_are_off_are_refused(folder: Path) -> None:
