@@ -6,7 +6,7 @@ of retrieval models, item. Shape legend: n rows.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import BytesIO
 from typing import Any, TypeGuard
 
@@ -107,6 +107,15 @@ class TestRows:
             units = of["group" if by_group else "row"][mine]
             found[prefix] = cls(scored, units, bool(about["grouped"]), float(about["share"]))
         return found
+
+    def where(self, kept: NDArray[np.bool_], outputs: NDArray[np.float64] | None = None) -> "TestRows":
+        """Some of them, bool [n]; `outputs`: what another model says of these, float64 [kept]."""
+        scored: Any = self.scored
+        arrays = {of.name: getattr(scored, of.name) for of in fields(scored)}
+        arrays = {name: values[kept] for name, values in arrays.items() if values is not None}
+        if outputs is not None:
+            arrays["logits" if isinstance(scored, Scored) else "predicted"] = outputs
+        return replace(self, scored=replace(scored, **arrays), units=self.units[kept])
 
     def same_rows(self, other: "TestRows") -> bool:
         """Whether both are of the same rows with the same labels and groups, so that their outputs alone differ."""

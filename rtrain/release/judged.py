@@ -8,21 +8,26 @@ from functools import cached_property
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rtrain import config
-from rtrain.errors import CheckpointError, UserError
+from rtrain.errors import CheckpointError, DataError, UserError
 from rtrain.evaluation.rows import TEST_ROWS, TestRows
 from rtrain.export.artifact import modules_of
 from rtrain.export.head import HEAD
 from rtrain.export.request import rows_of
 from rtrain.launch.taking import RESULT
+from rtrain.release.anew import BLOCK, Said, said_of
 from rtrain.release.probe import FOUND, Probed, probe
 from rtrain.run import Run
+from rtrain.schema import Schema
 from rtrain.stages.config import TwoStages
 from rtrain.storage import Folder
 from rtrain.training.records import PREDICTIONS
 
 EXPORT = "export"
+ANEW = 65_536
+"""Test rows of a candidate that a champion of other data is asked for, as many as fewer bits are measured by."""
 Kind = Literal["ranks rows", "finds items", "writes text"]
 
 
@@ -79,6 +84,12 @@ class Finished:
         """The run's."""
         return str(self.result["run"])
 
+    @cached_property
+    def schema(self) -> Schema:
+        """Of a ranking model's rows."""
+        schema: Schema = config.from_dict(self.head["schema"])
+        return schema
+
     @property
     def kind(self) -> Kind:
         """What it does for those who ask."""
@@ -104,8 +115,7 @@ class Finished:
             DataError: the data cannot be read.
             CheckpointError: as `recorded`.
         """
-        dataset: Any = self.run.data.open()
-        return [dataset.shards.sample(number).tolist() for number in self.recorded[0]]
+        return [self.dataset.shards.sample(number).tolist() for number in self.recorded[0]]
 
     @cached_property
     def run(self) -> Run:
@@ -113,6 +123,15 @@ class Finished:
         run = config.from_dict(self.folder.read_json("run.json"))
         assert isinstance(run, Run)
         return run
+
+    @cached_property
+    def dataset(self) -> Any:
+        """Its data.
+
+        Raises:
+            DataError: they cannot be read.
+        """
+        return self.run.data.open()
 
     def asked(self) -> tuple[list[Any], list[Any]]:
         """Requests, the first rows of the test split, and what the trainer said of each; of a language model its loss.
@@ -132,10 +151,9 @@ class Finished:
             found = {} if any(getattr(metric, "sampled", 0) for metric in run.metrics) else self.rows
             if not found:
                 return [], []
-            return _who_asked(run.data.open(), found[""].scored, min(depth, FOUND), run.handoff.rows)
+            return _who_asked(self.dataset, found[""].scored, min(depth, FOUND), run.handoff.rows)
         rows, said = self.recorded
-        dataset: Any = run.data.open()
-        return rows_of(dataset.raw("test", 0, len(rows)), dataset.schema), said
+        return rows_of(self.dataset.raw("test", 0, len(rows)), self.dataset.schema), said
 
 
 def _who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[dict[str, Any]], list[Any]]:
@@ -164,6 +182,17 @@ def _who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[di
     return rows, said
 
 
+def _requests(dataset: Any, numbers: Any) -> list[dict[str, Any]]:
+    """Rows of the test split by their numbers, in order; of a sample no more than a part of the split is in memory."""
+    found = list[dict[str, Any]]()
+    for start in range(0, len(numbers), BLOCK):
+        some = numbers[start : start + BLOCK]
+        first = int(some[0])
+        table = dataset.raw("test", first, int(some[-1]) + 1)
+        found += rows_of(table.take(some - first), dataset.schema)
+    return found
+
+
 @dataclass(frozen=True)
 class Judged:
     """A candidate, and what it would take the place of."""
@@ -172,6 +201,50 @@ class Judged:
     champion: Finished | None
     stages: TwoStages | None = None
     """That both are to be one of, which has the other one; none: they answer alone."""
+
+    def tested_alike(self, prefix: str) -> bool:
+        """Whether both were tested by the same rows of a label, by the prefix of its metrics."""
+        before, after = ((one.rows.get(prefix) if one else None) for one in (self.champion, self.candidate))
+        return before is not None and after is not None and before.same_rows(after)
+
+    def anew(self, prefix: str) -> tuple[tuple[TestRows, TestRows], str]:
+        """The candidate's first `ANEW` test rows of a label, as the export of a champion that was tested by others, as
+        yesterday's, scores them, and as the candidate's run did; and what is to be said of them.
+
+        Raises:
+            RtrainError: there are none, which only a ranking model's can be, or the champion does not take them.
+        """
+        before, after = self.champion, self.candidate
+        assert before is not None
+        if not (before.kind == after.kind == "ranks rows"):
+            raise DataError("the two were not scored on the same test rows. Train both on the same data and split")
+        by_prefix = dict(zip(after.schema.metric_prefixes, after.schema.labels, strict=True))
+        names = [label.name for label in before.schema.labels]
+        label = by_prefix[prefix]
+        if label.name not in names or label.kind != before.schema.label.kind:
+            raise DataError(f"the champion does not tell {label.name!r}, but {', '.join(names)}")
+        numbers, said = self._asked_anew
+        if said.error:
+            raise DataError(f"the champion could not be asked for the candidate's test rows: {said.error}")
+        taken = np.array([of is not None for of in said.outputs], bool)
+        if not taken.any():
+            raise DataError(f"the champion takes none of the candidate's test rows ({said.refused})")
+        outputs = np.array([of[names.index(label.name)] for of in said.outputs if of is not None])
+        rows = after.rows[prefix]
+        known = np.isin(np.asarray(rows.scored.rows), numbers[taken])
+        mine = rows.where(known)
+        theirs = rows.where(known, outputs[np.searchsorted(numbers[taken], np.asarray(mine.scored.rows))])
+        told = f"of the candidate's first {len(numbers)} test rows, which the champion's export scored anew"
+        refused = int((~taken).sum())
+        return (theirs, mine), told + (f" but for {refused} that it refuses ({said.refused})" if refused else "")
+
+    @cached_property
+    def _asked_anew(self) -> tuple[NDArray[np.int64], Said]:
+        assert self.champion is not None
+        rows = [np.asarray(of.scored.rows) for of in self.candidate.rows.values()]
+        numbers = np.unique(np.concatenate(rows))[:ANEW]
+        own = [name for name in modules_of(self.champion.head) if name in sys.modules]
+        return numbers, said_of(self.champion.export.uri, _requests(self.candidate.dataset, numbers), modules=own)
 
     @cached_property
     def probed(self) -> Probed:

@@ -1,17 +1,18 @@
 """Checks of how good a candidate is: beside the champion on the same rows, in each slice, and its probabilities."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from rtrain.errors import ConfigError
+from rtrain.errors import ConfigError, RtrainError, one_line
+from rtrain.evaluation.columns import Columns, slices_of
 from rtrain.export.artifact import fewer_bits
 from rtrain.metrics.names import is_of_slice, metric_of, spelled
 from rtrain.metrics.paired import Side, paired_intervals
 from rtrain.metrics.state import Scored, takes
-from rtrain.release.judged import Decision, Finished, Judged
+from rtrain.release.judged import Decision, Judged
 from rtrain.release.losses import interval_of_losses
 
 NOBODY = "there is no champion to compare with"
@@ -44,20 +45,20 @@ class NotWorse:
         if mine is None or theirs is None:
             lacking = of.candidate.name if mine is None else champion.name
             return Decision(check, False, f"run {lacking!r} has no {name} of its test split", {})
-        numbers = {"candidate": mine, "champion": theirs, "margin": self.margin}
-        speaks = of.candidate.kind == "writes text"
-        between = interval_of_losses if speaks else _interval
-        interval, why = between(name, champion, of.candidate)
-        if interval is None:
-            return Decision(check, False, f"{mine:.4f} against {theirs:.4f}, but {why}", numbers)
-        low, high = interval
+        between = _of_texts if of.candidate.kind == "writes text" else _of_rows
+        found = between(name, of, mine, theirs)
+        if isinstance(found, str):
+            numbers = {"candidate": mine, "champion": theirs, "margin": self.margin}
+            return Decision(check, False, f"{mine:.4f} against {theirs:.4f}, but {found}", numbers)
         metric = metric_of(name)
         higher = metric is None or metric.higher_is_better
-        said = f"{mine:.5f} against {theirs:.5f}: difference 95 % [{low:+.5f}, {high:+.5f}], margin {self.margin:g}"
-        said += f" (of the test split's first {len(of.candidate.texts)} rows)" if speaks else ""
+        of_what = f" ({found.of})" if found.of else ""
+        said = f"{found.mine:.5f} against {found.theirs:.5f}: difference 95 % [{found.low:+.5f}, {found.high:+.5f}], "
+        said += f"margin {self.margin:g}{of_what}"
         lost, of_bits = lost_to_bits(name, of.candidate.head, higher)
-        worst = (low if higher else -high) - lost
-        numbers |= {"low": low, "high": high, "lost": lost}
+        worst = (found.low if higher else -found.high) - lost
+        numbers = {"candidate": found.mine, "champion": found.theirs, "margin": self.margin}
+        numbers |= {"low": found.low, "high": found.high, "lost": lost}
         return Decision(check, bool(worst >= -self.margin), said + of_bits, numbers)
 
 
@@ -82,7 +83,10 @@ class SlicesNotWorse:
         check = f"{name} of slices not worse"
         if of.champion is None:
             return Decision(check, True, NOBODY, {})
-        mine, theirs = (_slices(name, one.result["test"]) for one in (of.candidate, of.champion))
+        try:
+            mine, theirs, of_what = _slices(name, of)
+        except RtrainError as error:
+            return Decision(check, False, one_line(error), {})
         if lacking := sorted(theirs.keys() - mine.keys()):
             return Decision(check, False, f"the candidate tells nothing of {lacking[0]}, as the champion does", {})
         if not theirs:
@@ -92,6 +96,7 @@ class SlicesNotWorse:
         gaps = {key: sign * (mine[key] - theirs[key]) for key in theirs}
         worst = min(gaps, key=lambda key: gaps[key])
         said = f"worst of {len(gaps)}: {worst} {mine[worst]:.4f} against {theirs[worst]:.4f}, margin {self.margin:g}"
+        said += f" ({of_what})" if of_what else ""
         return Decision(check, gaps[worst] >= -self.margin, said, {"gap": gaps[worst], "slices": len(gaps)})
 
 
@@ -141,23 +146,82 @@ def lost_to_bits(name: str, head: Mapping[str, Any], higher: bool) -> tuple[floa
     return all_lost, said
 
 
-def _interval(name: str, champion: Finished, candidate: Finished) -> tuple[tuple[float, float] | None, str]:
-    """Of the candidate's metric minus the champion's; else why there is none."""
-    before, after = champion.rows, candidate.rows
-    prefix = max((p for p in after if name.startswith(p) and p in before), key=len, default=None)
+@dataclass(frozen=True)
+class _Apart:
+    """A metric of both, and between which its difference lies: the candidate's minus the champion's."""
+
+    mine: float
+    theirs: float
+    low: float
+    high: float
+    of: str = ""
+    """Of which rows, if not of all that both were tested by."""
+
+
+def _of_texts(name: str, of: Judged, mine: float, theirs: float) -> "_Apart | str":
+    assert of.champion is not None
+    interval, why = interval_of_losses(name, of.champion, of.candidate)
+    of_what = f"of the test split's first {len(of.candidate.texts)} rows" if interval else ""
+    return _Apart(mine, theirs, *interval, of_what) if interval else why
+
+
+def _of_rows(name: str, of: Judged, mine: float, theirs: float) -> "_Apart | str":
+    """Of the rows that both were tested by, or of the candidate's, scored anew; else why there is none."""
+    assert of.champion is not None
+    rows, said = of.candidate.rows, ""
+    prefix = _prefix(name, of)
     if prefix is None:
-        return None, "the two runs kept no test rows of it to pair"
-    a, b, metric = before[prefix], after[prefix], spelled(name.removeprefix(prefix))
-    if not a.same_rows(b):
-        return None, "the two were not scored on the same test rows. Train both on the same data and split"
-    if metric is None or not takes(metric, type(a.scored)) or (metric.by_group and not a.grouped):
-        return None, f"{name} is not measured row by row. Name another metric"
+        return "the candidate's run kept no test rows of it to pair"
+    metric = spelled(name.removeprefix(prefix))
+    if metric is None or not takes(metric, type(rows[prefix].scored)) or (metric.by_group and not rows[prefix].grouped):
+        return f"{name} is not measured row by row. Name another metric"
+    if of.tested_alike(prefix):
+        a, b = of.champion.rows[prefix], rows[prefix]
+    else:
+        try:
+            (a, b), said = of.anew(prefix)
+        except RtrainError as error:
+            return one_line(error)
+        theirs, mine = (_value(metric, side.scored) for side in (a, b))
     between = paired_intervals(Side(a.scored, a.units), Side(b.scored, b.units), {name: metric})[name]
-    return ((between.low, between.high), "") if between else (None, "too few rows for an interval")
+    if between is None:
+        return "too few rows for an interval"
+    return _Apart(mine, theirs, between.low, between.high, said)
 
 
-def _slices(name: str, test: Mapping[str, float]) -> dict[str, float]:
-    return {key: value for key, value in test.items() if is_of_slice(key) and key.partition("[")[0] == name}
+def _prefix(name: str, of: Judged) -> str | None:
+    """Of the label that a metric is of."""
+    return max((prefix for prefix in of.candidate.rows if name.startswith(prefix)), key=len, default=None)
+
+
+def _value(metric: Any, scored: Any) -> float:
+    return float(metric.weighted(scored)(np.ones(len(scored.labels))))
+
+
+def _slices(name: str, of: Judged) -> tuple[dict[str, float], dict[str, float], str]:
+    """The metric in each slice, of the candidate and of the champion; and of which rows, if not of their test splits.
+
+    Raises:
+        RtrainError: the champion cannot be asked for the candidate's test rows.
+    """
+    assert of.champion is not None
+    mine, theirs = (
+        {key: value for key, value in one.result["test"].items() if is_of_slice(key) and key.partition("[")[0] == name}
+        for one in (of.candidate, of.champion)
+    )
+    prefix, by = _prefix(name, of), of.candidate.run.evaluation.slices
+    metric = None if prefix is None else spelled(name.removeprefix(prefix))
+    if prefix is None or metric is None or not theirs or not by or of.tested_alike(prefix):
+        return mine, theirs, ""
+    sides, said = of.anew(prefix)
+    found: list[dict[str, float]] = []
+    for side in sides:
+        columns = Columns(of.candidate.dataset, "test")
+        first = of.candidate.dataset.numbers("test").start
+        numbered = replace(side.scored, rows=np.asarray(side.scored.rows) + first)
+        values = {f"{name}{one.name}": _value(metric, one.of(numbered, columns)) for one in slices_of(by, columns)}
+        found.append({key: value for key, value in values.items() if np.isfinite(value)})
+    return found[1], {key: value for key, value in found[0].items() if key in found[1]}, said
 
 
 def _ratio(scored: Scored) -> float:

@@ -6,20 +6,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 import rtrain
 from rtrain import Calibrated, Faithful, NotWorse, SameRequests, Servable, SlicesNotWorse, Within
 from rtrain.cli import console
 from rtrain.data.split import ByTime
 from rtrain.errors import CheckpointError, ConfigError, UserError
-from rtrain.export.request import json_schema
+from rtrain.export.artifact import Predictor
+from rtrain.export.request import json_schema, rows_of
 from rtrain.release.gate import RECORD, Gate, Verdict, verdict_of
 from rtrain.release.judged import Decision, Finished, Judged
 from rtrain.release.probe import probe
 from rtrain.release.servable import narrower
 from rtrain.schema import Id, IdList, Schema
-from tests.unit.release.runs import run_of
+from tests.unit.release.runs import ITEMS, SCHEMA, run_of, write_rows
 from tests.unit.training.jobs import train
 
 
@@ -78,13 +83,17 @@ def test_what_fewer_bits_cost_counts_against_the_candidate(folder: Path, copy: P
     assert unstated.passed and unstated.said.endswith("of tables as trained, not of int8")
 
 
-def test_runs_of_other_rows_are_not_compared(folder: Path, tmp_path: Path) -> None:
+def test_runs_of_another_split_are_compared_by_the_candidates_rows(folder: Path, tmp_path: Path) -> None:
     run = run_of(folder, "shorter")
     split = replace(run, storage=str(tmp_path), data=replace(run.data, split=ByTime(valid=0.1, test=0.2)))  # type: ignore[type-var]
     train(split)
     of = Judged(Finished.read(split.folder), Finished.read(f"{folder}/runs/good"))
-    decision = NotWorse().decide(of)
-    assert not decision.passed and "not scored on the same test rows" in decision.said
+    decision = NotWorse(margin=0.05).decide(of)
+    assert decision.passed and "of the candidate's first 1200 test rows, which the champion's export scored anew" in (
+        decision.said
+    )
+    slices = SlicesNotWorse(margin=0.05).decide(of)
+    assert slices.passed and "first 1200 test rows" in slices.said and slices.numbers["slices"] > 1
     assert not NotWorse(metric="ndcg@3").decide(judged(folder, "good", "again")).passed
 
 
@@ -153,6 +162,59 @@ def test_more_ids_than_the_champion_knows_are_no_other_request(kind: Any) -> Non
     fewer, more = (json_schema(Schema(features=(kind(name="item", rows=rows),), time="at")) for rows in (10, 12))
     assert narrower(more, fewer) == ""
     assert "item: exclusiveMaximum" in narrower(fewer, more)
+
+
+@pytest.fixture(scope="module")
+def newer(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the same rows and some that came since, of items that are new, too."""
+    path, draw = tmp_path_factory.mktemp("newer"), np.random.default_rng(1)
+    write_rows(path)
+    old = pq.read_table(path / "rows.parquet")
+    many = 1500
+    columns = {name: draw.integers(0, 35 if name == "item" else 2, many) for name in ("user", "item", "label")}
+    columns |= {"price": draw.normal(size=many), "at": len(old) + np.arange(many), "more": np.zeros(many)}
+    table = pa.table({name: columns[name] for name in old.column_names})
+    pq.write_table(pa.concat_tables([old, table]), path / "rows.parquet", row_group_size=500)
+    more = replace(SCHEMA, features=(SCHEMA.features[0], replace(SCHEMA.features[1], rows=35), *SCHEMA.features[2:]))
+    train(run_of(path, "newer", schema=more))
+    return path / "runs" / "newer"
+
+
+def test_a_champion_of_older_rows_scores_the_newer_ones(folder: Path, newer: Path) -> None:
+    """As of each day's training: what it said of its own test rows says nothing of these."""
+    of = Judged(Finished.read(str(newer)), Finished.read(f"{folder}/runs/good"))
+    decision = NotWorse(metric="auc", margin=0.5).decide(of)
+    dataset = of.candidate.run.data.open()
+    rows = rows_of(dataset.raw("test", 0, dataset.rows("test")), dataset.schema)
+    labels = dataset.raw("test", 0, dataset.rows("test"), ["label"])["label"].to_numpy()
+    known = np.array([row["item"] < ITEMS for row in rows])
+    assert 0 < (~known).sum() < len(rows) / 5
+    scores = {}
+    for name, run in (("candidate", newer), ("champion", folder / "runs" / "good")):
+        answers = Predictor(f"{run}/export").predict([row for row, there in zip(rows, known, strict=True) if there])
+        scores[name] = roc_auc_score(labels[known], answers)
+        assert decision.numbers[name] == pytest.approx(scores[name], abs=1e-6)
+    assert decision.passed and decision.numbers["low"] <= scores["candidate"] - scores["champion"]
+    assert decision.numbers["high"] >= scores["candidate"] - scores["champion"]
+    assert f"(of the candidate's first {len(rows)} test rows, which the champion's export scored anew but for" in (
+        decision.said
+    )
+    assert f"but for {(~known).sum()} that it refuses (item: " in decision.said
+    assert not NotWorse(metric="auc", margin=0.0).decide(of).passed or decision.numbers["low"] >= 0
+    assert SameRequests().decide(of).passed
+    back = NotWorse(metric="auc", margin=0.5).decide(Judged(of.champion, of.candidate))  # type: ignore[arg-type]
+    assert back.passed and "refuses" not in back.said and "scored anew" in back.said
+
+
+def test_a_champion_of_another_label_says_nothing_of_it(newer: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs" / "good", tmp_path / "other")
+    head = json.loads((tmp_path / "other" / "export" / "export.json").read_text())
+    head["schema"]["label"]["name"] = "bought"
+    (tmp_path / "other" / "export" / "export.json").write_text(json.dumps(head))
+    decision = NotWorse(metric="auc", margin=0.5).decide(
+        Judged(Finished.read(str(newer)), Finished.read(str(tmp_path / "other")))
+    )
+    assert not decision.passed and "the champion does not tell 'label', but bought" in decision.said
 
 
 def test_probabilities_that_are_off_are_refused(folder: Path) -> None:
