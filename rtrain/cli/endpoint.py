@@ -80,8 +80,8 @@ def _over_regions(options: argparse.Namespace, canary: Any, most: float) -> int:
 
 def _judged(options: argparse.Namespace, stages: Any) -> bool:
     """Whether the gate lets it pass; it is asked where it was not against the champion of now, or of other stages."""
+    from rtrain.release.finished import Finished
     from rtrain.release.gate import Gate, pair_of, verdict_of
-    from rtrain.release.judged import Finished
     from rtrain.release.registry import Registry
 
     candidate = Finished.read(options.target)

@@ -112,7 +112,7 @@ class TestRows:
         """Some of them, bool [n]; `outputs`: what another model says of these, float64 [kept]."""
         scored: Any = self.scored
         arrays = {of.name: getattr(scored, of.name) for of in fields(scored)}
-        arrays = {name: values[kept] for name, values in arrays.items() if values is not None}
+        arrays = {name: values[kept] for name, values in arrays.items() if isinstance(values, np.ndarray)}
         if outputs is not None:
             arrays["logits" if isinstance(scored, Scored) else "predicted"] = outputs
         return replace(self, scored=replace(scored, **arrays), units=self.units[kept])

@@ -15,8 +15,8 @@ from rtrain.export.artifact import prepare
 from rtrain.process import apart_from_here
 
 DEADLINE_S = 1800.0
-BLOCK = 4096
-"""Rows that are computed at once."""
+BLOCK, WHOM = 4096, 256
+"""Rows that are computed at once, and who asks."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,32 @@ class Said:
     """Logits, or numbers, of each label; none of a row that it refuses."""
     refused: str = ""
     """Why it refuses the first of those."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Of each who asks."""
+
+    error: str = ""
+    """As of `Said`."""
+    lists: Sequence[Sequence[Any]] = ()
+    """Items, best first."""
+    unknown: int = 0
+    """Who asked and is not known to it: they were offered the items that are most popular."""
+
+
+def found_of(export: str, whom: Sequence[Mapping[str, Any]], depth: int, *, modules: Sequence[str] = ()) -> Found:
+    """Ask a retrieval model's export; an index that it has answers, as it does where it is served.
+
+    Args:
+        export: its folder.
+        whom: `whom`, `seen` and, of timed histories, `times` each, as another model is asked.
+        depth: items of each.
+        modules: as `said_of`.
+    """
+    asked = {"export": export, "rows": list(whom), "depth": depth, "modules": list(modules)}
+    told, error = apart_from_here("rtrain.release.anew", asked, DEADLINE_S)
+    return Found(error=error) if error else Found(**told)
 
 
 def said_of(export: str, rows: Sequence[Mapping[str, Any]], *, modules: Sequence[str] = ()) -> Said:
@@ -47,23 +73,41 @@ def said_of(export: str, rows: Sequence[Mapping[str, Any]], *, modules: Sequence
 
 def main() -> None:
     """What the process does."""
+    import torch
+
+    torch.set_num_threads(1)
     asked = json.load(sys.stdin)
+    depth = asked.get("depth")
+    found: Said | Found
     try:
         for name in asked["modules"]:
             import_module(name)
-        found = _ask(asked["export"], asked["rows"])
+        found = _find(asked["export"], asked["rows"], depth) if depth else _score(asked["export"], asked["rows"])
     except RtrainError as error:
-        found = Said(error=one_line(error))
+        found = (Found if depth else Said)(error=one_line(error))
     print(json.dumps(asdict(found)))
 
 
-def _ask(export: str, rows: list[dict[str, Any]]) -> Said:
+def _find(export: str, rows: list[dict[str, Any]], depth: int) -> Found:
+    from rtrain.export.encoders import Encoders
+
+    encoders, lists, unknown = Encoders(export), list[list[Any]](), 0
+    for start in range(0, len(rows), WHOM):
+        some = rows[start : start + WHOM]
+        times = [row.get("times", []) for row in some] if encoders.timed else None
+        whom, seen = [row["whom"] for row in some], [row["seen"] for row in some]
+        asked = encoders.ask(whom, times, seen, unknown="popular")
+        unknown += int(asked.strangers.sum())
+        lists += [[item for item, _ in of] for of in encoders.find(asked, depth)]
+    return Found("", lists, unknown)
+
+
+def _score(export: str, rows: list[dict[str, Any]]) -> Said:
     import torch
     from pydantic import ValidationError
 
     from rtrain.export.artifact import Predictor
 
-    torch.set_num_threads(1)
     predictor = Predictor(export)
     known, taken, refused = set(predictor.rows.model_fields), list[tuple[int, dict[str, Any]]](), ""
     for number, row in enumerate(rows):

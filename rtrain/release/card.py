@@ -10,8 +10,8 @@ from typing import Any
 
 from rtrain.errors import UserError
 from rtrain.metrics.names import is_of_slice
+from rtrain.release.finished import Finished
 from rtrain.release.gate import PASSED, REFUSED, verdict_of
-from rtrain.release.judged import Finished
 from rtrain.tracking import mask_text
 from rtrain.training.surroundings import SURROUNDINGS
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rtrain import config, notices
 from rtrain.errors import UserError
-from rtrain.release.judged import Check, Decision, Finished, Judged
+from rtrain.release.finished import Finished
+from rtrain.release.judged import Check, Decision, Judged
 from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
 from rtrain.release.servable import Faithful, SameRequests, Servable, Within
 from rtrain.release.together import Together

@@ -1,196 +1,14 @@
 """What a gate judges: a finished run with its export, what a process of its own saw of it, and who answers now."""
 
-import hashlib
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rtrain import config
-from rtrain.errors import CheckpointError, DataError, UserError
-from rtrain.evaluation.rows import TEST_ROWS, TestRows
-from rtrain.export.artifact import modules_of
-from rtrain.export.head import HEAD
-from rtrain.export.request import rows_of
-from rtrain.launch.taking import RESULT
-from rtrain.release.anew import BLOCK, Said, said_of
-from rtrain.release.probe import FOUND, Probed, probe
-from rtrain.run import Run
-from rtrain.schema import Schema
+from rtrain.release.finished import Finished
+from rtrain.release.pairing import Both
+from rtrain.release.probe import Probed, probe
 from rtrain.stages.config import TwoStages
-from rtrain.storage import Folder
-from rtrain.training.records import PREDICTIONS
-
-EXPORT = "export"
-ANEW = 65_536
-"""Test rows of a candidate that a champion of other data is asked for, as many as fewer bits are measured by."""
-Kind = Literal["ranks rows", "finds items", "writes text"]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A finished run that has an export."""
-
-    folder: Folder
-
-    @classmethod
-    def read(cls, uri: str) -> "Finished":
-        """By the run's folder or its export's.
-
-        Raises:
-            UserError: no finished run there, or one without an export.
-        """
-        parent, _, name = uri.rstrip("/").rpartition("/")
-        found = cls(Folder(parent if name == EXPORT and parent else uri))
-        if not found.folder.exists(RESULT):
-            raise UserError(f"{uri!r}: there is no finished run (no {RESULT}). Give a run's folder, or its export's")
-        if not found.export.exists(HEAD):
-            raise UserError(f"{uri!r}: the run has no export. Give one that was trained with handoff.export")
-        return found
-
-    @property
-    def export(self) -> Folder:
-        """Where its export is."""
-        return self.folder.child(EXPORT)
-
-    @cached_property
-    def digest(self) -> str:
-        """sha256 of the export's head, which has those of all its files: what a signature is of."""
-        return hashlib.sha256(self.export.read(HEAD)).hexdigest()
-
-    @cached_property
-    def head(self) -> dict[str, Any]:
-        """The export's head."""
-        head: dict[str, Any] = self.export.read_json(HEAD)
-        return head
-
-    @cached_property
-    def result(self) -> dict[str, Any]:
-        """What the run ended with."""
-        result: dict[str, Any] = self.folder.read_json(RESULT)
-        return result
-
-    @cached_property
-    def rows(self) -> Mapping[str, TestRows]:
-        """The test split's rows as it scored them, by the prefix of their metrics' names; empty: none were kept."""
-        return TestRows.read(self.folder.read(TEST_ROWS)) if self.folder.exists(TEST_ROWS) else {}
-
-    @property
-    def name(self) -> str:
-        """The run's."""
-        return str(self.result["run"])
-
-    @cached_property
-    def schema(self) -> Schema:
-        """Of a ranking model's rows."""
-        schema: Schema = config.from_dict(self.head["schema"])
-        return schema
-
-    @property
-    def kind(self) -> Kind:
-        """What it does for those who ask."""
-        return "writes text" if "language" in self.head else "ranks rows" if "schema" in self.head else "finds items"
-
-    @cached_property
-    def recorded(self) -> tuple[list[int], list[Any]]:
-        """Numbers of the first rows of the test split, and what the trainer said of each.
-
-        Raises:
-            CheckpointError: it recorded nothing.
-        """
-        if not self.folder.exists(PREDICTIONS):
-            raise CheckpointError(f"run {self.name!r}: it recorded no {PREDICTIONS} to hold its answers against")
-        recorded = self.folder.read_json(PREDICTIONS)
-        return recorded["rows"], recorded["predictions"]
-
-    @cached_property
-    def texts(self) -> list[list[int]]:
-        """Of a language model the tokens of those rows.
-
-        Raises:
-            DataError: the data cannot be read.
-            CheckpointError: as `recorded`.
-        """
-        return [self.dataset.shards.sample(number).tolist() for number in self.recorded[0]]
-
-    @cached_property
-    def run(self) -> Run:
-        """As it was asked for."""
-        run = config.from_dict(self.folder.read_json("run.json"))
-        assert isinstance(run, Run)
-        return run
-
-    @cached_property
-    def dataset(self) -> Any:
-        """Its data.
-
-        Raises:
-            DataError: they cannot be read.
-        """
-        return self.run.data.open()
-
-    def asked(self) -> tuple[list[Any], list[Any]]:
-        """Requests, the first rows of the test split, and what the trainer said of each; of a language model its loss.
-
-        Of a model that finds items who asks, when they had theirs, what is not to be offered to them and what they had
-        then (`wanted`), and the items that it found first; none where it ranked drawn candidates alone.
-
-        Raises:
-            DataError: the data cannot be read.
-            CheckpointError: the run recorded no answers.
-        """
-        run = self.run
-        if self.kind == "writes text":
-            return self.texts, self.recorded[1]
-        if self.kind == "finds items":
-            depth = max((getattr(metric, "k", 0) for metric in run.metrics), default=0)
-            found = {} if any(getattr(metric, "sampled", 0) for metric in run.metrics) else self.rows
-            if not found:
-                return [], []
-            return _who_asked(self.dataset, found[""].scored, min(depth, FOUND), run.handoff.rows)
-        rows, said = self.recorded
-        return rows_of(self.dataset.raw("test", 0, len(rows)), self.dataset.schema), said
-
-
-def _who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Those of the test split, as the data call them, and the first items of each, by place; of `most` at most."""
-    names, numbers = dataset.feedback.names, np.unique(found.groups)[:most]
-    user, item = (names[of].to_pylist() if names else None for of in ("user", "item"))
-    if not (depth and len(numbers)):
-        return [], []
-
-    def called(ids: Any, by: list[Any] | None) -> list[Any]:
-        return [by[row] if by else row for row in ids.tolist()]
-
-    def nth(lists: Any, at: int) -> Any:
-        return lists.values[lists.offsets[at] : lists.offsets[at + 1]]
-
-    context, times, seen = dataset.whom(numbers)
-    rows, said = list[dict[str, Any]](), list[Any]()
-    for at, number in enumerate(numbers):
-        had = called(nth(context, at), user if dataset.longest is None else item)
-        rows.append({"whom": had[0] if dataset.longest is None else had, "seen": called(nth(seen, at), item)})
-        if times is not None:
-            rows[-1]["times"] = nth(times, at).tolist()
-        mine = (found.groups == number) & (-found.logits < depth)
-        said.append(called(found.items[mine][np.argsort(-found.logits[mine], kind="stable")], item))
-        rows[-1]["wanted"] = called(found.items[(found.groups == number) & (found.labels == 1)], item)
-    return rows, said
-
-
-def _requests(dataset: Any, numbers: Any) -> list[dict[str, Any]]:
-    """Rows of the test split by their numbers, in order; of a sample no more than a part of the split is in memory."""
-    found = list[dict[str, Any]]()
-    for start in range(0, len(numbers), BLOCK):
-        some = numbers[start : start + BLOCK]
-        first = int(some[0])
-        table = dataset.raw("test", first, int(some[-1]) + 1)
-        found += rows_of(table.take(some - first), dataset.schema)
-    return found
 
 
 @dataclass(frozen=True)
@@ -202,56 +20,17 @@ class Judged:
     stages: TwoStages | None = None
     """That both are to be one of, which has the other one; none: they answer alone."""
 
-    def tested_alike(self, prefix: str) -> bool:
-        """Whether both were tested by the same rows of a label, by the prefix of its metrics."""
-        before, after = ((one.rows.get(prefix) if one else None) for one in (self.champion, self.candidate))
-        return before is not None and after is not None and before.same_rows(after)
-
-    def anew(self, prefix: str) -> tuple[tuple[TestRows, TestRows], str]:
-        """The candidate's first `ANEW` test rows of a label, as the export of a champion that was tested by others, as
-        yesterday's, scores them, and as the candidate's run did; and what is to be said of them.
-
-        Raises:
-            RtrainError: there are none, which only a ranking model's can be, or the champion does not take them.
-        """
-        before, after = self.champion, self.candidate
-        assert before is not None
-        if not (before.kind == after.kind == "ranks rows"):
-            raise DataError("the two were not scored on the same test rows. Train both on the same data and split")
-        by_prefix = dict(zip(after.schema.metric_prefixes, after.schema.labels, strict=True))
-        names = [label.name for label in before.schema.labels]
-        label = by_prefix[prefix]
-        if label.name not in names or label.kind != before.schema.label.kind:
-            raise DataError(f"the champion does not tell {label.name!r}, but {', '.join(names)}")
-        numbers, said = self._asked_anew
-        if said.error:
-            raise DataError(f"the champion could not be asked for the candidate's test rows: {said.error}")
-        taken = np.array([of is not None for of in said.outputs], bool)
-        if not taken.any():
-            raise DataError(f"the champion takes none of the candidate's test rows ({said.refused})")
-        outputs = np.array([of[names.index(label.name)] for of in said.outputs if of is not None])
-        rows = after.rows[prefix]
-        known = np.isin(np.asarray(rows.scored.rows), numbers[taken])
-        mine = rows.where(known)
-        theirs = rows.where(known, outputs[np.searchsorted(numbers[taken], np.asarray(mine.scored.rows))])
-        told = f"of the candidate's first {len(numbers)} test rows, which the champion's export scored anew"
-        refused = int((~taken).sum())
-        return (theirs, mine), told + (f" but for {refused} that it refuses ({said.refused})" if refused else "")
-
     @cached_property
-    def _asked_anew(self) -> tuple[NDArray[np.int64], Said]:
+    def both(self) -> Both:
+        """What it and the champion said of the same test rows."""
         assert self.champion is not None
-        rows = [np.asarray(of.scored.rows) for of in self.candidate.rows.values()]
-        numbers = np.unique(np.concatenate(rows))[:ANEW]
-        own = [name for name in modules_of(self.champion.head) if name in sys.modules]
-        return numbers, said_of(self.champion.export.uri, _requests(self.candidate.dataset, numbers), modules=own)
+        return Both(self.champion, self.candidate)
 
     @cached_property
     def probed(self) -> Probed:
         """What a process of its own saw of the candidate's export."""
         rows, said = self.candidate.asked()
-        own = [name for name in modules_of(self.candidate.head) if name in sys.modules]
-        return probe(self.candidate.export.uri, rows, said, modules=own)
+        return probe(self.candidate.export.uri, rows, said, modules=self.candidate.own_modules)
 
 
 @dataclass(frozen=True)

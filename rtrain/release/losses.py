@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from rtrain.errors import RtrainError, one_line
 from rtrain.metrics.language import Perplexity, TokenLoss
 from rtrain.metrics.paired import mean_interval
-from rtrain.release.judged import Finished
+from rtrain.release.finished import Finished
 
 MOST_EXPONENT = 709.0
 """Of the largest float."""

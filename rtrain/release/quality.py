@@ -168,20 +168,18 @@ def _of_texts(name: str, of: Judged, mine: float, theirs: float) -> "_Apart | st
 def _of_rows(name: str, of: Judged, mine: float, theirs: float) -> "_Apart | str":
     """Of the rows that both were tested by, or of the candidate's, scored anew; else why there is none."""
     assert of.champion is not None
-    rows, said = of.candidate.rows, ""
+    rows = of.candidate.rows
     prefix = _prefix(name, of)
     if prefix is None:
         return "the candidate's run kept no test rows of it to pair"
     metric = spelled(name.removeprefix(prefix))
     if metric is None or not takes(metric, type(rows[prefix].scored)) or (metric.by_group and not rows[prefix].grouped):
         return f"{name} is not measured row by row. Name another metric"
-    if of.tested_alike(prefix):
-        a, b = of.champion.rows[prefix], rows[prefix]
-    else:
-        try:
-            (a, b), said = of.anew(prefix)
-        except RtrainError as error:
-            return one_line(error)
+    try:
+        a, b, said = of.both.sides(prefix)
+    except RtrainError as error:
+        return one_line(error)
+    if said:
         theirs, mine = (_value(metric, side.scored) for side in (a, b))
     between = paired_intervals(Side(a.scored, a.units), Side(b.scored, b.units), {name: metric})[name]
     if between is None:
@@ -211,9 +209,9 @@ def _slices(name: str, of: Judged) -> tuple[dict[str, float], dict[str, float], 
     )
     prefix, by = _prefix(name, of), of.candidate.run.evaluation.slices
     metric = None if prefix is None else spelled(name.removeprefix(prefix))
-    if prefix is None or metric is None or not theirs or not by or of.tested_alike(prefix):
+    if prefix is None or metric is None or not theirs or not by or of.both.tested_alike(prefix):
         return mine, theirs, ""
-    sides, said = of.anew(prefix)
+    *sides, said = of.both.sides(prefix)
     found: list[dict[str, float]] = []
     for side in sides:
         columns = Columns(of.candidate.dataset, "test")

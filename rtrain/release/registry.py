@@ -12,8 +12,8 @@ from rtrain.export.head import HEAD
 from rtrain.metrics.names import is_of_slice
 from rtrain.release.audit import AuditLog
 from rtrain.release.card import CARD
+from rtrain.release.finished import Finished
 from rtrain.release.gate import verdict_of
-from rtrain.release.judged import Finished
 from rtrain.storage import Folder
 from rtrain.storage.paths import located
 from rtrain.tracking import mask_text

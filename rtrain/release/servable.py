@@ -9,7 +9,8 @@ from rtrain.export.artifact import apart_of
 from rtrain.export.index import Stated
 from rtrain.export.tokenizer import has_chat
 from rtrain.handoff.served import SAME
-from rtrain.release.judged import Decision, Finished, Judged, Kind
+from rtrain.release.finished import Finished, Kind
+from rtrain.release.judged import Decision, Judged
 from rtrain.release.probe import SIZES
 
 SCHEMA = "input.schema.json"

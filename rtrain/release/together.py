@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from rtrain.errors import ConfigError, RtrainError, one_line
 from rtrain.metrics.paired import mean_interval
-from rtrain.release.judged import Decision, Finished, Judged
+from rtrain.release.finished import Finished
+from rtrain.release.judged import Decision, Judged
 from rtrain.release.pair import TIMED, Paired, ask_both
-from rtrain.stages.config import TwoStages
 
 CHECK = "both stages"
 LATE = 0.05
@@ -47,24 +47,14 @@ class Together:
         pair = of.stages.having(of.candidate.export.uri)
         try:
             rows = Finished.read(pair.retriever).asked()[0]
-            theirs, before = self._before(of, of.stages)
         except RtrainError as error:
             return Decision(CHECK, False, one_line(error), {})
-        if before is not None and _wanted(before) != _wanted(rows):
-            why = "the two retrieval models were not tested by the same users and items. Train both on the same split"
-            return Decision(CHECK, False, why, {})
+        theirs = of.stages.having(of.champion.export.uri) if of.champion else None
         k = min(self.k, pair.candidates)
         mine = ask_both(pair, rows, k)
         if mine.error:
             return Decision(CHECK, False, mine.error, {})
         return self._compared(mine, ask_both(theirs, rows, k) if theirs else None, rows, k)
-
-    def _before(self, of: Judged, stages: TwoStages) -> tuple[TwoStages | None, list[Any] | None]:
-        """The champion's pair, and who tested its retrieval model where that is another one."""
-        if of.champion is None:
-            return None, None
-        pair = stages.having(of.champion.export.uri)
-        return pair, of.champion.asked()[0] if of.champion.kind == "finds items" else None
 
     def _compared(self, mine: Paired, theirs: Paired | None, rows: Sequence[Any], k: int) -> Decision:
         empty = sum(not of for of in mine.lists)
@@ -91,10 +81,6 @@ class Together:
         said += f" against {numbers['champion']:.4f}: difference 95 % [{between.low:+.4f}, {between.high:+.4f}]"
         said += f", margin {self.margin:g}"
         return Decision(CHECK, passed and between.low >= -self.margin, said, numbers)
-
-
-def _wanted(rows: Sequence[Any]) -> list[Any]:
-    return [(row["whom"], row["wanted"]) for row in rows]
 
 
 def _hits(of: Paired, rows: Sequence[Any]) -> NDArray[np.float64]:

@@ -25,7 +25,8 @@ from rtrain.metrics.catalogue import NO_ITEM, rank_catalogue
 from rtrain.models.mf import MF
 from rtrain.models.sasrec import SASRec
 from rtrain.optim import RowWiseAdagrad
-from rtrain.release.judged import Finished, Judged
+from rtrain.release.finished import Finished
+from rtrain.release.judged import Judged
 from rtrain.release.servable import Faithful, Servable
 from rtrain.run import Evaluation, Handoff, Run
 from rtrain.storage import sha256_of

@@ -9,8 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rtrain.export.encoders import Encoders
 from rtrain.metrics import NDCG
-from rtrain.release.judged import Finished, Judged
+from rtrain.release.finished import Finished
+from rtrain.release.judged import Judged
+from rtrain.release.quality import NotWorse
 from rtrain.release.servable import Faithful, Servable
 from rtrain.run import Run
 from tests.unit.export.test_encoders import run_of, write_interactions
@@ -77,3 +80,35 @@ def test_drawn_candidates_tell_nothing(interactions: Path) -> None:
     train(run)
     decision = Faithful().decide(judged(run))
     assert decision.passed and "drawn items alone" in decision.said and not decision.numbers
+
+
+@pytest.mark.parametrize("name", ["words", pytest.param("sasrec", marks=SLOW)])
+def test_a_champion_of_another_split_finds_for_who_asks_now(
+    name: str, interactions: Path, of_words: Run, tmp_path: Path
+) -> None:
+    champion = of_words if name == "words" else run_of(interactions, name)
+    if champion is not of_words:
+        train(champion)
+    table = pq.read_table(interactions / "words.parquet")
+    later = {"user_id": ["u1", "new one", "new one", "new one"], "item_id": ["item 1", "item 2", "item 3", "brand new"]}
+    later |= {"timestamp": [2_000_000_000 + n for n in range(4)]}
+    pq.write_table(pa.concat_tables([table, pa.table(later, schema=table.schema)]), tmp_path / "words.parquet")
+    more = replace(champion.data, source=f"{tmp_path}/words.parquet", users=champion.data.users + 1,  # type: ignore[type-var]
+                   items=champion.data.items + 1)  # type: ignore[attr-defined]  # fmt: skip
+    candidate = replace(champion, data=more, storage=str(tmp_path))
+    train(candidate)
+    of = Judged(Finished.read(candidate.folder), Finished.read(champion.folder))
+    rows, _ = of.candidate.asked()
+    decision = NotWorse(metric="hit_rate@5", margin=1.0).decide(of)
+    assert decision.passed and f"(of the candidate's first {len(rows)} who asked" in decision.said, decision
+    for side, run in (("champion", champion), ("candidate", candidate)):
+        encoders = Encoders(f"{run.folder}/export")
+        found = encoders.recommend(
+            [row["whom"] for row in rows], 5, seen=[row["seen"] for row in rows], unknown="popular",
+        )  # fmt: skip
+        hits = [bool({item for item, _ in mine} & set(row["wanted"])) for mine, row in zip(found, rows, strict=True)]
+        assert decision.numbers[side] == pytest.approx(np.mean(hits)), side
+    low, high = decision.numbers["low"], decision.numbers["high"]
+    assert low <= decision.numbers["candidate"] - decision.numbers["champion"] <= high
+    if any("new one" in (row["whom"], *row["seen"]) for row in rows):
+        assert decision.said.endswith("; 1 it does not know)")

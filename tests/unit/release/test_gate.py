@@ -19,8 +19,9 @@ from rtrain.data.split import ByTime
 from rtrain.errors import CheckpointError, ConfigError, UserError
 from rtrain.export.artifact import Predictor
 from rtrain.export.request import json_schema, rows_of
+from rtrain.release.finished import Finished
 from rtrain.release.gate import RECORD, Gate, Verdict, verdict_of
-from rtrain.release.judged import Decision, Finished, Judged
+from rtrain.release.judged import Decision, Judged
 from rtrain.release.probe import probe
 from rtrain.release.servable import narrower
 from rtrain.schema import Id, IdList, Schema

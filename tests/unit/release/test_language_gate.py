@@ -14,8 +14,9 @@ from rtrain.errors import CheckpointError
 from rtrain.export.artifact import Predictor
 from rtrain.export.tokenizer import TEMPLATE
 from rtrain.release.card import card
+from rtrain.release.finished import Finished
 from rtrain.release.gate import Gate
-from rtrain.release.judged import Finished, Judged
+from rtrain.release.judged import Judged
 from rtrain.release.registry import Registry
 
 ROWS = 30
