@@ -41,7 +41,7 @@ class Answering:
                 process does not know, of what is not said.
         """
         if isinstance(replicas, int):
-            replicas = {"least": replicas, "most": None}
+            replicas = {"least": replicas, "most": None, "ahead_s": 0.0, "season_s": 0.0}
         kept = (before.scale, before.decoding, before.stages) if before else (None, None, None)
         return cls(
             scale=_after(kept[0], replicas, Scale) or Scale(),

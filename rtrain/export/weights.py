@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from rtrain.checkpoint.format import Stored
 from rtrain.errors import CheckpointError, RtrainError, briefly
+from rtrain.export.head import HEAD
 from rtrain.export.sparse import unpacked
 from rtrain.parallel.chunks import Chunk
 from rtrain.rounding import ceil_div
@@ -97,6 +98,16 @@ def fetched(uri: str, files: Mapping[str, str]) -> Iterator[tuple[str, Path]]:
             if not local.exists() or sha256_of(local) != digest:
                 raise CheckpointError(f"export {uri!r}: {name} is missing or was altered. Export the run again")
             yield name, local
+
+
+def refuse_altered(uri: str) -> None:
+    """Read every file of an export.
+
+    Raises:
+        CheckpointError: as `fetched`.
+    """
+    for _ in fetched(uri, Folder(uri).read_json(HEAD)["files"]):
+        pass
 
 
 def load(

@@ -95,7 +95,8 @@ class AuditLog:
             if entry.number != number or entry.before != before:
                 problems.append(f"entry {number} does not follow on the one before it: one of the two was altered")
             before = _sha256(data)
-        return problems
+        others = sorted(name for name in self.folder.names() if name.endswith(".json") and not NAMED.fullmatch(name))
+        return problems + [f"{name} is no entry, and nothing that rtrain wrote" for name in others]
 
     def digests(self) -> set[str]:
         """sha256 of each entry, as `append` gave it."""

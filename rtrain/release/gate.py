@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rtrain import config, notices
-from rtrain.errors import UserError
+from rtrain.errors import CheckpointError, UserError, one_line
 from rtrain.release.finished import Finished
 from rtrain.release.judged import Check, Decision, Judged
 from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
@@ -20,6 +20,7 @@ from rtrain.version import VERSION, refuse_newer
 
 RECORD = "gate.json"
 FORMAT = 1
+ANEW = "Run rtrain gate anew"
 PASSED, REFUSED = "passed", "refused"
 
 
@@ -56,13 +57,20 @@ class Verdict:
         """What `to_json` gave.
 
         Raises:
-            CheckpointError: a newer rtrain gave it.
+            CheckpointError: a newer rtrain gave it, or nobody did: it is no such record, or says another verdict than
+                its decisions.
         """
-        plain = {key: value for key, value in stored.items() if key != "passed"}
-        refuse_newer(RECORD, cls, plain)
-        for one in stored["decisions"]:
-            refuse_newer(RECORD, Decision, one)
-        return cls(**plain | {"decisions": tuple(Decision(**one) for one in stored["decisions"])})
+        try:
+            plain = {key: value for key, value in stored.items() if key != "passed"}
+            refuse_newer(RECORD, cls, plain)
+            for one in stored["decisions"]:
+                refuse_newer(RECORD, Decision, one)
+            found = cls(**plain | {"decisions": tuple(Decision(**one) for one in stored["decisions"])})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{RECORD}: it is no record of a gate ({one_line(error)}). {ANEW}") from error
+        if stored.get("passed") is not found.passed:
+            raise CheckpointError(f"{RECORD}: it says another verdict than its decisions: it was altered. {ANEW}")
+        return found
 
     def __str__(self) -> str:
         against = f" against {self.champion['run']}" if self.champion else ""
@@ -139,8 +147,16 @@ def who() -> str:
 
 
 def verdict_of(candidate: Finished) -> Verdict | None:
-    """The record beside an export, if it is of the model that is there now."""
+    """The record beside an export, if it is of the model that is there now.
+
+    Raises:
+        CheckpointError: what lies there is no record, or a newer rtrain's.
+    """
     if not candidate.export.exists(RECORD):
         return None
-    verdict = Verdict.from_json(candidate.export.read_json(RECORD))
+    try:
+        stored = candidate.export.read_json(RECORD)
+    except ValueError as error:
+        raise CheckpointError(f"{candidate.export.uri}/{RECORD}: it is no JSON ({one_line(error)}). {ANEW}") from error
+    verdict = Verdict.from_json(stored)
     return verdict if verdict.model == candidate.digest else None

@@ -59,7 +59,10 @@ class NotWorse:
         worst = (found.low if higher else -found.high) - lost
         numbers = {"candidate": found.mine, "champion": found.theirs, "margin": self.margin}
         numbers |= {"low": found.low, "high": found.high, "lost": lost}
-        return Decision(check, bool(worst >= -self.margin), said + of_bits, numbers)
+        passed = bool(worst >= -self.margin)
+        if not passed and found.low < 0 < found.high:
+            of_bits += "; it may be as good: more test rows would tell, or allow a margin (--margin)"
+        return Decision(check, passed, said + of_bits, numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +125,9 @@ class Calibrated:
         of_label = f" of label {worst.rstrip('_')}" if worst else ""
         allowed = f"{max(0.0, 1 - self.most):g} to {1 + self.most:g}"
         said = f"mean probability{of_label} is {ratios[worst]:.3f} of its share; {allowed}"
-        return Decision(check, abs(ratios[worst] - 1) <= self.most, said, {"ratio": ratios[worst]})
+        passed = abs(ratios[worst] - 1) <= self.most
+        said += "" if passed else "; of a few steps hardly any is: train on, or allow more (--calibration)"
+        return Decision(check, passed, said, {"ratio": ratios[worst]})
 
 
 def _margin(margin: float) -> None:

@@ -7,13 +7,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from rtrain.errors import ClusterError, ConfigError, RtrainError, UserError, briefly
+from rtrain.errors import CheckpointError, ClusterError, ConfigError, RtrainError, UserError, briefly
 from rtrain.export.head import HEAD
+from rtrain.export.weights import refuse_altered
 from rtrain.metrics.names import is_of_slice
 from rtrain.release.audit import AuditLog
 from rtrain.release.card import CARD
 from rtrain.release.finished import Finished
-from rtrain.release.gate import verdict_of
+from rtrain.release.gate import RECORD, verdict_of
 from rtrain.storage import Folder
 from rtrain.storage.paths import located
 from rtrain.tracking import mask_text
@@ -108,6 +109,7 @@ class Registry:
 
         Raises:
             UserError: no such version, one whose gate was not passed, or not against the present champion.
+            CheckpointError: its files are not those that were judged, or the record of the gate is none.
         """
         _check(name, reason)
         if alias not in ALIASES:
@@ -117,7 +119,8 @@ class Registry:
             return self.withdraw(name, version, reason) if alias == CHAMPION else found
         champion = self.holder(name, CHAMPION)
         _refuse_unjudged(found, champion if champion and champion.version != version else None)
-        made = self._give(found, alias, "promote", reason, holder)
+        record = sha256(Folder(found.export).read(RECORD)).hexdigest()
+        made = self._give(found, alias, "promote", reason, holder, record)
         return self.withdraw(name, version, reason) if alias == CHAMPION else made
 
     def withdraw(self, name: str, version: int, reason: str) -> Version:
@@ -233,12 +236,15 @@ class Registry:
                     problems.append(f"model {name!r}: {has} is {alias}, but the log says {said or 'nobody'}")
                 elif holder and holder.model != models[name, holder.version]:
                     problems.append(f"model {name!r}: version {holder.version} is another model than the log says")
-                elif holder and (why := other_than_registered(holder)):
+                elif holder and (why := other_than_registered(holder) or _altered(holder)):
                     problems.append(f"model {name!r}: version {holder.version} {why}")
         return problems
 
-    def _give(self, found: Version, alias: str, what: str, reason: str, holder: Version | None) -> Version:
+    def _give(
+        self, found: Version, alias: str, what: str, reason: str, holder: Version | None, gate: str = ""
+    ) -> Version:
         details = {"model": found.name, "version": found.version, "alias": alias, "sha256": found.model}
+        details |= {"gate": gate} if gate else {}
         self._logged(found.name, what, reason, details | {"from": holder.version if holder else None})
         self._asked(lambda: self.client.set_registered_model_alias(found.name, alias, str(found.version)))
         return self.version(found.name, found.version)
@@ -277,6 +283,17 @@ def other_than_registered(found: Version) -> str:
     return "" if digest == found.model else f"is not what was registered: {found.export} has another export by now"
 
 
+def _altered(found: Version) -> str:
+    """Why its files are not those that its head names; empty: they are, or are away."""
+    try:
+        refuse_altered(found.export)
+    except CheckpointError as error:
+        return f"has altered files: {error}"
+    except (OSError, RtrainError):
+        pass
+    return ""
+
+
 def _check(name: str, reason: str) -> None:
     if not name or any(letter in name for letter in "/:'%\"\\") or not name.isprintable():
         raise UserError(f"model {name!r}: a name is printable, without / : % and quotes")
@@ -305,3 +322,4 @@ def _refuse_unjudged(found: Version, champion: Version | None) -> None:
     against = verdict.champion["model"] if verdict.champion else None
     if champion and against != champion.model:
         raise UserError(f"{where} was not judged against the champion, version {champion.version}. {do}")
+    refuse_altered(found.export)

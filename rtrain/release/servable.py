@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 from rtrain.errors import ConfigError, RtrainError, one_line
@@ -60,6 +61,8 @@ class Faithful:
         if problem := _problem(of):
             return Decision("faithful", False, problem, {})
         difference = of.probed.difference
+        if difference is not None and isnan(difference):
+            return Decision("faithful", False, "some answers are no numbers", {})
         if difference is None:
             return Decision("faithful", True, "the trainer ranked drawn items alone, which says nothing of all", {})
         what = SAID[of.candidate.kind]
@@ -126,7 +129,9 @@ class SameRequests:
         if of.champion is None:
             return Decision(check, True, "there is no champion whose clients it would have", {})
         if of.candidate.kind != of.champion.kind:
-            said = f"the champion {of.champion.kind}, the candidate {of.candidate.kind}"
+            kinds = of.champion.kind, of.candidate.kind
+            said = f"the champion {kinds[0]}, the candidate {kinds[1]}. Give it a model's name of its own"
+            said += "" if "writes text" in kinds else ", or make it one of two stages (--retriever, --ranker)"
             return Decision(check, False, said, {})
         if of.candidate.kind == "ranks rows":
             ours, theirs = (one.export.read_json(SCHEMA) for one in (of.candidate, of.champion))
@@ -135,7 +140,9 @@ class SameRequests:
             problem = _other_speaker(of.candidate, of.champion)
         else:
             problem = _other_asker(of.candidate.head, of.champion.head)
-        return Decision(check, not problem, problem or "what the champion takes, it takes", {})
+        if problem:
+            return Decision(check, False, f"{problem}. Give it an endpoint of its own, whose clients ask so", {})
+        return Decision(check, True, "what the champion takes, it takes", {})
 
 
 def narrower(candidate: dict[str, Any], champion: dict[str, Any]) -> str:

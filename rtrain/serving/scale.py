@@ -1,6 +1,7 @@
 """How many replicas answer, and how many requests may wait for them."""
 
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, get_args
 
 import ray
@@ -52,15 +53,18 @@ class Scale:
     """Requests that may wait for a replica, at each proxy and router; further ones are answered 429, Retry-After."""
 
     def __post_init__(self) -> None:
-        for name in ("least", "at_once", "waiting", "copies"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"Scale.{name}: must be at least 1, got {getattr(self, name)}")
+        for name, lowest in {"least": 1, "most": 1, "at_once": 1, "waiting": 1, "copies": 1, "shards": 0}.items():
+            value = getattr(self, name)
+            if not (name == "most" and value is None) and not (type(value) is int and value >= lowest):
+                raise ConfigError(f"Scale.{name}: must be a whole number of at least {lowest}, got {value!r}")
+        for name in ("ongoing", "ahead_s", "season_s", "every_s", "up_s", "down_s", "gpus"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not isfinite(value):
+                raise ConfigError(f"Scale.{name}: must be a number, got {value!r}")
         if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
             raise ConfigError(f"Scale.gpus: a fraction of one, or a whole number, got {self.gpus:g}")
         if self.tables not in get_args(Tables):
             raise ConfigError(f"Scale.tables: {' or '.join(get_args(Tables))}, got {self.tables!r}")
-        if self.shards < 0:
-            raise ConfigError(f"Scale.shards: must be at least 0, got {self.shards}")
         if self.copies > 1 and not self.shards:
             raise ConfigError(f"Scale.copies: {self.copies} of each shard, but there are none. Set shards")
         if self.shards and self.tables != "device":
@@ -75,6 +79,11 @@ class Scale:
         for name in ("ahead_s", "season_s", "up_s", "down_s"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"Scale.{name}: must be at least 0, got {getattr(self, name)}")
+        for name in ("ahead_s", "season_s"):
+            if getattr(self, name) and self.most is None:
+                raise ConfigError(
+                    f"Scale.{name}: {getattr(self, name):g}, but replicas are always {self.least}. Set most"
+                )
         if 0 < self.season_s < 10 * self.every_s:
             raise ConfigError(f"Scale.season_s: {self.season_s:g}, fewer than ten looks of {self.every_s:g} s each")
 

@@ -37,7 +37,7 @@ def test_what_is_not_said_is_as_before() -> None:
 @pytest.mark.parametrize(
     ("replicas", "scale"),
     [
-        (4, Scale(least=4, gpus=0.5, ahead_s=30)),
+        (4, Scale(least=4, gpus=0.5)),
         ({"gpus": 0.25}, Scale(least=2, most=6, gpus=0.25, ahead_s=30)),
         ({"gpus": 0, "shards": 2}, Scale(least=2, most=6, shards=2, ahead_s=30)),
         (Scale(least=3), Scale(least=3)),
@@ -90,7 +90,7 @@ def test_of_stages() -> None:
     [
         ({"replicas": {"gpu": 1}}, "Scale has no field 'gpu'; did you mean 'gpus'?"),
         ({"replicas": {"tables": "host", "gpus": 0}}, "Scale.tables: host, where all memory is the host's"),
-        ({"replicas": 0}, "Scale.least: must be at least 1, got 0"),
+        ({"replicas": 0}, "Scale.least: must be a whole number of at least 1, got 0"),
         ({"replicas": {"least": 7}}, "Scale.most: 6, less than the 7 of Scale.least"),
         ({"decoding": {"lanes": "many"}}, "lanes: expected int | none, got 'many'"),
         ({"stages": {"features": "known.db"}}, "features: expected Features, got 'known.db'"),

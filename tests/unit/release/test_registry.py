@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from rtrain.cli import console
-from rtrain.errors import ClusterError, ConfigError, UserError
+from rtrain.errors import CheckpointError, ClusterError, ConfigError, UserError
 from rtrain.release.audit import AuditLog
 from rtrain.release.card import write_card
 from rtrain.release.gate import Gate
@@ -134,6 +134,39 @@ def test_an_export_that_was_changed_is_not_what_was_registered(runs: Path, regis
         registry.promote("demo", 1, "go")
     assert registry.register("demo", f"{runs}/good", "written anew").version == 2
     assert registry.promote("demo", 2, "go").aliases == ("champion",)
+
+
+def test_what_was_altered_after_the_gate_is_not_promoted(runs: Path, registry: Registry) -> None:
+    PASSES.judge(f"{runs}/good")
+    registry.register("demo", f"{runs}/good", "the first")
+    weights = runs / "good" / "export" / "model-00000.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=f"{weights.name} is missing or was altered"):
+        registry.promote("demo", 1, "go")
+    weights.write_bytes(whole)
+    record = runs / "good" / "export" / "gate.json"
+    judged = record.read_text()
+    told = json.loads(judged)
+    for text, says in (
+        ("{", "gate.json: it is no JSON"),
+        ("[]", "gate.json: it is no record of a gate"),
+        (json.dumps({key: value for key, value in told.items() if key != "decisions"}), "no record .*'decisions'"),
+        (json.dumps(told | {"passed": False}), "it says another verdict than its decisions"),
+    ):
+        record.write_text(text)
+        with pytest.raises(CheckpointError, match=f"{says}.* Run rtrain gate anew"):
+            registry.promote("demo", 1, "go")
+    record.write_text(judged)
+    registry.promote("demo", 1, "go")
+    *_, last = registry.log.entries()
+    assert last.details["gate"] == hashlib.sha256(judged.encode()).hexdigest()
+    assert registry.verify() == []
+    weights.write_bytes(whole[:-1])
+    (found,) = registry.verify()
+    assert (
+        f"version 1 has altered files: export '{runs}/good/export': {weights.name} is missing or was altered" in found
+    )
 
 
 def test_a_champion_whose_export_is_another_by_now_shows(runs: Path, registry: Registry) -> None:
