@@ -1,6 +1,7 @@
 """What a command line says of two stages: `serve --ranker`, `gate` and `release`."""
 
 import argparse
+import json
 from typing import Any
 
 from rtrain.cli.verb import NOTHING, Argument
@@ -18,6 +19,11 @@ STAGES = (
         "users.parquet and items.parquet, or none (default: none)",
     ),
     Argument("--timeout-ms", type=float, help="that features may take (default: 50)"),
+    Argument(
+        "--defaults",
+        metavar="JSON",
+        help="""its columns where neither request nor features have them, as '{"hour": 12}' (default: none)""",
+    ),
 )
 """Of the ranking model."""
 
@@ -30,7 +36,7 @@ def stages_said(options: argparse.Namespace) -> dict[str, Any]:
     """
     from rtrain.stages.features import features_at
 
-    names = ("retriever", "ranker", "candidates", "user", "item", "history", "features", "timeout_ms")
+    names = ("retriever", "ranker", "candidates", "user", "item", "history", "features", "timeout_ms", "defaults")
     said = {name: value for name in names if (value := getattr(options, name, None)) is not None}
     if "retriever" in said and "ranker" in said:
         raise UserError(
@@ -38,6 +44,8 @@ def stages_said(options: argparse.Namespace) -> dict[str, Any]:
         )
     for name in {"history", "features"} & set(said):
         said[name] = "" if said[name] == NOTHING else said[name]
+    if "defaults" in said:
+        said["defaults"] = _defaults(said["defaults"], options.verb)
     if "features" in said:
         said["features"] = features_at(said["features"])
     return said
@@ -58,3 +66,19 @@ def stages_of(options: argparse.Namespace) -> Any:
         option = f"--{next(iter(said)).replace('_', '-')}"
         raise UserError(f"{options.verb}: {option} is of two stages. Give {stages} too, or leave it out")
     return config.override(TwoStages(), said) if said else None
+
+
+def _defaults(text: str, verb: str) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: it is no JSON object.
+    """
+    try:
+        found = json.loads(text)
+        why = "it is no object"
+    except ValueError as error:
+        found, why = None, str(error)
+    if not isinstance(found, dict):
+        example = json.dumps({"hour": 12})
+        raise UserError(f"{verb}: --defaults {text!r}: {why}. Give columns with values as JSON, as '{example}'")
+    return found

@@ -151,7 +151,7 @@ class Refusal(BaseModel):
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Refusal, "description": "The body is not JSON"},
     408: {"model": Refusal, "description": "The body was too slow"},
-    413: {"model": Refusal, "description": "Too many rows or bytes"},
+    413: {"model": Refusal, "description": "Too many bytes"},
     415: {"model": Refusal, "description": "The body says that it is no JSON"},
     422: {"model": Refusal, "description": "Rows or keys that do not fit"},
     429: {"model": Refusal, "description": "As many wait as may"},

@@ -1,9 +1,10 @@
 """Exports on Ray Serve: a ranking model's answers for rows, a retrieval model's items for users, texts."""
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
@@ -31,6 +32,7 @@ from rtrain.serving.scale import Scale
 from rtrain.serving.shards import TableShard
 from rtrain.serving.waiting import saying_what_it_waits_for, what_failed
 from rtrain.stages.config import TwoStages
+from rtrain.stages.features import StoreRefuses
 from rtrain.stages.recommender import Recommender
 
 ONE = Scale()
@@ -178,6 +180,9 @@ def application_of(
         raise ConfigError("Scale.gpus: what finds items computes on CPU. Leave it out")
     if isinstance(served, TwoStages):
         both = Recommender(served)
+        # A notebook has a loop of its own; and nodes may have a password that this process has not.
+        with ThreadPoolExecutor(1) as apart, suppress(StoreRefuses):
+            apart.submit(asyncio.run, both.start()).result()
         heads, deployment = [both.encoders.head, both.ranker.head], Recommends
     elif is_retrieval(served):
         heads, deployment = [Encoders(served).head], Retriever

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rtrain.export.request import Word
 from rtrain.language.model import Language
@@ -66,6 +66,12 @@ class Ask(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     user: Word | None = Field(None, description="who asks: an endpoint gives each the same version again")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, body: Any) -> Any:
+        """A null is what is not said, as OpenAI's clients send it of what they do not ask for."""
+        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
 
     @property
     def wants_usage(self) -> bool:

@@ -2,17 +2,20 @@
 
 import logging
 import socket
+import warnings
 
 from ray import serve as ray_serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig
 
-from rtrain.errors import ClusterError, ConfigError
-from rtrain.serving.bodies import REQUEST_S
+from rtrain.errors import ClusterError, ConfigError, RtrainWarning
+from rtrain.serving.bodies import MAX_BYTES, REQUEST_S
 from rtrain.serving.place import has, take
 
 STARTED = "/"
 """The place of the Serve that rtrain started: no application's name."""
+CALLBACK, LIMITS = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "rtrain.serving.limits:limit_clients_of_proxy"
+PATIENT_S = 5.0
 NO_LINE_EACH = LoggingConfig(enable_access_log=False)
 """Of Serve and of each application: no line of a log for each request."""
 
@@ -43,6 +46,27 @@ def listen(host: str, port: int) -> None:
     )
     if not there:
         take(STARTED, _serve_there())
+    if _lets_clients_do_as_they_like(host, port):
+        warnings.warn(
+            "Ray Serve of this cluster limits no client that is slow or sends too much: one can take all places of its "
+            f"replicas. Start Ray on each node with {CALLBACK}={LIMITS} in its environment",
+            RtrainWarning,
+            stacklevel=2,
+        )
+
+
+def _lets_clients_do_as_they_like(host: str, port: int) -> bool:
+    """Whether Serve's own proxy takes a request that says to be too long; of HAProxy this says nothing."""
+    asked = (
+        f"POST /-/healthz HTTP/1.1\r\nHost: {host}\r\nContent-Length: {MAX_BYTES + 1}\r\nExpect: 100-continue\r\n\r\n"
+    )
+    try:
+        with socket.create_connection((host, port), timeout=PATIENT_S) as client:
+            client.sendall(asked.encode())
+            answer = client.recv(4096)
+    except OSError:  # it is not there yet, or elsewhere
+        return False
+    return b"server: uvicorn" in answer and not answer.startswith(b"HTTP/1.1 413")
 
 
 def _serve_there() -> str:

@@ -77,7 +77,7 @@ class Ranker(Relays, Renewed):
     async def predict(self, body: Rows) -> dict[str, Any]:
         """Probability of label 1, or the number, for each row; 422 names the row and key that do not fit."""
         if len(body.rows) > MAX_ROWS:
-            raise HTTPException(413, f"{len(body.rows)} rows in one request; at most {MAX_ROWS}")
+            raise HTTPException(422, f"rows: {len(body.rows)} in one request; at most {MAX_ROWS}")
         try:
             rows = [row.model_dump() for row in self.rows.validate_python(body.rows)]
             predictions = await self.score(rows) if rows else []

@@ -76,7 +76,7 @@ class Recommends(Relays):
     async def recommend(self, body: Asking) -> dict[str, Any]:
         """The best items for each who asks; 422 names what does not fit."""
         if len(body.whom) > MAX_ASKING:
-            raise HTTPException(413, f"{len(body.whom)} ask in one request; at most {MAX_ASKING}")
+            raise HTTPException(422, f"whom: {len(body.whom)} ask in one request; at most {MAX_ASKING}")
         try:
             wanted = self.recommender.want(
                 body.whom, body.k, users=body.users, times=body.times, seen=body.seen, context=body.context,

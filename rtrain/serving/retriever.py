@@ -133,7 +133,7 @@ class Retriever(Relays):
     async def recommend(self, body: Question) -> dict[str, Any]:
         """The best items for each who asks; 422 names what does not fit."""
         if len(body.whom) > MAX_WHOM:
-            raise HTTPException(413, f"{len(body.whom)} ask in one request; at most {MAX_WHOM}")
+            raise HTTPException(422, f"whom: {len(body.whom)} ask in one request; at most {MAX_WHOM}")
         try:
             asked = self.encoders.ask(body.whom, body.times, body.seen, body.unknown)
         except DataError as error:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_reflection.v1alpha import reflection
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError
@@ -45,7 +46,7 @@ class Rpc:
         methods = {
             name: grpc.unary_unary_rpc_method_handler(
                 partial(self._call, *http),
-                request_deserializer=Question.FromString,
+                request_deserializer=_read,
                 response_serializer=Answer.SerializeToString,
             )
             for name, http in PATHS.items()
@@ -57,6 +58,8 @@ class Rpc:
 
     async def _call(self, method: str, path: str, question: Any, context: Any) -> Any:
         """One call: its answer, or the end of it with a status."""
+        if question is None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no Question of model.proto")
         given = {name: value for name, value in context.invocation_metadata() if isinstance(value, str)}
         found = await self._asked(method, path, question.json, given)
         if isinstance(found, Refused):
@@ -93,6 +96,14 @@ class Rpc:
         """Serve awaits it: calls under way end, further ones are UNAVAILABLE."""
         if hasattr(self, "_server"):
             await self._server.stop(GRACE_S)
+
+
+def _read(message: bytes) -> Any:
+    """None, where it is no question: what is raised here gRPC answers as UNKNOWN."""
+    try:
+        return Question.FromString(message)
+    except DecodeError:
+        return None
 
 
 def _not_woken_in_vain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

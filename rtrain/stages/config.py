@@ -47,6 +47,13 @@ class TwoStages:
             raise ConfigError(f"TwoStages.candidates: must be at least 1, got {self.candidates}")
         if not self.timeout_ms > 0:
             raise ConfigError(f"TwoStages.timeout_ms: must be above 0, got {self.timeout_ms}")
+        if not isinstance(self.features, Features):
+            raise ConfigError(
+                f"TwoStages.features: a store, as SQLite(path='features.db') or Redis(url='redis://...'), got "
+                f"{self.features!r}"
+            )
+        if not isinstance(self.filters, tuple) or not all(isinstance(rule, Filter) for rule in self.filters):
+            raise ConfigError(f"TwoStages.filters: a tuple of them, as (Without(...),), got {self.filters!r}")
         for name in ("retriever", "ranker"):  # replicas work in another folder
             if getattr(self, name):
                 object.__setattr__(self, name, located(getattr(self, name)))

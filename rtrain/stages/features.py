@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from rtrain.data.parquet import ParquetRows
-from rtrain.errors import ConfigError, DataError, UserError, did_you_mean
+from rtrain.errors import ConfigError, DataError, UserError, did_you_mean, one_line
 from rtrain.storage import Folder
 from rtrain.storage.paths import located
 
@@ -31,6 +31,10 @@ Known = Mapping[str, Any]
 
 AT_ONCE = 500
 """Names in one question to SQLite, which takes 999 in old versions."""
+
+
+class StoreRefuses(ConfigError):
+    """A store that is there, and does not answer this process: a password that is wrong does not come back right."""
 
 
 class Store(Protocol):
@@ -215,7 +219,7 @@ class Redis:
 
     def open(self) -> Store:
         """See `Features`."""
-        return _Server(_client(self, "asyncio"), self.prefix)
+        return _Server(_client(self, "asyncio"), self.prefix, self.password_env)
 
     def fill(self, of: Of, known: Mapping[Name, Known]) -> None:
         """Write what is known of some users or items; what was known of these before is gone."""
@@ -226,13 +230,21 @@ class Redis:
 
 
 class _Server:
-    def __init__(self, client: Any, prefix: str):
-        self._client, self._prefix = client, prefix
+    def __init__(self, client: Any, prefix: str, password_env: str):
+        self._client, self._prefix, self._password_env = client, prefix, password_env
 
     async def get(self, of: Of, names: Sequence[Name]) -> list[Known]:
         if not names:
             return []
-        found = await self._client.mget([f"{self._prefix}:{of}:{name}" for name in names])
+        from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
+
+        try:
+            found = await self._client.mget([f"{self._prefix}:{of}:{name}" for name in names])
+        except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
+            raise StoreRefuses(
+                f"features: Redis refuses this process ({one_line(error)}). Set its password as {self._password_env} "
+                "where each node's Ray is started"
+            ) from error
         return [_decoded(value) if value else {} for value in found]
 
     async def close(self) -> None:

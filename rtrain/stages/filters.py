@@ -26,12 +26,29 @@ class Filter(Protocol):
         """Those that may be shown, in their order; `context`: what came with the request."""
 
 
+def _check(of: Any) -> None:
+    """Of a filter by a feature: what is no name, or no values, would let everything or nothing through.
+
+    Raises:
+        ConfigError: as it says.
+    """
+    name = type(of).__name__
+    if not isinstance(of.feature, str) or not of.feature:
+        raise ConfigError(f"{name}.feature: the name of one, got {of.feature!r}")
+    values = getattr(of, "values", ())
+    if not isinstance(values, tuple | list):
+        raise ConfigError(f"{name}.values: a tuple of them, as ({values!r},), got {values!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Only:
     """Items whose feature has one of the values; one of which it is not known is left out."""
 
     feature: str
     values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
         """See `Filter`."""
@@ -44,6 +61,9 @@ class Without:
 
     feature: str
     values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        _check(self)
 
     def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
         """See `Filter`."""
@@ -58,8 +78,9 @@ class AtMost:
     items: int
 
     def __post_init__(self) -> None:
-        if self.items < 1:
-            raise ConfigError(f"AtMost.items: must be at least 1, got {self.items}")
+        _check(self)
+        if type(self.items) is not int or self.items < 1:
+            raise ConfigError(f"AtMost.items: must be a whole number of at least 1, got {self.items!r}")
 
     def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
         """See `Filter`."""

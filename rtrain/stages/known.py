@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from rtrain.errors import ConfigError, one_line
 from rtrain.export.artifact import Predictor
 from rtrain.stages.config import TwoStages
-from rtrain.stages.features import Known, Name, Of
+from rtrain.stages.features import Known, Name, Of, StoreRefuses
 
 LOG = logging.getLogger("rtrain.stages")
 QUIET_S = 60.0
@@ -39,18 +39,27 @@ class Knowledge:
             for of in get_args(Of)
         }
         """Columns that the ranking model needs of each, and no default stands for."""
+        self.asked = [
+            f.name
+            for f in ranker.asked.features
+            if f.entity not in self.needed and f.name in fields and fields[f.name].is_required() and f.name not in given
+        ]
+        """The same of neither: what a request says."""
         self._values = {name: _checked(of) for name, of in fields.items()}
         self._quiet_until: dict[str, float] = {}
 
-    async def start(self, some: Mapping[Of, Sequence[Name]]) -> None:
-        """Ask the store of some items and users, as a request would.
+    async def start(self, some: Mapping[Of, Sequence[Name]]) -> dict[Of, Sequence[Known]]:
+        """Ask the store of some items and users, as a request would; what it knows of each, where it is there.
 
         Raises:
-            ConfigError: what the ranking model needs of them is neither known nor has a default.
+            ConfigError: what the ranking model needs of them is neither known nor has a default, or the store refuses.
         """
+        there: dict[Of, Sequence[Known]] = {}
         for of, names in some.items():
             try:
-                found = await asyncio.wait_for(self.store.get(of, names), START_S)
+                there[of] = found = await asyncio.wait_for(self.store.get(of, names), START_S)
+            except StoreRefuses:
+                raise
             except Exception:  # it may be back when somebody asks
                 continue
             needed = [name for name in self.needed[of] if not any(name in known for known in found)]
@@ -60,6 +69,7 @@ class Knowledge:
                     f"features of none of {len(names)} have ({', '.join(map(repr, names[:3]))}, ...). Fill them in, "
                     "or give TwoStages.defaults"
                 )
+        return there
 
     async def of(self, of: Of, names: Sequence[Name]) -> tuple[dict[Name, Known], bool]:
         """What the store knows of each, and whether it said nothing in time."""
@@ -68,7 +78,7 @@ class Knowledge:
             if names:
                 found = await asyncio.wait_for(self.store.get(of, names), self._timeout_ms / 1e3)
         except Exception as error:  # away, or too slow: an answer with defaults is better than none
-            self.say("features of each %s did not come, defaults are used: %s", of, one_line(error))
+            self.say("features of each %s did not come, and are left out: %s", of, one_line(error))
             return {}, True
         there: dict[Name, Known] = {}
         for name, known in zip(names, found, strict=True):

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from rtrain.errors import ConfigError, DataError, did_you_mean
+from rtrain.errors import ConfigError, DataError, RtrainWarning, did_you_mean
 from rtrain.export.artifact import Predictor, export_in
 from rtrain.export.encoders import Asked, Encoders
 from rtrain.export.popular import Unknown
@@ -85,6 +86,11 @@ class Recommender:
         self._clock = schema.time if schema.time in self._columns else ""
         """Filled with now, where the request does not say when it is."""
         self.known = Knowledge(stages, self.ranker)
+        for name, value in stages.defaults.items():
+            if _among(name, self._columns, "defaults") in (stages.user, stages.item):
+                raise ConfigError(f"TwoStages.defaults: {name!r} is who asks, or what is offered. Leave it out")
+            if why := self.known.wrong(name, value):
+                raise ConfigError(f"TwoStages.defaults: {name!r} cannot be {value!r} ({why})")
 
     def _refuse_other_names(self, of: Of) -> None:
         """Both models have to call users and items alike, and the second to know what the first one finds."""
@@ -107,13 +113,21 @@ class Recommender:
             )
 
     async def start(self) -> None:
-        """Ask the store of some items and users.
+        """Ask the store of some items and users; a feature of a filter that no item has is warned of.
 
         Raises:
             ConfigError: as `Knowledge.start`.
         """
         users = [] if self.encoders.of_histories else self.encoders.some(TRIED)[0]
-        await self.known.start({"item": self.encoders.items[:TRIED].to_pylist(), "user": users})
+        there = await self.known.start({"item": self.encoders.items[:TRIED].to_pylist(), "user": users})
+        items = there.get("item", [])
+        names = sorted({name for known in items if isinstance(known, Mapping) for name in known})
+        for rule in self.stages.filters if items else ():
+            wanted = getattr(rule, "feature", None)
+            if isinstance(wanted, str) and wanted not in names:
+                near = did_you_mean(wanted, names) or f". They have {', '.join(names) or 'none'}"
+                text = f"TwoStages.filters: {type(rule).__name__} asks for {wanted!r}, which the store knows of none of"
+                warnings.warn(f"{text} the first {len(items)} items{near}", RtrainWarning, stacklevel=2)
 
     def want(
         self,
@@ -201,7 +215,7 @@ class Recommender:
         whose, columns = " and ".join(without), ", ".join(map(repr, lacking))
         return (
             f"features of each {whose} did not come in {self.stages.timeout_ms:g} ms, and {columns} has no value in "
-            "TwoStages.defaults. Ask again"
+            "TwoStages.defaults. Ask again; the log of the replicas says why"
         )
 
     def _unknown(
@@ -228,6 +242,17 @@ class Recommender:
                         f"{', '.join(map(repr, lacking))}, which the ranking model needs and TwoStages.defaults does "
                         "not have"
                     )
+        for number in ranked:
+            there = {self._clock, self._times}.union(
+                one.context[number] if one.context else (),
+                of_users.get(users[number], ()) if users else (),
+                *(of_items.get(item, ()) for item, _ in lists[number]),
+            )
+            if lacking := [repr(name) for name in self.known.asked if name not in there]:
+                return (
+                    f"context[{number}]: the ranking model needs {', '.join(lacking)}, which neither the request nor "
+                    "TwoStages.defaults say"
+                )
         return ""
 
     def _users(self, one: Wanted) -> Sequence[Name]:

@@ -103,7 +103,7 @@ def test_answers_are_those_of_http(served: Any, channel: grpc.Channel) -> None:
         ({"rows": 3}, ["rows"]),
         ({"rows": [], "more": 1}, ["more"]),
         ({}, ["rows"]),
-        ({"rows": [ROW] * (MAX_ROWS + 1)}, []),
+        ({"rows": [ROW] * (MAX_ROWS + 1)}, ["rows"]),
         (b"{", None),
         (b" " * (MAX_BYTES + 1), []),
     ],

@@ -95,6 +95,8 @@ def test_one_answer_in_whole(served: Any, exported: str) -> None:
     assert len(choice["logprobs"]["tokens"]) == len(choice["logprobs"]["token_logprobs"]) == 12
     # Greedy: each token is the likeliest of its place.
     assert [max(row.values()) for row in choice["logprobs"]["top_logprobs"]] == choice["logprobs"]["token_logprobs"]
+    nulls = dict.fromkeys(("n", "stream", "stop", "top_p", "seed", "echo", "suffix", "user", "stream_options"))
+    assert httpx.post(f"{served.url}/v1/completions", json=body | nulls, timeout=60).json()["choices"] == [choice]
     ids = body | {"prompt": list(b"def f(")}
     assert httpx.post(f"{served.url}/v1/completions", json=ids, timeout=60).json()["choices"] == [choice]
     assert httpx.get(f"{served.url}/v1/models").json()["data"][0]["id"] == MODEL

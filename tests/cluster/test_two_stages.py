@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from ray import serve as ray_serve
+from ray.serve.exceptions import RayServeException
 
 import rtrain
 from rtrain.endpoint.canary import Canary, Limits
@@ -24,7 +25,7 @@ from rtrain.serving.recommender import MAX_ASKING
 from rtrain.serving.scale import Scale
 from rtrain.serving.waiting import what_failed
 from rtrain.stages.config import TwoStages
-from rtrain.stages.features import NoFeatures, SQLite
+from rtrain.stages.features import NoFeatures, SQLite, Store
 from rtrain.stages.recommender import Recommender
 from tests.cluster.conftest import free_port
 from tests.cluster.planted import Planted
@@ -93,7 +94,7 @@ def test_what_does_not_fit_is_one_line(served: Any) -> None:
         refused = httpx.post(f"{served.url}/recommend", json=body, timeout=60)
         assert refused.status_code == 422 and refused.json()["detail"].startswith(said), refused.text
     many = httpx.post(f"{served.url}/recommend", json={"whom": [1] * (MAX_ASKING + 1)}, timeout=60)
-    assert (many.status_code, f"at most {MAX_ASKING}" in many.json()["detail"]) == (413, True)
+    assert (many.status_code, f"at most {MAX_ASKING}" in many.json()["detail"]) == (422, True)
     with pytest.raises(DataError, match="there is no user 99"):
         served.recommend([99])
 
@@ -141,8 +142,22 @@ def test_gpus_and_shards_of_what_finds_items_are_refused(shop: TwoStages) -> Non
             application_of(none, decoding=Decoding())
 
 
+@dataclass(frozen=True)
+class NothingInReplicas:
+    """A store that is away for who deploys, and empty where it is served."""
+
+    def open(self) -> Store:
+        try:
+            ray_serve.get_replica_context()
+        except RayServeException:
+            return Late("item", error=True).open()
+        return NoFeatures().open()
+
+
 def test_why_a_replica_does_not_start_is_told(served: Any, shop: TwoStages, serve_port: int) -> None:
-    application = application_of(replace(shop, features=NoFeatures()), max_constructor_retry_count=1)
+    with pytest.raises(ConfigError, match="needs 'price' of each item"):  # before any starts, where that can be seen
+        application_of(replace(shop, features=NoFeatures()))
+    application = application_of(replace(shop, features=NothingInReplicas()), max_constructor_retry_count=1)
     with pytest.raises(RuntimeError):
         ray_serve.run(application, name="lacks", route_prefix="/lacks")
     try:

@@ -115,6 +115,10 @@ def test_a_guard_is_of_a_module_in_this_folder(tmp_path: Path, monkeypatch: pyte
 def test_of_stages(tmp_path: Path) -> None:
     ranker = ("--ranker",)
     assert stages_said(options("--timeout-ms", "20", more=ranker)) == {"timeout_ms": 20.0}
+    assert stages_said(options("--defaults", '{"hour": 12}', more=ranker)) == {"defaults": {"hour": 12}}
+    for text, why in (("hour=12", "Expecting value"), ("[1]", "it is no object")):
+        with pytest.raises(UserError, match=f"--defaults .*: {why}.* Give columns with values as JSON"):
+            stages_said(options("--defaults", text, more=ranker))
     said = stages_of(options("--ranker", "runs/one", "--user", "whom", more=ranker))
     assert (said.ranker.endswith("/runs/one"), said.retriever, said.user, said.item) == (True, "", "whom", "item")
     for words, more, why in (

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from rtrain.errors import ConfigError
+from rtrain.stages.config import TwoStages
 from rtrain.stages.filters import AtMost, Filter, Only, Ranked, Without
 
 RANKED = [
@@ -32,5 +33,16 @@ def test_what_is_kept(rule: Filter, kept: list[int]) -> None:
 
 
 def test_none_of_each_is_refused() -> None:
-    with pytest.raises(ConfigError, match="must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match="AtMost.items: must be a whole number of at least 1, got 0"):
         AtMost(feature="seller", items=0)
+
+
+@pytest.mark.parametrize("kind", [Only, Without])
+def test_what_would_let_everything_or_nothing_through_is_refused(kind: Any) -> None:
+    for values in (True, "yes"):
+        with pytest.raises(ConfigError, match=rf"{kind.__name__}.values: a tuple of them, as \({values!r},\), got"):
+            kind(feature="sold_out", values=values)
+    with pytest.raises(ConfigError, match="feature: the name of one, got ''"):
+        kind(feature="", values=(1,))
+    with pytest.raises(ConfigError, match=r"TwoStages.filters: a tuple of them, as \(Without"):
+        TwoStages(filters=kind(feature="sold_out", values=(True,)))

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtrain.errors import ConfigError, DataError
+from rtrain.errors import ConfigError, DataError, RtrainWarning
 from rtrain.export.artifact import Predictor
 from rtrain.export.encoders import Encoders
 from rtrain.schema import Id, IdSequence
 from rtrain.stages.config import TwoStages
-from rtrain.stages.features import Known, NoFeatures, Of, SQLite, Store
+from rtrain.stages.features import Known, NoFeatures, Of, SQLite, Store, StoreRefuses
 from rtrain.stages.filters import AtMost, Only
 from rtrain.stages.recommender import Answer, Recommender
 from tests.unit.stages.shop import AGES, ITEMS, PRICES, SCHEMA, USERS, ranker, retriever
@@ -154,7 +154,8 @@ def test_what_is_late_and_has_no_default_is_said(stages: TwoStages, error: bool)
     (found,) = answer(some, some.want([3], 4))
     assert not found.lists and found.without == ["item"]
     assert found.problem == (
-        "features of each item did not come in 200 ms, and 'price' has no value in TwoStages.defaults. Ask again"
+        "features of each item did not come in 200 ms, and 'price' has no value in TwoStages.defaults. Ask again; the "
+        "log of the replicas says why"
     )
     in_time = Recommender(replace(stages, features=Late("user", error), timeout_ms=200, defaults={"price": 0.25}))
     (found,) = answer(in_time, in_time.want([3], 4))
@@ -216,6 +217,41 @@ def test_it_does_not_start_where_a_feature_is_missing(stages: TwoStages) -> None
     asyncio.run(Recommender(replace(stages, features=Late("item", error=True))).start())
 
 
+def test_a_filter_by_what_no_item_has_is_warned_of(stages: TwoStages, recwarn: pytest.WarningsRecorder) -> None:
+    rules = (AtMost(feature="shelf", items=3), AtMost(feature="shelv", items=3))
+    asyncio.run(Recommender(replace(stages, filters=rules)).start())
+    told = [str(one.message) for one in recwarn if isinstance(one.message, RtrainWarning)]
+    assert told == [
+        "TwoStages.filters: AtMost asks for 'shelv', which the store knows of none of the first 8 items; did you mean "
+        "'shelf'?"
+    ]
+
+
+def test_a_store_that_refuses_does_not_start(stages: TwoStages, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = Recommender(stages)
+
+    async def refused(of: Any, names: Any) -> Any:
+        raise StoreRefuses("features: wrong password")
+
+    monkeypatch.setattr(some.known.store, "get", refused)
+    with pytest.raises(ConfigError, match="wrong password"):
+        asyncio.run(some.start())
+
+
+def test_what_a_request_does_not_say_is_named_by_whose_it_is(stages: TwoStages, tmp_path: Path) -> None:
+    hours = replace(
+        SCHEMA, features=tuple(replace(f, missing=None) if f.name == "hour" else f for f in SCHEMA.features)
+    )
+    some = Recommender(replace(stages, ranker=ranker(tmp_path, schema=hours)))
+    wanted = some.want([1, 2], 3, context=[{"hour": 3.0}, {}])
+    (found,) = answer(some, wanted)
+    assert found.problem == (
+        "context[1]: the ranking model needs 'hour', which neither the request nor TwoStages.defaults say"
+    )
+    (found,) = answer(some, some.want([1, 2], 3, context=[{"hour": 3.0}, {"hour": 4.0}]))
+    assert not found.problem and len(found.lists) == 2
+
+
 def test_an_item_whose_features_lack_what_is_needed_is_no_candidate(
     stages: TwoStages, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,6 +301,10 @@ def test_the_first_names_may_be_no_ones(stages: TwoStages, tmp_path: Path) -> No
         ({"history": "item"}, "TwoStages.history: the retrieval model knows users by name"),
         ({"candidates": 0}, "must be at least 1, got 0"),
         ({"timeout_ms": 0}, "must be above 0, got 0"),
+        ({"defaults": {"nope": 1}}, "TwoStages.defaults: the ranking model has no 'nope'"),
+        ({"defaults": {"price": "x"}}, "TwoStages.defaults: 'price' cannot be 'x' (Input should be a valid number"),
+        ({"defaults": {"item": 3}}, "TwoStages.defaults: 'item' is who asks, or what is offered. Leave it out"),
+        ({"features": "features.db"}, "TwoStages.features: a store, as SQLite(path='features.db')"),
     ],
 )
 def test_stages_that_do_not_fit(stages: TwoStages, changed: dict[str, Any], said: str) -> None:
