@@ -32,7 +32,7 @@ from rtrain.serving.scale import Scale
 from rtrain.serving.shards import TableShard
 from rtrain.serving.waiting import saying_what_it_waits_for, what_failed
 from rtrain.stages.config import TwoStages
-from rtrain.stages.features import StoreRefuses
+from rtrain.stages.features import StoreError
 from rtrain.stages.recommender import Recommender
 
 ONE = Scale()
@@ -181,7 +181,7 @@ def application_of(
     if isinstance(served, TwoStages):
         both = Recommender(served)
         # A notebook has a loop of its own; and nodes may have a password that this process has not.
-        with ThreadPoolExecutor(1) as apart, suppress(StoreRefuses):
+        with ThreadPoolExecutor(1) as apart, suppress(StoreError):
             apart.submit(asyncio.run, both.start()).result()
         heads, deployment = [both.encoders.head, both.ranker.head], Recommends
     elif is_retrieval(served):

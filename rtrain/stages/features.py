@@ -33,7 +33,7 @@ AT_ONCE = 500
 """Names in one question to SQLite, which takes 999 in old versions."""
 
 
-class StoreRefuses(ConfigError):
+class StoreError(ConfigError):
     """A store that is there, and does not answer this process: a password that is wrong does not come back right."""
 
 
@@ -241,10 +241,10 @@ class _Server:
         try:
             found = await self._client.mget([f"{self._prefix}:{of}:{name}" for name in names])
         except (AuthenticationError, AuthorizationError, NoPermissionError) as error:
-            raise StoreRefuses(
-                f"features: Redis refuses this process ({one_line(error)}). Set its password as {self._password_env} "
-                "where each node's Ray is started"
-            ) from error
+            raise StoreError(
+                f"features: Redis refuses this process. Set its password as {self._password_env} where each node's Ray "
+                f"is started ({one_line(error)})"
+            ) from None
         return [_decoded(value) if value else {} for value in found]
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from rtrain.errors import ConfigError, one_line
 from rtrain.export.artifact import Predictor
 from rtrain.stages.config import TwoStages
-from rtrain.stages.features import Known, Name, Of, StoreRefuses
+from rtrain.stages.features import Known, Name, Of, StoreError
 
 LOG = logging.getLogger("rtrain.stages")
 QUIET_S = 60.0
@@ -58,7 +58,7 @@ class Knowledge:
         for of, names in some.items():
             try:
                 there[of] = found = await asyncio.wait_for(self.store.get(of, names), START_S)
-            except StoreRefuses:
+            except StoreError:
                 raise
             except Exception:  # it may be back when somebody asks
                 continue

@@ -16,7 +16,7 @@ from rtrain.export.artifact import Predictor
 from rtrain.export.encoders import Encoders
 from rtrain.schema import Id, IdSequence
 from rtrain.stages.config import TwoStages
-from rtrain.stages.features import Known, NoFeatures, Of, SQLite, Store, StoreRefuses
+from rtrain.stages.features import Known, NoFeatures, Of, SQLite, Store, StoreError
 from rtrain.stages.filters import AtMost, Only
 from rtrain.stages.recommender import Answer, Recommender
 from tests.unit.stages.shop import AGES, ITEMS, PRICES, SCHEMA, USERS, ranker, retriever
@@ -231,7 +231,7 @@ def test_a_store_that_refuses_does_not_start(stages: TwoStages, monkeypatch: pyt
     some = Recommender(stages)
 
     async def refused(of: Any, names: Any) -> Any:
-        raise StoreRefuses("features: wrong password")
+        raise StoreError("features: wrong password")
 
     monkeypatch.setattr(some.known.store, "get", refused)
     with pytest.raises(ConfigError, match="wrong password"):
