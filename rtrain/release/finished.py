@@ -170,13 +170,16 @@ def who_asked(dataset: Any, found: Any, depth: int, most: int) -> tuple[list[dic
         return lists.values[lists.offsets[at] : lists.offsets[at + 1]]
 
     context, times, seen = dataset.whom(numbers)
+    order = np.argsort(found.groups, kind="stable")
+    starts, stops = (np.searchsorted(found.groups[order], numbers, side=side) for side in ("left", "right"))
     rows, said = list[dict[str, Any]](), list[Any]()
-    for at, number in enumerate(numbers):
+    for at in range(len(numbers)):
         had = called(nth(context, at), user if dataset.longest is None else item)
         rows.append({"whom": had[0] if dataset.longest is None else had, "seen": called(nth(seen, at), item)})
         if times is not None:
             rows[-1]["times"] = nth(times, at).tolist()
-        mine = (found.groups == number) & (-found.logits < depth)
-        said.append(called(found.items[mine][np.argsort(-found.logits[mine], kind="stable")], item))
-        rows[-1]["wanted"] = called(found.items[(found.groups == number) & (found.labels == 1)], item)
+        mine = order[starts[at] : stops[at]]
+        first = mine[-found.logits[mine] < depth]
+        said.append(called(found.items[first][np.argsort(-found.logits[first], kind="stable")], item))
+        rows[-1]["wanted"] = called(found.items[mine[found.labels[mine] == 1]], item)
     return rows, said

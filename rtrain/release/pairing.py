@@ -5,7 +5,7 @@ rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -95,7 +95,7 @@ class Both:
         scored = _retrieved(numbers, found.lists, wanted, depth)
         known, first = np.unique(np.asarray(mine.scored.groups), return_index=True)
         units = mine.units[first[np.searchsorted(known, scored.groups)]]  # they count within the split
-        theirs = TestRows(scored, units, rows.grouped, rows.share)
+        theirs = TestRows(replace(scored, rows=units), units, rows.grouped, rows.share)
         told = f"of the candidate's first {len(whom)} who asked, for whom the champion's export found anew"
         return theirs, mine, told + (f"; {found.unknown} it does not know" if found.unknown else "")
 
@@ -126,5 +126,4 @@ def _retrieved(
         groups += [number] * (len(found) + missed)
         logits += [*(-float(place) for place in range(len(found))), *([-float(depth)] * missed)]
         labels += [*(float(item in these) for item in found), *([1.0] * missed)]
-    group = np.array(groups, np.int64)
-    return Retrieved(logits=np.array(logits), labels=np.array(labels), groups=group, rows=group)
+    return Retrieved(logits=np.array(logits), labels=np.array(labels), groups=np.array(groups, np.int64))

@@ -182,7 +182,7 @@ def application_of(
         both = Recommender(served)
         # A notebook has a loop of its own; and nodes may have a password that this process has not.
         with ThreadPoolExecutor(1) as apart, suppress(StoreError):
-            apart.submit(asyncio.run, both.start()).result()
+            apart.submit(asyncio.run, _looked_at(both)).result()
         heads, deployment = [both.encoders.head, both.ranker.head], Recommends
     elif is_retrieval(served):
         heads, deployment = [Encoders(served).head], Retriever
@@ -203,6 +203,18 @@ def application_of(
         ]  # fmt: skip
         where = scale.tables, sharing
     return deployment.options(**options).bind(served, modules, *where)
+
+
+async def _looked_at(both: Recommender) -> None:
+    """What a replica says as it starts, said to who deploys it.
+
+    Raises:
+        ConfigError: as `Recommender.start`.
+    """
+    try:
+        await both.start()
+    finally:
+        await both.known.store.close()
 
 
 def _on_vllm() -> Any:

@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rtrain.data.holdout import RandomPerUser
 from rtrain.export.encoders import Encoders
 from rtrain.metrics import NDCG
 from rtrain.release.finished import Finished
 from rtrain.release.judged import Judged
-from rtrain.release.quality import NotWorse
+from rtrain.release.quality import NotWorse, SlicesNotWorse
 from rtrain.release.servable import Faithful, Servable
 from rtrain.run import Run
 from tests.unit.export.test_encoders import run_of, write_interactions
@@ -112,3 +113,29 @@ def test_a_champion_of_another_split_finds_for_who_asks_now(
     assert low <= decision.numbers["candidate"] - decision.numbers["champion"] <= high
     if any("new one" in (row["whom"], *row["seen"]) for row in rows):
         assert decision.said.endswith("; 1 it does not know)")
+
+
+@pytest.mark.slow
+def test_slices_of_who_asks_now(interactions: Path, tmp_path: Path) -> None:
+    run = run_of(interactions, "features")
+    run = replace(run, name="sliced", evaluation=replace(run.evaluation, slices=("sort",)))
+    split = RandomPerUser(valid=0.1, test=0.3)
+    later = replace(run, storage=str(tmp_path), data=replace(run.data, split=split))  # type: ignore[type-var]
+    for one in (run, later):
+        train(one)
+    of = Judged(Finished.read(later.folder), Finished.read(run.folder))
+    decision = SlicesNotWorse(metric="hit_rate@5", margin=1.0).decide(of)
+    rows, _ = of.candidate.asked()
+    sort = dict(zip(*(pq.read_table(interactions / "users.parquet")[of].to_pylist() for of in ("user_id", "sort")),
+                    strict=True))  # fmt: skip
+    rates = list[dict[int, float]]()
+    for one in (later, run):
+        asked = [row["whom"] for row in rows], 5
+        found = Encoders(f"{one.folder}/export").recommend(*asked, seen=[row["seen"] for row in rows])
+        hits = [bool({item for item, _ in mine} & set(row["wanted"])) for mine, row in zip(found, rows, strict=True)]
+        kinds = np.array([sort[row["whom"]] for row in rows])
+        rates.append({int(kind): float(np.mean(np.array(hits)[kinds == kind])) for kind in np.unique(kinds)})
+    assert decision.passed and "whom the champion's export found anew" in decision.said, decision
+    assert decision.numbers == {
+        "slices": len(rates[0]), "gap": pytest.approx(min(rates[0][kind] - rates[1][kind] for kind in rates[0])),
+    }  # fmt: skip
