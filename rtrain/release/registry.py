@@ -119,6 +119,8 @@ class Registry:
             return self.withdraw(name, version, reason) if alias == CHAMPION else found
         champion = self.holder(name, CHAMPION)
         _refuse_unjudged(found, champion if champion and champion.version != version else None)
+        if CHALLENGER not in found.aliases:  # else they were read before it was tried, and by all who serve it
+            refuse_altered(found.export)
         record = sha256(Folder(found.export).read(RECORD)).hexdigest()
         made = self._give(found, alias, "promote", reason, holder, record)
         return self.withdraw(name, version, reason) if alias == CHAMPION else made
@@ -322,4 +324,3 @@ def _refuse_unjudged(found: Version, champion: Version | None) -> None:
     against = verdict.champion["model"] if verdict.champion else None
     if champion and against != champion.model:
         raise UserError(f"{where} was not judged against the champion, version {champion.version}. {do}")
-    refuse_altered(found.export)

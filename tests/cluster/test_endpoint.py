@@ -27,7 +27,7 @@ from rtrain.endpoint.canary import Canary, Limits
 from rtrain.endpoint.endpoint import Endpoint, Settled
 from rtrain.endpoint.online import Online
 from rtrain.endpoint.routing import place
-from rtrain.errors import ClusterError, RunFailed, UserError
+from rtrain.errors import CheckpointError, ClusterError, RunFailed, UserError
 from rtrain.release.registry import Registry
 from rtrain.serving.scale import Scale
 from rtrain.serving.waiting import DIED, what_failed
@@ -244,7 +244,7 @@ def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: 
         shutil.copytree(runs / "again", tmp_path / "altered")
         weights = next((tmp_path / "altered" / "export").glob("*.safetensors"))
         weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-        with pytest.raises(RunFailed, match="does not load"):
+        with pytest.raises(CheckpointError, match=f"{weights.name} is missing or was altered"):
             endpoint.release(f"{tmp_path}/altered", "a test", QUICK)
         waits = replace(endpoint, replicas={"gpus": 1})  # for a GPU that is not there, until somebody gives up
         given_up = threading.Timer(5, _thread.interrupt_main)
@@ -255,7 +255,7 @@ def test_a_version_that_does_not_load_changes_nothing(endpoint: Endpoint, runs: 
         assert there == {"demo-grpc", endpoint.status()["versions"][0]["app"]}, "nothing of it is left"
     assert not seen.failed and set(seen.versions) == {"1"}
     log = [entry for entry in Registry(endpoint.registry, endpoint.audit).log.entries() if entry.what == "refused"]
-    assert len(log) == 2 and "RuntimeError: it does not load where it is served" in log[0].reason, log
+    assert len(log) == 1 and "RuntimeError: it does not load where it is served" in log[0].reason, log
     registry = Registry(endpoint.registry, endpoint.audit)
     assert registry.holder("demo", "challenger") is None and registry.verify() == []
 

@@ -22,7 +22,7 @@ from recipes.gpt_stdlib import debug
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint
 from rtrain.endpoint.routing import place
-from rtrain.errors import RunFailed, UserError
+from rtrain.errors import CheckpointError, UserError
 from rtrain.export.weights import save
 from rtrain.language.decoding import Decoding
 from tests.cluster.conftest import free_port, wait_for
@@ -257,7 +257,7 @@ def test_what_cannot_be_released(endpoint: Endpoint, runs: Path, tmp_path: Path)
     champion = next(of["export"] for of in endpoint.status()["versions"])
     PASSES.judge(f"{tmp_path}/altered", champion)
     (tmp_path / "altered" / "export" / "config.json").write_text("{}")
-    with pytest.raises(RunFailed, match="config.json is missing or was altered"):
+    with pytest.raises(CheckpointError, match="config.json is missing or was altered"):
         endpoint.release(f"{tmp_path}/altered", "altered")
     body = ASKED | {"prompt": "x", "max_tokens": 1}
     assert httpx.post(f"{endpoint.url}/v1/completions", json=body, timeout=60).status_code == 200
