@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+from rtrain.release.both import Both
 from rtrain.release.finished import Finished
-from rtrain.release.pairing import Both
 from rtrain.release.probe import Probed, probe
 from rtrain.stages.config import TwoStages
 

@@ -22,7 +22,8 @@ NOBODY = "there is no champion to compare with"
 class NotWorse:
     """A test metric is not worse than the champion's by more than a margin, as a paired bootstrap of the rows says.
 
-    A test of non-inferiority: the worse end of the 95 % interval of the difference has to lie within the margin.
+    A test of non-inferiority: the worse end of the 95 % interval of the difference has to lie within the margin. Of a
+    champion that was tested by other rows the export is asked for the candidate's (`rtrain.release.both`).
     """
 
     metric: str = ""
