@@ -46,7 +46,7 @@ def listen(host: str, port: int) -> None:
     )
     if not there:
         take(STARTED, _serve_there())
-    if _lets_clients_do_as_they_like(host, port):
+    if lets_clients_do_as_they_like(host, port):
         warnings.warn(
             "Ray Serve of this cluster limits no client that is slow or sends too much: one can take all places of its "
             f"replicas. Start Ray on each node with {CALLBACK}={LIMITS} in its environment",
@@ -55,7 +55,7 @@ def listen(host: str, port: int) -> None:
         )
 
 
-def _lets_clients_do_as_they_like(host: str, port: int) -> bool:
+def lets_clients_do_as_they_like(host: str, port: int) -> bool:
     """Whether Serve's own proxy takes a request that says to be too long; of HAProxy this says nothing."""
     asked = (
         f"POST /-/healthz HTTP/1.1\r\nHost: {host}\r\nContent-Length: {MAX_BYTES + 1}\r\nExpect: 100-continue\r\n\r\n"

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -17,6 +17,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from rtrain.serving.bodies import BodyLimits
 from rtrain.serving.limits import with_limits
+from rtrain.serving.ports import lets_clients_do_as_they_like
 
 HEADERS_S, BODY_S = 2.0, 6.0  # a busy machine must not be too late with what is in time
 app = FastAPI()
@@ -43,18 +44,31 @@ async def late(body: dict[str, Any]) -> int:
     return len(body["x"])
 
 
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
+@contextmanager
+def served(app: FastAPI, protocol: type[Any] = AutoHTTPProtocol) -> Iterator[int]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen(16)  # who comes before the server is up waits for it
-        protocol = with_limits(AutoHTTPProtocol, headers_s=HEADERS_S, headers_bytes=20_000, reads_s=2.0)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", http=protocol))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
         thread.start()
         yield int(listening.getsockname()[1])
         server.should_exit = True
         thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    protocol = with_limits(AutoHTTPProtocol, headers_s=HEADERS_S, headers_bytes=20_000, reads_s=2.0)
+    with served(app, protocol) as port:
+        yield port
+
+
+def test_a_proxy_that_limits_nobody_is_seen(port: int) -> None:
+    assert not lets_clients_do_as_they_like("127.0.0.1", port)
+    with served(FastAPI()) as other:
+        assert lets_clients_do_as_they_like("127.0.0.1", other)
+    assert not lets_clients_do_as_they_like("127.0.0.1", other), "nobody is there any more"
 
 
 def test_within_the_limits(port: int) -> None:
