@@ -84,10 +84,10 @@ def test_limits_of_a_request(served: Any) -> None:
     rows = httpx.get(f"{served.url}/schema").json()
     assert rows["properties"]
     assert served.predict([]) == []
-    with pytest.raises(DataError, match=f"{MAX_ROWS + 1} rows in one request; at most {MAX_ROWS}"):
+    with pytest.raises(DataError, match=f"rows: {MAX_ROWS + 1} in one request; at most {MAX_ROWS}"):
         served.predict([{}] * (MAX_ROWS + 1))
     long = httpx.post(f"{served.url}/predict", content=b" " * (MAX_BYTES + 1), timeout=60)
-    assert (long.status_code, "at most" in long.json()["detail"]) == (422, True)
+    assert (long.status_code, "at most" in long.json()["detail"]) == (413, True)
     (named,) = long.headers.get_list("x-request-id")
     csv = {"x-request-id": "mine", "content-type": "text/csv"}
     mine = httpx.post(f"{served.url}/predict", content=b"{}", headers=csv)

@@ -41,7 +41,7 @@ def test_each_code_is_explained_in_the_file() -> None:
     [
         ("rows.1.age: Input should be a number; rows.2.age: Field required", ["rows.1.age", "rows.2.age"]),
         ("seen[3]: there is no item 7 in the data; valid are 0..5", ["seen[3]"]),
-        ("10001 rows in one request; at most 10000", []),
+        ("rows: 10001 in one request; at most 10000", ["rows"]),
         ("", []),
     ],
 )
