@@ -337,7 +337,7 @@ class Conductor:
 
         registry, model = Registry(self._state.registry, self._state.audit), self._state.model
         if how == "promote":
-            registry.promote(model, number, why)
+            registry.promote(model, number, why, answers=True)
         elif how == "withdraw":
             registry.withdraw(model, number, why)
         elif not ((holder := registry.holder(model, CHAMPION)) and holder.version == number):  # asked again: once only

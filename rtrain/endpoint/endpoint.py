@@ -162,7 +162,7 @@ class Endpoint:
                 say(f"version {first.version} ({first.run}) starts")
                 self._open(deploy(first, self.name, was, self.audit), reason)
                 if first is version:
-                    registry.promote(self.name, version.version, reason)
+                    registry.promote(self.name, version.version, reason, answers=True)
                 if first.version == version.version:
                     return version
             say(f"version {version.version} ({version.run}) starts")

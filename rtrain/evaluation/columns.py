@@ -1,7 +1,7 @@
 """Rows of a split by its own columns: metrics whose groups are not the schema's, and metrics of a part of the rows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from rtrain.data.coded import Coded
 from rtrain.data.samples import Samples
 from rtrain.data.split import Split
 from rtrain.evaluation.binned import bins_of, is_binned
-from rtrain.metrics.state import Metric, Partial, group_columns
+from rtrain.metrics.state import Metric, Partial, group_columns, some_of
 
 MOST_VALUES = 20
 """Of a column, the values whose rows are measured apart: the most frequent ones; the others together. Of ids and words;
@@ -66,9 +66,7 @@ class Slice:
 
     def of(self, of: Any, columns: Columns) -> Any:
         """Its part of the rows of a `Scored` or of its like."""
-        kept = np.isin(columns.of((self.column,), of.rows), self.codes)
-        arrays = {f.name: getattr(of, f.name) for f in fields(of)}
-        return replace(of, **{name: array[kept] for name, array in arrays.items() if isinstance(array, np.ndarray)})
+        return some_of(of, np.isin(columns.of((self.column,), of.rows), self.codes))
 
 
 def slices_of(names: tuple[str, ...], columns: Columns) -> list[Slice]:

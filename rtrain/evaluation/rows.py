@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rtrain.keyed import drawn
-from rtrain.metrics.state import Retrieved, RowByRow, Scored, Valued
+from rtrain.metrics.state import Retrieved, RowByRow, Scored, Valued, some_of
 
 TEST_ROWS = "test_rows.parquet"
 MOST_ROWS = 2_000_000
@@ -110,12 +110,9 @@ class TestRows:
 
     def where(self, kept: NDArray[np.bool_], outputs: NDArray[np.float64] | None = None) -> "TestRows":
         """Some of them, bool [n]; `outputs`: what another model says of these, float64 [kept]."""
-        scored: Any = self.scored
-        arrays = {of.name: getattr(scored, of.name) for of in fields(scored)}
-        arrays = {name: values[kept] for name, values in arrays.items() if isinstance(values, np.ndarray)}
-        if outputs is not None:
-            arrays["logits" if isinstance(scored, Scored) else "predicted"] = outputs
-        return replace(self, scored=replace(scored, **arrays), units=self.units[kept])
+        called = "logits" if isinstance(self.scored, Scored) else "predicted"
+        scored = some_of(self.scored, kept, **({} if outputs is None else {called: outputs}))
+        return replace(self, scored=scored, units=self.units[kept])
 
     def same_rows(self, other: "TestRows") -> bool:
         """Whether both are of the same rows with the same labels and groups, so that their outputs alone differ."""

@@ -5,7 +5,6 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Annotated, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
@@ -14,6 +13,7 @@ from rtrain.data.moments import in_seconds
 from rtrain.data.nested import one_list
 from rtrain.data.vocabularies import known_of
 from rtrain.encodings import LARGEST
+from rtrain.errors import DataError
 from rtrain.export.flat import flat_row, listed
 from rtrain.moment import FIRST_SECOND, LAST_SECOND, Age, Moment
 from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
@@ -54,7 +54,6 @@ Word = Annotated[str, AfterValidator(_whole)]
 """JSON can spell what is no text."""
 Whole = Annotated[int, BeforeValidator(_number)]
 Second = Annotated[int, Field(ge=FIRST_SECOND, le=LAST_SECOND), BeforeValidator(_number)]
-Number = Annotated[float, Field(allow_inf_nan=False, ge=-LARGEST, le=LARGEST, strict=True)]
 
 
 def asked_of(schema: Schema) -> Schema:
@@ -63,18 +62,22 @@ def asked_of(schema: Schema) -> Schema:
     return replace(schema, features=tuple(plain))
 
 
-def row_model(schema: Schema) -> type[BaseModel]:
-    """The model that validates a row: unknown keys refused, ids within their tables."""
+def row_model(schema: Schema, largest: float = LARGEST) -> type[BaseModel]:
+    """The model that validates a row: unknown keys refused, ids within their tables.
+
+    `largest`: of numbers that a model computes with, once they are scaled (`rtrain.export.reach`).
+    """
     schema = asked_of(schema)
+    plain = Annotated[float, Field(allow_inf_nan=False, ge=-largest, le=largest, strict=True)]
     fields: dict[str, Any] = {}
     for feature in schema.features:
         if isinstance(feature, Moment | Age):
             continue  # made of a column of `schema.stamps`
         doc = f"{type(feature).__name__.lower()} feature of the {feature.entity}"
         if isinstance(feature, Dense):
-            ends = feature.reach()
-            bounds = Field(allow_inf_nan=False, strict=True, json_schema_extra={"minimum": ends[0], "maximum": ends[1]})
-            number = Annotated[float, bounds, AfterValidator(_fits(feature))]
+            low, high = feature.reach(largest)
+            bounds = Field(allow_inf_nan=False, strict=True, json_schema_extra={"minimum": low, "maximum": high})
+            number = Annotated[float, bounds, AfterValidator(_within(low, high, largest))]
             optional = feature.missing is not None
             fields[feature.name] = (
                 (number | None, Field(None, description=doc))
@@ -87,7 +90,7 @@ def row_model(schema: Schema) -> type[BaseModel]:
         elif isinstance(feature, Text):
             fields[feature.name] = (Word | None, Field(None, description=doc))
         elif isinstance(feature, Embedding):
-            fields[feature.name] = _vector(feature, doc)
+            fields[feature.name] = _vector(feature, plain, doc)
         else:
             fields[feature.name] = _ids(feature, doc)
     for feature in schema.timed:
@@ -95,7 +98,7 @@ def row_model(schema: Schema) -> type[BaseModel]:
         fields[feature.times] = _list(Second, doc)
     for name in schema.id_weights:
         doc = f"the weight of each id of {', '.join(f.name for f in schema.weighted if f.weights == name)}, as many"
-        fields[name] = _list(Number, doc)
+        fields[name] = _list(plain, doc)
     fields |= {name: _moment(name, schema) for name in schema.stamps}
     # A name that no feature has: it stands beside theirs.
     checks: dict[str, Any] = {}
@@ -167,17 +170,21 @@ def _weighed(schema: Schema) -> Callable[[Any], Any]:
     return check
 
 
-def _vector(feature: Embedding, doc: str) -> tuple[Any, Any]:
-    vector = Annotated[list[Number], Field(min_length=feature.dim, max_length=feature.dim)]
+def _vector(feature: Embedding, plain: Any, doc: str) -> tuple[Any, Any]:
+    vector = Annotated[list[plain], Field(min_length=feature.dim, max_length=feature.dim)]
     return (vector | None, Field(None, description=doc)) if feature.missing else (vector, Field(description=doc))
 
 
-def _fits(feature: Dense) -> Callable[[float], float]:
-    """Refuses what encoding would refuse: there it would take the other requests of the batch along."""
+def _within(low: float, high: float, largest: float) -> Callable[[float], float]:
+    """Refuses what encoding would refuse: there it would take the other requests of the batch along.
+
+    Not pydantic's own bounds, which in a JSON Schema beside `null` are spelled otherwise.
+    """
+    why = "that float32 can hold" if largest == LARGEST else "beyond which the model gives none"
 
     def check(value: float) -> float:
-        if not abs(feature.scaled(np.array([value]))[0]) <= LARGEST:
-            raise ValueError("it must be a number that float32 can hold")
+        if not low <= value <= high:
+            raise ValueError(f"it must be a number from {low:g} to {high:g}, {why}")
         return value
 
     return check
@@ -219,23 +226,33 @@ def _nested(told: dict[str, Any]) -> None:
 
 
 def json_schema(schema: Schema) -> dict[str, Any]:
-    """JSON Schema of a row."""
+    """JSON Schema of a row, whatever weights a model has."""
     return row_model(schema).model_json_schema()
 
 
-def rows_of(table: pa.Table, schema: Schema) -> list[dict[str, Any]]:
+def rows_of(table: pa.Table, schema: Schema, asked_by: Schema | None = None) -> list[dict[str, Any]]:
     """Stored rows as requests: what a request has alone, moments in seconds.
 
     What is null is left out: a request knows no null list, and what is left out means the same. Lists of lists are made
     one, as encoding makes them.
+
+    `asked_by`: of another model than that of the rows, which is asked with them.
+
+    Raises:
+        DataError: the rows have no such column, or one of numbers that nothing here has the values of.
     """
-    asked = table.select(schema.arrow(label=False).names)
-    for feature in schema.ids:
-        if isinstance(feature, Id) and feature.numbered:
-            asked = asked.set_column(asked.column_names.index(feature.name), feature.name, _values(asked, feature))
-    for name in listed(schema):
+    wanted = asked_by or schema
+    names = wanted.arrow(label=False).names
+    numbered = {of.name: of for of in schema.ids if isinstance(of, Id) and of.numbered}
+    strange = {of.name for of in wanted.ids if isinstance(of, Id) and of.numbered}.difference(numbered)
+    if lacking := [name for name in names if name not in table.column_names or name in strange]:
+        raise DataError(f"these data have no {lacking[0]!r}, which the model is asked with")
+    asked = table.select(names)
+    for name in numbered.keys() & set(names):
+        asked = asked.set_column(asked.column_names.index(name), name, _values(asked, numbered[name]))
+    for name in listed(wanted):
         asked = asked.set_column(asked.column_names.index(name), name, one_list(asked.column(name)))
-    for name in schema.clocks:
+    for name in wanted.clocks:
         asked = asked.set_column(asked.column_names.index(name), name, in_seconds(asked.column(name)))
     return [{k: v for k, v in row.items() if v is not None} for row in asked.to_pylist()]
 

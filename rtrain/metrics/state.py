@@ -5,7 +5,7 @@ never a mean of means.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from inspect import signature
 from typing import Any, ClassVar, Protocol, get_args, get_type_hints, runtime_checkable
@@ -159,6 +159,12 @@ class Valued:
     def identity(self, units: NDArray[np.int64]) -> tuple[NDArray[Any], ...]:
         """Every row, its label and group."""
         return _identity(self.rows, self.labels, units)
+
+
+def some_of(of: Any, kept: NDArray[np.bool_], **given: NDArray[Any]) -> Any:
+    """Some of the rows of a `Scored` or of its like, bool [n]; `given`: fields of other values, [kept]."""
+    arrays = {f.name: values for f in fields(of) if isinstance(values := getattr(of, f.name), np.ndarray)}
+    return replace(of, **{name: values[kept] for name, values in arrays.items()} | given)
 
 
 def _stored(

@@ -15,7 +15,7 @@ from rtrain.export.artifact import prepare
 from rtrain.process import apart_from_here
 
 DEADLINE_S = 1800.0
-BLOCK, WHOM = 4096, 256
+AT_ONCE, WHOM_AT_ONCE = 4096, 256
 """Rows that are computed at once, and who asks."""
 
 
@@ -58,11 +58,11 @@ def found_of(export: str, whom: Sequence[Mapping[str, Any]], depth: int, *, modu
 
 
 def said_of(export: str, rows: Sequence[Mapping[str, Any]], *, modules: Sequence[str] = ()) -> Said:
-    """Ask a ranking model's export; keys that it does not know are left out.
+    """Ask a ranking model's export.
 
     Args:
         export: its folder.
-        rows: requests, as those of another model.
+        rows: requests.
         modules: of a model of one's own, imported here, which the process imports first.
     """
     prepare(export)
@@ -92,8 +92,8 @@ def _find(export: str, rows: list[dict[str, Any]], depth: int) -> Found:
     from rtrain.export.encoders import Encoders
 
     encoders, lists, unknown = Encoders(export), list[list[Any]](), 0
-    for start in range(0, len(rows), WHOM):
-        some = rows[start : start + WHOM]
+    for start in range(0, len(rows), WHOM_AT_ONCE):
+        some = rows[start : start + WHOM_AT_ONCE]
         times = [row.get("times", []) for row in some] if encoders.timed else None
         whom, seen = [row["whom"] for row in some], [row["seen"] for row in some]
         asked = encoders.ask(whom, times, seen, unknown="popular")
@@ -109,18 +109,17 @@ def _score(export: str, rows: list[dict[str, Any]]) -> Said:
     from rtrain.export.artifact import Predictor
 
     predictor = Predictor(export)
-    known, taken, refused = set(predictor.rows.model_fields), list[tuple[int, dict[str, Any]]](), ""
+    taken, refused = list[tuple[int, dict[str, Any]]](), ""
     for number, row in enumerate(rows):
         try:
-            one = predictor.rows.model_validate({key: value for key, value in row.items() if key in known})
-            taken.append((number, one.model_dump()))
+            taken.append((number, predictor.rows.model_validate(row).model_dump()))
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             refused = refused or f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     outputs: list[list[float] | None] = [None] * len(rows)
     with torch.inference_mode():
-        for start in range(0, len(taken), BLOCK):
-            some = taken[start : start + BLOCK]
+        for start in range(0, len(taken), AT_ONCE):
+            some = taken[start : start + AT_ONCE]
             found = predictor.computed(predictor.asks([row for _, row in some]))
             for (number, _), of in zip(some, found.double().reshape(len(some), -1).tolist(), strict=True):
                 outputs[number] = of

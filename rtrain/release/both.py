@@ -16,8 +16,9 @@ from rtrain.errors import DataError
 from rtrain.evaluation.rows import TestRows
 from rtrain.export.request import rows_of
 from rtrain.metrics.state import Retrieved
-from rtrain.release.anew import BLOCK, Said, found_of, said_of
+from rtrain.release.anew import AT_ONCE, Said, found_of, said_of
 from rtrain.release.finished import Finished, who_asked
+from rtrain.schema import Schema
 
 ROWS, WHOM = 65_536, 10_000
 """Test rows of a candidate that such a champion is asked for, as many as fewer bits are measured by; and who asks."""
@@ -73,7 +74,7 @@ class Both:
     def _said(self) -> tuple[NDArray[np.int64], Said]:
         rows = [np.asarray(of.scored.rows) for of in self.candidate.rows.values()]
         numbers = np.unique(np.concatenate(rows))[:ROWS]
-        asked = _requests(self.candidate.dataset, numbers)
+        asked = _requests(self.candidate.dataset, numbers, self.champion.schema)
         said = said_of(self.champion.export.uri, asked, modules=self.champion.own_modules)
         _check(said.error)
         return numbers, said
@@ -105,14 +106,17 @@ def _check(problem: str) -> None:
         raise DataError(f"the champion could not be asked for the candidate's test rows: {problem}")
 
 
-def _requests(dataset: Any, numbers: Any) -> list[dict[str, Any]]:
-    """Rows of the test split by their numbers, in order; of a sample no more than a part of the split is in memory."""
+def _requests(dataset: Any, numbers: Any, asked_by: Schema) -> list[dict[str, Any]]:
+    """Rows of the test split by their numbers, in order, as a model of this schema is asked with them.
+
+    Of a sample no more than a part of the split is in memory.
+    """
     found = list[dict[str, Any]]()
-    for start in range(0, len(numbers), BLOCK):
-        some = numbers[start : start + BLOCK]
+    for start in range(0, len(numbers), AT_ONCE):
+        some = numbers[start : start + AT_ONCE]
         first = int(some[0])
         table = dataset.raw("test", first, int(some[-1]) + 1)
-        found += rows_of(table.take(some - first), dataset.schema)
+        found += rows_of(table.take(some - first), dataset.schema, asked_by)
     return found
 
 

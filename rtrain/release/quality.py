@@ -70,7 +70,8 @@ class NotWorse:
 class SlicesNotWorse:
     """In no slice of the test split a metric is worse than the champion's by more than a margin.
 
-    Of both as they were trained: what fewer bits cost is stated of all rows alone.
+    The candidate's is of the model as it was trained: what fewer bits cost is stated of all rows alone. So is the
+    champion's, unless it was tested by other rows: then its export says it (`rtrain.release.both`).
     """
 
     metric: str = ""
@@ -213,10 +214,12 @@ def _slices(name: str, of: Judged) -> tuple[dict[str, float], dict[str, float], 
         {key: value for key, value in one.result["test"].items() if is_of_slice(key) and key.partition("[")[0] == name}
         for one in (of.candidate, of.champion)
     )
-    prefix, by = _prefix(name, of), of.candidate.run.evaluation.slices
+    prefix = _prefix(name, of)
+    by = tuple(dict.fromkeys(column for one in (of.champion, of.candidate) for column in one.run.evaluation.slices))
     metric = None if prefix is None else spelled(name.removeprefix(prefix))
-    if prefix is None or metric is None or not theirs or not by or of.both.tested_alike(prefix):
+    if prefix is None or metric is None or not by or of.both.tested_alike(prefix):
         return mine, theirs, ""
+    of.candidate.dataset.refuse_columns(by, "slices")
     *sides, said = of.both.sides(prefix)
     found: list[dict[str, float]] = []
     for side in sides:

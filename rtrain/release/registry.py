@@ -104,8 +104,10 @@ class Registry:
         made = self._asked(lambda: self.client.create_model_version(name, source=source, tags=tags))
         return self.version(name, int(made.version))
 
-    def promote(self, name: str, version: int, reason: str, *, alias: str = CHAMPION) -> Version:
+    def promote(self, name: str, version: int, reason: str, *, alias: str = CHAMPION, answers: bool = False) -> Version:
         """Give a version an alias, which another one may lose by it; the champion is the challenger no more.
+
+        `answers`: it is served, by replicas that read all its files as they started, so that they are not read again.
 
         Raises:
             UserError: no such version, one whose gate was not passed, or not against the present champion.
@@ -119,7 +121,7 @@ class Registry:
             return self.withdraw(name, version, reason) if alias == CHAMPION else found
         champion = self.holder(name, CHAMPION)
         _refuse_unjudged(found, champion if champion and champion.version != version else None)
-        if CHALLENGER not in found.aliases:  # else they were read before it was tried, and by all who serve it
+        if not answers:
             refuse_altered(found.export)
         record = sha256(Folder(found.export).read(RECORD)).hexdigest()
         made = self._give(found, alias, "promote", reason, holder, record)

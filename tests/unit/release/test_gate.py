@@ -207,6 +207,55 @@ def test_a_champion_of_older_rows_scores_the_newer_ones(folder: Path, newer: Pat
     assert back.passed and "refuses" not in back.said and "scored anew" in back.said
 
 
+def test_a_champion_is_asked_as_it_was_trained_also_where_the_candidate_reads_less(folder: Path, newer: Path) -> None:
+    """The champion that reads `more` is asked with it; without the column it cannot be asked as it is served."""
+    before = Finished.read(f"{folder}/runs/wider")
+    decision = NotWorse(metric="auc", margin=0.5).decide(Judged(Finished.read(str(newer)), before))
+    dataset = Finished.read(str(newer)).run.data.open()
+    rows = rows_of(dataset.raw("test", 0, dataset.rows("test")), dataset.schema, before.schema)
+    assert all("more" in row for row in rows)
+    labels = dataset.raw("test", 0, dataset.rows("test"), ["label"])["label"].to_numpy()
+    known = [row["item"] < ITEMS for row in rows]
+    answers = Predictor(f"{before.folder.uri}/export").predict([row for row, of in zip(rows, known, strict=True) if of])
+    assert decision.numbers["champion"] == pytest.approx(roc_auc_score(labels[known], answers), abs=1e-6)
+
+
+def test_a_champion_whose_column_is_gone_cannot_be_asked(folder: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    whole = pq.read_table(tmp_path / "rows.parquet")
+    pq.write_table(whole.drop_columns(["more"]).slice(500), tmp_path / "rows.parquet", row_group_size=500)
+    train(run_of(tmp_path, "less"))
+    of = Judged(Finished.read(f"{tmp_path}/runs/less"), Finished.read(f"{folder}/runs/wider"))
+    decision = NotWorse(metric="auc", margin=0.5).decide(of)
+    assert not decision.passed and "these data have no 'more', which the model is asked with" in decision.said
+
+
+def test_slices_that_the_champion_alone_tells_are_compared_of_other_rows_too(folder: Path, newer: Path) -> None:
+    candidate, before = Finished.read(str(newer)), Finished.read(f"{folder}/runs/good")
+    without = replace(candidate.run, evaluation=replace(candidate.run.evaluation, slices=()))
+    object.__setattr__(candidate, "run", without)
+    decision = SlicesNotWorse(metric="auc", margin=0.5).decide(Judged(candidate, before))
+    assert decision.passed and decision.numbers["slices"] > 1 and "<price<=" in decision.said
+
+
+def test_a_champion_that_dies_or_is_gone_refuses_the_candidate(newer: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "runs" / "good", tmp_path / "dying")
+    shutil.copytree(folder / "runs" / "good", tmp_path / "gone")
+    head = tmp_path / "dying" / "export" / "export.json"
+    kept = json.loads(head.read_text())
+    kept["model"]["$type"] = "tests.unit.release.dying:Dying"
+    head.write_text(json.dumps(kept))
+    gone = Finished.read(str(tmp_path / "gone"))
+    assert gone.schema and gone.run
+    from tests.unit.release import dying  # noqa: F401 - as above
+
+    next((tmp_path / "gone" / "export").glob("*.safetensors")).unlink()
+    for champion, says in ((Finished.read(str(tmp_path / "dying")), "signal 9"), (gone, "safetensors")):
+        decision = NotWorse(metric="auc", margin=0.5).decide(Judged(Finished.read(str(newer)), champion))
+        assert not decision.passed and says in decision.said, decision.said
+        assert "the champion could not be asked for the candidate's test rows" in decision.said
+
+
 def test_a_champion_of_another_label_says_nothing_of_it(newer: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "runs" / "good", tmp_path / "other")
     head = json.loads((tmp_path / "other" / "export" / "export.json").read_text())

@@ -141,6 +141,13 @@ def test_what_was_altered_after_the_gate_is_not_promoted(runs: Path, registry: R
     registry.register("demo", f"{runs}/good", "the first")
     weights = runs / "good" / "export" / "model-00000.safetensors"
     whole = weights.read_bytes()
+    for alias in ("challenger", "champion"):  # it is neither, and then challenger already
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=f"{weights.name} is missing or was altered"):
+            registry.promote("demo", 1, "go", alias=alias)
+        weights.write_bytes(whole)
+        registry.promote("demo", 1, "go", alias="challenger")
+    registry.withdraw("demo", 1, "go")
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(CheckpointError, match=f"{weights.name} is missing or was altered"):
         registry.promote("demo", 1, "go")
