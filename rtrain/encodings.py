@@ -18,6 +18,12 @@ from rtrain.errors import ConfigError, DataError
 
 Floats = NDArray[np.float64]
 LARGEST = float(np.finfo(np.float32).max)
+_MOST = float(np.finfo(np.float64).max)
+
+
+def finite(low: float, high: float) -> tuple[float, float]:
+    """Ends that JSON can spell."""
+    return max(-_MOST, low), min(_MOST, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +80,10 @@ class Binned:
         places: Floats = own + (raw - edges[own]) / np.diff(edges)[own]
         return places
 
-    def reach(self) -> tuple[float, float]:
-        """The raw values that float32 can hold the place of."""
+    def reach(self, largest: float = LARGEST) -> tuple[float, float]:
+        """The raw values whose place is not beyond `largest`."""
         lowest, highest = self.edges[1] - self.edges[0], self.edges[-1] - self.edges[-2]
-        most = float(np.finfo(np.float64).max)
-        return max(-most, self.edges[0] - LARGEST * lowest), min(most, self.edges[-2] + LARGEST * highest)
+        return finite(self.edges[0] - largest * lowest, self.edges[-2] + largest * highest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +128,9 @@ class Quantiles(Binned):
         places: Floats = (np.clip(super().scaled(raw), 0, self.bins) / self.bins - 0.5) * math.sqrt(12)
         return places
 
-    def reach(self) -> tuple[float, float]:
-        """Every finite number."""
-        most = float(np.finfo(np.float64).max)
-        return -most, most
+    def reach(self, largest: float = LARGEST) -> tuple[float, float]:
+        """Every finite number, for none becomes large."""
+        return finite(-math.inf, math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,10 +147,9 @@ class Log1p:
         logs: Floats = np.log1p(np.maximum(raw, 0))
         return logs
 
-    def reach(self) -> tuple[float, float]:
-        """Every finite number."""
-        most = float(np.finfo(np.float64).max)
-        return -most, most
+    def reach(self, largest: float = LARGEST) -> tuple[float, float]:
+        """Every finite number, for none becomes large."""
+        return finite(-math.inf, math.inf)
 
 
 Encoding = PiecewiseLinear | Quantiles | Log1p

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rtrain.encodings import LARGEST, Encoding
+from rtrain.encodings import LARGEST, Encoding, finite
 from rtrain.errors import ConfigError
 from rtrain.managed import Managed
 from rtrain.moment import Age, Entity, Moment
@@ -58,11 +58,11 @@ class Dense:
         """Raw values [N] -> the one number of each that a row keeps; `encodings.widened` makes the columns of it."""
         return self.encoding.scaled(raw) if self.encoding else (raw - self.mean) / self.std
 
-    def reach(self) -> tuple[float, float]:
-        """The smallest and largest raw value that float32 can hold the scaled number of."""
+    def reach(self, largest: float = LARGEST) -> tuple[float, float]:
+        """The smallest and largest raw value whose scaled number is not beyond `largest`, which float32 can hold."""
         if self.encoding:
-            return self.encoding.reach()
-        return self.mean - LARGEST * self.std, self.mean + LARGEST * self.std
+            return self.encoding.reach(largest)
+        return finite(self.mean - largest * self.std, self.mean + largest * self.std)
 
     def arrow_type(self) -> pa.DataType:
         """float64: wide enough for every number a column may hold."""

@@ -12,13 +12,14 @@ A folder without export.json is not an export. Nothing is pickled.
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from rtrain import config
@@ -34,6 +35,7 @@ from rtrain.export.huggingface import is_language
 from rtrain.export.lookup import Lookup
 from rtrain.export.needed import Needed
 from rtrain.export.program import PROGRAM, RUNS, Program, missing
+from rtrain.export.reach import largest_of
 from rtrain.export.request import asked_of, json_schema, row_model
 from rtrain.export.weights import fetched, load, loading, put, write_weights
 from rtrain.models.ranking import RankingConfig
@@ -83,19 +85,11 @@ def export(
         files |= put(folder, name, tokenizer.write, check)
     check()
     folder.write_json("input.schema.json", json_schema(schema))
-    folder.write_json(
-        HEAD,
-        {
-            "format": FORMAT,
-            "run": run,
-            "step": stored.step,
-            "model": config.to_dict(model),
-            "schema": config.to_dict(schema),
-            "metrics": dict(metrics),
-            "rtrain": VERSION,
-            "files": files,
-        },
-    )
+    head = {
+        "format": FORMAT, "run": run, "step": stored.step, "model": config.to_dict(model),
+        "schema": config.to_dict(schema), "metrics": dict(metrics), "rtrain": VERSION, "files": files,
+    }  # fmt: skip
+    folder.write_json(HEAD, head)
     for name in folder.names():  # of an export before this one, whose tables were kept otherwise
         if name.startswith("model-") and name not in files:
             folder.discard(name)
@@ -298,7 +292,11 @@ class Predictor:
             self.program = self.compiled_as(library)
         if self.program is not None and self.looks_up:
             self.program.keep(self.lookup.tables)
-        self.rows = row_model(self.schema)
+
+    @cached_property
+    def rows(self) -> type[BaseModel]:
+        """Validates a row of a request; of numbers that are larger than this model makes any of, it says so."""
+        return row_model(self.schema, largest_of(self.schema, self.computed))
 
     def _moved(self, weights: dict[str, Tensor], apart: bool) -> dict[str, Tensor]:
         """What computes goes to the device, and the tables once: where the model has its own, those are they."""

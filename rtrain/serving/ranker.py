@@ -22,7 +22,6 @@ from ray import serve as ray_serve
 from rtrain.errors import DataError, one_line
 from rtrain.export.artifact import Prediction, Predictor, Tables
 from rtrain.export.fastest import fastest
-from rtrain.export.request import json_schema
 from rtrain.serving.answers import MAX_ROWS, REFUSALS, UNANSWERED, Headers, Relays, first_few, new_api
 from rtrain.serving.renewed import Renewed
 from rtrain.serving.scale import device_of_replica
@@ -122,14 +121,14 @@ class Ranker(Relays, Renewed):
     @api.get("/schema")
     async def schema(self) -> dict[str, Any]:
         """JSON Schema of a row."""
-        return json_schema(self.predictor.schema)
+        return self.predictor.rows.model_json_schema()
 
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi(self) -> dict[str, Any]:
         """FastAPI's, with the keys and values that a row of this export has."""
         found = get_openapi(title=api.title, version=api.version, routes=api.routes)
         rows = found["components"]["schemas"]["Rows"]["properties"]["rows"]
-        rows |= {"items": json_schema(self.predictor.schema), "maxItems": MAX_ROWS}
+        rows |= {"items": self.predictor.rows.model_json_schema(), "maxItems": MAX_ROWS}
         return found
 
     @api.get("/healthz")

@@ -177,7 +177,7 @@ def test_one_that_cannot_be_ranked_takes_no_other_along(recommender: Recommender
         (5, "they are no mapping of columns but 5"),
         ("x", "they are no mapping of columns but 'x'"),
         ({"age": "old", "shelf": 1}, "age: Input should be a valid number"),
-        ({"age": 1e300, "shelf": 1}, "age: Value error, it must be a number that float32 can hold"),
+        ({"age": 1e300, "shelf": 1}, "age: Value error, it must be a number from "),
         ({"age": [1]}, "age: Input should be a valid number"),
     ],
 )
