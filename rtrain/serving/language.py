@@ -3,6 +3,7 @@
 POST /v1/completions        {"model", "prompt", ...}    -> a completion, or its pieces as server-sent events
 POST /v1/chat/completions   {"model", "messages", ...}  -> the same, where the tokenizer has a chat template
 GET  /v1/models             -> the one model
+GET  /openapi.json          -> OpenAPI of this very model
 GET  /healthz               -> {"status": "ok", ...}
 """
 
@@ -41,6 +42,7 @@ from rtrain.serving.openai import (
     refused,
     unread,
 )
+from rtrain.serving.openai_schema import CHAT, NO_MODEL, RESPONSES, openapi_of
 from rtrain.serving.renewed import Renewed
 from rtrain.serving.scale import device_of_replica
 
@@ -130,14 +132,14 @@ class LanguageServer(Relays, Renewed):
         """See `Renewed`."""
         return self.engine.broken
 
-    @api.post("/v1/completions", response_model=None)
+    @api.post("/v1/completions", response_model=None, responses=RESPONSES)
     async def completions(self, body: Completion) -> JSONResponse | StreamingResponse:
         """The text that goes on from a prompt."""
         self._check(body)
         text = self.engine.language.text
         return await self._answer(body, [(of, of if isinstance(of, str) else text(of)) for of in body.prompts])
 
-    @api.post("/v1/chat/completions", response_model=None)
+    @api.post(CHAT, response_model=None, responses=RESPONSES)
     async def chat(self, body: Chat) -> JSONResponse | StreamingResponse:
         """The next turn of a conversation."""
         self._check(body)
@@ -153,11 +155,16 @@ class LanguageServer(Relays, Renewed):
         """The one that answers."""
         return {"object": "list", "data": [self._model()]}
 
-    @api.get("/v1/models/{name}")
+    @api.get("/v1/models/{name}", responses=NO_MODEL)
     async def model(self, name: str) -> dict[str, Any]:
         """The one that answers, by its name."""
         self._check_name(name)
         return self._model()
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi(self) -> dict[str, Any]:
+        """What may be asked of it."""
+        return openapi_of(api, self.name, self.engine.language)
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:

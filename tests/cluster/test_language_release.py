@@ -156,6 +156,8 @@ def test_who_asks_has_one_version(endpoint: Endpoint, runs: Path) -> None:
             assert answer.headers["x-rtrain-version"] == wanted and answer.json()["model"] == "writer"
     finally:
         endpoint.rollback("enough seen")
+    paths = httpx.get(f"{endpoint.url}/openapi.json", timeout=60).json()
+    assert "/v1/completions" in paths["paths"] and endpoint.url.endswith(paths["servers"][0]["url"])
     told = httpx.get(f"{endpoint.url}/v1/models", timeout=60).json()
     assert [of["id"] for of in told["data"]] == ["writer"]
     other = httpx.post(f"{endpoint.url}/v1/completions", json=ASKED | {"prompt": "x", "model": "one"}, timeout=60)

@@ -11,7 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
 from ray import serve
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 import rtrain
 from recipes.gpt_stdlib import debug
@@ -261,6 +264,32 @@ def test_what_is_no_text_or_far_too_long(served: Any) -> None:
     assert answer.status_code == 415 and "'text/plain'" in told["detail"] == told["error"]["message"]
 
 
+def test_it_answers_as_its_openapi_says(served: Any) -> None:
+    found = httpx.get(f"{served.url}/openapi.json", timeout=60).json()
+    assert set(found["paths"]) == {"/v1/completions", "/v1/models", "/v1/models/{name}", "/healthz"}, "no chat template"
+    body = found["components"]["schemas"]["Completion"]["properties"]
+    assert body["model"]["enum"] == [MODEL] and body["max_tokens"]["anyOf"][0]["maximum"] == 512
+    assert body["prompt"]["anyOf"][1]["items"]["exclusiveMaximum"] == 256
+    for name in ("Completion", "Chat"):  # none is left without what it takes at most
+        kinds = found["components"]["schemas"][name]["properties"].values()
+        numbers = [one for of in kinds for one in of.get("anyOf", []) if one.get("type") in ("integer", "number")]
+        assert len(numbers) >= 6 and all("maximum" in one for one in numbers)
+    tried = set()
+    for operation in (found.ok() for found in schemathesis.openapi.from_dict(found).get_all_operations()):
+
+        @settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def answers(case: Any) -> None:
+            # What a prompt and `max_tokens` are together, and `stream_options` without `stream`, no schema says.
+            if isinstance(case.body, dict):  # 64 answers of 512 tokens say no more than one of a few
+                case.body |= {key: 2 for key in ("max_tokens", "n") if isinstance(case.body.get(key), int)}
+            case.call_and_validate(base_url=served.url, timeout=60, excluded_checks=[positive_data_acceptance])
+
+        answers()
+        tried.add(operation.label)
+    assert tried == {"POST /v1/completions", "GET /v1/models", "GET /v1/models/{name}", "GET /healthz"}
+
+
 def test_what_is_no_json(served: Any) -> None:
     answer = httpx.post(f"{served.url}/v1/completions", content=b"{", headers=JSON, timeout=60)
     assert answer.status_code == 400 and "not JSON" in answer.json()["error"]["message"]
@@ -349,6 +378,8 @@ def test_guard_chat_and_a_full_queue(serve_port: int, served: Any, exported: str
     serve.run(app, name="guarded", route_prefix="/guarded")
     try:
         url = f"http://127.0.0.1:{serve_port}/guarded/v1/chat/completions"
+        told = httpx.get(f"http://127.0.0.1:{serve_port}/guarded/openapi.json", timeout=60).json()
+        assert "/v1/chat/completions" in told["paths"], "it has a chat template"
         body = {"model": "talker", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
         answer = httpx.post(url, json=body, timeout=60).json()
         assert answer["choices"][0]["message"] == {"role": "assistant", "content": "[withheld]"}
