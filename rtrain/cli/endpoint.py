@@ -216,8 +216,8 @@ def _shares(text: str) -> tuple[float, ...]:
 AS_BEFORE = """\
 What is said of stages (--candidates to --timeout-ms), answers of a language model (--engine to --guard) and replicas
 (--replicas to --shards) is kept from version to version: the defaults are of the first one, and a later release
-changes what it says alone. --guard, --draft, --features, --history none and --guesses, --shards, --gpus 0 take back,
-and --engine rtrain."""
+changes what it says alone. --guard, --draft, --features, --history none and --guesses, --shards, --gpus, --ahead-s,
+--season-s 0 take back, and --engine rtrain; --replicas 4 takes back what foresees the load, too."""
 
 ENDPOINT = (
     Verb(

@@ -9,6 +9,15 @@ from rtrain.errors import UserError
 SCALE = (
     Argument("--replicas", metavar="N", help="how many answer, or by load 1-8 (default: 1)"),
     Argument(
+        "--ahead-s", type=float, metavar="S",
+        help="of replicas by load: how long one takes to be there, and so how far the load is foreseen, by its trend "
+        "(default: 0, the load of now alone)",
+    ),
+    Argument(
+        "--season-s", type=float, metavar="S",
+        help="of replicas by load: after how long the load begins anew, as 86400 of a day (default: 0, never)",
+    ),
+    Argument(
         "--gpus", type=float, metavar="N",
         help="of each replica, or a fraction that several share, as 0.25 (default: 0, it computes on CPU)",
     ),
@@ -30,14 +39,17 @@ def scale_said(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         UserError: it says something else.
     """
-    said: dict[str, Any] = {
-        name: value for name in ("gpus", "tables") if (value := getattr(options, name)) is not None
-    }  # fmt: skip
+    from rtrain.serving.scale import always
+
+    said = dict[str, Any]()
     if options.replicas is not None:
         least, dash, most = options.replicas.partition("-")
         if not least.isdecimal() or not (most.isdecimal() if dash else True):
             raise UserError(f"--replicas: a number, or two as 1-8, got {options.replicas!r}")
-        said |= {"least": int(least), "most": int(most) if dash else None}
+        said = {"least": int(least), "most": int(most)} if dash else always(int(least))
+    for name in ("ahead_s", "season_s", "gpus", "tables"):
+        if (value := getattr(options, name)) is not None:
+            said[name] = value
     if options.shards is not None:
         number, times, copies = options.shards.partition("x")
         if not number.isdecimal() or not (copies.isdecimal() if times else True):

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 from rtrain import config
 from rtrain.endpoint.state import Deployed
 from rtrain.language.decoding import Decoding
-from rtrain.serving.scale import Scale
+from rtrain.serving.scale import Scale, always
 from rtrain.stages.config import TwoStages
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Answering:
                 process does not know, of what is not said.
         """
         if isinstance(replicas, int):
-            replicas = {"least": replicas, "most": None, "ahead_s": 0.0, "season_s": 0.0}
+            replicas = always(replicas)
         kept = (before.scale, before.decoding, before.stages) if before else (None, None, None)
         return cls(
             scale=_after(kept[0], replicas, Scale) or Scale(),

@@ -118,6 +118,11 @@ class Scale:
         return found | {"autoscaling_config": scaling}
 
 
+def always(replicas: int) -> dict[str, Any]:
+    """Fields of a `Scale` of so many whatever the load is, and was: what foresees it is taken back."""
+    return {"least": replicas, "most": None, "ahead_s": 0.0, "season_s": 0.0}
+
+
 def device_of_replica() -> str:
     """Where this replica computes: on its GPU, where it was given one.
 

@@ -10,8 +10,11 @@ import pytest
 from rtrain.cli.decoding import DECODING, decoding_said
 from rtrain.cli.scale import SCALE, scale_said
 from rtrain.cli.stages import STAGES, stages_of, stages_said
-from rtrain.errors import RtrainError, UserError
+from rtrain.endpoint.answering import Answering
+from rtrain.endpoint.state import Deployed
+from rtrain.errors import ConfigError, RtrainError, UserError
 from rtrain.language.guard import Guard
+from rtrain.serving.scale import Scale
 from rtrain.stages.features import NoFeatures, SQLite
 
 
@@ -32,7 +35,9 @@ def test_nothing_is_said() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--replicas 3", {"least": 3, "most": None}),
+        ("--replicas 3", {"least": 3, "most": None, "ahead_s": 0.0, "season_s": 0.0}),
+        ("--replicas 1-8 --ahead-s 90 --season-s 86400", {"least": 1, "most": 8, "ahead_s": 90.0, "season_s": 86400.0}),
+        ("--season-s 0", {"season_s": 0.0}),
         ("--replicas 1-8", {"least": 1, "most": 8}),
         ("--replicas 2-2", {"least": 2, "most": 2}),
         ("--gpus 0.25", {"gpus": 0.25}),
@@ -45,6 +50,20 @@ def test_nothing_is_said() -> None:
 )
 def test_of_replicas(words: str, said: dict[str, Any]) -> None:
     assert scale_said(options(*words.split())) == said
+
+
+def test_what_foresees_the_load_is_kept_and_taken_back() -> None:
+    foreseeing = Answering.after(
+        None, scale_said(options(*["--replicas", "1-8", "--ahead-s", "90", "--season-s", "86400"]))
+    )
+    before = Deployed(app="a-1-x", number=1, export="/runs/one/export", run="one", **foreseeing.to_json())
+    more = Answering.after(before, scale_said(options("--replicas", "2-4"))).scale
+    assert (more.least, more.most, more.ahead_s, more.season_s) == (2, 4, 90.0, 86400.0)
+    assert Answering.after(before, scale_said(options("--replicas", "4"))).scale == Scale(least=4)
+    assert Answering.after(before, 4).scale == Scale(least=4)
+    assert Answering.after(before, scale_said(options("--ahead-s", "0"))).scale.ahead_s == 0
+    with pytest.raises(ConfigError, match=r"Scale.ahead_s: 9, but replicas are always 3. Set most"):
+        Answering.after(before, scale_said(options(*["--replicas", "3", "--ahead-s", "9"])))
 
 
 @pytest.mark.parametrize("text", ["", "-", "1-", "-3", "a", "1-b", "1.5", "1-2-3"])
