@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, MutableMapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from rtrain.errors import did_you_mean
+from rtrain.errors import did_you_mean, one_line
 from rtrain.serving.bodies import BODY_S, HELD_BYTES, MAX_BYTES, BodyLimits, refusal
 from rtrain.version import VERSION
 
@@ -189,12 +190,22 @@ async def _unread(request: Request, error: HTTPException) -> Response:
     """What FastAPI says of a body that it cannot read has no reason, and of a path's methods the first route's."""
     why, headers = str(error.detail), {name.lower(): value for name, value in (error.headers or {}).items()}
     if (error.status_code, why) == (400, UNREAD):
-        why = "the body: it is no JSON: it is not UTF-8, or nests too deep"
+        why = f"the body: it is no JSON: {_cannot_be_read(error.__cause__)}"
     if error.status_code == 405:
         path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
         if there := _methods(request.app).get(path):
             headers["allow"] = there
     return JSONResponse(refusal(request.url.path, error.status_code, why), error.status_code, headers)
+
+
+def _cannot_be_read(cause: BaseException | None) -> str:
+    if isinstance(cause, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(cause, RecursionError):
+        return "it nests too deep"
+    if isinstance(cause, ValueError):  # of int()
+        return f"it has a whole number of more than {sys.get_int_max_str_digits()} digits"
+    return one_line(cause) if cause else "it cannot be read"
 
 
 @lru_cache(maxsize=8)
