@@ -54,14 +54,16 @@ class Knowledge:
         Raises:
             ConfigError: what the ranking model needs of them is neither known nor has a default, or the store refuses.
         """
+        asked = (asyncio.wait_for(self.store.get(of, names), START_S) for of, names in some.items())
         there: dict[Of, Sequence[Known]] = {}
-        for of, names in some.items():
-            try:
-                there[of] = found = await asyncio.wait_for(self.store.get(of, names), START_S)
-            except StoreError:
-                raise
-            except Exception:  # it may be back when somebody asks
+        for of, found in zip(some, await asyncio.gather(*asked, return_exceptions=True), strict=True):
+            if isinstance(found, StoreError):
+                raise found
+            if isinstance(found, Exception):  # it may be back when somebody asks
                 continue
+            if isinstance(found, BaseException):
+                raise found
+            there[of], names = found, some[of]
             needed = [name for name in self.needed[of] if not any(name in known for known in found)]
             if names and needed:
                 raise ConfigError(
