@@ -18,7 +18,8 @@ from rtrain.vector import Embedding
 
 PLAUSIBLE = 6
 """Power of ten of numbers that data may have: what overflows sooner is refused row by row, for others would be too."""
-ROWS = 64
+ROWS, IDS = 64, 65_536
+"""Rows that are computed at once; fewer where their lists are so long that these would have more ids."""
 
 
 def largest_of(schema: Schema, computed: Callable[[Batch], Tensor]) -> float:
@@ -33,9 +34,10 @@ def largest_of(schema: Schema, computed: Callable[[Batch], Tensor]) -> float:
     """
     if not (schema.weighted or any(isinstance(feature, Dense | Embedding) for feature in schema.dense)):
         return LARGEST
-    draw, blank = np.random.default_rng(0), blank_rows(schema, ROWS, ROWS)
+    rows = min(ROWS, max(4, IDS // max(1, sum(blank_rows(schema, 1, 1).ids.per_key))))
+    draw, blank = np.random.default_rng(0), blank_rows(schema, rows, rows)
     ids = _drawn(schema, blank.ids, draw)
-    signs_BK = draw.choice([-1, 0, 1], (ROWS, len(schema.kept_widths)))
+    signs_BK = draw.choice([-1, 0, 1], (rows, len(schema.kept_widths)))
     signs_BK[:2] = [[1], [-1]]
 
     @torch.inference_mode()

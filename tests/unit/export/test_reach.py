@@ -14,7 +14,7 @@ from rtrain.models.dcnv2 import DCNv2
 from rtrain.models.deepfm import DeepFM
 from rtrain.models.dlrm import DLRM
 from rtrain.models.ranking import RankingConfig
-from rtrain.schema import Dense, Id, IdList, Schema
+from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 from rtrain.vector import Embedding
 
 NUMBERS = (
@@ -106,4 +106,6 @@ def test_what_reads_no_number_is_not_asked_and_what_errs_is_not_bounded() -> Non
         raise RuntimeError("it errs where it is served")
 
     assert largest_of(Schema(features=(Id(name="user", rows=3),)), errs) == LARGEST and not asked
-    assert largest_of(SCHEMA, errs) == LARGEST and asked
+    assert largest_of(SCHEMA, errs) == LARGEST and asked == [64]
+    long = Schema(features=(IdSequence(name="had", rows=9, max_length=8192), Dense(name="price")))
+    assert largest_of(long, errs) == LARGEST and asked[-1] == 8
