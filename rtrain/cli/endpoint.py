@@ -10,7 +10,7 @@ from rtrain.cli.registry import MODEL, REASON, REGIONS, REGISTRY
 from rtrain.cli.scale import SCALE, scale_said
 from rtrain.cli.stages import STAGES, stages_said
 from rtrain.cli.verb import Argument, Verb, answer
-from rtrain.errors import UserError
+from rtrain.errors import ClusterError, UserError
 
 
 def _said(text: str, verb: str = "release") -> None:
@@ -131,25 +131,29 @@ def _endpoints_of_regions(options: argparse.Namespace) -> int:
     from rtrain.endpoint.actor import endpoints
     from rtrain.endpoint.regions import Region, joined
 
-    found, stopped = [], []
+    found, stopped, away = [], list[str](), dict[str, str]()
     for region in Region.of(options.regions):
-        with joined(region):
-            wanted = [name for name in endpoints() if options.name in ("", name)]
-            if not options.stop:
-                found += [{"region": region.name} | _endpoint(options, name).status() for name in wanted]
-            elif wanted:
-                _endpoint(options, options.name).stop(options.reason)
-                stopped.append(region.name)
-                _said(f"{region.name}: it is taken down", "endpoints")
-    if options.stop and not stopped:
+        try:
+            with joined(region):
+                wanted = [name for name in endpoints() if options.name in ("", name)]
+                if not options.stop:
+                    found += [{"region": region.name} | _endpoint(options, name).status() for name in wanted]
+                elif wanted:
+                    _endpoint(options, options.name).stop(options.reason)
+                    stopped.append(region.name)
+                    _said(f"{region.name}: it is taken down", "endpoints")
+        except ClusterError as error:  # the others are asked all the same
+            away[region.name] = str(error)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    if options.stop and not (stopped or away):
         raise UserError(f"endpoints: no endpoint {options.name!r} in these regions")
     if options.stop:
-        text = f"endpoint {options.name!r} is taken down in {', '.join(stopped)}, with all versions"
-        answer(options, {"stopped": options.name, "regions": stopped}, text)
-        return 0
+        text = f"endpoint {options.name!r} is taken down in {', '.join(stopped) or 'no region'}, with all versions"
+        answer(options, {"stopped": options.name, "regions": stopped, "away": away}, text)
+        return 1 if away else 0
     spelled = [f"{of['region']}: {_spelled(of)}" for of in found]
-    answer(options, {"endpoints": found}, "\n\n".join(spelled) or "there is no endpoint")
-    return 0
+    answer(options, {"endpoints": found, "away": away}, "\n\n".join(spelled) or "there is no endpoint")
+    return 1 if away else 0
 
 
 def _spelled(status: dict[str, Any]) -> str:

@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint, Settled
-from rtrain.errors import RtrainError, UserError
+from rtrain.errors import ClusterError, RtrainError, UserError, one_line
 from rtrain.launch.session import join_running
 
 ADDRESS = "RAY_ADDRESS"
@@ -69,11 +69,23 @@ class Reached:
 
 @contextmanager
 def joined(region: Region) -> Iterator[None]:
-    """On a region's Ray, which stays as it is."""
+    """On a region's Ray, which stays as it is.
+
+    Raises:
+        ClusterError: it is away.
+    """
     before = os.environ.get(ADDRESS)
     os.environ[ADDRESS] = region.address
     try:
-        with join_running(f"region {region.name!r}"):
+        with ExitStack() as there:
+            try:
+                there.enter_context(join_running(f"region {region.name!r}"))
+            except ClusterError as error:
+                why = one_line(error.__cause__ or error)
+                raise ClusterError(
+                    f"region {region.name!r}: its Ray at {region.address} cannot be joined ({why}). Start it, or leave "
+                    "the region out"
+                ) from error
             yield
     finally:
         if before is None:

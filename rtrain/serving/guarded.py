@@ -1,11 +1,13 @@
 """What a guard sees of a question to vLLM and of its answer: all that has words in it, and nothing goes out unseen."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rtrain.language.guard import Guard
 from rtrain.serving.openai import Refused, event
 
+LOG = logging.getLogger("rtrain.serving")
 SAFE = frozenset((
     "model", "prompt", "messages", "max_tokens", "max_completion_tokens", "min_tokens", "temperature", "top_p", "top_k",
     "min_p", "n", "seed", "stop", "stop_token_ids", "ignore_eos", "stream", "stream_options", "user", "echo",
@@ -14,6 +16,32 @@ SAFE = frozenset((
 """Keys of a question that bring no words in but where a guard looks, and none out but as a text."""
 ROLES = ("system", "developer", "user", "assistant")
 OF_TURN, OF_PART = {"role", "content", "name"}, {"type", "text"}
+
+
+def why_refused(guard: Guard, text: str) -> str:
+    """What the guard says of what is asked; empty: nothing.
+
+    Raises:
+        Refused: it failed, and what nobody looked at is not let through.
+    """
+    return _said(guard.ask, text)
+
+
+def given_out(guard: Guard, text: str) -> str:
+    """What it gives out in place of an answer; raises as `why_refused`."""
+    return _said(guard.answer, text)
+
+
+def _said(look: Callable[[str], object], text: str) -> str:
+    try:
+        said = look(text)
+        if not isinstance(said, str):
+            raise TypeError(f"{look.__qualname__} gave {said!r:.80}, which is no text")
+    except Exception as error:  # a guard of one's own may raise anything
+        LOG.exception("the guard failed; what it was to look at is not let through")
+        why = "the guard failed, and what it has not seen is not let through"
+        raise Refused(500, why, kind="server_error", code="guard_failed") from error
+    return said
 
 
 def words_of(asked: Mapping[str, Any], chat: bool) -> list[str]:
@@ -56,7 +84,7 @@ def given_by(guard: Guard, answer: Mapping[str, Any]) -> dict[str, Any]:
     choices = []
     for choice in answer["choices"]:
         said = str(choice["text"] if "text" in choice else choice["message"].get("content") or "")
-        told = guard.answer(said)
+        told = given_out(guard, said)
         finish = choice["finish_reason"] if told == said else "content_filter"
         words = {"text": told} if "text" in choice else {"message": {"role": "assistant", "content": told}}
         choices.append({"index": choice["index"], **words, "logprobs": None, "finish_reason": finish})

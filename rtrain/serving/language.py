@@ -29,6 +29,7 @@ from rtrain.language.pieces import Piece
 from rtrain.language.sampling import Sampling
 from rtrain.serving.answers import Relays, new_api
 from rtrain.serving.choices import as_they_come
+from rtrain.serving.guarded import given_out, why_refused
 from rtrain.serving.openai import (
     Ask,
     Chat,
@@ -147,7 +148,7 @@ class LanguageServer(Relays, Renewed):
         try:
             prompt = self.engine.language.chat(messages)
         except DataError as error:
-            raise Refused(400, str(error), code="no_chat_template") from None
+            raise Refused(400, str(error), code=None if self.engine.language.has_chat else "no_chat_template") from None
         return await self._answer(body, [(prompt, "\n".join(message["content"] for message in messages))])
 
     @api.get("/v1/models")
@@ -164,7 +165,7 @@ class LanguageServer(Relays, Renewed):
     @api.get("/openapi.json", include_in_schema=False)
     async def openapi(self) -> dict[str, Any]:
         """What may be asked of it."""
-        return openapi_of(api, self.name, self.engine.language)
+        return openapi_of(api, self.name, self.engine.language, guarded=self.guard is not None)
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:
@@ -230,7 +231,7 @@ class LanguageServer(Relays, Renewed):
 
     async def _read(self, body: Ask, prompt: Prompt, said: str) -> tuple[list[int], Sampling]:
         """A prompt's tokens, and what is asked of those that follow; refused, if it can be, before any is computed."""
-        if self.guard and (why := await asyncio.to_thread(self.guard.ask, said)):
+        if self.guard and (why := await asyncio.to_thread(why_refused, self.guard, said)):
             raise Refused(400, f"prompt: {why}", code="content_filter")
         language = self.engine.language
         if isinstance(prompt, str) and (size := len(prompt.encode())) > language.most_bytes:
@@ -273,7 +274,7 @@ class LanguageServer(Relays, Renewed):
         async with aclosing(answer()) as pieces:
             found = [piece async for piece in pieces]
         text = "".join(piece.text for piece in found)
-        given = await asyncio.to_thread(self.guard.answer, text)
+        given = await asyncio.to_thread(given_out, self.guard, text)
         finish = found[-1].finish if given == text else "content_filter"
         yield Piece(given, finish=finish, computed=found[-1].computed)
 

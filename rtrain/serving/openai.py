@@ -10,10 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from rtrain.errors import DataError
 from rtrain.export.request import Word
 from rtrain.language.model import Language
 from rtrain.language.pieces import Piece, Token
-from rtrain.language.sampling import Sampling
+from rtrain.language.sampling import MOST_LOGPROBS, Sampling
 from rtrain.serving.answers import where_of
 
 
@@ -189,7 +190,7 @@ class Chat(Ask):
 
     messages: list[Message] = Field(min_length=1)
     logprobs: bool = False
-    top_logprobs: int = 0
+    top_logprobs: int = Field(0, ge=0, le=MOST_LOGPROBS)
     max_completion_tokens: int | None = None
 
     @property
@@ -204,6 +205,8 @@ class Chat(Ask):
 
     def most_tokens(self, room: int) -> int:
         """See `Ask`; by default all that there is room for."""
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise DataError(f"max_tokens: {self.max_tokens}, and max_completion_tokens another. Give one of them")
         asked = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return max(1, room) if asked is None else asked
 

@@ -73,8 +73,11 @@ BOUNDS: dict[str, dict[str, Any]] = {
 """What `Sampling` takes, for a schema: it refuses the rest in its own words."""
 
 
-def openapi_of(api: FastAPI, model: str, language: Language) -> dict[str, Any]:
-    """FastAPI's, with this model's name, context and vocabulary; without conversations, where it has no template."""
+def openapi_of(api: FastAPI, model: str, language: Language, *, guarded: bool) -> dict[str, Any]:
+    """FastAPI's, with this model's name, context and vocabulary; without conversations, where it has no template.
+
+    `guarded`: tokens do not go out, so that nothing is said of how likely they are.
+    """
     found = get_openapi(title=api.title, version=api.version, routes=api.routes)
     schemas = found["components"]["schemas"]
     if not language.has_chat:
@@ -85,8 +88,10 @@ def openapi_of(api: FastAPI, model: str, language: Language) -> dict[str, Any]:
         tokens = {"type": "integer", "minimum": least, "maximum": language.context}
         bounds = BOUNDS | {"max_tokens": tokens, "max_completion_tokens": tokens}
         if name == "Completion":
-            bounds["logprobs"] = bounds["top_logprobs"]
+            bounds["logprobs"] = {"anyOf": []} if guarded else bounds["top_logprobs"]
             _of_vocabulary(properties["prompt"], language.vocab)
+        elif guarded:
+            bounds["logprobs"] = {"type": "boolean", "enum": [False]}
         properties["model"]["enum"] = [model]
         for key, of in properties.items():
             if key not in schemas[name]["required"]:

@@ -30,7 +30,8 @@ class Scale:
     ongoing: float = 8.0
     """Requests that are to be under way in each."""
     ahead_s: float = 0.0
-    """How far ahead a replica has to be asked for, to be there in time: what one takes to start; 0: by now's load."""
+    """How far ahead a replica has to be asked for, to be there in time: what one takes to start; 0: by now's load. What
+    Serve takes to see a load, and waits before it believes it, is added."""
     season_s: float = 0.0
     """Seconds after which the load begins anew: 86400 of a day; 0: it has no season."""
     every_s: float = 10.0
@@ -111,9 +112,10 @@ class Scale:
         if first:
             scaling["initial_replicas"] = min(max(first, self.least), self.most)
         if self.ahead_s or self.season_s:
+            late_s = scaling["look_back_period_s"] + self.up_s
             scaling["policy"] = {
                 "policy_function": "rtrain.serving.forecast:Foreseeing",
-                "policy_kwargs": {"ahead_s": self.ahead_s, "season_s": self.season_s, "every_s": self.every_s},
+                "policy_kwargs": {"ahead_s": self.ahead_s + late_s, "season_s": self.season_s, "every_s": self.every_s},
             }
         return found | {"autoscaling_config": scaling}
 

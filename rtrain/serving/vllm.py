@@ -28,7 +28,7 @@ from rtrain.language.decoding import Decoding
 from rtrain.language.guard import Guard
 from rtrain.language.model import intact
 from rtrain.serving.answers import Relays, new_api
-from rtrain.serving.guarded import as_events, given_by, words_of
+from rtrain.serving.guarded import as_events, given_by, why_refused, words_of
 from rtrain.serving.language import COSTED, COSTED_LETTERS, name_of
 from rtrain.serving.openai import Refused, event, refuse_beyond, refused, unread
 from rtrain.serving.scale import Scale
@@ -179,7 +179,7 @@ class VllmServer(OpenAiIngress, Relays):
         if self.guard is None:
             return await self._answer(how, body, request)
         for words in words_of(asked, isinstance(body, ChatCompletionRequest)):
-            if why := await asyncio.to_thread(self.guard.ask, words):
+            if why := await asyncio.to_thread(why_refused, self.guard, words):
                 raise Refused(400, f"prompt: {why}", code="content_filter")
         whole = body.model_copy(update={"stream": False, "stream_options": None})
         answer = json.loads(bytes((await self._answer(how, whole, request)).body))

@@ -364,6 +364,8 @@ class NoSecrets(Guard):
     word: str
 
     def ask(self, text: str) -> str:
+        if "boom" in text:
+            raise RuntimeError("it fell over a word")
         return f"{self.word!r} is not talked about" if self.word in text else ""
 
     def answer(self, text: str) -> str:
@@ -394,6 +396,13 @@ def test_guard_chat_and_a_full_queue(serve_port: int, served: Any, exported: str
         body["messages"][0]["content"] = "the password"  # type: ignore[index]
         refused = httpx.post(url, json=body, timeout=60)
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "content_filter")
+
+        body["messages"][0]["content"] = "boom"  # type: ignore[index]
+        failed = httpx.post(url, json=body, timeout=60)
+        assert (failed.status_code, failed.json()["error"]["code"]) == (500, "guard_failed")
+        kinds = told["components"]["schemas"]
+        assert kinds["Completion"]["properties"]["logprobs"]["anyOf"] == [{"type": "null"}]
+        assert kinds["Chat"]["properties"]["logprobs"]["anyOf"][0]["enum"] == [False]
 
         text = {"model": "talker", "prompt": "hello", "max_tokens": 3, "echo": True}
         echoed = httpx.post(url.replace("chat/", ""), json=text, timeout=60).json()["choices"][0]

@@ -154,6 +154,10 @@ def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions:
         wait_for(lambda: all(seen["200 1"] > 20 for seen in asking.seen.values()), "both went back")
         assert not any(seen["200 2"] > 20 for seen in asking.seen.values()), asking.seen
         # One that the first region alone has: the other stays with what it has.
+        missing = {"ap": (f"127.0.0.1:{free_port()}", free_port()), "us": regions["us"]}
+        code, status = of_all(tmp_path, missing, "endpoints", "demo")
+        assert (code, [of["region"] for of in status["endpoints"]]) == (1, ["us"]), status  # type: ignore[attr-defined]
+        assert "region 'ap': its Ray at 127.0.0.1:" in status["away"]["ap"], "the others are shown"  # type: ignore[index]
         code, told = release(tmp_path, runs, "again", {"eu": regions["eu"]}, "--steps", "100", "--answers", "5")
         assert (code, told["done"]) == (0, ["eu"]), told
         code, back = of_all(tmp_path, regions, "rollback", "demo", "--endpoint", "--reason", "not after all")
@@ -161,7 +165,7 @@ def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions:
         code, status = of_all(tmp_path, regions, "endpoints", "demo")
         assert [of["versions"][0]["version"] for of in status["endpoints"]] == [1, 1], status  # type: ignore[attr-defined]
     code, gone = of_all(tmp_path, regions, "endpoints", "demo", "--stop", "--reason", "it is over")
-    assert (code, gone) == (0, {"stopped": "demo", "regions": ["eu", "us"]})
-    assert of_all(tmp_path, regions, "endpoints") == (0, {"endpoints": []})
+    assert (code, gone) == (0, {"stopped": "demo", "regions": ["eu", "us"], "away": {}})
+    assert of_all(tmp_path, regions, "endpoints") == (0, {"endpoints": [], "away": {}})
     assert not set(asking.seen["us"]) & {"200 3"}, "the second region never had it"
     assert {status.split()[0] for seen in asking.seen.values() for status in seen} == {"200"}, asking.seen

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rtrain.language.guard import Guard
-from rtrain.serving.guarded import as_events, given_by, words_of
+from rtrain.serving.guarded import as_events, given_by, given_out, why_refused, words_of
 from rtrain.serving.openai import Refused
 
 SAID = {"role": "user", "content": "u"}
@@ -63,6 +63,22 @@ def test_what_it_cannot_see_is_refused(asked: dict[str, Any], param: str) -> Non
     with pytest.raises(Refused) as refused:
         words_of(asked, chat="messages" in asked)
     assert (refused.value.status, refused.value.body["param"]) == (400, param)
+
+
+class Breaks(Guard):
+    def ask(self, text: str) -> str:
+        raise RuntimeError(f"of {text}")
+
+    def answer(self, text: str) -> str:
+        return 7  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("look", [why_refused, given_out])
+def test_what_a_guard_that_fails_was_to_look_at_does_not_go_on(look: Any, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Refused, match="the guard failed, and what it has not seen is not let through") as refused:
+        look(Breaks(), "hunter2")
+    assert (refused.value.status, refused.value.body["code"]) == (500, "guard_failed")
+    assert "hunter2" not in str(refused.value) and ("of hunter2" in caplog.text or "gave 7" in caplog.text)
 
 
 def test_answers_and_their_streams() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rtrain.errors import ConfigError
 from rtrain.serving.forecast import ALIKE, Forecast, Foreseeing
-from rtrain.serving.scale import Scale, device_of_replica
+from rtrain.serving.scale import LOOK_BACK_S, Scale, device_of_replica
 
 
 def seen(values: Any, season: int = 0) -> Forecast:
@@ -132,6 +132,7 @@ def test_options_are_serves_own() -> None:
     assert (found.min_replicas, found.max_replicas) == (1, 4)
     policy = found.policy.get_policy()(**found.policy.policy_kwargs)
     assert policy(Context(40, 0.0, Config()))[0] == 8
+    assert found.policy.policy_kwargs["ahead_s"] == 60 + LOOK_BACK_S + 5.0, "what Serve takes to see and believe a load"
     assert "policy" not in Scale(least=1, most=4).options()["autoscaling_config"], "by the load of now: Serve's own"
     begins = {first: Scale(least=2, most=4).options(first) for first in (0, 1, 3, 9)}
     assert {first: of["autoscaling_config"].get("initial_replicas") for first, of in begins.items()} == {
