@@ -51,12 +51,12 @@ def largest_of(schema: Schema, computed: Callable[[Batch], Tensor]) -> float:
     try:
         if gives_numbers(LARGEST) or not gives_numbers(10.0**PLAUSIBLE):
             return LARGEST
+        does, does_not = PLAUSIBLE, 39  # 1e38 is the last that float32 has
+        while does_not - does > 1:
+            middle = (does + does_not) // 2
+            does, does_not = (middle, does_not) if gives_numbers(10.0**middle) else (does, middle)
     except Exception:  # a model of one's own may raise anything, and says it where it is asked
         return LARGEST
-    does, does_not = PLAUSIBLE, 39  # 1e38 is the last that float32 has
-    while does_not - does > 1:
-        middle = (does + does_not) // 2
-        does, does_not = (middle, does_not) if gives_numbers(10.0**middle) else (does, middle)
     return 10.0 ** max(does - 1, PLAUSIBLE)
 
 

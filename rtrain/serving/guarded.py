@@ -1,4 +1,4 @@
-"""What a guard sees of a question to vLLM and of its answer: all that has words in it, and nothing goes out unseen."""
+"""How a guard is asked; and what it sees of a question to vLLM and of its answer: all that has words in it."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
