@@ -59,7 +59,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReques
     """
     folder = tmp_path_factory.mktemp("endpoint")
     items = [getattr(item, "callspec", None) for item in request.session.items if item.path == Path(__file__)]
-    asked = {"crashes"} | {of.params["name"] for of in items if of and "said" in of.params}
+    asked = {"crashes"} | {of.params["name"] for of in items if of and "name" in of.params}
     write_rows(folder)
     for name, lr in (("good", 2e-2), ("again", 3e-2), ("wrong", 1e-9)):
         train(run_of(folder, name, lr=lr))
@@ -188,9 +188,12 @@ def test_a_bad_version_is_taken_back_by_itself(
 
 
 @pytest.mark.slow
-def test_what_orders_the_other_way_round_is_seen_before_anybody_has_it(endpoint: Endpoint, runs: Path) -> None:
+@pytest.mark.parametrize("name", ["turned"])  # what `runs` trains it for
+def test_what_orders_the_other_way_round_is_seen_before_anybody_has_it(
+    endpoint: Endpoint, runs: Path, name: str
+) -> None:
     canary = replace(QUICK, steps=(0.2, 1.0), shadow=0.1, answers=10_000, limits=Limits(drift=None))
-    settled, seen = released(endpoint, f"{runs}/turned", canary)
+    settled, seen = released(endpoint, f"{runs}/{name}", canary)
     assert not settled.champion and "it orders otherwise" in settled.why, settled
     assert not seen.failed and set(seen.versions) == {"1"}, "as a shadow nobody was answered by it"
 
