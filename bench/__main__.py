@@ -22,6 +22,7 @@ hstu    steps/s of HSTU, one process     in groups of similar length / all rows 
 sasrec  steps/s of SASRec, one process   rtrain without Ray / a plain torch loop over padded arrays
 serve   CPU and seconds of a request     rtrain serve / a bare Serve deployment; _by_hand: / FastAPI + ONNX Runtime
 program  1-row predicts/s of an export    compiled / eager
+index   CPU ms, best 10 of 1,000,000     an export's index / 2 ms; _bare: / matmul + top-k; _recall: / all compared
 zero_bytes_1, _2, _3                     what a rank of 2 holds / the ZeRO paper's formula for float32 (no bound)
 
 The first six: DLRM, 26 tables of 100,000 x 16 with table-wise sharding and fused row-wise Adagrad, dense part under

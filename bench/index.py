@@ -78,6 +78,15 @@ def scaled(vectors: Vectors, items: int) -> Vectors:
     return np.concatenate(made)[:items]
 
 
+def in_turn(pairs: int, *sides: Callable[[int], Any]) -> list[list[float]]:
+    """Of each side as many medians, the first changing from pair to pair."""
+    taken: list[list[float]] = [[] for _ in sides]
+    for pair in range(pairs):
+        for side in range(len(sides))[:: -1 if pair % 2 else 1]:
+            taken[side].append(cpu_ms(sides[side]))
+    return taken
+
+
 def cpu_ms(ask: Callable[[int], Any]) -> float:
     """Of one query, the median of groups of ten."""
     ask(0)
@@ -94,6 +103,7 @@ def main() -> None:
     asking = parser("bench.index", __doc__)
     asking.add_argument("--items", type=int, nargs="+", default=[20_000, 100_000, 1_000_000], help="how many")
     asking.add_argument("--trained", type=int, default=TRAINED, help=f"items that are trained (default {TRAINED})")
+    asking.add_argument("--pairs", type=int, default=1, help="how often the sides are timed in turn (default 1)")
     asked = asking.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -101,10 +111,12 @@ def main() -> None:
         print(json.dumps({"trained": len(own), f"hit_rate@{K}": hit_rate}), flush=True)
         queries = torch.from_numpy(users)
         for items in asked.items:
-            print(json.dumps(of_items(scaled(own, items), queries, Path(name) / INDEX)), flush=True)
+            found = of_items(scaled(own, items), queries, Path(name) / INDEX, asked.pairs)
+            print(json.dumps(found), flush=True)
 
 
-def of_items(vectors: Vectors, queries: torch.Tensor, path: Path) -> dict[str, Any]:
+def of_items(vectors: Vectors, queries: torch.Tensor, path: Path, pairs: int) -> dict[str, Any]:
+    """Milliseconds are medians of `pairs` of them, which `pairs_ms` has one by one."""
     none, mine = (Lists.of(np.zeros(0, np.int64), np.zeros(n, np.int64)) for n in (len(queries), 1))
     offered = torch.from_numpy(vectors)
     began = time.process_time()
@@ -112,13 +124,16 @@ def of_items(vectors: Vectors, queries: torch.Tensor, path: Path) -> dict[str, A
     built = time.process_time()
     stated = measured(index, queries, offered, none)
     of = {"items": len(vectors), "build_cpu_s": built - began, "measure_cpu_s": time.process_time() - built}
-    of["exact_ms"] = cpu_ms(lambda n: rank_catalogue(queries[n : n + 1], offered, k=K))
-    of["bare_ms"] = cpu_ms(lambda n: (queries[n : n + 1] @ offered.T).topk(K))
+    sides: dict[str, Callable[[int], Any]] = {
+        "exact": lambda n: rank_catalogue(queries[n : n + 1], offered, k=K),
+        "bare": lambda n: (queries[n : n + 1] @ offered.T).topk(K),
+    }
     if stated is not None:
         depths = stated.depths
-        of["index_ms"] = cpu_ms(lambda n: find(index, depths, queries[n : n + 1], offered, mine, K))
+        sides["index"] = lambda n: find(index, depths, queries[n : n + 1], offered, mine, K)
         of |= stated.to_json()
-    return of
+    of["pairs_ms"] = dict(zip(sides, in_turn(pairs, *sides.values()), strict=True))
+    return of | {f"{side}_ms": float(np.median(taken)) for side, taken in of["pairs_ms"].items()}
 
 
 if __name__ == "__main__":

@@ -91,6 +91,15 @@ def programs(place: Place, count: int) -> tuple[list[Measured], list[Measured]]:
     return ours, theirs
 
 
+def nearest(place: Place, count: int) -> tuple[list[Measured], list[Measured]]:
+    """The best 10 of a million items by an index, beside a bare product and top-k, and 2 ms; `bench.index`."""
+    said, _ = _last_line(["-m", "bench.index", "--items", "1000000", "--pairs", str(count)], place.environment(20))
+    taken = said["pairs_ms"]
+    ours = [{"index": ms, "index_bare": ms, "index_recall": said["recall"]} for ms in taken["index"]]
+    theirs = [{"index": 2.0, "index_bare": ms, "index_recall": 1.0} for ms in taken["bare"]]
+    return ours, theirs
+
+
 def stall(place: Place, *, name: str, background: bool) -> Measured:
     """Seconds that one process's training waits for its checkpoints, one every 40 steps; the last one apart."""
     words = ["bench/job.py", "train", "--json", "--launcher", "inline", "--storage", str(place.runs), "--name", name]

@@ -176,5 +176,14 @@ SUITES = (
         comparisons=_rate("program", "1-row predict/s, compiled", "the export's eager", 2.0),
         together=sides.programs,
     ),
+    Suite(
+        name="index",
+        comparisons=(
+            Comparison(name="index", measure="CPU ms, best 10 of 1,000,000", against="2 ms", at_most=1.0),
+            Comparison(name="index_bare", measure="CPU ms, best 10 of 1,000,000", against="bare matmul + top-k"),
+            Comparison(name="index_recall", measure="recall@10 of it", against="all items compared", at_least=0.99),
+        ),
+        together=sides.nearest,
+    ),
     *(_zero_bytes(stage) for stage in (1, 2, 3)),
 )

@@ -75,7 +75,7 @@ def _over_regions(options: argparse.Namespace, canary: Any, most: float) -> int:
         return 1
     reached = release_in(endpoint, regions, options.target, options.reason, canary, timeout_s=most, say=_said)
     answer(options, reached.to_json(), reached)
-    return 1 if reached.stopped_at else 0
+    return 0 if reached.everywhere else 1
 
 
 def _judged(options: argparse.Namespace, stages: Any) -> bool:
@@ -128,32 +128,40 @@ def _endpoints(options: argparse.Namespace) -> int:
 
 
 def _endpoints_of_regions(options: argparse.Namespace) -> int:
-    from rtrain.endpoint.actor import endpoints
-    from rtrain.endpoint.regions import Region, joined
+    from rtrain.endpoint.regions import Region
 
-    found, stopped, away = [], list[str](), dict[str, str]()
+    found, failed = list[dict[str, Any]](), dict[str, str]()
     for region in Region.of(options.regions):
         try:
-            with joined(region):
-                wanted = [name for name in endpoints() if options.name in ("", name)]
-                if not options.stop:
-                    found += [{"region": region.name} | _endpoint(options, name).status() for name in wanted]
-                elif wanted:
-                    _endpoint(options, options.name).stop(options.reason)
-                    stopped.append(region.name)
-                    _said(f"{region.name}: it is taken down", "endpoints")
+            found += _endpoints_in(options, region)
         except ClusterError as error:  # the others are asked all the same
-            away[region.name] = str(error)
+            failed[region.name] = str(error)
             print(f"error: {error}", file=sys.stderr, flush=True)
-    if options.stop and not (stopped or away):
+    if options.stop and not (found or failed):
         raise UserError(f"endpoints: no endpoint {options.name!r} in these regions")
     if options.stop:
+        stopped = [of["region"] for of in found]
         text = f"endpoint {options.name!r} is taken down in {', '.join(stopped) or 'no region'}, with all versions"
-        answer(options, {"stopped": options.name, "regions": stopped, "away": away}, text)
-        return 1 if away else 0
-    spelled = [f"{of['region']}: {_spelled(of)}" for of in found]
-    answer(options, {"endpoints": found, "away": away}, "\n\n".join(spelled) or "there is no endpoint")
-    return 1 if away else 0
+        answer(options, {"stopped": options.name, "regions": stopped, "failed": failed}, text)
+    else:
+        spelled = [f"{of['region']}: {_spelled(of)}" for of in found]
+        answer(options, {"endpoints": found, "failed": failed}, "\n\n".join(spelled) or "there is no endpoint")
+    return 1 if failed else 0
+
+
+def _endpoints_in(options: argparse.Namespace, region: Any) -> list[dict[str, Any]]:
+    """What the endpoints of a region say, or where the one was that is stopped."""
+    from rtrain.endpoint.actor import endpoints
+    from rtrain.endpoint.regions import joined
+
+    with joined(region):
+        wanted = [name for name in endpoints() if options.name in ("", name)]
+        if not options.stop:
+            return [{"region": region.name} | _endpoint(options, name).status() for name in wanted]
+        for name in wanted:
+            _endpoint(options, name).stop(options.reason)
+            _said(f"{region.name}: it is taken down", "endpoints")
+        return [{"region": region.name}] if wanted else []
 
 
 def _spelled(status: dict[str, Any]) -> str:
@@ -192,7 +200,7 @@ def roll_back(options: argparse.Namespace) -> int:
         endpoint, regions = _endpoint(options, options.model), Region.of(options.regions)
         reached = roll_back_in(endpoint, regions, options.reason, say=lambda text: _said(text, "rollback"))
         answer(options, reached.to_json(), reached)
-        return 1 if reached.stopped_at else 0
+        return 0 if reached.everywhere else 1
     with join_running("rollback"):
         done = _endpoint(options, options.model).rollback(options.reason)
     answer(options, {"done": done}, done)

@@ -14,6 +14,10 @@ from rtrain.launch.session import join_running
 ADDRESS = "RAY_ADDRESS"
 
 
+class RegionAwayError(ClusterError):
+    """The Ray of a region cannot be joined."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Region:
     """One of them."""
@@ -54,13 +58,21 @@ class Reached:
     why: str = ""
     left: tuple[str, ...] = ()
     """Regions that were not asked any more."""
+    away: tuple[str, ...] = ()
+    """Regions that a rollback went past, for their Rays could not be joined: they are as they were."""
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether all regions have it."""
+        return not (self.stopped_at or self.away)
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dicts."""
-        return asdict(self) | {"done": list(self.done), "left": list(self.left)}
+        return {key: list(of) if isinstance(of, tuple) else of for key, of in asdict(self).items()}
 
     def __str__(self) -> str:
         done = f"answers all requests in {', '.join(self.done)}" if self.done else "answers all requests nowhere"
+        done += f"; {', '.join(self.away)} cannot be joined: ask again for it alone once it can" if self.away else ""
         if not self.stopped_at:
             return f"the version {done}"
         left = f"; {', '.join(self.left)} was not asked any more" if self.left else ""
@@ -72,7 +84,7 @@ def joined(region: Region) -> Iterator[None]:
     """On a region's Ray, which stays as it is.
 
     Raises:
-        ClusterError: it is away.
+        RegionAwayError: it is away.
     """
     before = os.environ.get(ADDRESS)
     os.environ[ADDRESS] = region.address
@@ -82,7 +94,7 @@ def joined(region: Region) -> Iterator[None]:
                 there.enter_context(join_running(f"region {region.name!r}"))
             except ClusterError as error:
                 why = one_line(error.__cause__ or error)
-                raise ClusterError(
+                raise RegionAwayError(
                     f"region {region.name!r}: its Ray at {region.address} cannot be joined ({why}). Start it, or leave "
                     "the region out"
                 ) from error
@@ -138,26 +150,35 @@ def release_in(
 def roll_back_in(
     endpoint: Endpoint, regions: Sequence[Region], reason: str, *, say: Callable[[str], None] = lambda _: None
 ) -> Reached:
-    """Take back region by region what `Endpoint.rollback` takes back in the first of them; the first error ends it.
+    """Take back region by region what `Endpoint.rollback` takes back in the first that is there.
 
-    A region that is served by the registry's champion by then, and tries no version, is as it is to be.
+    A region that is served by the registry's champion by then, and tries no version, is as it is to be. One that is
+    away holds nobody up: it is taken back once it is there, by itself. Any other error ends it.
 
     Raises:
-        UserError: as `Endpoint.rollback`, in the first region.
+        RegionAwayError: all are away.
+        UserError: as `Endpoint.rollback`, in the first region that is there.
     """
-    done: list[str] = []
+    done, away = list[str](), list[str]()
     for number, region in enumerate(regions):
         try:
             with joined(region):
                 there = in_region(endpoint, region)
-                as_it_is = number > 0 and there.as_registered()
+                as_it_is = bool(done) and there.as_registered()
                 _of(region, say)("it answers so already" if as_it_is else there.rollback(reason))
+        except RegionAwayError as error:
+            away.append(region.name)
+            if len(away) == len(regions):
+                raise
+            say(str(error))
+            continue
         except RtrainError as error:
             if not done:
                 raise
-            return Reached(tuple(done), region.name, str(error), tuple(one.name for one in regions[number + 1 :]))
+            left = tuple(one.name for one in regions[number + 1 :])
+            return Reached(tuple(done), region.name, str(error), left, tuple(away))
         done.append(region.name)
-    return Reached(tuple(done))
+    return Reached(tuple(done), away=tuple(away))
 
 
 def _of(region: Region, say: Callable[[str], None]) -> Callable[[str], None]:

@@ -24,7 +24,6 @@ from rtrain.endpoint.actor import conductor_of
 from rtrain.endpoint.page import page
 from rtrain.endpoint.routing import Routing
 from rtrain.endpoint.streams import (
-    TEXTS,
     Opened,
     Question,
     asked_of_text,
@@ -39,6 +38,7 @@ from rtrain.endpoint.tally import Tally
 from rtrain.errors import one_line
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER, Relayed, Relays, new_api
 from rtrain.serving.bodies import PASSED_BYTES, refusal
+from rtrain.serving.openai import TEXTS
 
 EXCHANGE_S = 0.5
 """Seconds between two exchanges with the conductor: so long a change takes to be everywhere, and a bad version to be

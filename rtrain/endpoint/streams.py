@@ -13,9 +13,8 @@ from typing import Any
 
 from rtrain.errors import briefly
 from rtrain.serving.answers import Relayed
-from rtrain.serving.openai import Refused, event
+from rtrain.serving.openai import TEXTS, Refused, event
 
-TEXTS = ("/v1/completions", "/v1/chat/completions")
 STREAM = "text/event-stream"
 EVENT, ERROR, BETWEEN = b"data: ", b'data: {"error"', b"\n\n"
 USAGE = re.compile(rb'"usage": ?\{')

@@ -12,6 +12,8 @@ from rtrain.errors import DataError
 
 MOST_LOGPROBS = 20
 MOST_STOPS = 4
+MOST_TEMPERATURE = 2
+SEEDS = 2**63
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +38,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_tokens < (0 if self.echo else 1):
             raise DataError(f"max_tokens: must be at least 1, or 0 with echo, got {self.max_tokens}")
-        if not 0 <= self.temperature <= 2:
-            raise DataError(f"temperature: must be from 0 to 2, got {self.temperature}")
+        if not 0 <= self.temperature <= MOST_TEMPERATURE:
+            raise DataError(f"temperature: must be from 0 to {MOST_TEMPERATURE}, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise DataError(f"top_p: must be above 0 and at most 1, got {self.top_p}")
-        if self.seed is not None and not 0 <= self.seed < 2**63:
+        if self.seed is not None and not 0 <= self.seed < SEEDS:
             raise DataError(f"seed: must be from 0 to 2**63 - 1, got {self.seed}")
         if len(self.stop) > MOST_STOPS or not all(self.stop):
             raise DataError(f"stop: at most {MOST_STOPS} texts, none of them empty, got {list(self.stop)}")
@@ -49,7 +51,7 @@ class Sampling:
 
     def again(self, number: int) -> "Sampling":
         """Of a further answer to the same prompt: other tokens, by a seed of its own."""
-        return self if self.seed is None else replace(self, seed=(self.seed + number) % 2**63)
+        return self if self.seed is None else replace(self, seed=(self.seed + number) % SEEDS)
 
     def generator(self) -> torch.Generator:
         """What one answer draws with; its own, so that nothing beside it moves it on."""

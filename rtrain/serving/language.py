@@ -31,6 +31,8 @@ from rtrain.serving.answers import Relays, new_api
 from rtrain.serving.choices import as_they_come
 from rtrain.serving.guarded import given_out, why_refused
 from rtrain.serving.openai import (
+    CHAT,
+    COMPLETIONS,
     Ask,
     Chat,
     Completion,
@@ -43,7 +45,7 @@ from rtrain.serving.openai import (
     refused,
     unread,
 )
-from rtrain.serving.openai_schema import CHAT, NO_MODEL, RESPONSES, openapi_of
+from rtrain.serving.openai_schema import NO_MODEL, RESPONSES, openapi_of
 from rtrain.serving.renewed import Renewed
 from rtrain.serving.scale import device_of_replica
 
@@ -133,7 +135,7 @@ class LanguageServer(Relays, Renewed):
         """See `Renewed`."""
         return self.engine.broken
 
-    @api.post("/v1/completions", response_model=None, responses=RESPONSES)
+    @api.post(COMPLETIONS, response_model=None, responses=RESPONSES)
     async def completions(self, body: Completion) -> JSONResponse | StreamingResponse:
         """The text that goes on from a prompt."""
         self._check(body)

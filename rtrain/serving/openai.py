@@ -17,6 +17,8 @@ from rtrain.language.pieces import Piece, Token
 from rtrain.language.sampling import MOST_LOGPROBS, Sampling
 from rtrain.serving.answers import where_of
 
+COMPLETIONS, CHAT = TEXTS = ("/v1/completions", "/v1/chat/completions")
+
 
 class Refused(Exception):
     """A request that is not answered; the message begins with the field that is at fault, where one is."""

@@ -7,10 +7,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from rtrain.language.model import Language
-from rtrain.language.sampling import MOST_LOGPROBS, MOST_STOPS
-from rtrain.serving.openai import MOST_PROMPTS
-
-CHAT = "/v1/chat/completions"
+from rtrain.language.sampling import MOST_LOGPROBS, MOST_STOPS, MOST_TEMPERATURE, SEEDS
+from rtrain.serving.openai import CHAT, MOST_PROMPTS
 
 
 class Why(BaseModel):
@@ -63,9 +61,9 @@ RESPONSES[200] = {
 
 _TEXT = {"type": "string", "minLength": 1}
 BOUNDS: dict[str, dict[str, Any]] = {
-    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "temperature": {"type": "number", "minimum": 0, "maximum": MOST_TEMPERATURE},
     "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-    "seed": {"type": "integer", "minimum": 0, "maximum": 2**63 - 1},
+    "seed": {"type": "integer", "minimum": 0, "maximum": SEEDS - 1},
     "n": {"type": "integer", "minimum": 1, "maximum": MOST_PROMPTS},
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LOGPROBS},
     "stop": {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "maxItems": MOST_STOPS}]},

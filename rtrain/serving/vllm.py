@@ -30,7 +30,7 @@ from rtrain.language.model import intact
 from rtrain.serving.answers import Relays, new_api
 from rtrain.serving.guarded import as_events, given_by, why_refused, words_of
 from rtrain.serving.language import COSTED, COSTED_LETTERS, name_of
-from rtrain.serving.openai import Refused, event, refuse_beyond, refused, unread
+from rtrain.serving.openai import CHAT, COMPLETIONS, Refused, event, refuse_beyond, refused, unread
 from rtrain.serving.scale import Scale
 from rtrain.serving.vllm_config import config_of, context_of, vocab_of
 
@@ -123,12 +123,12 @@ class VllmServer(OpenAiIngress, Relays):
         self.name, self.context, self.vocab, self.guard = name, context, vocab, guard
         self._engine, self._started = engine, int(time.time())
 
-    @api.post("/v1/completions", response_model=None)
+    @api.post(COMPLETIONS, response_model=None)
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """The text that goes on from a prompt."""
         return await self._asked(super().completions, body, request)
 
-    @api.post("/v1/chat/completions", response_model=None)
+    @api.post(CHAT, response_model=None)
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """The next turn of a conversation."""
         return await self._asked(super().chat, body, request)

@@ -132,7 +132,7 @@ def of_all(folder: Path, regions: Regions, *words: str) -> tuple[int, dict[str, 
 def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions: Regions, tmp_path: Path) -> None:
     assert release(tmp_path, runs, "good", regions) == (
         0,
-        {"done": ["eu", "us"], "stopped_at": "", "why": "", "left": []},
+        {"done": ["eu", "us"], "stopped_at": "", "why": "", "left": [], "away": []},
     )
     with Asking(regions) as asking:
         code, told = release(tmp_path, runs, "again", regions, "--steps", "50,100", "--answers", "20")
@@ -157,11 +157,12 @@ def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions:
         missing = {"ap": (f"127.0.0.1:{free_port()}", free_port()), "us": regions["us"]}
         code, status = of_all(tmp_path, missing, "endpoints", "demo")
         assert (code, [of["region"] for of in status["endpoints"]]) == (1, ["us"]), status  # type: ignore[attr-defined]
-        assert "region 'ap': its Ray at 127.0.0.1:" in status["away"]["ap"], "the others are shown"  # type: ignore[index]
+        assert "region 'ap': its Ray at 127.0.0.1:" in status["failed"]["ap"], "the others are shown"  # type: ignore[index]
         code, told = release(tmp_path, runs, "again", {"eu": regions["eu"]}, "--steps", "100", "--answers", "5")
         assert (code, told["done"]) == (0, ["eu"]), told
-        code, back = of_all(tmp_path, regions, "rollback", "demo", "--endpoint", "--reason", "not after all")
-        assert (code, back["done"]) == (0, ["eu", "us"]), back
+        missing["eu"] = regions["eu"]  # behind the one that is away, as before it
+        code, back = of_all(tmp_path, missing, "rollback", "demo", "--endpoint", "--reason", "not after all")
+        assert (code, back["done"], back["away"]) == (1, ["us", "eu"], ["ap"]), back
         code, status = of_all(tmp_path, regions, "endpoints", "demo")
         assert [of["versions"][0]["version"] for of in status["endpoints"]] == [1, 1], status  # type: ignore[attr-defined]
     code, gone = of_all(tmp_path, regions, "endpoints", "demo", "--stop", "--reason", "it is over")
