@@ -76,7 +76,7 @@ def openapi_of(api: FastAPI, model: str, language: Language, *, guarded: bool) -
 
     `guarded`: tokens do not go out, so that nothing is said of how likely they are.
     """
-    found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+    found = of_one_model(api, model, "Completion", "Chat")
     schemas = found["components"]["schemas"]
     if not language.has_chat:
         del found["paths"][CHAT]
@@ -90,10 +90,19 @@ def openapi_of(api: FastAPI, model: str, language: Language, *, guarded: bool) -
             _of_vocabulary(properties["prompt"], language.vocab)
         elif guarded:
             bounds["logprobs"] = {"type": "boolean", "enum": [False]}
-        properties["model"]["enum"] = [model]
         for key, of in properties.items():
             if key not in schemas[name]["required"]:
                 properties[key] = _or_null(of, bounds.get(key))
+    return found
+
+
+def of_one_model(api: FastAPI, model: str, *bodies: str) -> dict[str, Any]:
+    """FastAPI's, whose bodies, by the names of their classes, ask for this model."""
+    found = get_openapi(title=api.title, version=api.version, routes=api.routes)
+    for name in bodies:
+        body = found["components"]["schemas"][name]
+        body["properties"]["model"] = {"type": "string", "enum": [model]}
+        body["required"] = sorted({"model", *body.get("required", ())})
     return found
 
 

@@ -31,6 +31,7 @@ from rtrain.serving.answers import Relays, new_api
 from rtrain.serving.guarded import as_events, given_by, why_refused, words_of
 from rtrain.serving.language import COSTED, COSTED_LETTERS, name_of
 from rtrain.serving.openai import CHAT, COMPLETIONS, Refused, event, refuse_beyond, refused, unread
+from rtrain.serving.openai_schema import NO_MODEL, RESPONSES, of_one_model
 from rtrain.serving.scale import Scale
 from rtrain.serving.vllm_config import config_of, context_of, vocab_of
 
@@ -123,12 +124,12 @@ class VllmServer(OpenAiIngress, Relays):
         self.name, self.context, self.vocab, self.guard = name, context, vocab, guard
         self._engine, self._started = engine, int(time.time())
 
-    @api.post(COMPLETIONS, response_model=None)
+    @api.post(COMPLETIONS, response_model=None, responses=RESPONSES)
     async def completions(self, body: CompletionRequest, request: Request) -> Response:
         """The text that goes on from a prompt."""
         return await self._asked(super().completions, body, request)
 
-    @api.post(CHAT, response_model=None)
+    @api.post(CHAT, response_model=None, responses=RESPONSES)
     async def chat(self, body: ChatCompletionRequest, request: Request) -> Response:
         """The next turn of a conversation."""
         return await self._asked(super().chat, body, request)
@@ -138,11 +139,16 @@ class VllmServer(OpenAiIngress, Relays):
         """The one that answers."""
         return {"object": "list", "data": [self._model()]}
 
-    @api.get("/v1/models/{name}")
+    @api.get("/v1/models/{name}", responses=NO_MODEL)
     async def model_data(self, name: str) -> dict[str, Any]:
         """The one that answers, by its name."""
         self._check_name(name)
         return self._model()
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi(self) -> dict[str, Any]:
+        """What vLLM says that it takes, of this model."""
+        return of_one_model(api, self.name, CompletionRequest.__name__, ChatCompletionRequest.__name__)
 
     @api.get("/healthz")
     async def healthz(self) -> dict[str, Any]:

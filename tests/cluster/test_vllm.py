@@ -4,6 +4,7 @@ vLLM is in no environment of `make install`; `make test-vllm` makes one with its
 """
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -92,6 +93,18 @@ def test_it_answers_as_transformers(served: Any, runs: Path) -> None:
     rows = [shards.sample(number).tolist()[:-2] for number in recorded["rows"]]
     costs = [served.loss(row) for row in rows]
     assert len(rows) == 4 and apart(costs, [_cost(f"{runs}/two/export", row) for row in rows]) <= SAME
+
+
+def test_its_openapi_is_of_vllms_requests_and_this_model(served: Any) -> None:
+    said = httpx.get(f"{served.url}/openapi.json", timeout=60)
+    found = said.json()
+    assert {"/v1/completions", "/v1/chat/completions"} <= found["paths"].keys()
+    schemas = found["components"]["schemas"]
+    for name in ("CompletionRequest", "ChatCompletionRequest"):
+        body = schemas[name]
+        assert body["properties"]["model"]["enum"] == ["two"] and "model" in body["required"]
+        assert {"top_k", "logit_bias", "max_tokens"} <= body["properties"].keys(), "what rtrain's own engine does not take"
+    assert set(re.findall(r"#/components/schemas/(\w+)", said.text)) <= schemas.keys()
 
 
 def _cost(export: str, row: list[int]) -> float:
