@@ -29,7 +29,7 @@ from rtrain.data.encode import encode
 from rtrain.data.vocabularies import DIGEST, adopt, known_of
 from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainError, RtrainWarning, UserError
 from rtrain.export.compiled import Compiled, compiled
-from rtrain.export.flat import Requests, flat_row
+from rtrain.export.flat import Flat, Requests
 from rtrain.export.head import HEAD, head_in
 from rtrain.export.huggingface import is_language
 from rtrain.export.lookup import Lookup
@@ -263,7 +263,7 @@ class Predictor:
         self.model = model_config.build(self.schema, seed=0, table_device="meta")
         self.asked = asked_of(self.schema)
         """What requests hold."""
-        self._requests = Requests(self.asked.arrow(label=False))
+        self._requests, self._flat = Requests(self.asked.arrow(label=False)), Flat(self.asked)
         adopting: dict[str, Callable[[Path], None]]
         adopting = {_file_of(one): partial(adopt, one) for one in vocabularies_of(self.schema)}
         adopting |= {name: one.adopt for name, one in _tokenizers_of(self.schema).items()}
@@ -340,7 +340,7 @@ class Predictor:
             DataError: as `predict`.
         """
         try:
-            table = self._requests.table([flat_row(row, self.asked) for row in rows])
+            table = self._requests.table(list(map(self._flat, rows)))
         except ValueError as error:
             raise DataError(f"request: {' '.join(str(error).split())}") from error
         return self._batch(table, self.asked, where="request", first_row=0)

@@ -14,7 +14,7 @@ from rtrain.data.nested import one_list
 from rtrain.data.vocabularies import known_of
 from rtrain.encodings import LARGEST
 from rtrain.errors import DataError
-from rtrain.export.flat import flat_row, listed
+from rtrain.export.flat import Flat, listed
 from rtrain.moment import FIRST_SECOND, LAST_SECOND, Age, Moment
 from rtrain.schema import Dense, Id, IdList, IdSequence, Schema
 from rtrain.text import Text
@@ -113,10 +113,8 @@ def row_model(schema: Schema, largest: float = LARGEST) -> type[BaseModel]:
 
 
 def _flattened(schema: Schema) -> Callable[[Any], Any]:
-    def flatten(row: Any) -> Any:
-        return flat_row(row, schema) if isinstance(row, dict) else row
-
-    return flatten
+    flat = Flat(schema)
+    return lambda row: flat(row) if isinstance(row, dict) else row
 
 
 def _moment(name: str, schema: Schema) -> tuple[Any, Any]:
@@ -208,7 +206,7 @@ def _ids(feature: Id, doc: str) -> tuple[Any, Any]:
 def _list(one: Any, doc: str, limit: int | None = None, *, numbers: bool = False) -> tuple[Any, Any]:
     """The field of a list, which null stands for an empty one of, as in data; `numbers`: of whole ones.
 
-    Its JSON Schema tells of lists of lists, which `flat_row` makes one before it is checked.
+    Its JSON Schema tells of lists of lists, which `Flat` makes one before it is checked.
     """
     field: Any = Field(default_factory=list, description=doc, json_schema_extra=_nested)
     kind: Any = Annotated[list[one], Field(max_length=limit)]

@@ -4,6 +4,7 @@ import asyncio
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -178,11 +179,8 @@ class Recommender:
                     f"{name}: {size} bytes for each of {self.stages.candidates} candidates; at most {most}. Send less"
                 )
 
-    async def answer(self, wanted: Sequence[Wanted], careful: bool = False) -> list[Answer]:
-        """Several requests at once; one that cannot be ranked does not take the others along.
-
-        `careful`: without what the store knows that is no value of its column, as if it knew nothing of it.
-        """
+    async def answer(self, wanted: Sequence[Wanted]) -> list[Answer]:
+        """Several requests at once; one that cannot be ranked does not take the others along."""
         found = iter(self.encoders.find(Asked.joined([one.asked for one in wanted]), self.stages.candidates))
         lists: list[list[Found]] = [[next(found) for _ in one.whom] for one in wanted]
         users = [name for one in wanted for name in self._users(one)]
@@ -190,25 +188,57 @@ class Recommender:
         (of_users, no_users), (of_items, no_items) = await asyncio.gather(
             self.known.of("user", list(dict.fromkeys(users))), self.known.of("item", list(dict.fromkeys(items)))
         )
-        if careful:
-            of_users, of_items = self.known.fitting("user", of_users), self.known.fitting("item", of_items)
         without: list[Of] = [*(["user"] if no_users else []), *(["item"] if no_items else [])]  # type: ignore[list-item]
+        with suppress(DataError):
+            return self._ordered(wanted, lists, without, of_users, of_items)
+        # What the store knows and a column cannot hold is as if it were not known.
+        of_users, of_items = self.known.fitting("user", of_users), self.known.fitting("item", of_items)
+        if len(wanted) > 1:
+            with suppress(DataError):
+                return self._ordered(wanted, lists, without, of_users, of_items)
+        # Whose fault it is, is found by each alone.
+        return [self._alone(one, those, without, of_users, of_items) for one, those in zip(wanted, lists, strict=True)]
+
+    def _ordered(
+        self,
+        wanted: Sequence[Wanted],
+        lists: Sequence[Sequence[Found]],
+        without: list[Of],
+        of_users: Mapping[Name, Known],
+        of_items: Mapping[Name, Known],
+    ) -> list[Answer]:
+        """What was found in the ranking model's order, all in one pass.
+
+        Raises:
+            DataError: a row of it cannot be ranked.
+        """
         ranked = [self._ranked(one, those, of_users, of_items) for one, those in zip(wanted, lists, strict=True)]
-        lists, rows = [those for those, _ in ranked], [some for _, some in ranked]
-        try:
-            scored = iter(self._scores([row for some in rows for row in some]))
-            scores = [[next(scored) for _ in some] for some in rows]
-        except DataError as error:
-            if len(wanted) == 1 and careful:
-                if lacking := [name for of in without for name in self.known.needed[of]]:
-                    return [Answer(without=without, problem=self._late(without, lacking))]
-                return [Answer(problem=self._unknown(wanted[0], lists[0], of_users, of_items) or str(error))]
-            # Whose it is, is found by each alone.
-            return [(await self.answer([one], careful=True))[0] for one in wanted]
+        scored = iter(self._scores([row for _, rows in ranked for row in rows]))
         return [
-            Answer(self._shown(one, those, its, of_items), without, np.flatnonzero(one.asked.strangers).tolist())
-            for one, those, its in zip(wanted, lists, scores, strict=True)
+            Answer(
+                self._shown(one, kept, [next(scored) for _ in rows], of_items),
+                without,
+                np.flatnonzero(one.asked.strangers).tolist(),
+            )
+            for one, (kept, rows) in zip(wanted, ranked, strict=True)
         ]
+
+    def _alone(
+        self,
+        one: Wanted,
+        found: Sequence[Found],
+        without: list[Of],
+        of_users: Mapping[Name, Known],
+        of_items: Mapping[Name, Known],
+    ) -> Answer:
+        """Of one request, or why there is none."""
+        try:
+            return self._ordered([one], [found], without, of_users, of_items)[0]
+        except DataError as error:
+            if lacking := [name for of in without for name in self.known.needed[of]]:
+                return Answer(without=without, problem=self._late(without, lacking))
+            kept, _ = self._ranked(one, found, of_users, of_items)
+            return Answer(problem=self._unknown(one, kept, of_users, of_items) or str(error))
 
     def _late(self, without: Sequence[Of], lacking: Sequence[str]) -> str:
         """Why nobody can be answered without what did not come."""

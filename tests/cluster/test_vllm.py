@@ -103,7 +103,9 @@ def test_its_openapi_is_of_vllms_requests_and_this_model(served: Any) -> None:
     for name in ("CompletionRequest", "ChatCompletionRequest"):
         body = schemas[name]
         assert body["properties"]["model"]["enum"] == ["two"] and "model" in body["required"]
-        assert {"top_k", "logit_bias", "max_tokens"} <= body["properties"].keys(), "what rtrain's own engine does not take"
+        assert {"top_k", "logit_bias", "max_tokens"} <= body["properties"].keys(), (
+            "what rtrain's own engine does not take"
+        )
     assert set(re.findall(r"#/components/schemas/(\w+)", said.text)) <= schemas.keys()
 
 
