@@ -193,13 +193,18 @@ def test_what_a_store_has_and_is_no_value_is_as_if_it_had_none(
     some = Recommender(replace(stages, defaults=default))
     get = some.known.store.get
 
+    asked, passes, predict = list[str](), list[int](), some.ranker.predict
+
     async def spoiled(of: Any, names: Any) -> Any:
+        asked.append(of)
         return [
             known if of == "user" and name == 3 else one for name, one in zip(names, await get(of, names), strict=True)
         ]
 
     monkeypatch.setattr(some.known.store, "get", spoiled)
+    monkeypatch.setattr(some.ranker, "predict", lambda rows: passes.append(len(rows)) or predict(rows))
     first, second = answer(some, some.want([3], 4), some.want([2], 4))
+    assert sorted(asked) == ["item", "user"] and len(passes) <= 2, "all who ask together, without what does not fit"
     assert not first.problem and not second.problem, "and whoever asks beside it hears nothing of it"
     rows = [{"user": 3, "item": item, "price": PRICES[item]} | default for item, _ in first.lists[0]]
     assert np.allclose(some.ranker.predict(rows), [score for _, score in first.lists[0]], atol=1e-6)
