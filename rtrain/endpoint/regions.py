@@ -72,7 +72,8 @@ class Reached:
 
     def __str__(self) -> str:
         done = f"answers all requests in {', '.join(self.done)}" if self.done else "answers all requests nowhere"
-        done += f"; {', '.join(self.away)} cannot be joined: ask again for it alone once it can" if self.away else ""
+        if self.away:
+            done += f"; {', '.join(self.away)} cannot be joined, and has to be looked at (rtrain endpoints) once it can"
         if not self.stopped_at:
             return f"the version {done}"
         left = f"; {', '.join(self.left)} was not asked any more" if self.left else ""

@@ -25,3 +25,7 @@ def test_how_it_ended_is_one_line() -> None:
     told = "stopped at us (take back: slow); the version answers all requests in eu; asia was not asked any more"
     assert str(stopped) == told and stopped.to_json()["left"] == ["asia"]
     assert str(Reached((), "eu", "why")) == "stopped at eu (why); the version answers all requests nowhere"
+    past = Reached(("us",), away=("eu",))
+    assert not past.everywhere and past.to_json()["away"] == ["eu"] and Reached(("eu", "us")).everywhere
+    looked = "eu cannot be joined, and has to be looked at (rtrain endpoints) once it can"
+    assert str(past) == f"the version answers all requests in us; {looked}"
