@@ -110,6 +110,7 @@ def released(endpoint: Endpoint, run: str, canary: Canary = QUICK) -> tuple[Sett
         settled = endpoint.settled(version.version, timeout_s=120)
     assert settled is not None
     wait_for(lambda: endpoint.status()["everywhere"], "all routers heard of it")
+    wait_for(lambda: not endpoint.status()["to_do"], "log and registry were told of it")
     return settled, seen
 
 
