@@ -137,6 +137,7 @@ def test_releases_weights_and_rollbacks_under_load_fail_no_request(endpoint: End
         endpoint.hold(0.6, "an A/B test")
         asked = {key for key in KEYS if place(f"demo-2:{key}") < 0.6}
         wait_for(lambda: len(seen.versions.get("2", ())) > 0.8 * len(asked), "most of its share asked version 2")
+        wait_for(lambda: not endpoint.status()["to_do"], "the log was told of it")
         assert seen.versions["2"] <= asked
         newest = max(Path(registry.log.folder.path).glob("0*.json"))
         kept = newest.read_text()
