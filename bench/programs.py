@@ -31,7 +31,7 @@ from bench.job import SCHEMA, run
 from rtrain.batch import Batch
 from rtrain.data.encode import encode
 from rtrain.export.artifact import Predictor
-from rtrain.export.flat import Requests, flat_row
+from rtrain.export.flat import Flat, Requests
 from rtrain.models.ranking import RankingConfig
 
 MODELS: Mapping[str, RankingConfig] = {
@@ -93,12 +93,13 @@ def spread(of: list[float]) -> list[float]:
 def floor_of(predictor: Predictor, rows: list[dict[str, Any]]) -> dict[str, float]:
     """Milliseconds of the parts of `predict` of one row, one after the other as there."""
     asked, model, requests = predictor.asked, predictor.model, Requests(predictor.asked.arrow(label=False))
+    made_flat = Flat(asked)
 
     def encoded(table: pa.Table) -> Batch:
         columns = encode(table, asked, label=False, where="bench", first_row=0, fits=requests.wanted)
         return columns.batch(global_rows=columns.rows)
 
-    flat = [flat_row(row, asked) for row in rows]
+    flat = list(map(made_flat, rows))
     tables = [requests.table([row]) for row in flat]
     batches = [encoded(table) for table in tables]
     given = [predictor.given(batch) for batch in batches]
@@ -106,7 +107,7 @@ def floor_of(predictor: Predictor, rows: list[dict[str, Any]]) -> dict[str, floa
     assert program is not None
     outputs = [program(one) for one in given]
     parts: dict[str, list[Callable[[], Any]]] = {
-        "flat": [lambda row=row: flat_row(row, asked) for row in rows],
+        "flat": [lambda row=row: made_flat(row) for row in rows],
         "table": [lambda row=row: requests.table([row]) for row in flat],
         "encode and batch": [lambda t=t: encoded(t) for t in tables],
         "ids": [lambda b=b: predictor.given(b) for b in batches],
