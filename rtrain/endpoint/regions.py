@@ -154,7 +154,7 @@ def roll_back_in(
     """Take back region by region what `Endpoint.rollback` takes back in the first that is there.
 
     A region that is served by the registry's champion by then, and tries no version, is as it is to be. One that is
-    away holds nobody up: it is taken back once it is there, by itself. Any other error ends it.
+    away holds nobody up: it stays as it is, and is named. Any other error ends it.
 
     Raises:
         RegionAwayError: all are away.
