@@ -183,7 +183,8 @@ def test_an_engine_that_is_killed_starts_anew(served: Any, of: str) -> None:
         wait_for(lambda: not answers(), "the engine is gone", timeout_s=20)
     wait_for(answers, "it started anew", timeout_s=200)
     between = [answer for answer in seen if answer.status_code != 200]
-    assert {answer.status_code for answer in between} <= {503}, [answer.text for answer in between]
+    # 504: of a question that waited for it the whole minute that it has; a start may take longer on a busy machine.
+    assert {answer.status_code for answer in between} <= {503, 504}, [answer.text for answer in between]
     assert all(answer.headers["retry-after"] == "1" and answer.json()["error"]["message"] for answer in between)
 
 
