@@ -165,8 +165,8 @@ def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions:
         assert (code, back["done"], back["away"]) == (1, ["eu", "us"], ["ap"]), back
         code, status = of_all(tmp_path, regions, "endpoints", "demo")
         assert [of["versions"][0]["version"] for of in status["endpoints"]] == [1, 1], status  # type: ignore[attr-defined]
-    code, gone = of_all(tmp_path, regions, "endpoints", "demo", "--stop", "--reason", "it is over")
-    assert (code, gone) == (0, {"stopped": "demo", "regions": ["eu", "us"], "away": {}})
-    assert of_all(tmp_path, regions, "endpoints") == (0, {"endpoints": [], "away": {}})
+    code, gone = of_all(tmp_path, past, "endpoints", "demo", "--stop", "--reason", "it is over")
+    assert (code, gone["regions"], list(gone["failed"])) == (1, ["eu", "us"], ["ap"]), gone  # type: ignore[call-overload]
+    assert of_all(tmp_path, regions, "endpoints") == (0, {"endpoints": [], "failed": {}})
     assert not set(asking.seen["us"]) & {"200 3"}, "the second region never had it"
     assert {status.split()[0] for seen in asking.seen.values() for status in seen} == {"200"}, asking.seen
