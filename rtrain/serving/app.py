@@ -25,7 +25,7 @@ from rtrain.serving.place import is_taken, leave, take
 from rtrain.serving.ports import NO_LINE_EACH, check_free, check_port, check_rpc_port, listen
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
-from rtrain.serving.replacing import SURGE, answering, goes_on, has_room
+from rtrain.serving.replacing import SURGE, answering, drawn_afresh, goes_on, has_room
 from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import end_rpc, listen_rpc, listens_rpc
 from rtrain.serving.scale import Scale
@@ -302,7 +302,7 @@ def _started(
     host, port = at
     try:
         listen(host, port)
-        with saying_what_it_waits_for(name):
+        with saying_what_it_waits_for(name), drawn_afresh():
             ray_serve.run(app, name=name, route_prefix=prefix, logging_config=NO_LINE_EACH)
         end_rpc(name)  # of what it took the place of
         rpc = ""

@@ -1,6 +1,8 @@
 """One application of Ray Serve in the place of another: the new replicas start beside those that answer."""
 
-from collections.abc import Set
+import random
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 
 import ray
 from ray import serve as ray_serve
@@ -10,6 +12,21 @@ from rtrain.serving.scale import Scale
 
 SURGE = 25
 """Replicas more than it has, in percent and at least one, while new ones start."""
+
+
+@contextmanager
+def drawn_afresh() -> Iterator[None]:
+    """Within it, Python's own `random` as nobody seeded it; as it was after.
+
+    Ray Serve draws the name of a version by it. Seeded alike before two of them, as two trainings in one process do,
+    the second is no new version to Serve: what it was to take the place of goes on answering, and no error says so.
+    """
+    before = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(before)
 
 
 def answering(app: str) -> Set[str]:
