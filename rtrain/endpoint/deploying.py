@@ -14,7 +14,7 @@ from rtrain.errors import CheckpointError, RtrainError, RunFailed, briefly
 from rtrain.release.audit import AuditLog
 from rtrain.release.registry import Version, other_than_registered
 from rtrain.serving.app import application_of
-from rtrain.serving.ports import NO_LINE_EACH
+from rtrain.serving.replacing import run_app
 from rtrain.serving.waiting import saying_what_it_waits_for, what_failed
 
 VERSION = r"\d+-[0-9a-f]{4}"
@@ -54,7 +54,7 @@ def deploy(version: Version, endpoint: str, answering: Answering, audit: str, fi
             max_constructor_retry_count=2,
         )  # fmt: skip
         with saying_what_it_waits_for(app):
-            ray_serve.run(application, name=app, route_prefix=None, logging_config=NO_LINE_EACH)
+            run_app(application, app, None)
     except (RtrainError, RayError, RuntimeError, TimeoutError) as error:
         why = f"version {version.version} does not load ({what_failed(app) or briefly(error)})"
         ray_serve.delete(app)

@@ -25,7 +25,8 @@ from rtrain.export.huggingface import is_language
 from rtrain.language.decoding import Decoding
 from rtrain.release.gate import who
 from rtrain.release.registry import CHALLENGER, CHAMPION, Registry, Version
-from rtrain.serving.ports import NO_LINE_EACH, check_free, check_port, check_rpc_port, listen
+from rtrain.serving.ports import check_free, check_port, check_rpc_port, listen
+from rtrain.serving.replacing import run_app
 from rtrain.serving.rpc import end_rpc, listen_rpc
 from rtrain.serving.scale import Scale
 from rtrain.stages.config import TwoStages
@@ -332,8 +333,7 @@ class Endpoint:
         listen(self.host, self._port())
         router = cast(Any, Router).options(num_replicas=self.routers or ROUTERS, ray_actor_options={"num_cpus": 0.1})
         shown = self.page if self.page is not None else host_of_serve() in LOCAL
-        application, path = router.bind(self.name, shown), f"/{self.name}"
-        ray_serve.run(application, name=self.name, route_prefix=path, logging_config=NO_LINE_EACH)
+        run_app(router.bind(self.name, shown), self.name, f"/{self.name}")
         if self.grpc_port is not None:
             listen_rpc(self.name, self.host, self.grpc_port)
 

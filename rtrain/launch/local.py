@@ -9,6 +9,7 @@ import torch.distributed as dist
 from rtrain.errors import ClusterError
 from rtrain.launch.bar import Bar
 from rtrain.run import Run
+from rtrain.training import rng
 from rtrain.training.events import Callback
 from rtrain.training.job import Outcome, run_job
 from rtrain.training.preemption import Notice
@@ -19,7 +20,8 @@ def train_inline(run: Run, driver: str = "", callbacks: Sequence[Callback] = ())
     """Train in this process, as a world of one: breakpoints work, nothing is spawned. `driver`: as in `run_job`."""
     if "RANK" in os.environ:
         raise ClusterError("--launcher inline: RANK is set, so this is one of several ranks. Use --launcher torchrun")
-    return _train(run, driver, callbacks)
+    with rng.left_alone():
+        return _train(run, driver, callbacks)
 
 
 def train_under_torchrun(run: Run, driver: str = "", callbacks: Sequence[Callback] = ()) -> Outcome | None:

@@ -22,10 +22,10 @@ from rtrain.export.huggingface import is_language
 from rtrain.language.decoding import Decoding
 from rtrain.serving.language import language_application
 from rtrain.serving.place import is_taken, leave, take
-from rtrain.serving.ports import NO_LINE_EACH, check_free, check_port, check_rpc_port, listen
+from rtrain.serving.ports import check_free, check_port, check_rpc_port, listen
 from rtrain.serving.ranker import Ranker
 from rtrain.serving.recommender import Recommends
-from rtrain.serving.replacing import SURGE, answering, drawn_afresh, goes_on, has_room
+from rtrain.serving.replacing import SURGE, answering, goes_on, has_room, run_app
 from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import end_rpc, listen_rpc, listens_rpc
 from rtrain.serving.scale import Scale
@@ -302,8 +302,8 @@ def _started(
     host, port = at
     try:
         listen(host, port)
-        with saying_what_it_waits_for(name), drawn_afresh():
-            ray_serve.run(app, name=name, route_prefix=prefix, logging_config=NO_LINE_EACH)
+        with saying_what_it_waits_for(name):
+            run_app(app, name, prefix)
         end_rpc(name)  # of what it took the place of
         rpc = ""
         if grpc_port is not None:

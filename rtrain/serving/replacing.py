@@ -3,15 +3,27 @@
 import random
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 from ray import serve as ray_serve
 from ray.serve.schema import ReplicaState
 
+from rtrain.serving.ports import NO_LINE_EACH
 from rtrain.serving.scale import Scale
 
 SURGE = 25
 """Replicas more than it has, in percent and at least one, while new ones start."""
+
+
+def run_app(app: Any, name: str, prefix: str | None) -> None:
+    """Run it by this name until it answers, as a new version of whatever ran by it.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
+    with drawn_afresh():
+        ray_serve.run(app, name=name, route_prefix=prefix, logging_config=NO_LINE_EACH)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from rtrain.serving.answers import KEY_HEADER, VERSION_HEADER
 from rtrain.serving.bodies import MAX_BYTES, REQUEST_S, RETRY_S
 from rtrain.serving.place import has, leave, take
+from rtrain.serving.replacing import run_app
 from rtrain.serving.wire import PATHS, SERVICE, Answer, Question, Refused, refused, refused_as
 
 ENVELOPE_BYTES = 1 << 10
@@ -135,5 +136,5 @@ def listen_rpc(application: str, host: str, port: int) -> str:
     Raises:
         RuntimeError: it does not start.
     """
-    ray_serve.run(Rpc.bind(application, host, port), name=name_of(application), route_prefix=None)  # type: ignore[attr-defined]
+    run_app(Rpc.bind(application, host, port), name_of(application), None)  # type: ignore[attr-defined]
     return take(name_of(application), f"{host}:{port}")

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +22,18 @@ def seed_all(seed: int, rank: int) -> None:
     random.seed(mixed)
     np.random.seed(mixed % 2**32)
     torch.manual_seed(mixed % 2**63)
+
+
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """After it, torch (CPU), numpy and Python draw on as before it: whose process it is finds them as they were."""
+    torchs, numpys, pythons = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torchs)
+        np.random.set_state(numpys)
+        random.setstate(pythons)
 
 
 def begin(seed: int, world: World, stored: Stored | None) -> None:

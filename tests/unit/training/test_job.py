@@ -1,13 +1,16 @@
 """A whole job in one process: resume, early stop, what stops it, and what its folder holds."""
 
 import json
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import rtrain
 from recipes.mmoe_movielens import run as mmoe_run
@@ -76,9 +79,11 @@ def test_a_result_tells_of_every_baseline(tiny: Run) -> None:
     assert [of["name"] for of in without["baselines"]] == [of["name"] for of in (means, of_item, chance)]
 
 
-def test_another_seed_is_another_run(tiny: Run) -> None:
+def test_another_seed_is_another_run_and_the_callers_generators_go_on(tiny: Run) -> None:
     short = rtrain.override(tiny, {"duration.steps": 3})
+    before = random.getstate(), torch.get_rng_state().tolist(), repr(np.random.get_state())
     train(short)
+    assert (random.getstate(), torch.get_rng_state().tolist(), repr(np.random.get_state())) == before
     other = rtrain.override(short, {"name": "other", "seed": 1})
     train(other)
     assert [x["loss"] for x in lines(short, "train")] != [x["loss"] for x in lines(other, "train")]

@@ -47,3 +47,16 @@ def test_a_checkpoint_of_an_older_rtrain_has_nothing_left_over(tmp_path: Path) -
     wanted = drawn()
     rng.restore(0, Stored(folders.of(1), 1))
     assert drawn() == wanted
+
+
+def test_the_callers_generators_go_on_as_if_nothing_had_been_trained() -> None:
+    rng.seed_all(5, 0)
+    drawn()
+    wanted = [drawn(), drawn()]
+    rng.seed_all(5, 0)
+    drawn()
+    with pytest.raises(ZeroDivisionError), rng.left_alone():
+        rng.seed_all(9, 0)
+        drawn()
+        raise ZeroDivisionError
+    assert [drawn(), drawn()] == wanted
