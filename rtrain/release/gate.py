@@ -16,6 +16,7 @@ from rtrain.release.quality import Calibrated, NotWorse, SlicesNotWorse
 from rtrain.release.servable import Faithful, SameRequests, Servable, Within
 from rtrain.release.together import Together
 from rtrain.stages.config import TwoStages
+from rtrain.stages.fit import refuse_heads
 from rtrain.version import VERSION, refuse_newer
 
 RECORD = "gate.json"
@@ -114,11 +115,13 @@ class Gate:
         Raises:
             UserError: no finished run there, or one without an export.
             ConfigError: its config names a class that this process has not imported (of a champion only what it
-                recorded is read); or of the two stages the other one is not said.
+                recorded is read); or of the two stages the other one is not said, or does not fit.
         """
         candidate, before = Finished.read(run), Finished.read(champion) if champion else None
         _ = candidate.run  # a class that was not imported is the caller's error, and nobody's refusal
         pair = pair_of(candidate, stages)
+        if stages:
+            refuse_heads(stages.having(candidate.export.uri))
         of, decisions = Judged(candidate, before, stages), list[Decision]()
         own = any(isinstance(check, Together) for check in self.checks)
         for check in self.checks if own or not stages else (*self.checks, Together()):

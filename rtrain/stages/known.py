@@ -4,15 +4,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, get_args
-
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from typing import Any, get_args
 
 from rtrain.errors import ConfigError, one_line
 from rtrain.export.artifact import Predictor
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import Known, Name, Of, StoreError
+from rtrain.stages.fit import Columns
 
 LOG = logging.getLogger("rtrain.stages")
 QUIET_S = 60.0
@@ -24,8 +22,8 @@ START_S = 10.0
 class Knowledge:
     """The store, asked for one ranking model."""
 
-    def __init__(self, stages: TwoStages, ranker: Predictor):
-        """Open the store of `stages`."""
+    def __init__(self, stages: TwoStages, ranker: Predictor, fits: Columns):
+        """Open the store of `stages`; `fits`: what the columns of `ranker` can hold."""
         self.store = stages.features.open()
         self._timeout_ms = stages.timeout_ms
         fields = ranker.rows.model_fields
@@ -45,7 +43,7 @@ class Knowledge:
             if f.entity not in self.needed and f.name in fields and fields[f.name].is_required() and f.name not in given
         ]
         """The same of neither: what a request says."""
-        self._values = {name: _checked(of) for name, of in fields.items()}
+        self._fits = fits
         self._quiet_until: dict[str, float] = {}
 
     async def start(self, some: Mapping[Of, Sequence[Name]]) -> dict[Of, Sequence[Known]]:
@@ -95,30 +93,15 @@ class Knowledge:
         """Of what the store knows all that the ranking model can be given; the log says of the rest."""
         fits: dict[Name, Known] = {}
         for name, values in known.items():
-            wrong = {column: why for column, value in values.items() if (why := self.wrong(column, value))}
+            wrong = {column: why for column, value in values.items() if (why := self._fits.wrong(column, value))}
             fits[name] = {column: value for column, value in values.items() if column not in wrong}
             if wrong:
                 why = "; ".join(f"{column}: {said}" for column, said in wrong.items())
                 self.say("features of %s %r are left out: %.300s", of, name, why)
         return fits
 
-    def wrong(self, column: str, value: Any) -> str:
-        """Why it is no value of a column; empty: it is one, or the ranking model has no such column."""
-        if column in self._values:
-            try:
-                self._values[column].validate_python(value)
-            except ValidationError as error:
-                return error.errors()[0]["msg"]
-        return ""
-
     def say(self, text: str, *of: Any) -> None:
         """A line of the log, if it did not say the same of others a moment ago."""
         if time.monotonic() > self._quiet_until.get(text, 0.0):
             self._quiet_until[text] = time.monotonic() + QUIET_S
             LOG.warning(text, *of)
-
-
-def _checked(field: FieldInfo) -> TypeAdapter[Any]:
-    """Checks a value alone as the whole row is checked."""
-    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-    return TypeAdapter(kind)

@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow.compute as pc
 
 from rtrain.errors import ConfigError, DataError, RtrainWarning, did_you_mean
-from rtrain.export.artifact import Predictor, export_in
+from rtrain.export.artifact import Predictor
 from rtrain.export.encoders import Asked, Encoders
 from rtrain.export.popular import Unknown
 from rtrain.schema import Id
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import Known, Name, Of
 from rtrain.stages.filters import Ranked
+from rtrain.stages.fit import Columns, exports_of, refuse_misfit
 from rtrain.stages.known import Knowledge
 
 Found = Sequence[tuple[Any, float]]
@@ -67,39 +68,28 @@ class Recommender:
         Raises:
             UserError: there is no export.
             CheckpointError: as `Encoders` and `Predictor`.
-            ConfigError: a feature or label that the ranking model does not have.
+            ConfigError: as `exports_of` and `refuse_misfit`, or the two call users or items otherwise.
         """
         self.stages = stages
-        self.encoders, self.ranker = Encoders(export_in(stages.retriever)), Predictor(export_in(stages.ranker))
+        finds, ranks = exports_of(stages)
+        self.encoders, self.ranker = Encoders(finds), Predictor(ranks)
         schema = self.ranker.asked
         self._columns = schema.arrow(label=False).names
-        labels = [label.name for label in schema.labels]
-        self._label = labels.index(_among(stages.label, labels, "label")) if stages.label else 0
+        self._fits = Columns(self.ranker.rows.model_fields)
+        refuse_misfit(stages, schema, self._fits, self.encoders.of_histories)
+        self._label = [label.name for label in schema.labels].index(stages.label) if stages.label else 0
         self._refuse_other_names("item")
         if not self.encoders.of_histories:
             self._refuse_other_names("user")
-        self._times = ""
-        if stages.history:
-            _among(stages.history, self._columns, "history")
-            if not self.encoders.of_histories:
-                raise ConfigError("TwoStages.history: the retrieval model knows users by name. Leave it out")
-            self._times = next((f.times for f in schema.timed if f.name == stages.history), "")
+        self._times = next((f.times for f in schema.timed if f.name == stages.history), "") if stages.history else ""
         self._clock = schema.time if schema.time in self._columns else ""
         """Filled with now, where the request does not say when it is."""
-        self.known = Knowledge(stages, self.ranker)
-        for name, value in stages.defaults.items():
-            if _among(name, self._columns, "defaults") in (stages.user, stages.item):
-                raise ConfigError(f"TwoStages.defaults: {name!r} is who asks, or what is offered. Leave it out")
-            if why := self.known.wrong(name, value):
-                raise ConfigError(f"TwoStages.defaults: {name!r} cannot be {value!r} ({why})")
+        self.known = Knowledge(stages, self.ranker, self._fits)
 
     def _refuse_other_names(self, of: Of) -> None:
         """Both models have to call users and items alike, and the second to know what the first one finds."""
         named = getattr(self.stages, of)
-        _among(named, self._columns, of)
-        feature = next((f for f in self.ranker.asked.ids if f.name == named and isinstance(f, Id)), None)
-        if feature is None:
-            raise ConfigError(f"TwoStages.{of}: {named!r} of the ranking model is no Id. Name the one that {of}s have")
+        feature = next(f for f in self.ranker.asked.ids if f.name == named and isinstance(f, Id))
         if feature.of_words != self.encoders.of_words:
             kinds = ("whole numbers", "strings")
             raise ConfigError(
@@ -160,7 +150,7 @@ class Recommender:
                 if name not in self._columns:
                     near = did_you_mean(name, self._columns) or f". Those are {', '.join(self._columns)}"
                     raise DataError(f"context[{number}]: the ranking model has no column {name!r} to be said{near}")
-                if why := self.known.wrong(name, columns[name]):
+                if why := self._fits.wrong(name, columns[name]):
                     raise DataError(f"context[{number}].{name}: {why}")
         self._refuse_much(whom, context)
         asked = self.encoders.ask(whom, times, seen, unknown)
@@ -363,10 +353,3 @@ def _size(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(map(_size, value.values()))
     return sum(map(_size, value)) if isinstance(value, list | tuple) else 8
-
-
-def _among(name: str, names: Sequence[str], field: str) -> str:
-    if name not in names:
-        near = did_you_mean(name, names) or f". It has {', '.join(names)}"
-        raise ConfigError(f"TwoStages.{field}: the ranking model has no {name!r}{near}")
-    return name

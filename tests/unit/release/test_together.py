@@ -15,6 +15,7 @@ from rtrain import DLRM, MF, AdamW, Dense, Duration, Evaluation, HitRate, Id, In
 from rtrain.cli import console
 from rtrain.cli.endpoint import _judged
 from rtrain.data.holdout import Random, RandomPerUser
+from rtrain.errors import ConfigError
 from rtrain.release.finished import Finished
 from rtrain.release.gate import Gate, pair_of, verdict_of
 from rtrain.release.judged import Decision, Judged
@@ -149,15 +150,13 @@ def test_a_record_of_other_stages_is_none(
         json=False,
     )  # fmt: skip
     stages = TwoStages(retriever=shop["finds"], candidates=ITEMS)
-    for of, asked in (
-        (replace(stages, item="itm"), True), (replace(stages, item="itm"), False), (stages, True), (stages, False),
-        (None, True),
-    ):  # fmt: skip
+    hidden = replace(stages, filters=(Nothing(),))
+    for of, asked in ((hidden, True), (hidden, False), (stages, True), (stages, False), (None, True)):
         passed, said = _judged(options, of), capsys.readouterr()
         assert ("release: Servable" in said.err) is asked, said.err
         assert passed or ("judges it anew" in said.out) is not asked, said.out
         verdict = verdict_of(Finished.read(shop["good"]))
-        assert verdict and (verdict.stages or {}).get("item") == (of.item if of else None)
+        assert verdict and len((verdict.stages or {}).get("filters", ())) == (len(of.filters) if of else 0)
     Gate(checks=(Refuses(),)).judge(shop["good"], shop["finds"])
     _judged(options, None)
     assert "release: Servable" in capsys.readouterr().err, "it was refused beside one that is no champion"
@@ -179,6 +178,10 @@ def test_the_command_line_judges_both(
     verdict = Gate(checks=PASSES.checks).judge(shop["good"], stages=stages)
     good = Finished.read(shop["good"])
     assert verdict.stages == pair_of(good, stages) and verdict.passed and verdict_of(good) == verdict
+    said = list[str]()
+    with pytest.raises(ConfigError, match="the ranking model has no 'itm'"):
+        Gate().judge(shop["good"], stages=replace(stages, item="itm"), say=said.append)
+    assert not said and verdict_of(good) == verdict, "before anything is asked"
     words = ["gate", shop["bad"], "--champion", shop["good"], "--retriever", shop["finds"], "--candidates", str(ITEMS)]
     for more, code, where, said in (
         ([], 1, "out", "hit rate of 10"),

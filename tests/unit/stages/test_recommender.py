@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rtrain.schema import Id, IdSequence
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import Known, NoFeatures, Of, SQLite, Store, StoreError
 from rtrain.stages.filters import AtMost, Only
+from rtrain.stages.fit import refuse_heads
 from rtrain.stages.recommender import Answer, Recommender
 from tests.unit.stages.shop import AGES, ITEMS, PRICES, SCHEMA, USERS, ranker, retriever
 
@@ -312,10 +313,22 @@ def test_the_first_names_may_be_no_ones(stages: TwoStages, tmp_path: Path) -> No
         ({"features": "features.db"}, "TwoStages.features: a store, as SQLite(path='features.db')"),
     ],
 )
-def test_stages_that_do_not_fit(stages: TwoStages, changed: dict[str, Any], said: str) -> None:
+@pytest.mark.parametrize("refuses", [Recommender, refuse_heads])
+def test_stages_that_do_not_fit(
+    stages: TwoStages, refuses: Callable[[TwoStages], object], changed: dict[str, Any], said: str
+) -> None:
+    refuses(stages)
     with pytest.raises(ConfigError) as refused:
-        Recommender(replace(stages, **changed))
+        refuses(replace(stages, **changed))
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize("refuses", [Recommender, refuse_heads])
+def test_two_models_of_one_kind(stages: TwoStages, refuses: Callable[[TwoStages], object]) -> None:
+    with pytest.raises(ConfigError, match=r"TwoStages.retriever: \S+ is of no model that finds items"):
+        refuses(replace(stages, retriever=stages.ranker))
+    with pytest.raises(ConfigError, match=r"TwoStages.ranker: \S+ is of no model that ranks rows"):
+        refuses(replace(stages, ranker=stages.retriever))
 
 
 def test_models_that_call_items_otherwise(stages: TwoStages, tmp_path: Path) -> None:
