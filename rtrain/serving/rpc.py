@@ -39,7 +39,9 @@ class Rpc:
         self._application = application
         # Ray's own gRPC has another loop of this process, and either is woken in vain for the other's events.
         asyncio.get_running_loop().set_exception_handler(_not_woken_in_vain)
-        self._replicas = ray_serve.get_app_handle(application)
+        # Options begin to listen for its replicas: a handle that first does so at a call, when the application has been
+        # ended meanwhile, would wait for some.
+        self._replicas = ray_serve.get_app_handle(application).options()
         self._server = grpc.aio.server(
             options=[("grpc.max_receive_message_length", MAX_BYTES + ENVELOPE_BYTES), ("grpc.so_reuseport", 0)],
             maximum_concurrent_rpcs=AT_ONCE,
