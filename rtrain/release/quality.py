@@ -62,7 +62,7 @@ class NotWorse:
         numbers |= {"low": found.low, "high": found.high, "lost": lost}
         passed = bool(worst >= -self.margin)
         if not passed and found.low < 0 < found.high:
-            of_bits += "; it may be as good: more test rows would tell, or allow a margin (--margin)"
+            of_bits += "; it may be as good: more test rows would tell, or allow a margin (rtrain gate --margin)"
         return Decision(check, passed, said + of_bits, numbers)
 
 
@@ -128,7 +128,7 @@ class Calibrated:
         allowed = f"{max(0.0, 1 - self.most):g} to {1 + self.most:g}"
         said = f"mean probability{of_label} is {ratios[worst]:.3f} of its share; {allowed}"
         passed = abs(ratios[worst] - 1) <= self.most
-        said += "" if passed else "; of a few steps hardly any is: train on, or allow more (--calibration)"
+        said += "" if passed else "; of a few steps hardly any is: train on, or allow more (rtrain gate --calibration)"
         return Decision(check, passed, said, {"ratio": ratios[worst]})
 
 

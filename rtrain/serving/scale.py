@@ -83,7 +83,8 @@ class Scale:
         for name in ("ahead_s", "season_s"):
             if getattr(self, name) and self.most is None:
                 raise ConfigError(
-                    f"Scale.{name}: {getattr(self, name):g}, but replicas are always {self.least}. Set most"
+                    f"Scale.{name}: {getattr(self, name):g}, but replicas are always {self.least}. Set most "
+                    "(--replicas 1-8)"
                 )
         if 0 < self.season_s < 10 * self.every_s:
             raise ConfigError(f"Scale.season_s: {self.season_s:g}, fewer than ten looks of {self.every_s:g} s each")
