@@ -21,7 +21,7 @@ from torch import Tensor
 from rtrain import config, notices
 from rtrain.data.columns import Lists
 from rtrain.data.retrieval_batch import Ids
-from rtrain.errors import CheckpointError, DataError, one_line
+from rtrain.errors import CheckpointError, DataError
 from rtrain.export.artifact import read_head
 from rtrain.export.head import HEAD
 from rtrain.export.index import INDEX, Index, Stated, Vectors, find, seen_of
@@ -298,11 +298,13 @@ class Encoders:
             given = pa.array(values)
             # Arrow itself would take 2.5 for 2.
             if not (pa.types.is_null(given.type) or pa.types.is_integer(given.type) == pa.types.is_integer(kind)):
-                raise pa.ArrowTypeError(f"they are {given.type}")
+                raise pa.ArrowTypeError
             given = given.cast(kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
-            wanted = "whole numbers" if pa.types.is_integer(kind) else f"{kind}s"
-            raise DataError(f"{where}: the data call each {what} by {wanted} ({one_line(error)})") from None
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
+            wanted, fits = ("whole numbers", _is_whole) if pa.types.is_integer(kind) else (f"{kind}s", _is_word)
+            others = [value for value in values if value is not None and not fits(value)]
+            first = others[0] if others else max((value for value in values if value is not None), key=abs)
+            raise DataError(f"{where}: the data call each {what} by {wanted}, got {first!r:.60}") from None
         found = given if names is None else pc.index_in(given, value_set=names)
         known = f"valid are 0..{rows - 1}" if names is None else f"the data have {len(names)} others"
         wrong = pc.fill_null(pc.or_(pc.less(found, 0), pc.greater_equal(found, rows)), True)
@@ -311,6 +313,14 @@ class Encoders:
             raise DataError(f"{where}: there is no {what} {first!r} in the data that it was trained on; {known}")
         places: Ids = pc.if_else(wrong, -1, found.cast(pa.int64())).to_numpy()
         return places
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _moments(times: Sequence[int], count: int, where: str) -> Ids:

@@ -177,7 +177,7 @@ def test_who_asks_wrongly_is_told(folder: Path) -> None:
     words = Encoders(str(train(run_of(folder, "words"), fresh=True)["export"]))
     with pytest.raises(DataError, match=r"whom: there is no user 'nobody' in the data that it was trained on; .* 30 "):
         words.user(["u1", "nobody"])
-    with pytest.raises(DataError, match=r"whom: the data call each user by strings .*they are int64"):
+    with pytest.raises(DataError, match=r"whom: the data call each user by strings, got 7"):
         words.user([7])
     with pytest.raises(DataError, match="reads users' ids, which have none"):
         words.user(["u1"], times=[[1]])
@@ -196,8 +196,14 @@ def test_who_asks_wrongly_is_told(folder: Path) -> None:
         ([[1, None]], [[5, 6]], r"there is no item None"),
         ([[]], [[]], r"histories\[0\]: it must be a list of items"),
         ([3], [[5]], r"histories\[0\]: it must be a list of items"),
-        ([[1, 2.5]], [[5, 6]], r"histories\[0\]: the data call each item by whole numbers"),
-        ([[True]], [[5]], r"histories\[0\]: the data call each item by whole numbers"),
+        ([[1, 2.5]], [[5, 6]], r"histories\[0\]: the data call each item by whole numbers, got 2.5"),
+        ([[None, "x"]], [[5, 6]], r"histories\[0\]: the data call each item by whole numbers, got 'x'"),
+        ([[True]], [[5]], r"histories\[0\]: the data call each item by whole numbers, got True"),
+        (
+            [[1, 2**70]],
+            [[5, 6]],
+            r"histories\[0\]: the data call each item by whole numbers, got 1180591620717411303424",
+        ),
     ):
         with pytest.raises(DataError, match=told):
             hstu.user(whom, times)  # type: ignore[arg-type]
