@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from rtrain.errors import ConfigError
 
 
@@ -40,9 +42,21 @@ def _check(of: Any) -> None:
         raise ConfigError(f"{name}.values: a tuple of them, as ({values!r},), got {values!r}")
 
 
+def _of(one: Ranked, feature: str) -> list[Any]:
+    """Values that an item has, of a list each, as of genres; none: it is not known."""
+    value = one.known.get(feature)
+    if isinstance(value, list | tuple | set | frozenset | np.ndarray):
+        return list(value)
+    return [] if value is None else [value]
+
+
+def _has(one: Ranked, feature: str, values: Sequence[Any]) -> bool:
+    return any(value in values for value in _of(one, feature))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Only:
-    """Items whose feature has one of the values; one of which it is not known is left out."""
+    """Items whose feature has one of the values, of a list any; one of which it is not known is left out."""
 
     feature: str
     values: tuple[Any, ...]
@@ -52,12 +66,12 @@ class Only:
 
     def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
         """See `Filter`."""
-        return [one for one in ranked if one.known.get(self.feature) in self.values]
+        return [one for one in ranked if _has(one, self.feature, self.values)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Without:
-    """No item whose feature has one of the values; one of which it is not known may be shown."""
+    """No item whose feature has one of the values, of a list any; one of which it is not known may be shown."""
 
     feature: str
     values: tuple[Any, ...]
@@ -67,12 +81,15 @@ class Without:
 
     def keep(self, ranked: Sequence[Ranked], context: Mapping[str, Any]) -> Sequence[Ranked]:
         """See `Filter`."""
-        return [one for one in ranked if one.known.get(self.feature) not in self.values]
+        return [one for one in ranked if not _has(one, self.feature, self.values)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AtMost:
-    """The best so many items of each value of a feature, as of one seller; those of which it is not known are one."""
+    """The best so many items of each value of a feature, as of one seller; those of which it is not known are one.
+
+    An item with a list, as of genres, is one of each of its values, and shown where all of them have room.
+    """
 
     feature: str
     items: int
@@ -86,8 +103,8 @@ class AtMost:
         """See `Filter`."""
         count, kept = Counter[str](), list[Ranked]()
         for one in ranked:
-            value = repr(one.known.get(self.feature))  # of lists too
-            count[value] += 1
-            if count[value] <= self.items:
+            values = {repr(value) for value in _of(one, self.feature) or [None]}
+            if all(count[value] < self.items for value in values):
+                count.update(values)
                 kept.append(one)
         return kept

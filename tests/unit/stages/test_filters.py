@@ -11,7 +11,7 @@ from rtrain.stages.filters import AtMost, Filter, Only, Ranked, Without
 RANKED = [
     Ranked(item, 1 - item / 10, known)
     for item, known in enumerate(
-        [{"seller": "a"}, {"seller": "b"}, {}, {"seller": "a"}, {"seller": ["a", "b"]}, {}, {"seller": "a"}]
+        [{"seller": "a"}, {"seller": "b"}, {}, {"seller": "a"}, {"seller": ["a", "b"]}, {"seller": []}, {"seller": "a"}]
     )
 ]
 
@@ -19,11 +19,14 @@ RANKED = [
 @pytest.mark.parametrize(
     ("rule", "kept"),
     [
-        (Only(feature="seller", values=("a",)), [0, 3, 6]),
+        (Only(feature="seller", values=("a",)), [0, 3, 4, 6]),
+        (Only(feature="seller", values=("b", "c")), [1, 4]),
         (Only(feature="seller", values=()), []),
-        (Without(feature="seller", values=("a",)), [1, 2, 4, 5]),
-        (AtMost(feature="seller", items=1), [0, 1, 2, 4]),
-        (AtMost(feature="seller", items=2), [0, 1, 2, 3, 4, 5]),
+        (Without(feature="seller", values=("a",)), [1, 2, 5]),
+        (Without(feature="seller", values=("b",)), [0, 2, 3, 5, 6]),
+        (AtMost(feature="seller", items=1), [0, 1, 2]),
+        (AtMost(feature="seller", items=2), [0, 1, 2, 3, 5]),
+        (AtMost(feature="seller", items=3), [0, 1, 2, 3, 4, 5]),
     ],
 )
 def test_what_is_kept(rule: Filter, kept: list[int]) -> None:
