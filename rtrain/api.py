@@ -5,9 +5,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from rtrain import config, notices
+from rtrain.errors import UserError
 from rtrain.export.artifact import export_in
 from rtrain.launch.clock import WORKERS, Clock
 from rtrain.launch.launchers import LAUNCHERS, Launcher, Name, Start
@@ -151,7 +153,7 @@ def absolute(run: Run) -> Run:
 
 @notices.aside()
 def serve(
-    target: "Result | str | TwoStages",
+    target: "Result | str | PathLike[str] | TwoStages",
     *,
     replicas: "int | Scale" = 1,
     port: int = 8000,
@@ -166,13 +168,14 @@ def serve(
     `decoding`: of a language model how it answers.
 
     The Ray that is joined is used, else one is found by RAY_ADDRESS or started; one that is started
-    here ends with `Served.stop()`, or with the process.
+    here ends with `Served.stop()`, or with the process. On a cluster what is served goes on when the process has
+    ended, until `rtrain serve --stop`.
     """
     import ray
 
     from rtrain.launch.session import ray_session
     from rtrain.run import Cluster
-    from rtrain.serving.app import deploy
+    from rtrain.serving.app import APPLICATION, deploy
     from rtrain.serving.scale import Scale
 
     served = _served(target)
@@ -182,7 +185,7 @@ def serve(
     try:
         scale = Scale.by(replicas)
         return deploy(
-            served, name="rtrain", port=port, scale=scale, session=session, grpc_port=grpc_port, replace=replace,
+            served, name=APPLICATION, port=port, scale=scale, session=session, grpc_port=grpc_port, replace=replace,
             decoding=decoding,
         )  # fmt: skip
     except BaseException:
@@ -190,10 +193,16 @@ def serve(
         raise
 
 
-def _served(target: "Result | str | TwoStages") -> "str | TwoStages":
+def _served(target: "Result | str | PathLike[str] | TwoStages") -> "str | TwoStages":
+    from rtrain.stages.config import TwoStages
+
     if isinstance(target, Result):
         return target.export
-    return export_in(target) if isinstance(target, str) else target
+    if isinstance(target, TwoStages):
+        return target
+    if not isinstance(target, str | PathLike):
+        raise UserError(f"serve: a run's folder, its export, what train gave, or TwoStages, got {target!r:.60}")
+    return export_in(os.fspath(target))
 
 
 __all__ = ["Launcher", "Name", "Plan", "Result", "absolute", "plan", "serve", "train"]

@@ -15,6 +15,7 @@ from rtrain.cli.runs import RUNS
 from rtrain.cli.scale import SCALE
 from rtrain.cli.stages import STAGES, stages_of
 from rtrain.cli.verb import Argument, Verb, answer
+from rtrain.errors import UserError
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -88,9 +89,27 @@ def _online(options: argparse.Namespace) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    if options.stop:
+        return _stop(options)
+    if options.target is None:
+        raise UserError("serve: which? Give a run's folder, or its export/ folder")
     stages = stages_of(options)
     served = replace(stages, retriever=options.target) if stages else options.target
     serve(served, options, options.port)
+    return 0
+
+
+def _stop(options: argparse.Namespace) -> int:
+    """Of a process that has ended, or of another one."""
+    from rtrain.launch.session import join_running
+    from rtrain.serving.app import APPLICATION, end
+
+    if options.target is not None:
+        raise UserError("serve: --stop ends what is served, and a run is what to serve. Give one of them")
+    with join_running("serve"):
+        if not end(APPLICATION):
+            raise UserError("serve: nothing to stop is served on this Ray; rtrain endpoints lists endpoints")
+    answer(options, {"stopped": APPLICATION}, "what was served is taken down")
     return 0
 
 
@@ -283,7 +302,8 @@ VERBS = (
         "serve",
         "serve a finished run, or its export, until Ctrl-C",
         (
-            Argument("target", help="the run's folder or its export/ folder"),
+            Argument("target", nargs="?", help="the run's folder or its export/ folder"),
+            Argument("--stop", action="store_true", help="end what another command or a script serves, or did"),
             *SCALE,
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),
@@ -299,7 +319,7 @@ VERBS = (
             MODULE,
         ),
         _serve,
-        again="serves it; what had started was stopped, but for what takes a place (--replace), which goes on",
+        again="serves it",
     ),
     Verb("report", "write a run's report.html anew, or a search's while it goes on", (RUN,), _report),
     Verb(

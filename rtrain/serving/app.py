@@ -1,7 +1,9 @@
 """Exports on Ray Serve: a ranking model's answers for rows, a retrieval model's items for users, texts."""
 
 import asyncio
+import atexit
 import json
+import warnings
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -15,7 +17,7 @@ from ray import serve as ray_serve
 from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
 
-from rtrain.errors import ClusterError, ConfigError, DataError, RunFailed, UserError, briefly, one_line
+from rtrain.errors import ClusterError, ConfigError, DataError, RtrainWarning, RunFailed, UserError, briefly, one_line
 from rtrain.export.artifact import Prediction, Predictor, is_retrieval, modules_of
 from rtrain.export.encoders import Encoders
 from rtrain.export.huggingface import is_language
@@ -29,16 +31,26 @@ from rtrain.serving.replacing import SURGE, answering, goes_on, has_room, run_ap
 from rtrain.serving.retriever import Retriever
 from rtrain.serving.rpc import end_rpc, listen_rpc, listens_rpc
 from rtrain.serving.scale import Scale
+from rtrain.serving.sent import as_json, rows_of, several
 from rtrain.serving.shards import TableShard
 from rtrain.serving.waiting import saying_what_it_waits_for, what_failed
 from rtrain.stages.config import TwoStages
 from rtrain.stages.features import StoreError
 from rtrain.stages.recommender import Recommender
 
+APPLICATION = "rtrain"
+"""Name of what `rtrain serve` and `rtrain.serve` serve."""
 ONE = Scale()
 JSON = {"content-type": "application/json"}
 _OWN: dict[str, "Served"] = {}
 """Applications that this process serves; a notebook that serves another model means to replace them."""
+
+
+@atexit.register  # after Ray's own, so before it
+def _let_go() -> None:
+    """The Ray that was started for them ends while Python is still whole; on a cluster they go on."""
+    for own in list(_OWN.values()):
+        own._is_gone()
 
 
 @dataclass(frozen=True)
@@ -59,22 +71,26 @@ class Served:
     """By which it knows its place (`rtrain/serving/place.py`)."""
 
     def predict(self, rows: Sequence[Mapping[str, Any]] | Mapping[str, Any]) -> list[Prediction]:
-        """Probabilities over HTTP, for one row or several.
+        """Probabilities over HTTP, for one row or several, or those of a pandas DataFrame, in which NaN is missing.
 
         Raises:
-            DataError: the server refused the rows (its words).
+            UserError: what is served scores no rows.
+            DataError: the server refused the rows (its words), or they are what JSON cannot say.
         """
-        body = {"rows": [rows] if isinstance(rows, Mapping) else list(rows)}
-        predictions: list[Prediction] = self._post("predict", body)["predictions"]
+        self._refuse_other("predict")
+        predictions: list[Prediction] = self._post("predict", {"rows": rows_of(rows)})["predictions"]
         return predictions
 
     def recommend(self, whom: Sequence[Any], k: int = 10, **more: Any) -> list[list[tuple[Any, float]]]:
         """The best items for each of those who ask, over HTTP; `more`: `times` and `seen`, as `Encoders.recommend`.
 
         Raises:
-            DataError: the server refused the request (its words).
+            UserError: what is served finds no items.
+            DataError: the server refused the request (its words), or it is what JSON cannot say.
         """
-        answer = self._post("recommend", {"whom": list(whom), "k": k} | more)
+        self._refuse_other("recommend")
+        asked = several(whom, "whom", "those who ask, as [196, 22], or their histories")
+        answer = self._post("recommend", {"whom": asked, "k": k} | more)
         pairs = zip(answer["items"], answer["scores"], strict=True)
         return [list(zip(items, scores, strict=True)) for items, scores in pairs]
 
@@ -95,6 +111,14 @@ class Served:
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
 
+    def _refuse_other(self, asked: str) -> None:
+        """
+        Raises:
+            UserError: it answers something else.
+        """
+        if asked != self.asked:
+            raise UserError(f"{self.url}: {self.export} answers /{self.asked} alone, not /{asked}")
+
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if self._stopped:
             how = f"{_OWN[self.name].export} took its place" if self.name in _OWN else "it was stopped"
@@ -102,9 +126,9 @@ class Served:
         if self.replaced():
             raise UserError(f"{self.url}: another process took the place of {self.export}. Serve it again")
         try:
-            text = json.dumps(body, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{self.url}/{path}: the request has what JSON cannot say ({error})") from None
+            text = as_json(body)
+        except DataError as error:
+            raise DataError(f"{self.url}/{path}: {error}") from None
         answer = httpx.post(f"{self.url}/{path}", content=text, headers=JSON, timeout=60)
         if answer.status_code in (400, 404, 413, 422):
             told = answer.json()
@@ -128,10 +152,7 @@ class Served:
         if self._stopped:
             return
         if not self.replaced():
-            if self.rpc:
-                end_rpc(self.name)
-            ray_serve.delete(self.name)
-            leave(self.name)
+            end(self.name)
         self._is_gone()
 
     def _is_gone(self) -> None:
@@ -269,8 +290,8 @@ def deploy(
     there = ray_serve.status().applications
     if name in there and name not in _OWN and not replace:
         raise ClusterError(
-            f"serve: another process serves {name!r} on this cluster already ({there[name].status.value}). Stop it, or "
-            "take its place: --replace, or replace=True"
+            f"serve: another process serves {name!r} on this cluster already ({there[name].status.value}), or did and "
+            "ended. Take its place: --replace, or replace=True; or end it: rtrain serve --stop"
         )
     if other := _at(prefix) - {name}:
         raise ClusterError(
@@ -289,6 +310,16 @@ def deploy(
         name=name, url=url, asked=_asked(served), session=session, export=str(served), rpc=rpc, mark=mark
     )
     return made
+
+
+def end(name: str) -> bool:
+    """Take an application down whoever serves it on the Ray that is joined; whether there was one."""
+    there = name in ray_serve.status().applications
+    end_rpc(name)
+    if there:
+        ray_serve.delete(name)
+    leave(name)
+    return there
 
 
 def _started(
@@ -311,7 +342,10 @@ def _started(
             rpc = listen_rpc(name, host, grpc_port)
         mark = take(name)
     except KeyboardInterrupt:
-        if not before:  # nobody is left who would stop it; else whoever serves there does
+        if before:  # whoever serves there will stop it, too
+            text = "serve: it goes on to take the place of what answers. rtrain serve --stop ends both"
+            warnings.warn(text, RtrainWarning, stacklevel=2)
+        else:
             ray_serve.delete(name)
         raise
     except (RayError, RuntimeError, TimeoutError) as error:

@@ -19,6 +19,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+import numpy as np
+import pandas as pd
 import pytest
 import ray
 import schemathesis
@@ -192,10 +194,20 @@ def test_values_that_the_model_makes_no_number_of_are_refused_by_name(served: An
 
 def test_what_no_request_can_say(served: Any) -> None:
     row = {"user_id": 1, "item_id": 2, "hour": 3}
-    with pytest.raises(DataError, match="predict: the request has what JSON cannot say"):
-        served.predict(row | dict.fromkeys(DENSE, float("nan")))
-    with pytest.raises(DataError, match="what JSON cannot say.*set"):
+    name = next(iter(DENSE))
+    with pytest.raises(DataError, match=rf"predict: rows\[0\].{name}: JSON has no nan. Send None"):
+        served.predict(row | {name: float("nan")})
+    with pytest.raises(DataError, match=r"rows\[0\].hour: JSON cannot say a set, as \{3\}"):
         served.predict(row | {"hour": {3}})
+    with pytest.raises(UserError, match="answers /predict alone, not /recommend"):
+        served.recommend([1])
+
+
+def test_rows_of_pandas_and_numpy(served: Any) -> None:
+    rows = [{"user_id": n, "item_id": n + 1, "hour": 3} | dict.fromkeys(DENSE, n / 4) for n in range(3)]
+    wanted = served.predict(rows)
+    assert served.predict(pd.DataFrame(rows)) == wanted
+    assert served.predict([{name: np.asarray(value)[()] for name, value in row.items()} for row in rows]) == wanted
 
 
 def test_what_another_process_serves_stays(served: Any, export: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,3 +378,19 @@ def test_the_command_takes_the_place_of_what_another_process_serves(served: Any,
         second.send_signal(signal.SIGINT)
         assert second.wait(timeout=120) == 0, "how it is meant to end"
     assert "rtrain" not in ray_serve.status().applications
+
+
+@pytest.mark.slow
+def test_what_a_script_on_a_cluster_serves_goes_on_until_it_is_stopped(export: str, serve_port: int) -> None:
+    """And the script ends without a word."""
+    env = dict(os.environ) | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
+    code = f"import rtrain; rtrain.serve({export!r}, port={serve_port})"
+    script = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=180)
+    assert script.returncode == 0 and "Exception" not in script.stderr, script.stderr
+    assert httpx.get(f"http://127.0.0.1:{serve_port}/healthz", timeout=60).status_code == 200
+    words = [sys.executable, "-m", "rtrain", "serve", "--stop", "--json"]
+    for code, told in ((0, {"stopped": "rtrain"}), (2, None)):
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=180)
+        assert done.returncode == code, done.stderr
+        assert told is None or json.loads(done.stdout) == told
+    assert "nothing to stop is served" in done.stderr and "rtrain" not in ray_serve.status().applications
