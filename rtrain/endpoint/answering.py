@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from rtrain import config
+from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.state import Deployed
+from rtrain.errors import UserError
 from rtrain.language.decoding import Decoding
 from rtrain.serving.scale import Scale, always
 from rtrain.stages.config import TwoStages
@@ -53,6 +55,23 @@ class Answering:
         """Whether one that is deployed answers so; in JSON's own types, for a conductor may have read it."""
         kept = {"scale": version.scale, "decoding": version.decoding, "stages": version.stages}
         return json.dumps(self.to_json(), sort_keys=True) == json.dumps(kept, sort_keys=True)
+
+    def of_all_at_once(self, version: Deployed, canary: Canary, endpoint: str) -> str:
+        """For the log the model beside a version that goes on with another one, which everybody has then; empty: none.
+
+        Raises:
+            UserError: it does, and the release is to go share by share.
+        """
+        stages = self.stages.having(version.export) if self.stages and version.stages else None
+        had = version.stages or {}
+        changed = [name for name in ("retriever", "ranker") if stages and getattr(stages, name) != had[name]]
+        if changed and canary.shares[0] < 1:
+            raise UserError(
+                f"endpoint {endpoint!r}: version {version.number} answers already, and would have another {changed[0]} "
+                "for everybody at once: what is tried share by share is another version. Release one together with "
+                "it, or say --steps 100"
+            )
+        return f" ({changed[0]} {getattr(stages, changed[0])}, was {had[changed[0]]})" if changed else ""
 
     def to_json(self) -> dict[str, Any]:
         """As `Deployed` has them."""

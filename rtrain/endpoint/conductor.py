@@ -112,13 +112,18 @@ class Conductor:
             state = self._state
             if state.candidate:
                 raise UserError(f"endpoint {state.model!r}: version {state.candidate.number} is being tried")
-            gone, state.champion = state.champion, Deployed(**champion)
+            gone = state.crown(Deployed(**champion))
             then: list[dict[str, Any]] = []
             if back:
                 then.append({"do": "rollback", "number": state.champion.number, "why": reason})
             if gone.app != state.champion.app:
                 then.append({"do": "remove", "app": gone.app})
             self._decided(what, reason, by, of=state.champion, share=1.0, then=then)
+
+    def had(self, number: int) -> dict[str, Any] | None:
+        """The two stages that a version was of when it last had all requests; none: it answered alone, or never."""
+        with self._lock:
+            return self._state.had.get(str(number))
 
     def stopping(self, reason: str, by: str) -> None:
         """The endpoint is taken down, with all applications, by who tells this: say it, and that nobody has a version
@@ -210,9 +215,9 @@ class Conductor:
     def _crown(self, why: str, by: str) -> None:
         """The candidate has all requests from here on."""
         state = self._state
-        crowned, before = state.candidate, state.champion
+        crowned = state.candidate
         assert crowned is not None
-        state.champion, state.candidate, state.step, state.held = crowned, None, 0, None
+        before, state.candidate, state.step, state.held = state.crown(crowned), None, 0, None
         then: list[dict[str, Any]] = [{"do": "promote", "number": crowned.number, "why": why}]
         then.append({"do": "remove", "app": before.app})
         self._decided("champion", why, by, of=crowned, share=1.0, then=then)

@@ -146,9 +146,10 @@ class Endpoint:
         if there and before and before.number == version.version:
             if answering.is_of(before):
                 raise UserError(f"endpoint {self.name!r}: version {version.version} answers all requests already")
+            changed = answering.of_all_at_once(before, canary or Canary(), self.name)
             say(f"version {version.version} ({version.run}) starts anew, to answer as it is told")
             with self._deployed(version, answering, before) as anew:
-                self._told("replace", asdict(anew), "change", reason, who())
+                self._told("replace", asdict(anew), "change", f"{reason}{changed}", who())
             return version
         if not (champion and champion.version == version.version):
             registry.promote(self.name, version.version, reason, alias=CHALLENGER)
@@ -235,7 +236,10 @@ class Endpoint:
         behind = holder is not None and holder.version < serves
         back = holder if holder and behind else registry.before(self.name)
         before = self._before(there=True)
-        with self._deployed(back, self._answering(before, there=True), before) as champion:
+        answering = self._answering(before, there=True)
+        if answering.stages and self._knows("had") and (had := self._told("had", back.version)):
+            answering = replace(answering, stages=config.from_dict(had))
+        with self._deployed(back, answering, before) as champion:
             self._told("replace", asdict(champion), "roll back", reason, who(), not behind)
         self._at_rest()
         told = f"version {back.version} ({back.run}) answers again"
@@ -256,8 +260,7 @@ class Endpoint:
     def stop(self, reason: str = "it was told to stop") -> None:
         """Take the endpoint down, with all versions, for a reason that is logged; the registry stays as it is."""
         _reasoned(reason)
-        of_now = hasattr(conductor_of(self.name), "stopping")  # else an older rtrain began it
-        if of_now:
+        if of_now := self._knows("stopping"):
             self._told("stopping", reason, who())
         end_rpc(self.name)
         ray_serve.delete(self.name)
@@ -367,6 +370,10 @@ class Endpoint:
     def _port(self) -> int:
         """That Ray Serve listens on, or is to."""
         return self.port if self.port is not None else port_of_serve() or PORT
+
+    def _knows(self, what: str) -> bool:
+        """Whether its conductor is told this; that of an older rtrain may not be."""
+        return hasattr(conductor_of(self.name), what)
 
     def _told(self, what: str, *words: Any) -> Any:
         ask = getattr(conductor_of(self.name), what, None)

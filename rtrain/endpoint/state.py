@@ -51,6 +51,8 @@ class State:
     held: float | None = None
     """Share that a person gave the candidate: no step follows by itself."""
     number: int = 1
+    had: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of versions that were champions, by number, the two stages they were of: what goes back is of these again."""
     decisions: list[dict[str, Any]] = field(default_factory=list)
     to_do: list[dict[str, Any]] = field(default_factory=list)
     """What follows from decisions and is not done yet, in order: a conductor that starts again goes on with it."""
@@ -70,6 +72,13 @@ class State:
             refuse_newer(STATE, kind, told)
         deployed = {k: Deployed(**stored[k]) if stored[k] else None for k in ("champion", "candidate")}
         return cls(**{**stored, **deployed, "canary": config.from_dict(stored["canary"])})
+
+    def crown(self, champion: Deployed) -> Deployed:
+        """The champion from here on; gives the one before."""
+        gone, self.champion = self.champion, champion
+        if gone.stages:
+            self.had[str(gone.number)] = gone.stages
+        return gone
 
     def decide(
         self,
@@ -91,7 +100,7 @@ class State:
 
     def after(self, before: "State") -> None:
         """Go on from the state of a Ray that is gone, with all that ran on it: what it left undone is said, or done."""
-        self.decisions = before.decisions
+        self.decisions, self.had = before.decisions, before.had
         self.to_do = [task for task in before.to_do if task["do"] == "log"]
         if lost := before.candidate:
             why = f"the Ray that it ran on ended while it was being tried; version {self.champion.number} answers"

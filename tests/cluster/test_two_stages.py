@@ -18,7 +18,7 @@ from ray.serve.exceptions import RayServeException
 import rtrain
 from rtrain.endpoint.canary import Canary, Limits
 from rtrain.endpoint.endpoint import Endpoint
-from rtrain.errors import ConfigError, DataError
+from rtrain.errors import ConfigError, DataError, UserError
 from rtrain.language.decoding import Decoding
 from rtrain.serving.app import application_of
 from rtrain.serving.recommender import MAX_ASKING
@@ -194,6 +194,7 @@ def test_a_stage_is_released_as_any_version(served: Any, shop: TwoStages, serve_
             shop.ranker, ranker(tmp_path, name="second"), ranker(tmp_path, name="turned", model=planted)
         )
     )  # fmt: skip
+    other = retriever(tmp_path)
     for run in (first, second, turned):
         assert PASSES.judge(run, None if run == first else first).passed
     endpoint.release(first, "the first")
@@ -201,15 +202,19 @@ def test_a_stage_is_released_as_any_version(served: Any, shop: TwoStages, serve_
         assert httpx.get(f"{endpoint.url}/recommend", params={"user": 3}, timeout=60).headers["x-rtrain-version"] == "1"
         quick = Canary(steps=(1.0,), seconds=0.5, answers=3, patience_s=60)
         later = replace(endpoint, stages=None)  # as a command line that does not say it again
-        version = later.release(second, "a new order", quick).version
+        with pytest.raises(UserError, match=r"version 1 answers already, and would have another retriever"):
+            replace(endpoint, stages={"retriever": other}).release(first, "share by share")
+        version = replace(endpoint, stages={"retriever": other}).release(second, "a new order", quick).version
         for _ in range(20):
             httpx.get(f"{endpoint.url}/recommend", params={"user": 3}, timeout=60)
         settled = endpoint.settled(version, timeout_s=60)
         assert settled is not None and settled.champion, settled
-        here = Recommender(replace(shop, ranker=second))
+        assert later.stages_of_release() == replace(shop, retriever=other, ranker=f"{second}/export")
+        here = Recommender(replace(shop, retriever=other, ranker=second))
         found = httpx.get(f"{endpoint.url}/recommend", params={"user": 3, "k": 4}, timeout=60)
         assert found.json()["items"][0] == [i for i, _ in answer(here, here.want([3], 4))[0].lists[0]]
         assert later.rollback("as it was").startswith("version 1 (dlrm)")
+        assert later.stages_of_release() == shop, "what goes back is of the stages that it was of"
         slowly = Canary(steps=(1.0,), seconds=1.0, answers=10_000, patience_s=90, limits=Limits(drift=None))
         bad = later.release(turned, "upside down", slowly).version
         with ThreadPoolExecutor(1) as pool:

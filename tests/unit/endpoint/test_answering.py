@@ -1,5 +1,6 @@
 """A version answers as the one before it, but for what is said of it."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,8 @@ from typing import Any
 import pytest
 
 from rtrain.endpoint.answering import Answering
-from rtrain.endpoint.state import Deployed
+from rtrain.endpoint.canary import Canary
+from rtrain.endpoint.state import Deployed, State
 from rtrain.errors import ConfigError, UserError
 from rtrain.language.decoding import Decoding
 from rtrain.language.guard import Guard
@@ -112,3 +114,24 @@ def test_what_is_gone_is_not_missed_where_another_is_said(tmp_path: Path) -> Non
         Answering.after(before, decoding={"guard": None})
     free = Answering.after(before, decoding={"guard": None, "draft": ""}).decoding
     assert free == Decoding(guesses=3)
+
+
+def test_another_model_beside_a_version_that_goes_on_is_everybodys_at_once() -> None:
+    was = replace(WAS, stages=TwoStages(retriever="/runs/finds", ranker="/runs/one/export"))
+    before, share = deployed(was), Canary()
+    assert (
+        was.of_all_at_once(before, share, "home") == "" == Answering.after(None).of_all_at_once(before, share, "home")
+    )
+    other = Answering.after(before, stages={"retriever": "/runs/finds-more", "timeout_ms": 9})
+    with pytest.raises(UserError, match="'home': version 1 answers already, and would have another retriever"):
+        other.of_all_at_once(before, share, "home")
+    at_once = Canary(steps=(1.0,))
+    assert other.of_all_at_once(before, at_once, "home") == " (retriever /runs/finds-more, was /runs/finds)"
+    assert Answering.after(before, stages={"timeout_ms": 9}).of_all_at_once(before, share, "home") == ""
+
+
+def test_what_was_champion_is_known_by_its_stages() -> None:
+    state = State(model="home", registry="", audit="", champion=deployed(WAS))
+    assert state.crown(replace(deployed(WAS), number=2, stages=None)).number == 1
+    assert state.crown(replace(deployed(WAS), number=3)).number == 2
+    assert State.from_json(json.loads(json.dumps(state.to_json()))).had == {"1": deployed(WAS).stages}
