@@ -21,7 +21,7 @@ from torch import Tensor
 from rtrain.batch import Batch
 from rtrain.errors import ConfigError
 from rtrain.evaluation.columns import partial_of
-from rtrain.export.artifact import LOOKS_UP, Predictor
+from rtrain.export.artifact import LOOKS_UP, Predictor, fewer_bits
 from rtrain.export.chosen import CALLS, SIZES, alternated, difference, largest, one_thread
 from rtrain.export.head import HEAD
 from rtrain.export.weights import Entry, fetched, put, write_tensors
@@ -36,7 +36,7 @@ Kept = Literal["float16", "int8", "int4"]
 Part = Literal["tables", "dense", "pruned"]
 STAYS: Mapping[Part, str] = {
     "tables": "Tables stay as trained",
-    "dense": "The dense part stays as trained",
+    "dense": "The program stays as it is",
     "pruned": "The dense part stays as trained",
 }
 LESS: Mapping[Part, str] = {"tables": "keep more bits", "dense": "keep more bits", "pruned": "leave less out"}
@@ -139,7 +139,7 @@ def compared(run: Run, trained: Predictor, fewer: Predictor, dataset: Any, *, fi
             tally.add(outputs, batch)
     rows = sum(batch.rows for batch in batches)
     before, after = (tally.scored()[0] for tally in tallies)
-    both, most = _metrics(run, before, after, rows, field), largest(apart)
+    both, most = _metrics(run, before, after, rows, field, fewer_bits(trained.head)), largest(apart)
     if not isfinite(most):
         raise ConfigError(
             f"handoff.{field}: {kept} makes answers that are no numbers (float16 holds up to 65,504). {STAYS[field]}. "
@@ -160,23 +160,33 @@ def _first(batches: Iterable[Batch]) -> list[Batch]:
 
 
 def _metrics(
-    run: Run, before: Mapping[str, Any], after: Mapping[str, Any], rows: int, field: Part
+    run: Run,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    rows: int,
+    field: Part,
+    others: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, list[float]]:
-    """Of each label, those that need no column beside what rows are scored by; what is nan both times is left out."""
+    """Of each label, those that need no column beside what rows are scored by; what is nan both times is left out.
+
+    `others`: what the head states of parts that cost some already; the tolerance is of all together.
+    """
     found = {}
     for prefix, metric in ((p, m) for p in before for m in run.metrics if not group_columns(m)):
         was, now = (metric.value(partial_of(metric, of[prefix], None)) for of in (before, after))
         if was != was and now != now:
             continue
-        loss = was - now if metric.higher_is_better else now - was
-        if not loss <= run.handoff.tolerance:
-            kept = getattr(run.handoff, field)
+        name, way = f"{prefix}{metric.name}", 1 if metric.higher_is_better else -1
+        loss = way * (was - now)
+        lost = sum(max(0.0, way * (of[name][0] - of[name][1])) for of in others.values() if name in of)
+        if not loss + lost <= run.handoff.tolerance:
+            beside = f", beside {lost:.5f} that {' and '.join(others)} cost," if lost else ""
             raise ConfigError(
-                f"handoff.{field}: {kept} costs {loss:.5f} of {prefix}{metric.name} ({was:.5f} to {now:.5f}) on "
-                f"{rows:,} test rows, and handoff.tolerance is {run.handoff.tolerance:g}. {STAYS[field]}. "
-                f"Raise the tolerance, or {LESS[field]}"
+                f"handoff.{field}: {getattr(run.handoff, field)} costs {loss:.5f} of {name} ({was:.5f} to {now:.5f})"
+                f"{beside} on {rows:,} test rows, and handoff.tolerance is {run.handoff.tolerance:g}. {STAYS[field]}. "
+                f"Raise the tolerance, or {LESS[field]}; the same command finishes the run then"
             )
-        found[f"{prefix}{metric.name}"] = [was, now]
+        found[name] = [was, now]
     return found
 
 

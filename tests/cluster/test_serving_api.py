@@ -357,7 +357,7 @@ def test_the_command_takes_the_place_of_what_another_process_serves(served: Any,
     env = dict(os.environ) | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "rtrain", "serve", export, "--port", port]
     refused = subprocess.run(words, env=env, capture_output=True, text=True, timeout=180)
-    assert refused.returncode == 2 and "take its place: --replace" in refused.stderr, refused
+    assert refused.returncode == 2 and "Take its place: --replace" in refused.stderr, refused
     ours = app._OWN["rtrain"]  # that of this process, by which test ever
     with ExitStack() as commands:
 

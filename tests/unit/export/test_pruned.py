@@ -13,10 +13,12 @@ from recipes import two_tower_movielens
 from rtrain.errors import CheckpointError, ConfigError
 from rtrain.export.artifact import Predictor, apart_of
 from rtrain.export.formats import refuse_export
+from rtrain.export.quantised import quantise
 from rtrain.export.sparse import KEPT, VALUES, packed, pruned, unpacked
 from rtrain.release.gate import Gate
 from rtrain.release.servable import Faithful, Servable
 from rtrain.run import Handoff
+from rtrain.storage import Folder
 from tests.unit.export.test_program import MODELS, asked_of, cache, folder, head_of, run_of
 from tests.unit.training.jobs import train
 
@@ -97,6 +99,19 @@ def test_what_costs_too_much_is_not_taken(folder: Path) -> None:
         train(run)
     export = Path(run.folder) / "export"
     assert "pruned" not in head_of(export) and Predictor(str(export)).predict(asked_of(run)[0])
+
+
+def test_the_tolerance_is_of_all_parts_together(folder: Path) -> None:
+    run = run_of(folder, "both", MODELS["dlrm"], pruned=0.8, tolerance=WIDE)
+    train(run)
+    export = Folder(f"{run.folder}/export")
+    head = head_of(export.uri)
+    export.write_json("export.json", head | {"pruned": head["pruned"] | {"auc": [50.5, 0.5]}})
+    fewer = replace(run, handoff=replace(run.handoff, tables="int4", tolerance=10.0))
+    said = r"handoff.tables: int4 costs -?0\.\d+ of auc .*, beside 50.00000 that pruned cost, on"
+    with pytest.raises(ConfigError, match=said):
+        quantise(fewer, export.uri, run.data.open(), lambda: None)
+    assert "tables" not in head_of(export.uri)
 
 
 def test_what_cannot_be_is_one_line() -> None:

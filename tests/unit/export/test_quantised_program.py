@@ -81,7 +81,7 @@ def test_a_loss_beyond_the_tolerance_is_refused_and_the_export_is_as_it_was(
 
     run = run_of(folder, "lossy", WIDE_LAYERS, program="onnx", dense="int8", tolerance=0.0)
     monkeypatch.setattr(quantised_program, "Program", Turned)
-    with pytest.raises(ConfigError, match=r"handoff.dense: int8 costs .* of auc .*The dense part stays as trained"):
+    with pytest.raises(ConfigError, match=r"handoff.dense: int8 costs .* of auc .*The program stays as it is"):
         train(run)
     export = Path(run.folder) / "export"
     assert "dense" not in head_of(export)["program"] and len(Predictor(str(export)).predict(asked_of(run)[0])) > 0
