@@ -304,7 +304,7 @@ ENDPOINT = (
         ),
         _release,
         example=AS_BEFORE,
-        again="does it; a version that is being tried already goes on there, and rtrain endpoints shows it",
+        again="begins it, where no version is being tried; one that is goes on there, and rtrain endpoints shows it",
     ),
     Verb(
         "endpoints",

@@ -234,8 +234,8 @@ class Recommender:
         """Why nobody can be answered without what did not come."""
         whose, columns = " and ".join(without), ", ".join(map(repr, lacking))
         return (
-            f"features of each {whose} did not come in {self.stages.timeout_ms:g} ms, and TwoStages.defaults has no "
-            f"value of {columns}. Ask again; the log of the replicas says why"
+            f"features of each {whose} did not come in {self.stages.timeout_ms:g} ms, or their store failed, and "
+            f"TwoStages.defaults has no value of {columns}. Ask again; the log of the replicas says why"
         )
 
     def _unknown(

@@ -155,8 +155,8 @@ def test_what_is_late_and_has_no_default_is_said(stages: TwoStages, error: bool)
     (found,) = answer(some, some.want([3], 4))
     assert not found.lists and found.without == ["item"]
     assert found.problem == (
-        "features of each item did not come in 200 ms, and TwoStages.defaults has no value of 'price'. Ask again; the "
-        "log of the replicas says why"
+        "features of each item did not come in 200 ms, or their store failed, and TwoStages.defaults has no value of "
+        "'price'. Ask again; the log of the replicas says why"
     )
     in_time = Recommender(replace(stages, features=Late("user", error), timeout_ms=200, defaults={"price": 0.25}))
     (found,) = answer(in_time, in_time.want([3], 4))
