@@ -281,24 +281,26 @@ def serve(target: "str | TwoStages", options: argparse.Namespace, port: int) -> 
 
     scale, said = config.override(Scale(), scale_said(options)), decoding_said(options)
     joined = bool(os.environ.get("RAY_ADDRESS"))
-    served = serve(
-        target, replicas=scale, port=port, grpc_port=options.grpc_port, replace=options.replace,
-        decoding=config.override(Decoding(), said) if said else None,
-    )  # fmt: skip
-    rpc = f", gRPC on {served.rpc}" if served.rpc else ""
-    told = {"url": served.url} | ({"grpc": served.rpc} if served.rpc else {})
-    text = json.dumps(told) if options.json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"
-    print(text, flush=True)
+    served: Served | None = None
     try:
+        served = serve(
+            target, replicas=scale, port=port, grpc_port=options.grpc_port, replace=options.replace,
+            decoding=config.override(Decoding(), said) if said else None,
+        )  # fmt: skip
+        rpc = f", gRPC on {served.rpc}" if served.rpc else ""
+        told = {"url": served.url} | ({"grpc": served.rpc} if served.rpc else {})
+        text = json.dumps(told) if options.json else f"{served.url}/{served.asked} answers{rpc}; Ctrl-C ends it"
+        print(text, flush=True)
         if not joined:
             threading.Event().wait()
         _wait_replaced(served)
         print("serve: another command serves in its place now, and this one ends", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
-        if told_to_stop():
+        if served is None or told_to_stop():
             raise  # Ctrl-C is how it is meant to end; this is another exit code
     finally:
-        served.stop()
+        if served is not None:
+            served.stop()
 
 
 def _wait_replaced(served: "Served") -> None:
