@@ -42,6 +42,7 @@ def _promote(options: argparse.Namespace) -> int:
     registry = registry_of(options, makes=True)
     made = registry.register(options.model, options.target, options.reason)
     made = registry.promote(options.model, made.version, options.reason, alias=options.alias)
+    print("promote: the registry alone; what an endpoint serves changes by rtrain release", file=sys.stderr, flush=True)
     answer(options, made.to_json(), made)
     return 0
 
