@@ -8,7 +8,6 @@ entries that are cut off the end are missed.
 
 import hashlib
 import json
-import random
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from rtrain.errors import RunFailed, UserError
 from rtrain.release.gate import who
 from rtrain.storage import Folder
+from rtrain.storage.patience import PAUSES
 
 NAMED = re.compile(r"\d{8}\.json")
 FIRST = "0" * 64
@@ -66,7 +66,7 @@ class AuditLog:
             data = (json.dumps(asdict(entry), indent=1) + "\n").encode()
             if self.folder.create(f"{number:08}.json", data):
                 return _sha256(data)
-            time.sleep(random.uniform(0, 0.01 * (tried + 1)))  # or the faster one of two always takes the next
+            time.sleep(PAUSES.uniform(0, 0.01 * (tried + 1)))  # or the faster one of two always takes the next
         raise RunFailed(f"audit log {self.folder.uri!r}: others took each of {TRIES} numbers. Try again")
 
     def entries(self) -> Iterator[Entry]:

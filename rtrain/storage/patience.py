@@ -10,6 +10,8 @@ from typing import TypeVar
 from rtrain.errors import one_line
 
 T = TypeVar("T")
+PAUSES = random.Random()
+"""Not the one that a run is seeded by: how often a storage was away has to change no draw of a training."""
 
 PASSING = {
     getattr(errno, name)
@@ -62,7 +64,7 @@ class Patience:
                     raise
                 now = time.monotonic()
                 began = began or now
-                pause = wait * (1 - random.random() / 2)
+                pause = wait * (1 - PAUSES.random() / 2)
                 if now + pause - began > self.budget_s:
                     raise StorageDown(
                         f"{what}: {one_line(error)}, tried {tries} times in {now - began:.0f} s"

@@ -203,6 +203,19 @@ def test_a_storage_that_stays_away_is_told_when_the_budget_is_used_up(way: Any, 
     assert Stored(folders.of(2), 2).tensor("model.w")[0] == 2.0
 
 
+def test_a_storage_that_was_away_changes_no_draw_of_a_training() -> None:
+    """The pauses are drawn, and a rank's generators are part of its checkpoint."""
+    before, tries = random.getstate(), list[int]()
+
+    def away_at_first() -> None:
+        tries.append(1)
+        if len(tries) < 4:
+            raise ConnectionResetError
+
+    Patience(budget_s=30.0, first_s=0.001, most_s=0.01).run(away_at_first, what="x", remote=True)
+    assert len(tries) == 4 and random.getstate() == before
+
+
 def test_what_no_patience_can_mend_is_raised_at_once() -> None:
     patience, tries = Patience(budget_s=60), 0
 
