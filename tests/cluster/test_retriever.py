@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 
 import rtrain
 from rtrain import HSTU, MF, Duration, Evaluation, Histories, HitRate, Pairs, RandomPerUser, Run
-from rtrain.errors import ClusterError, DataError
+from rtrain.errors import ClusterError, DataError, UserError
 from rtrain.export.encoders import Encoders
 from rtrain.serving.retriever import MAX_WHOM
 from tests.cluster.conftest import free_port
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_one_line(pairs: tuple[Any, Encoders]) -> None:
     assert (many.status_code, f"at most {MAX_WHOM}" in many.json()["detail"]) == (422, True)
     with pytest.raises(DataError, match="there is no user 'x'"):
         served.recommend(["x"])
-    with pytest.raises(DataError, match="predict: Not Found"):
+    with pytest.raises(UserError, match="answers /recommend alone, not /predict"):
         served.predict({"a": 1})
 
 
