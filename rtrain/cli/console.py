@@ -3,6 +3,7 @@
 import argparse
 import runpy
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from rtrain.version import VERSION
 RECIPE = "path of the recipe's Python file"
 OF_RUNS = ("repeat", "compare")
 """Verbs that are also found below `rtrain runs`."""
+TOPICS = {
+    "begin": ("doctor", "init", "data"),
+    "of a recipe (RECIPE, or python RECIPE VERB)": RECIPE_VERBS,
+    "foresee": ("calibrate", "goodput"),
+    "finished runs": ("runs", "report", "compare", "metrics", "ledger", "checkpoints", "repeat", "sync"),
+    "hand-off": ("gate", "card", "promote", "versions", "audit"),
+    "serve": ("serve", "release", "endpoints", "share", "rollback"),
+}
+"""What `rtrain --help` shows together; all verbs."""
 
 
 def console() -> None:
@@ -29,12 +39,15 @@ def console() -> None:
 def _console(given: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="rtrain",
-        description="Distributed training on Ray. A recipe's own verbs: rtrain train RECIPE, or python RECIPE train.",
+        usage="rtrain [-h] [--version] VERB ...",
+        description="Distributed training on Ray. rtrain VERB --help says what a verb takes.",
+        epilog=_topics(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.error = refuse  # type: ignore[method-assign]
     parser.add_argument("--version", action="version", version=f"rtrain {VERSION}", help="show rtrain's version")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    verbs = parser.add_subparsers(prog="rtrain", dest="verb", metavar="VERB", help=argparse.SUPPRESS)
 
     for verb in OWN_VERBS:
         _add(verbs, verb)
@@ -57,21 +70,51 @@ def _console(given: list[str]) -> int:
     return int(options.run(options))
 
 
+def _topics() -> str:
+    """What the verbs do, topic by topic."""
+    does = {verb.name: verb.text for verb in OWN_VERBS} | {name: VERBS[name] for name in RECIPE_VERBS}
+    lines = []
+    for topic, names in TOPICS.items():
+        lines.append(f"{topic}:")
+        for name in names:
+            lines += textwrap.wrap(does[name], 100, initial_indent=f"  {name:<13}", subsequent_indent=" " * 15)
+        lines.append("")
+    return "\n".join(lines).rstrip()
+
+
 def _add(verbs: Any, verb: Verb, **options: Any) -> None:
     """A verb, with its actions; each answers --json too."""
     if verb.example:
         options |= {"epilog": verb.example, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = verbs.add_parser(verb.name, help=verb.text, description=verb.text, allow_abbrev=False, **options)
+    said = textwrap.fill(verb.text, 100)
+    parser = verbs.add_parser(verb.name, help=verb.text, description=said, allow_abbrev=False, **options)
     parser.error = refuse
     parser.add_argument("--json", action="store_true", help="one line of JSON on stdout")
+    groups: dict[str, Any] = {"": parser}
     for argument in verb.arguments:
-        parser.add_argument(*argument.names, **argument.options)
+        if argument.under not in groups:
+            groups[argument.under] = parser.add_argument_group(argument.under)
+        groups[argument.under].add_argument(*argument.names, **argument.options)
+    if len(groups) > 1:
+        parser.usage = " ".join([parser.prog, "[options]", *_needed(verb)])
     if verb.run:
         parser.set_defaults(run=verb.run)
     if verb.actions:
         actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
         for action in verb.actions:
             _add(actions, action)
+
+
+def _needed(verb: Verb) -> list[str]:
+    """What cannot be left out, as the usage of a verb shows it that takes too much for all of it to be read there."""
+    words = []
+    for one in verb.arguments:
+        name, metavar = one.names[0], one.options.get("metavar", one.names[0].lstrip("-").upper())
+        if one.options.get("required"):
+            words.append(f"{name} {metavar}")
+        elif not name.startswith("-"):
+            words.append(f"[{metavar}]" if one.options.get("nargs") == "?" else metavar)
+    return words
 
 
 def _run_recipe(options: argparse.Namespace, rest: list[str]) -> int:

@@ -6,10 +6,11 @@ import re
 from typing import Any
 
 from rtrain.cli.own import own_module
-from rtrain.cli.verb import NOTHING, Argument
+from rtrain.cli.verb import NOTHING, Argument, under
 from rtrain.errors import UserError
 
-DECODING = (
+DECODING = under(
+    "answers of a language model",
     Argument(
         "--engine", choices=("rtrain", "vllm"),
         help="what computes a language model's answers: rtrain's own by transformers (default), or vLLM by "

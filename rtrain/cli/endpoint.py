@@ -9,7 +9,7 @@ from rtrain.cli.own import MODULE
 from rtrain.cli.registry import MODEL, REASON, REGIONS, REGISTRY
 from rtrain.cli.scale import SCALE, scale_said
 from rtrain.cli.stages import STAGES, stages_said
-from rtrain.cli.verb import Argument, Verb, answer
+from rtrain.cli.verb import Argument, Verb, answer, under
 from rtrain.errors import ClusterError, UserError
 
 
@@ -226,10 +226,10 @@ def _shares(text: str) -> tuple[float, ...]:
 
 
 AS_BEFORE = """\
-What is said of stages (--candidates to --timeout-ms), answers of a language model (--engine to --guard) and replicas
-(--replicas to --shards) is kept from version to version: the defaults are of the first one, and a later release
-changes what it says alone. --guard, --draft, --features, --history none and --guesses, --shards, --gpus, --ahead-s,
---season-s 0 take back, and --engine rtrain; --replicas 4 takes back what foresees the load, too."""
+What is said of two stages, answers of a language model and replicas is kept from version to version: the defaults are
+of the first one, and a later release changes what it says alone. --guard, --draft, --features, --history none and
+--guesses, --shards, --gpus, --ahead-s, --season-s 0 take back, and --engine rtrain; --replicas 4 takes back what
+foresees the load, too."""
 
 ENDPOINT = (
     Verb(
@@ -240,65 +240,85 @@ ENDPOINT = (
             Argument("target", metavar="RUN", help="the run's folder, or its export's"),
             Argument("--as", dest="model", required=True, metavar="NAME", help="the model, and the endpoint's path"),
             REASON,
-            Argument(
-                "--steps", default="1,10,50,100",
-                help="percents of the requests; the last below 100: an A/B test; 100 alone: blue-green "
-                "(default: 1,10,50,100)",
+            *under(
+                "how it takes over",
+                Argument(
+                    "--steps", default="1,10,50,100",
+                    help="percents of the requests; the last below 100: an A/B test; 100 alone: blue-green "
+                    "(default: 1,10,50,100)",
+                ),
+                Argument("--seconds", type=float, default=60.0, help="least length of a step (default: 60)"),
+                Argument("--answers", type=int, default=200, help="answers that a step needs (default: 200)"),
+                Argument(
+                    "--patience", type=float, default=3600.0, help="seconds that a step waits for them (default: 3600)"
+                ),
+                Argument(
+                    "--shadow", type=float, default=0.0,
+                    help="percent of the requests that it is asked too before, unseen by those who ask (default: 0)",
+                ),
+                Argument(
+                    "--go-on", action="store_true", help="return once it has its first share; the endpoint decides"
+                ),
+                REGIONS,
             ),
-            Argument("--seconds", type=float, default=60.0, help="least length of a step (default: 60)"),
-            Argument("--answers", type=int, default=200, help="answers that a step needs (default: 200)"),
-            Argument(
-                "--patience", type=float, default=3600.0, help="seconds that a step waits for them (default: 3600)"
+            *under(
+                "what takes it back",
+                Argument(
+                    "--failed", type=float, default=0.005,
+                    help="share of failures beyond the champion's (default: 0.005)",
+                ),
+                Argument(
+                    "--slower", type=float, default=1.5, help="times the champion's 90th percentile (default: 1.5)"
+                ),
+                Argument(
+                    "--drift", type=float, default=0.2,
+                    help="distance of the scores' distributions, 0 to 1 (default: 0.2)",
+                ),
+                Argument(
+                    "--order", type=float, default=0.0,
+                    help="of a model that scores rows, least rank correlation of both versions' scores of the same "
+                    "rows, -1 to 1 (default: 0)",
+                ),
+                Argument(
+                    "--dearer", type=float, default=1.0,
+                    help="of a language model, nats that a token of what is asked may cost it more (default: 1)",
+                ),
+                Argument("--grown-mb", type=float, default=500.0, help="what memory may grow by (default: 500)"),
+                Argument("--online", metavar="LOG", default="", help="event log whose --rate it may not lower"),
+                Argument("--rate", default="ctr", help="of rtrain metrics online (default: ctr)"),
+                Argument("--worse", type=float, default=0.0, help="percent that the rate may be worse by (default: 0)"),
             ),
-            Argument(
-                "--shadow", type=float, default=0.0,
-                help="percent of the requests that it is asked too before, unseen by those who ask (default: 0)",
+            MODULE,
+            *under(
+                "two stages",
+                Argument(
+                    "--retriever", metavar="RUN",
+                    help="RUN is a ranking model that orders what this one finds; later releases of the endpoint go "
+                    "without it",
+                ),
+                Argument("--ranker", metavar="RUN", help="RUN is a retrieval model, and this one orders what it finds"),
             ),
-            Argument(
-                "--failed", type=float, default=0.005, help="share of failures beyond the champion's (default: 0.005)"
-            ),
-            Argument("--slower", type=float, default=1.5, help="times the champion's 90th percentile (default: 1.5)"),
-            Argument(
-                "--drift", type=float, default=0.2, help="distance of the scores' distributions, 0 to 1 (default: 0.2)"
-            ),
-            Argument(
-                "--order", type=float, default=0.0,
-                help="of a model that scores rows, least rank correlation of both versions' scores of the same rows, "
-                "-1 to 1 (default: 0)",
-            ),
-            Argument(
-                "--dearer", type=float, default=1.0,
-                help="of a language model, nats that a token of what is asked may cost it more (default: 1)",
-            ),
-            Argument("--grown-mb", type=float, default=500.0, help="what memory may grow by (default: 500)"),
-            Argument("--online", metavar="LOG", default="", help="event log whose --rate it may not lower"),
-            Argument("--rate", default="ctr", help="of rtrain metrics online (default: ctr)"),
-            Argument("--worse", type=float, default=0.0, help="percent that the rate may be worse by (default: 0)"),
-            REGIONS,
-            Argument("--go-on", action="store_true", help="return once it has its first share; the endpoint decides"),
-            Argument(
-                "--retriever", metavar="RUN",
-                help="of two stages: RUN is a ranking model that orders what this one finds; later releases of the "
-                "endpoint go without it",
-            ),
-            Argument("--ranker", metavar="RUN", help="the same of a retrieval model, with what orders it"),
             *STAGES,
             *DECODING,
-            MODULE,
-            Argument("--port", type=int, help="of Ray Serve (default: its own where it runs, else 8000)"),
-            Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
-            Argument(
-                "--grpc-port", type=int, default=None, metavar="N",
-                help="where gRPC answers too, from when the endpoint starts (default: nowhere)",
-            ),
-            Argument(
-                "--page", action="store_const", const=True, default=None,
-                help="show /NAME/-/ also to others than this machine, where --host lets them ask",
-            ),
             *SCALE,
-            Argument("--routers", type=int, metavar="N", help="that pass requests on, from its start on (default: 2)"),
-            Argument(
-                "--state", default="runs/endpoints", metavar="FOLDER", help="of endpoints (default: runs/endpoints)"
+            *under(
+                "endpoint",
+                Argument("--port", type=int, help="of Ray Serve (default: its own where it runs, else 8000)"),
+                Argument("--host", default="127.0.0.1", help="that it listens on (default: 127.0.0.1)"),
+                Argument(
+                    "--grpc-port", type=int, default=None, metavar="N",
+                    help="where gRPC answers too, from when the endpoint starts (default: nowhere)",
+                ),
+                Argument(
+                    "--page", action="store_const", const=True, default=None,
+                    help="show /NAME/-/ also to others than this machine, where --host lets them ask",
+                ),
+                Argument(
+                    "--routers", type=int, metavar="N", help="that pass requests on, from its start on (default: 2)"
+                ),
+                Argument(
+                    "--state", default="runs/endpoints", metavar="FOLDER", help="of endpoints (default: runs/endpoints)"
+                ),
             ),
             *REGISTRY,
         ),

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rtrain.cli.verb import Argument
+from rtrain.cli.verb import Argument, under
 from rtrain.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def registry_of(options: argparse.Namespace, *, makes: bool = False) -> "Registr
     return Registry(options.registry, options.audit)
 
 
-REGISTRY = (
+REGISTRY = under(
+    "registry",
     Argument(
         "--registry",
         default="sqlite:///runs/registry.db",

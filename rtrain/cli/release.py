@@ -6,7 +6,7 @@ import sys
 from rtrain.cli.own import MODULE
 from rtrain.cli.registry import MODEL, REASON, REGIONS, REGISTRY, registry_of
 from rtrain.cli.stages import STAGES, stages_of
-from rtrain.cli.verb import Argument, Verb, answer
+from rtrain.cli.verb import Argument, Verb, answer, under
 from rtrain.errors import UserError
 
 
@@ -107,27 +107,37 @@ RELEASE = (
             Argument("target", metavar="RUN", help="the run's folder, or its export's"),
             Argument("--champion", metavar="RUN", help="who answers now (default: nobody yet)"),
             Argument("--model", metavar="NAME", help="its champion in the registry answers now"),
-            Argument("--metric", default="", help="what it may not be worse by (default: evaluation.monitor)"),
-            Argument(
-                "--margin", type=float, default=0.0,
-                help="how much worse the 95%% interval of the metric's difference may reach (default: 0)",
-            ),
-            Argument(
-                "--slice-margin", type=float, default=0.01, help="how much worse it may be in a slice (default: 0.01)"
-            ),
-            Argument(
-                "--calibration", type=float, default=0.1,
-                help="how far, as a share, mean probability and label may be apart (default: 0.1)",
-            ),
-            Argument("--size-mb", type=float, help="most that its files may have"),
-            Argument("--memory-mb", type=float, help="most that a process may hold that answers"),
-            Argument("--latency-ms", type=float, help="most that the 99th percentile of one row's time may be"),
             MODULE,
-            Argument(
-                "--retriever", metavar="RUN",
-                help="of two stages: RUN is a ranking model that orders what this one finds; both are judged together",
+            *under(
+                "quality",
+                Argument("--metric", default="", help="what it may not be worse by (default: evaluation.monitor)"),
+                Argument(
+                    "--margin", type=float, default=0.0,
+                    help="how much worse the 95%% interval of the metric's difference may reach (default: 0)",
+                ),
+                Argument(
+                    "--slice-margin", type=float, default=0.01,
+                    help="how much worse it may be in a slice (default: 0.01)",
+                ),
+                Argument(
+                    "--calibration", type=float, default=0.1,
+                    help="how far, as a share, mean probability and label may be apart (default: 0.1)",
+                ),
             ),
-            Argument("--ranker", metavar="RUN", help="the same of a retrieval model, with what orders it"),
+            *under(
+                "budgets",
+                Argument("--size-mb", type=float, help="most that its files may have"),
+                Argument("--memory-mb", type=float, help="most that a process may hold that answers"),
+                Argument("--latency-ms", type=float, help="most that the 99th percentile of one row's time may be"),
+            ),
+            *under(
+                "two stages",
+                Argument(
+                    "--retriever", metavar="RUN",
+                    help="RUN is a ranking model that orders what this one finds; both are judged together",
+                ),
+                Argument("--ranker", metavar="RUN", help="RUN is a retrieval model, and this one orders what it finds"),
+            ),
             *STAGES,
             *REGISTRY,
         ),

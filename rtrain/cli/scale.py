@@ -3,10 +3,11 @@
 import argparse
 from typing import Any
 
-from rtrain.cli.verb import Argument
+from rtrain.cli.verb import Argument, under
 from rtrain.errors import UserError
 
-SCALE = (
+SCALE = under(
+    "replicas",
     Argument("--replicas", metavar="N", help="how many answer, or by load 1-8 (default: 1)"),
     Argument(
         "--ahead-s", type=float, metavar="S",

@@ -4,10 +4,11 @@ import argparse
 import json
 from typing import Any
 
-from rtrain.cli.verb import NOTHING, Argument
+from rtrain.cli.verb import NOTHING, Argument, under
 from rtrain.errors import UserError
 
-STAGES = (
+STAGES = under(
+    "two stages",
     Argument("--candidates", type=int, help="items that it orders for each (default: 200)"),
     Argument("--user", help="its feature that is who asks (default: user)"),
     Argument("--item", help="its feature that is what is offered (default: item)"),

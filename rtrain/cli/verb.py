@@ -13,8 +13,14 @@ NOTHING = "none"
 class Argument:
     """An argument as `argparse` takes it."""
 
-    def __init__(self, *names: str, **options: Any):
-        self.names, self.options = names, options
+    def __init__(self, *names: str, under: str = "", **options: Any):
+        """`under`: the heading that it stands below in `--help`; none: with what every verb takes."""
+        self.names, self.under, self.options = names, under, options
+
+
+def under(heading: str, *arguments: Argument) -> tuple[Argument, ...]:
+    """The same arguments, below a heading of `--help`."""
+    return tuple(Argument(*one.names, under=heading, **one.options) for one in arguments)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from rtrain.cli.release import RELEASE
 from rtrain.cli.runs import RUNS
 from rtrain.cli.scale import SCALE
 from rtrain.cli.stages import STAGES, stages_of
-from rtrain.cli.verb import Argument, Verb, answer
+from rtrain.cli.verb import Argument, Verb, answer, under
 from rtrain.errors import UserError
 
 
@@ -302,9 +302,9 @@ VERBS = (
         "serve",
         "serve a finished run, or its export, until Ctrl-C",
         (
-            Argument("target", nargs="?", help="the run's folder or its export/ folder"),
+            Argument("target", nargs="?", metavar="RUN", help="the run's folder or its export/ folder"),
             Argument("--stop", action="store_true", help="end what another command or a script serves, or did"),
-            *SCALE,
+            MODULE,
             Argument("--port", type=int, default=8000, help="on localhost (default: 8000)"),
             Argument("--grpc-port", type=int, default=None, metavar="N", help="answer gRPC there too (default: not)"),
             Argument(
@@ -313,10 +313,10 @@ VERBS = (
                 help="take the place of what another process serves there, which answers until the new one does, and "
                 "goes on where that does not start",
             ),
-            Argument("--ranker", metavar="RUN", help="a ranking model's, which orders what the run finds"),
+            *SCALE,
+            *under("two stages", Argument("--ranker", metavar="RUN", help="it orders what the run finds")),
             *STAGES,
             *DECODING,
-            MODULE,
         ),
         _serve,
         again="serves it",
