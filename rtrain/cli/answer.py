@@ -30,13 +30,7 @@ def guarded(work: Callable[[], int], *, as_json: bool, again: str = "goes on fro
         with notices.aside():
             return work()
     except RtrainError as error:
-        from rtrain.tracking.uris import mask_text  # only now: `rtrain --help` does without
-
-        text = mask_text(one_line(error))  # a message repeats what was given
-        print(f"error: {text}", file=sys.stderr, flush=True)
-        if as_json:
-            print(json.dumps({"error": text, "exit_code": error.exit_code}), flush=True)
-        return error.exit_code
+        return _failed(one_line(error), error.exit_code, as_json)
     except KeyboardInterrupt:
         why, code = ("told to stop (SIGTERM)", 143) if _told else ("interrupted", 130)
         print(f"{why}; the same command {again}", file=sys.stderr, flush=True)
@@ -47,9 +41,25 @@ def guarded(work: Callable[[], int], *, as_json: bool, again: str = "goes on fro
         # The reader of our output has gone (`| head`): not an error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        from rtrain.storage import refused_by_storage  # only now: `rtrain --help` does without
+
+        if (text := refused_by_storage(error)) is None:
+            raise
+        return _failed(text, 1, as_json)
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)  # a notebook's, whose process goes on
+
+
+def _failed(text: str, code: int, as_json: bool) -> int:
+    from rtrain.tracking.uris import mask_text  # only now: `rtrain --help` does without
+
+    text = mask_text(text)  # a message repeats what was given
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    if as_json:
+        print(json.dumps({"error": text, "exit_code": code}), flush=True)
+    return code
 
 
 def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

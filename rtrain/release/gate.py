@@ -17,6 +17,7 @@ from rtrain.release.servable import Faithful, SameRequests, Servable, Within
 from rtrain.release.together import Together
 from rtrain.stages.config import TwoStages
 from rtrain.stages.fit import refuse_heads
+from rtrain.storage import check_writable
 from rtrain.version import VERSION, refuse_newer
 
 RECORD = "gate.json"
@@ -119,6 +120,7 @@ class Gate:
         """
         candidate, before = Finished.read(run), Finished.read(champion) if champion else None
         _ = candidate.run  # a class that was not imported is the caller's error, and nobody's refusal
+        check_writable(candidate.export.uri, key="gate", mend="The record stays beside it. Judge it as who may write")
         pair = pair_of(candidate, stages)
         if stages:
             refuse_heads(stages.having(candidate.export.uri))

@@ -1,6 +1,6 @@
 """Files on any fsspec file system: whole or absent, tried again while a storage is away."""
 
 from rtrain.storage.folder import Folder, check_writable, make_folder, sha256_of
-from rtrain.storage.patience import Patience, StorageDown
+from rtrain.storage.patience import Patience, StorageDown, refused_by_storage
 
-__all__ = ["Folder", "Patience", "StorageDown", "check_writable", "make_folder", "sha256_of"]
+__all__ = ["Folder", "Patience", "StorageDown", "check_writable", "make_folder", "refused_by_storage", "sha256_of"]

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import fsspec
 import fsspec.callbacks
 
-from rtrain.errors import CheckpointError, one_line
+from rtrain.errors import CheckpointError, briefly, one_line
 from rtrain.storage.patience import Patience
 
 T = TypeVar("T")
@@ -298,8 +298,15 @@ def _sync_folder(path: str) -> None:
         os.close(handle)
 
 
-def check_writable(uri: str) -> None:
+def check_writable(
+    uri: str, *, key: str = "storage", mend: str = "Set storage to a folder or URI that you may write to"
+) -> None:
     """Prove that the folder can be written, by a file that is removed again.
+
+    Args:
+        uri: of the folder.
+        key: what named it, for the message.
+        mend: what to do, for the message.
 
     Raises:
         CheckpointError: it cannot, with the system's reason.
@@ -311,8 +318,5 @@ def check_writable(uri: str) -> None:
         probe = f".probe-{os.getpid()}"
         folder.write(probe, b"rtrain")
         folder.fs.rm_file(f"{folder.path}/{probe}")
-    except (OSError, ValueError, ImportError) as error:
-        raise CheckpointError(
-            f"storage: {uri!r} cannot be written ({type(error).__name__}: {error}). "
-            "Set storage to a folder or URI that you may write to"
-        ) from error
+    except Exception as error:  # each storage has its own: botocore's NoCredentialsError is no OSError
+        raise CheckpointError(f"{key}: {uri!r} cannot be written ({briefly(error)}). {mend}") from error

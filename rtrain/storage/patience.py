@@ -4,6 +4,7 @@ import errno
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,16 +23,32 @@ PASSING = {
     if hasattr(errno, name)
 }  # fmt: skip
 """Of `OSError`s. ESTALE: what NFS says while its server comes back."""
+REFUSING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+"""Of `OSError`s that a person mends: rights, or room."""
 
 CLIENTS = {
     "HTTPClientError", "FlexibleChecksumError", "IncompleteReadError", "ResponseStreamingError",
     "ClientConnectionError", "ClientPayloadError", "ServerDisconnectedError", "FSTimeoutError", "HttpError",
+    "EndpointConnectionError", "ConnectTimeoutError",
 }  # fmt: skip
-"""What botocore, aiohttp, fsspec and gcsfs raise when a connection breaks; named, so that none has to be imported."""
+"""What botocore, aiohttp, fsspec and gcsfs raise when a connection breaks, or is refused as while a server starts
+anew; named, so that none has to be imported."""
 
 
 class StorageDown(OSError):
     """A storage that did not come back within its budget; says how often it was tried."""
+
+
+def refused_by_storage(error: BaseException) -> str | None:
+    """In one line where a storage refused, and why; none: it is no error of a storage, or what was asked for is not
+    there."""
+    if isinstance(error, StorageDown):
+        return str(error)
+    if isinstance(error, FileNotFoundError):
+        return None
+    if place := getattr(error, "refused_by_storage", None):
+        return f"{place}: {one_line(error)}"
+    return one_line(error) if isinstance(error, OSError) and error.errno in REFUSING else None
 
 
 @dataclass(frozen=True)
@@ -61,6 +78,8 @@ class Patience:
                 return done
             except Exception as error:
                 if not may_pass(error, remote=remote):
+                    with suppress(AttributeError):  # a kind of error that takes none
+                        error.refused_by_storage = what  # type: ignore[attr-defined]
                     raise
                 now = time.monotonic()
                 began = began or now

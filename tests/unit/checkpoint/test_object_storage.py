@@ -21,7 +21,7 @@ from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.writing import save
 from rtrain.errors import CheckpointError
 from rtrain.parallel.chunks import whole
-from rtrain.storage import Folder
+from rtrain.storage import Folder, check_writable, refused_by_storage
 from rtrain.storage.patience import Patience, StorageDown, may_pass
 
 moto_server = pytest.importorskip("moto.server")
@@ -201,6 +201,56 @@ def test_a_storage_that_stays_away_is_told_when_the_budget_is_used_up(way: Any, 
     way.weather.down = False
     write(folders, attempt, 2)  # the same attempt, once the storage is back
     assert Stored(folders.of(2), 2).tensor("model.w")[0] == 2.0
+
+
+def test_a_server_that_is_started_anew_is_waited_for(way: Any, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its port refuses connections meanwhile, which each library has another name for."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    fsspec.filesystem("s3").clear_instance_cache()
+    uri = f"{run.rpartition('/')[0]}/anew"
+
+    def serve() -> None:
+        server: Any = ThreadingHTTPServer(("127.0.0.1", port), Way)
+        server.behind, server.weather = way.behind, Weather()
+        servers.append(server)
+        server.serve_forever()
+
+    servers = list[Any]()
+    folder = Folder(uri, Patience(budget_s=30.0, first_s=0.05, most_s=0.2))
+    with pytest.raises(StorageDown, match=rf"{uri}: write a: EndpointConnectionError.* tried \d+ times"):
+        Folder(uri, Patience(budget_s=0.2, first_s=0.05)).write("a", b"1")
+    thread = threading.Timer(1.0, serve)
+    thread.start()
+    try:
+        folder.write("a", b"2")
+        assert folder.read("a") == b"2" and servers
+    finally:
+        thread.cancel()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
+
+
+def test_what_a_storage_refuses_is_said_in_one_line(tmp_path: Any, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+    }.items():
+        monkeypatch.setenv(name, value)
+    fsspec.filesystem("s3").clear_instance_cache()
+    with pytest.raises(Exception, match="Unable to locate credentials") as caught:
+        Folder(run, QUICK).write("a", b"1")
+    assert refused_by_storage(caught.value) == f"{run}: write a: NoCredentialsError: Unable to locate credentials"
+    with pytest.raises(CheckpointError, match=f"storage: '{run}' cannot be written .NoCredentialsError: Unable to"):
+        check_writable(run)
+    assert refused_by_storage(PermissionError(13, "no", "x")) == "PermissionError: [Errno 13] no: 'x'"
+    for error in (FileNotFoundError(2, "none"), ValueError("x"), OSError(5, "a broken disk")):
+        assert refused_by_storage(error) is None
 
 
 def test_a_storage_that_was_away_changes_no_draw_of_a_training() -> None:
