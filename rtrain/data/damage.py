@@ -6,12 +6,17 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rtrain.storage.patience import may_pass
+
 
 @contextmanager
-def telling_where(reader: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str]) -> Iterator[None]:
+def telling_where(
+    reader: pq.ParquetFile, groups: Sequence[int], columns: Sequence[str], *, remote: bool
+) -> Iterator[None]:
     """Let an error in reading row groups say where: each column of each is read alone until one cannot be.
 
-    Of no columns, nothing is read again, and the first of the groups is what is named.
+    Of no columns, nothing is read again, and the first of the groups is what is named. What may pass by itself, of a
+    storage that is `remote` or not, stays as it is.
 
     Raises:
         OSError: what was raised, with row group, rows and column before it.
@@ -21,6 +26,8 @@ def telling_where(reader: pq.ParquetFile, groups: Sequence[int], columns: Sequen
     except (FileNotFoundError, PermissionError):
         raise
     except (pa.ArrowException, OSError) as error:
+        if may_pass(error, remote=remote):
+            raise
         raise OSError(f"{_place(reader, groups, columns)}{error}") from None
 
 

@@ -4,12 +4,12 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
-from itertools import groupby
-from typing import IO, Any
+from functools import lru_cache, partial
+from itertools import groupby, islice
+from typing import IO, Any, TypeVar
 
 import fsspec
 import numpy as np
@@ -22,8 +22,10 @@ from rtrain.data.agreed import agreed
 from rtrain.data.damage import telling_where
 from rtrain.data.footer import MAGIC, Footer, RowGroup, metadata_of
 from rtrain.data.partitions import is_partition, partitions_of
-from rtrain.errors import DataError, did_you_mean
+from rtrain.errors import DataError, RtrainError, briefly, did_you_mean
+from rtrain.storage import Patience, StorageDown, refused_by_storage
 
+T = TypeVar("T")
 UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 """Parquet's names of a timestamp's unit -> Arrow's."""
 
@@ -48,8 +50,9 @@ class ParquetRows:
         """`field`: of the config, where the URI stands, for messages."""
         self.uri, self._field = uri, field
         self._fs, path = _filesystem(uri)
-        with self._naming(uri):
-            self.files = _files(self._fs, path, uri, field)
+        self._remote = not isinstance(self._fs, LocalFileSystem)
+        self.patience = Patience()
+        self.files = self._patiently(uri, lambda: _files(self._fs, path, uri, field))
         root = path.rstrip("/") + "/"
         self._shown = [file.removeprefix(root) if file != path else file.rpartition("/")[2] for file in self.files]
         self._partitions = partitions_of(self._shown, uri)
@@ -93,6 +96,7 @@ class ParquetRows:
 
         Raises:
             DataError: rows or columns that are not there, or a damaged file, with its name.
+            StorageDown: the storage was away for longer than it is waited for.
         """
         names = self.schema.names
         wanted = names if columns is None else list(columns)
@@ -106,18 +110,10 @@ class ParquetRows:
         tables = [asked.empty_table()]
         groups = self.groups(start, stop)
         for file, together in groupby(groups, key=lambda group: group.file):
-            path, footer, mine = self.files[file], self._footers[file], list(together)
-            with self._naming(path), self._open(path) as opened:
-                self._refuse_change(path, footer, opened)
-                # Reading ahead of the decoder pays for a round trip, and costs the compressed bytes in memory.
-                reader = pq.ParquetFile(
-                    opened,
-                    metadata=self._metadata(file),
-                    pre_buffer=not isinstance(self._fs, LocalFileSystem),
-                    page_checksum_verification=True,
-                )
-                with telling_where(reader, indexes := [group.index for group in mine], stored):
-                    found = reader.read_row_groups(indexes, columns=stored)
+            mine = list(together)
+            found = self._patiently(
+                self.files[file], partial(self._read_groups, file, [group.index for group in mine], stored)
+            )
             of_folders = self._partitions.columns(file, wanted, sum(group.rows for group in mine))
             if of_folders:
                 found = pa.table({name: found[name] for name in stored} | of_folders)
@@ -127,15 +123,45 @@ class ParquetRows:
         table = pa.concat_tables(tables)
         return table.slice(start - groups[0].first_row, stop - start) if groups else table
 
+    def _read_groups(self, file: int, groups: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        path = self.files[file]
+        with self._open(path) as opened:
+            self._refuse_change(path, self._footers[file], opened)
+            # Reading ahead of the decoder pays for a round trip, and costs the compressed bytes in memory.
+            reader = pq.ParquetFile(
+                opened, metadata=self._metadata(file), pre_buffer=self._remote, page_checksum_verification=True
+            )
+            with telling_where(reader, groups, columns, remote=self._remote):
+                return reader.read_row_groups(groups, columns=columns)
+
     def batches(self, group: RowGroup, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         """A row group's rows with columns of the files, at most `rows` at once: for a group too large to be held.
 
         Raises:
             DataError: as `read`.
+            StorageDown: as `read`.
         """
-        path, footer = self.files[group.file], self._footers[group.file]
-        with self._naming(path), self._open(path) as opened:
-            self._refuse_change(path, footer, opened)
+        path, given = self.files[group.file], 0
+        under_way: Iterator[pa.RecordBatch] | None = None
+
+        def following() -> pa.RecordBatch | None:
+            nonlocal under_way
+            # After a failure from the beginning, without those that were given.
+            under_way = under_way or islice(self._batches(group, columns, rows), given, None)
+            try:
+                return next(under_way, None)
+            except Exception:
+                under_way = None
+                raise
+
+        while (batch := self._patiently(path, following)) is not None:
+            given += 1
+            yield batch
+
+    def _batches(self, group: RowGroup, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+        path = self.files[group.file]
+        with self._open(path) as opened:
+            self._refuse_change(path, self._footers[group.file], opened)
             reader = pq.ParquetFile(
                 opened,
                 metadata=self._metadata(group.file),
@@ -144,7 +170,7 @@ class ParquetRows:
                 page_checksum_verification=True,
             )
             asked = [self.schema.field(column).type for column in columns]
-            with telling_where(reader, [group.index], ()):
+            with telling_where(reader, [group.index], (), remote=self._remote):
                 for batch in reader.iter_batches(rows, row_groups=[group.index], columns=list(columns)):
                     found = [batch.column(name).cast(kind) for name, kind in zip(columns, asked, strict=True)]
                     yield pa.RecordBatch.from_arrays(found, list(columns))
@@ -225,21 +251,28 @@ class ParquetRows:
 
     def _open(self, path: str) -> Any:
         # Arrow's own files need no Python lock to read.
-        return pa.OSFile(path) if isinstance(self._fs, LocalFileSystem) else self._fs.open(path, "rb")
+        return self._fs.open(path, "rb") if self._remote else pa.OSFile(path)
+
+    def _patiently(self, path: str, work: Callable[[], T]) -> T:
+        """What `work` gives, which reads of a file, once the storage is there; its errors name the file."""
+        with self._naming(path):
+            return self.patience.run(work, what=f"{path}: read", remote=self._remote)
 
     def _footer(self, path: str) -> Footer:
-        with self._naming(path):
-            size, changed_ns = int(self._fs.size(path)), self._changed_ns(path)
-            with self._open(path) as opened:
-                footer = _footer_bytes(opened, size, path)
-            metadata = metadata_of(footer)
-            schema = metadata.schema.to_arrow_schema()
-            rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
-            packed = pa.compress(footer, codec="zstd", asbytes=True)
-            return Footer(packed, len(footer), schema, rows, size, changed_ns, hashlib.sha256(footer).digest())
+        return self._patiently(path, partial(self._read_footer, path))
+
+    def _read_footer(self, path: str) -> Footer:
+        size, changed_ns = int(self._fs.size(path)), self._changed_ns(path)
+        with self._open(path) as opened:
+            footer = _footer_bytes(opened, size, path)
+        metadata = metadata_of(footer)
+        schema = metadata.schema.to_arrow_schema()
+        rows = tuple(metadata.row_group(index).num_rows for index in range(metadata.num_row_groups))
+        packed = pa.compress(footer, codec="zstd", asbytes=True)
+        return Footer(packed, len(footer), schema, rows, size, changed_ns, hashlib.sha256(footer).digest())
 
     def _changed_ns(self, path: str) -> int:
-        return os.stat(path).st_mtime_ns if isinstance(self._fs, LocalFileSystem) else 0
+        return 0 if self._remote else os.stat(path).st_mtime_ns
 
     def _refuse_change(self, path: str, footer: Footer, opened: Any) -> None:
         """Refuse a file that is not what its footer was read of: its rows would be others, or none."""
@@ -282,6 +315,8 @@ class ParquetRows:
         """Turn the storage's and Arrow's errors into ones that name the file and the fix."""
         try:
             yield
+        except (RtrainError, StorageDown):
+            raise
         except FileNotFoundError:
             raise DataError(f"{path}: no such file or folder. Check {self._field}") from None
         except PermissionError:
@@ -289,6 +324,10 @@ class ParquetRows:
         except (pa.ArrowException, OSError) as error:
             why = " ".join(str(error).split())
             raise DataError(f"{path}: cannot be read ({why[:200]}). If it is damaged, copy or write it again") from None
+        except Exception as error:
+            if refused_by_storage(error) is None:
+                raise
+            raise DataError(f"{path}: its storage refuses ({briefly(error)}). Check the URI and credentials") from None
 
 
 def _filesystem(uri: str) -> tuple[Any, str]:
@@ -301,10 +340,9 @@ def _filesystem(uri: str) -> tuple[Any, str]:
 
 def _files(fs: Any, path: str, uri: str, field: str) -> list[str]:
     """Listed once: the folder, or all that is below it where the files lie in folders in the Hive manner."""
-    if fs.isfile(path):
+    # fsspec's `isfile` and `isdir` of a storage that is away say no.
+    if fs.info(path)["type"] == "file":
         return [path]
-    if not fs.isdir(path):
-        raise FileNotFoundError
     files, parted = list[str](), False
     for entry in fs.ls(path, detail=True):
         name, is_folder = str(entry["name"]).rstrip("/"), entry["type"] == "directory"  # a link is neither, and is read

@@ -35,6 +35,10 @@ CLIENTS = {
 anew; named, so that none has to be imported."""
 
 
+LIBRARIES = {"aiobotocore", "aiohttp", "adlfs", "azure", "botocore", "gcsfs", "google", "s3fs"}
+"""Whose own errors are a storage's, wherever they come from."""
+
+
 class StorageDown(OSError):
     """A storage that did not come back within its budget; says how often it was tried."""
 
@@ -48,7 +52,8 @@ def refused_by_storage(error: BaseException) -> str | None:
         return None
     if place := getattr(error, "refused_by_storage", None):
         return f"{place}: {one_line(error)}"
-    return one_line(error) if isinstance(error, OSError) and error.errno in REFUSING else None
+    refused = isinstance(error, OSError) and error.errno in REFUSING
+    return one_line(error) if refused or type(error).__module__.partition(".")[0] in LIBRARIES else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Checkpoints on a running S3 server that answers with errors, slowly, or not at all."""
+"""Checkpoints and data on a running S3 server that answers with errors, slowly, or not at all."""
 
 import os
 import random
@@ -11,6 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,7 +22,8 @@ from rtrain.checkpoint.fence import Fenced
 from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.writing import save
-from rtrain.errors import CheckpointError
+from rtrain.data.parquet import ParquetRows
+from rtrain.errors import CheckpointError, DataError
 from rtrain.parallel.chunks import whole
 from rtrain.storage import Folder, check_writable, refused_by_storage
 from rtrain.storage.patience import Patience, StorageDown, may_pass
@@ -233,6 +237,26 @@ def test_a_server_that_is_started_anew_is_waited_for(way: Any, run: str, monkeyp
             server.server_close()
 
 
+def test_rows_are_read_through_errors_and_cuts(way: Any, run: str, tmp_path: Any) -> None:
+    table = pa.table({"a": np.arange(4000), "b": np.random.default_rng(0).normal(size=4000)})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=500)
+    uri = f"{run}.parquet"
+    fsspec.filesystem("s3").put_file(str(tmp_path / "rows.parquet"), uri)
+    way.weather.fails, way.weather.cuts = 0.3, 0.1
+    rows = ParquetRows(uri)
+    rows.patience = QUICK
+    assert rows.read(0, 4000).equals(table)
+    (whole_group,) = rows.groups(1000, 1500)
+    parts = list(rows.batches(whole_group, ["b", "a"], 7))
+    assert pa.Table.from_batches(parts).equals(table.slice(1000, 500).select(["b", "a"]).combine_chunks())
+    assert way.weather.bad >= 10 and len(parts) == 72
+    way.weather.down, rows.patience = True, Patience(budget_s=0.2, first_s=0.05)
+    with pytest.raises(StorageDown, match=r"\.parquet: read: .* tried \d+ times"):
+        rows.read(0, 1)
+    way.weather = Weather()
+    assert rows.read(3999, 4000).equals(table.slice(3999))
+
+
 def test_what_a_storage_refuses_is_said_in_one_line(tmp_path: Any, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
@@ -248,7 +272,12 @@ def test_what_a_storage_refuses_is_said_in_one_line(tmp_path: Any, run: str, mon
     assert refused_by_storage(caught.value) == f"{run}: write a: NoCredentialsError: Unable to locate credentials"
     with pytest.raises(CheckpointError, match=f"storage: '{run}' cannot be written .NoCredentialsError: Unable to"):
         check_writable(run)
+    with pytest.raises(DataError, match=f"{run}: its storage refuses .NoCredentialsError: Unable to locate"):
+        ParquetRows(run)
     assert refused_by_storage(PermissionError(13, "no", "x")) == "PermissionError: [Errno 13] no: 'x'"
+    with pytest.raises(Exception, match="Unable to locate") as other:  # not by way of a Folder
+        fsspec.open(f"{run}/x").open()
+    assert refused_by_storage(other.value) == "NoCredentialsError: Unable to locate credentials"
     for error in (FileNotFoundError(2, "none"), ValueError("x"), OSError(5, "a broken disk")):
         assert refused_by_storage(error) is None
 
