@@ -42,6 +42,7 @@ def _release(options: argparse.Namespace) -> int:
         return _over_regions(options, canary, most)
     with join_running("release"):
         endpoint = _endpoint(options)
+        endpoint.refuse_while_tried()  # before the gate, which takes a while
         if not _judged(options, endpoint.stages_of_release()):
             return 1
         version, url = endpoint.release(options.target, options.reason, canary, say=_said), endpoint.url

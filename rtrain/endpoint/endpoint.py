@@ -124,9 +124,7 @@ class Endpoint:
             RunFailed: it does not load: it was taken back.
         """
         if self.grpc_port is not None and is_language(export_in(run)):
-            raise UserError(
-                f"endpoint {self.name!r}: a language model answers OpenAI's HTTP alone. Leave out grpc_port"
-            )
+            raise UserError(f"endpoint {self.name!r}: a language model answers by HTTP alone. Leave out grpc_port")
         there = self._there()
         if there and (self.routers, self.grpc_port, self.page) != (None, None, None):
             say("routers, grpc_port and page are of when an endpoint starts: it runs, and has them as it began")
@@ -134,11 +132,7 @@ class Endpoint:
         answering = self._answering(before, there)  # what it names is here, or nothing begins
         if answering.stages:
             answering.stages.having(export_in(run))
-        if tried := self._tried() if there else 0:
-            raise UserError(
-                f"endpoint {self.name!r}: version {tried} is being tried. Wait for its end, or take it back with "
-                f"rtrain rollback {self.name} --endpoint"
-            )
+        self.refuse_while_tried()
         registry = Registry(self.registry, self.audit)
         version = registry.register(self.name, run, reason)
         champion = registry.holder(self.name, CHAMPION)
@@ -303,6 +297,14 @@ class Endpoint:
                 if self._tried() != version.version:  # begun by another command meanwhile
                     registry.withdraw(self.name, version.version, f"it was not tried ({type(error).__name__})")
             raise
+
+    def refuse_while_tried(self) -> None:
+        """Raises UserError where a version is being tried: the next one waits."""
+        if tried := self._tried():
+            raise UserError(
+                f"endpoint {self.name!r}: version {tried} is being tried. Wait for its end, or take it back with "
+                f"rtrain rollback {self.name} --endpoint"
+            )
 
     def _tried(self) -> int:
         """The version that is being tried; 0: none is, or the endpoint is not there."""

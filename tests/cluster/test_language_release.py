@@ -262,7 +262,7 @@ def test_what_cannot_be_released(endpoint: Endpoint, runs: Path, tmp_path: Path)
         name="other", port=endpoint.port, registry=endpoint.registry, audit=endpoint.audit, state=endpoint.state,
         grpc_port=free_port(),
     )  # fmt: skip
-    with pytest.raises(UserError, match="a language model answers OpenAI's HTTP alone. Leave out grpc_port"):
+    with pytest.raises(UserError, match="a language model answers by HTTP alone. Leave out grpc_port"):
         over_rpc.release(f"{runs}/one", "over gRPC")
     shutil.copytree(runs / "two", tmp_path / "altered")
     champion = next(of["export"] for of in endpoint.status()["versions"])
