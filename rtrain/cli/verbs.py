@@ -67,7 +67,7 @@ def _tokenize(options: argparse.Namespace) -> int:
     def say(text: str) -> None:
         print(f"rtrain: {text}", file=sys.stderr, flush=True)
 
-    folder = str(tokenize(options.sources, options.out, tokenizer=options.tokenizer, say=say))
+    folder = tokenize(options.sources, options.out, tokenizer=options.tokenizer, say=say)
     answer(options, {"folder": folder}, folder)
     return 0
 
@@ -265,8 +265,10 @@ VERBS = (
                 "tokenize",
                 "text files -> token shards for a language model",
                 (
-                    Argument("sources", nargs="+", help="text files, or folders of them; a file is a document"),
-                    Argument("--out", required=True, help="folder of the shards; new or empty"),
+                    Argument(
+                        "sources", nargs="+", help="text files, or folders of them, also s3://...; a file is a document"
+                    ),
+                    Argument("--out", required=True, help="folder or URI of the shards; new or empty"),
                     Argument(
                         "--tokenizer", default="bytes", help="bytes, bpe:SIZE (trained here), or a tokenizer.json"
                     ),

@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from rtrain.batch import copied
 from rtrain.data import stdlib
+from rtrain.data.local_copy import is_remote, local_copy
 from rtrain.data.order import Order, Window
 from rtrain.data.protocol import Data
 from rtrain.data.reader import Whole
@@ -34,9 +35,12 @@ from rtrain.data.split import Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
 from rtrain.objectives.ranks import IGNORED
 from rtrain.rounding import ceil_div
+from rtrain.storage import Folder
 
 FORMAT = 1
 HEAD = "tokens.json"
+TOKENIZER = "tokenizer.json"
+"""Beside it, of a tokenizer other than bytes."""
 BLOCKS_OF_WINDOW, MOST_BLOCKS = 1024, 1 << 15
 """Samples beyond a window are shuffled in blocks of neighbours first: so many in a window, or so many in all."""
 
@@ -226,7 +230,8 @@ class Tokens(Data):
     gives: ClassVar[Any] = TokenBatch
 
     source: str
-    """A folder that `rtrain data tokenize` wrote, or `stdlib`: the source text of Python's own library, by bytes."""
+    """A folder that `rtrain data tokenize` wrote, one of any fsspec URI (`s3://...`, which each machine copies into its
+    cache, `$RTRAIN_CACHE`), or `stdlib`: the source text of Python's own library, by bytes."""
     context: int = 256
     """Tokens of a sequence."""
     valid: float = 0.05
@@ -270,7 +275,7 @@ class Tokens(Data):
         Raises:
             DataError: it is not.
         """
-        if self.source != stdlib.NAME and not Path(self.source).exists():
+        if self.source != stdlib.NAME and not is_remote(self.source) and not Path(self.source).exists():
             raise DataError(f"{self.source}: no such folder of token shards. Check data.source")
 
     def open(self) -> TokenDataset:
@@ -281,6 +286,8 @@ class Tokens(Data):
         """
         if self.source == stdlib.NAME:
             folder = stdlib.shards(partial(write_shards, vocab=256, tokenizer="bytes"))
+        elif is_remote(self.source):
+            folder = local_copy(self.source, HEAD, partial(_files_named, self.source))
         else:
             folder = Path(self.source)
         shards = Shards(folder, self.context)
@@ -289,7 +296,7 @@ class Tokens(Data):
 
 def write_shards(
     documents: Iterator[NDArray[np.integer]],
-    folder: Path,
+    out: Path | str,
     *,
     vocab: int,
     tokenizer: str,
@@ -297,9 +304,9 @@ def write_shards(
 ) -> None:
     """Write documents, already tokenized, as shards; `tokens.json` comes last, so a folder without it is no data set.
 
-    A shard ends with the document that reaches `shard_tokens`.
+    `out` is a path or URI. A shard ends with the document that reaches `shard_tokens`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = Folder(str(out))
     dtype = np.dtype("<u2" if vocab <= 2**16 else "<u4")
     shards: list[dict[str, Any]] = []
     held: list[NDArray[np.integer]] = []
@@ -307,7 +314,7 @@ def write_shards(
     def close() -> None:
         data = np.concatenate(held).astype(dtype).tobytes()
         name = f"{len(shards):05d}.bin"
-        (folder / name).write_bytes(data)
+        folder.write(name, data)
         shards.append({"file": name, "tokens": len(data) // dtype.itemsize, "sha256": hashlib.sha256(data).hexdigest()})
         held.clear()
 
@@ -321,19 +328,28 @@ def write_shards(
     if held:
         close()
     if not shards:
-        raise DataError(f"{folder}: there is no document to tokenize")
+        raise DataError(f"{out}: there is no document to tokenize")
     head = {"format": FORMAT, "dtype": dtype.name, "vocab": vocab, "tokenizer": tokenizer, "shards": shards}
-    beside = folder / f".{HEAD}"
-    beside.write_text(json.dumps(head, indent=1) + "\n")
-    beside.rename(folder / HEAD)
+    folder.write_json(HEAD, head)
 
 
 def _head(folder: Path) -> dict[str, Any]:
     path = folder / HEAD
     if not path.is_file():
         raise DataError(f"data.source: {folder} holds no {HEAD}. Make shards with `rtrain data tokenize`")
+    return _parsed(path.read_bytes(), str(path))
+
+
+def _files_named(uri: str, content: bytes) -> dict[str, str | None]:
+    """What belongs to shards elsewhere, with each one's sha256."""
+    head = _parsed(content, f"{uri}/{HEAD}")
+    others = {TOKENIZER: None} if head["tokenizer"] == TOKENIZER else {}
+    return others | {str(shard["file"]): str(shard["sha256"]) for shard in head["shards"]}
+
+
+def _parsed(content: bytes, path: str) -> dict[str, Any]:
     try:
-        head: dict[str, Any] = json.loads(path.read_text())
+        head: dict[str, Any] = json.loads(content)
         if head["format"] > FORMAT:
             raise DataError(f"{path}: format {head['format']} is newer than {FORMAT}. Update rtrain")
         if head["dtype"] not in ("uint16", "uint32"):

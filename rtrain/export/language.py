@@ -13,7 +13,7 @@ from typing import Any
 
 from rtrain import config
 from rtrain.checkpoint.format import Stored
-from rtrain.data.tokenize import TOKENIZER
+from rtrain.data.tokens import TOKENIZER
 from rtrain.errors import ConfigError
 from rtrain.export.artifact import FORMAT
 from rtrain.export.head import HEAD

@@ -9,8 +9,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from rtrain.data.tokenize import BYTES, END, TOKENIZER
-from rtrain.data.tokens import Shards
+from rtrain.data.tokenize import BYTES, END
+from rtrain.data.tokens import TOKENIZER, Shards
 from rtrain.export.huggingface import INDEX
 from rtrain.export.weights import put_text
 from rtrain.storage import Folder

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rtrain.data.tokenize import TOKENIZER
+from rtrain.data.tokens import TOKENIZER
 from rtrain.errors import CheckpointError, ConfigError, DataError, briefly, one_line
 from rtrain.export.huggingface import CONFIG, INDEX, is_language
 from rtrain.export.language import verify

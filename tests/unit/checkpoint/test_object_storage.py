@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -23,6 +24,8 @@ from rtrain.checkpoint.folders import CheckpointFolders
 from rtrain.checkpoint.format import Stored, newest
 from rtrain.checkpoint.writing import save
 from rtrain.data.parquet import ParquetRows
+from rtrain.data.tokenize import tokenize
+from rtrain.data.tokens import Tokens
 from rtrain.errors import CheckpointError, DataError
 from rtrain.parallel.chunks import whole
 from rtrain.storage import Folder, check_writable, refused_by_storage
@@ -255,6 +258,39 @@ def test_rows_are_read_through_errors_and_cuts(way: Any, run: str, tmp_path: Any
         rows.read(0, 1)
     way.weather = Weather()
     assert rows.read(3999, 4000).equals(table.slice(3999))
+
+
+def test_text_on_object_storage_is_copied_once(
+    way: Any, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RTRAIN_CACHE", str(tmp_path / "cache"))
+    s3, uri = fsspec.filesystem("s3"), f"{run}/shards"
+    for name, text in {"b/x.txt": b"zwei" * 90, "a.txt": b"eins" * 90, "b/.hidden": b"no"}.items():
+        (tmp_path / "text" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "text" / name).write_bytes(text)
+        s3.pipe_file(f"{run}/text/{name}", text)
+    way.weather.fails = 0.2
+    assert tokenize([f"{run}/text"], uri, shard_tokens=300) == uri
+    tokenize([str(tmp_path / "text")], str(tmp_path / "here"), shard_tokens=300)
+    assert Folder(uri).names() == ["00000.bin", "00001.bin", "tokens.json"]
+    here, there = (Tokens(source=source, context=16).open() for source in (str(tmp_path / "here"), uri))
+    assert there.fingerprint == here.fingerprint
+    for number in range(here.shards.samples):
+        assert (there.shards.sample(number) == here.shards.sample(number)).all()
+    assert capfd.readouterr().err.count("copying") == 1
+    Tokens(source=uri, context=16).open()
+    assert "copying" not in capfd.readouterr().err and len(list((tmp_path / "cache").glob("copy-*"))) == 1
+    monkeypatch.setenv("RTRAIN_CACHE", str(tmp_path / "other"))
+    s3.pipe_file(f"{uri}/00001.bin", b"\0" * s3.size(f"{uri}/00001.bin"))
+    with pytest.raises(DataError, match=rf"{uri}/00001.bin: its sha256 is not what was written down"):
+        Tokens(source=uri, context=16).open()
+    assert not list((tmp_path / "other").glob("copy-*"))
+    with pytest.raises(DataError, match=f"{run}/none: there is no tokens.json"):
+        Tokens(source=f"{run}/none").open()
+    with pytest.raises(DataError, match=f"{run}/none: no such file, or a folder without one"):
+        tokenize([f"{run}/none"], str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match=f"{uri}: it holds tokens.json already"):
+        tokenize([f"{run}/text"], uri)
 
 
 def test_what_a_storage_refuses_is_said_in_one_line(tmp_path: Any, run: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ import pytest
 from rtrain import text
 from rtrain.config import from_dict, to_dict
 from rtrain.data.encode import encode
-from rtrain.data.tokenize import TOKENIZER, tokenize
+from rtrain.data.tokenize import tokenize
+from rtrain.data.tokens import TOKENIZER
 from rtrain.data.words import Words
 from rtrain.errors import ConfigError, DataError
 from rtrain.export.request import row_model
@@ -25,7 +26,7 @@ def trained(folder: Path, size: int = 300) -> str:
     import tokenizers
 
     (folder / "text.txt").write_text("the cat sat on the mat\n" * 20)
-    shards = tokenize([str(folder / "text.txt")], str(folder / f"shards-{size}"), tokenizer=f"bpe:{size}")
+    shards = Path(tokenize([str(folder / "text.txt")], str(folder / f"shards-{size}"), tokenizer=f"bpe:{size}"))
     made = tokenizers.Tokenizer.from_file(str(shards / TOKENIZER))
     made.enable_truncation(2)
     made.enable_padding(length=50)

@@ -207,7 +207,7 @@ def test_bytes_of_files_are_their_tokens(tmp_path: Path) -> None:
     text.mkdir()
     (text / "b.txt").write_text("zwei")
     (text / "a.txt").write_text("eins")
-    made = tokenize([str(text)], str(tmp_path / "out"))
+    made = Path(tokenize([str(text)], str(tmp_path / "out")))
     assert (made / "00000.bin").read_bytes() == np.frombuffer(b"eins\0zwei\0", np.uint8).astype("<u2").tobytes()
     with pytest.raises(DataError, match=r"it holds tokens.json already. Give a new folder"):
         tokenize([str(text)], str(made))
@@ -218,7 +218,7 @@ def test_bytes_of_files_are_their_tokens(tmp_path: Path) -> None:
 def test_a_bpe_trained_on_the_spot_gives_the_text_back(tmp_path: Path) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     source = Path(__file__).parent
-    made = tokenize([str(source)], str(tmp_path / "out"), tokenizer="bpe:400")
+    made = Path(tokenize([str(source)], str(tmp_path / "out"), tokenizer="bpe:400"))
     kept = tokenizers.Tokenizer.from_file(str(made / "tokenizer.json"))
     ids = np.fromfile(made / "00000.bin", "<u2")
     assert ids.max() < kept.get_vocab_size() == json.loads((made / "tokens.json").read_text())["vocab"] == 400
@@ -226,7 +226,7 @@ def test_a_bpe_trained_on_the_spot_gives_the_text_back(tmp_path: Path) -> None:
     text = "".join(p.read_text(errors="replace") for p in files)
     assert kept.decode(ids.tolist(), skip_special_tokens=True) == text
     assert len(ids) < 0.6 * len(text.encode())
-    again = tokenize([str(source)], str(tmp_path / "again"), tokenizer=str(made / "tokenizer.json"))
+    again = Path(tokenize([str(source)], str(tmp_path / "again"), tokenizer=str(made / "tokenizer.json")))
     assert (again / "00000.bin").read_bytes() == (made / "00000.bin").read_bytes()
 
 

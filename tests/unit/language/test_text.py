@@ -53,7 +53,7 @@ def test_a_trained_tokenizer_goes_with_its_model(tmp_path: Path) -> None:
     from rtrain.export.tokenizer import write_tokenizer
 
     (tmp_path / "words.txt").write_text("a few words, a few more words é\n" * 20)
-    shards = Shards(tokenize([str(tmp_path / "words.txt")], str(tmp_path / "shards"), tokenizer="bpe:270"), 8)
+    shards = Shards(Path(tokenize([str(tmp_path / "words.txt")], str(tmp_path / "shards"), tokenizer="bpe:270")), 8)
     write_tokenizer(shards, str(tmp_path / "export"))
     read = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path / "export")
     end = json.loads((tmp_path / "export" / "generation_config.json").read_text())["eos_token_id"]
