@@ -73,4 +73,4 @@ def refuse_export(run: Run, dataset: Any) -> None:
     if run.model.exported == "hugging face":
         loaded = {"serve_check": run.handoff.serve_check, "weights": run.handoff.weights != "trained"}
         for field in (name for name, asked in loaded.items() if asked):
-            refuse_loaded(run, field)
+            refuse_loaded(field)

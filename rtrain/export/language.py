@@ -67,18 +67,13 @@ def verify(uri: str) -> None:
             pass
 
 
-def refuse_loaded(run: Run, field: str) -> None:
+def refuse_loaded(field: str) -> None:
     """Refuse now what a field of `handoff`, for which the export is loaded, would miss when the training is over.
 
     Raises:
-        ConfigError: transformers is not installed, or the run lies in no local folder.
+        ConfigError: transformers is not installed.
     """
     if find_spec("transformers") is None:
         raise ConfigError(
             f"handoff.{field}: the package `transformers` is not installed. Run pip install rtrain[language]"
-        )
-    if not Folder(run.folder).is_local:
-        raise ConfigError(
-            f"handoff.{field}: a language model is loaded from a local or mounted folder, and storage is "
-            f"{run.storage!r}. Set another storage, or leave it out"
         )

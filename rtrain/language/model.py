@@ -1,5 +1,8 @@
 """A language export in memory: a Hugging Face folder with its tokenizer, read by transformers."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,11 +11,16 @@ from typing import Any
 import torch
 
 from rtrain.data.tokens import TOKENIZER
-from rtrain.errors import CheckpointError, ConfigError, DataError, briefly, one_line
+from rtrain.errors import CheckpointError, ConfigError, DataError, RtrainError, briefly, one_line
+from rtrain.export.head import HEAD
 from rtrain.export.huggingface import CONFIG, INDEX, is_language
 from rtrain.export.language import verify
-from rtrain.storage import Folder
+from rtrain.export.weights import fetched
+from rtrain.scratch import Scratch
+from rtrain.storage import Folder, StorageDown
 
+READ = (".json", ".safetensors", ".jinja")
+"""How files end that are read of an export; no pickle."""
 SHRINKS = 4
 """Times that a text may become shorter before it is cut into tokens, as where runs of blanks are one."""
 
@@ -72,11 +80,13 @@ class Language:
 
 
 def load(uri: str, *, device: str = "") -> Language:
-    """Read a local export, onto a device; by default a GPU where there is one.
+    """Read an export, onto a device; by default a GPU where there is one.
+
+    That of a storage which is not local is fetched into a folder that goes again once it is read.
 
     Raises:
         CheckpointError: no whole export, one without a tokenizer, or files that were altered since it was exported.
-        ConfigError: transformers is not installed, or the export is not on a local disk.
+        ConfigError: transformers is not installed.
     """
     try:
         import transformers
@@ -84,13 +94,15 @@ def load(uri: str, *, device: str = "") -> Language:
         raise ConfigError(
             "serve: the package `transformers` is not installed. Run pip install rtrain[language]"
         ) from None
-    path = intact(uri)
     told: Any = transformers.utils.logging
     bars = told.is_progress_bar_enabled()
     told.disable_progress_bar()  # of one file, in a replica's log or a verb's answer
     try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        with _near(uri) as path:
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True)
+            tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+    except (RtrainError, StorageDown):
+        raise
     except Exception as error:  # of transformers, safetensors and tokenizers: each its own
         raise CheckpointError(f"{uri}: transformers cannot read it ({briefly(error)})") from None
     finally:
@@ -109,14 +121,38 @@ def intact(uri: str) -> str:
         CheckpointError: no whole export, one without a tokenizer, or files that were altered since it was exported.
         ConfigError: the export is not on a local disk.
     """
-    folder = Folder(uri)
-    if not folder.is_local:
-        raise ConfigError(f"serve: {uri}: a language model is served from a local or mounted folder. Copy it to one")
+    if not Folder(uri).is_local:
+        raise ConfigError(
+            f"serve: {uri}: vLLM reads a local or mounted folder. Copy it to one, or serve it by --engine rtrain"
+        )
+    _refuse_partial(uri)
+    verify(uri)
+    return str(Path(uri).absolute())
+
+
+def _refuse_partial(uri: str) -> None:
     if not is_language(uri):
         raise CheckpointError(f"{uri}: there is no whole language export: {CONFIG} and {INDEX}")
-    if not folder.exists(TOKENIZER):
+    if not Folder(uri).exists(TOKENIZER):
         raise CheckpointError(
             f"{uri}: there is no {TOKENIZER}, so it takes no text. Export the run again, or copy its tokenizer there"
         )
-    verify(uri)
-    return str(Path(uri).absolute())
+
+
+@contextmanager
+def _near(uri: str) -> Iterator[str]:
+    """The path of an intact export on this machine."""
+    folder = Folder(uri)
+    if folder.is_local:
+        yield intact(uri)
+        return
+    _refuse_partial(uri)
+    there = folder.names()
+    files: dict[str, str] = folder.read_json(HEAD)["files"] if HEAD in there else {}
+    with Scratch("language") as scratch:
+        for name, local in fetched(uri, files):
+            shutil.move(local, scratch / name)
+        for name in there:  # of a folder from elsewhere, and what was put beside one's own, as a chat template
+            if name not in files and name.endswith(READ):
+                folder.fetch(name, scratch)
+        yield str(scratch)

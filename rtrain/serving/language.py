@@ -303,7 +303,7 @@ def language_application(
 
     Raises:
         CheckpointError: there is no intact export.
-        ConfigError: transformers is not installed, the export lies in no local folder, or nothing can be guessed so.
+        ConfigError: transformers is not installed, or nothing can be guessed so.
     """
     # Here, where the error is one line.
     smaller = load(draft, device="cpu") if draft else None

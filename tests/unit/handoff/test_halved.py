@@ -109,7 +109,3 @@ def test_what_cannot_be_is_said_before_training(tmp_path: Path) -> None:
             rtrain.override(dlrm(), {"handoff.weights": "bfloat16", "storage": str(tmp_path)}),
             launcher="inline", quiet=True,
         )  # fmt: skip
-    with pytest.raises(
-        ConfigError, match=r"handoff.weights: a language model is loaded from a local or mounted folder"
-    ):
-        trained(tmp_path, "half", **{"handoff.weights": "bfloat16", "storage": "memory://runs"})
