@@ -90,9 +90,8 @@ class Patience:
                 began = began or now
                 pause = wait * (1 - PAUSES.random() / 2)
                 if now + pause - began > self.budget_s:
-                    raise StorageDown(
-                        f"{what}: {one_line(error)}, tried {tries} times in {now - began:.0f} s"
-                    ) from error
+                    why = one_line(error.__cause__ or error)  # fsspec's FileNotFoundError says less
+                    raise StorageDown(f"{what}: {why}, tried {tries} times in {now - began:.0f} s") from error
                 time.sleep(pause)
                 wait = min(2 * wait, self.most_s)
 
@@ -101,6 +100,8 @@ def may_pass(error: Exception, *, remote: bool) -> bool:
     """Whether the same operation may succeed a moment later."""
     if isinstance(error, StorageDown):
         return False
+    if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, Exception):  # all that fsspec says of HTTP
+        return may_pass(error.__cause__, remote=remote)
     if isinstance(error, ConnectionError | TimeoutError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
@@ -110,4 +111,7 @@ def may_pass(error: Exception, *, remote: bool) -> bool:
     if isinstance(answer, dict):  # botocore's ClientError
         status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return bool(status >= 500 or status == 429)
+    status = getattr(error, "status", None)
+    if isinstance(status, int):  # aiohttp's ClientResponseError, of files by HTTP
+        return status >= 500 or status == 429
     return remote and any(kind.__name__ in CLIENTS for kind in type(error).__mro__)

@@ -260,6 +260,61 @@ def test_rows_are_read_through_errors_and_cuts(way: Any, run: str, tmp_path: Any
     assert rows.read(3999, 4000).equals(table.slice(3999))
 
 
+class Pages(BaseHTTPRequestHandler):
+    """A file by HTTP, which most requests do not get at first."""
+
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def do_GET(self) -> None:
+        content, status = self.server.content, self.server.status()
+        asked = self.headers.get("Range", "").removeprefix("bytes=")
+        if status == 200 and asked:
+            first, _, last = asked.partition("-")
+            status, content = 206, content[int(first) : int(last) + 1]
+        content = content if status < 400 else b""
+        self.send_response_only(status)
+        for name, value in {
+            "Accept-Ranges": "bytes",
+            "Content-Length": str(len(content)),
+            **({"Content-Range": f"bytes {asked}/{len(self.server.content)}"} if status == 206 else {}),
+        }.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+
+def test_rows_by_http_are_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whatever keeps it from a file fsspec says by HTTP that there is none."""
+    table = pa.table({"a": np.arange(3000)})
+    pq.write_table(table, tmp_path / "rows.parquet", row_group_size=300)
+    chance, said = random.Random(3), list[int]()
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Pages)
+    server.content = (tmp_path / "rows.parquet").read_bytes()
+    server.status = lambda: said.append(503 if chance.random() < 0.7 else 200) or said[-1]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    uri = f"http://127.0.0.1:{server.server_address[1]}/rows.parquet"
+    monkeypatch.setattr("rtrain.data.parquet.Patience", lambda: QUICK)
+    try:
+        assert ParquetRows(uri).read(0, 3000).equals(table) and said.count(503) > 5
+        server.status = lambda: 404
+        with pytest.raises(DataError, match=rf"{uri}: no such file or folder. Check data.source"):
+            ParquetRows(uri)
+        server.status = lambda: 503
+        monkeypatch.setattr("rtrain.data.parquet.Patience", lambda: Patience(budget_s=0.2, first_s=0.05))
+        with pytest.raises(StorageDown, match=rf"{uri}: read: ClientResponseError: 503, .* tried \d+ times"):
+            ParquetRows(uri)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_text_on_object_storage_is_copied_once(
     way: Any, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
