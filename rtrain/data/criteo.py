@@ -59,6 +59,7 @@ def convert(source: str, out: str, *, hashed: int = HASHED, say: Callable[[str],
     if folder.names():
         raise DataError(f"{out}: it is not empty. Give a new folder")
     partial.remove()
+    whole = False
     try:
         rows = 0
         for number, table in enumerate(_shards(_tables(source, hashed))):
@@ -68,9 +69,12 @@ def convert(source: str, out: str, *, hashed: int = HASHED, say: Callable[[str],
             rows += table.num_rows
             say(f"{rows:,} rows")
         folder.remove()
-        folder.fs.mv(partial.path, folder.path, recursive=True)
+        whole = True
+        partial.move(folder)
     except BaseException:
         partial.remove()
+        if whole:
+            folder.remove()  # a part is in it where the storage renames nothing
         raise
     return out
 

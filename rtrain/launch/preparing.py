@@ -33,6 +33,8 @@ from rtrain.storage import Folder
 
 VERSION = 1
 """Of the stages: what another one left is not gone on with."""
+RECORD = "prepared.json"
+"""Of the output: written last."""
 Task = Callable[..., dict[str, Any]]
 
 
@@ -52,7 +54,7 @@ def prepare(config: Prepare, *, say: Callable[[str], None] = lambda _: None, pro
 
 def _prepare(config: Prepare, say: Callable[[str], None], progress: bool) -> Prepared:
     out, under_way = Folder(config.out), Folder(partial(config))
-    if out.names():
+    if out.names() and not _is_being_moved(under_way, out):
         raise DataError(f"{config.out}: it is not empty. Give a new folder")
     files = find_files(config.source)
     source = [[path, size] for path, size in zip(files.paths, files.sizes, strict=True)]
@@ -205,10 +207,18 @@ def _publish(config: Prepare, source: list[Any], words: list[Any], data: list[An
         schema=schema(config, found, {one["column"]: one for one in words}),
     )
     record = {"config": to_dict(config), "source": source, "fingerprint": made.fingerprint, "files": digests}
-    whole.write_json("prepared.json", record)
-    if out.names():
+    begun = _is_being_moved(under_way, out)
+    whole.write_json(RECORD, record)
+    if out.names() and not begun:
         raise DataError(f"{config.out}: it is not empty any more. Give a new folder")
-    out.remove()
-    out.fs.mv(whole.path, out.path, recursive=True)
+    if not begun:
+        out.remove()
+    whole.move(out, last=RECORD)
     under_way.remove()
     return made
+
+
+def _is_being_moved(under_way: Folder, out: Folder) -> bool:
+    """Whether what is in the output is of a move that was killed: on storages that rename nothing, its record lacks."""
+    there, whole = set(out.names()), set(under_way.child("whole").names())
+    return bool(there) and RECORD in whole - there and there <= whole

@@ -179,6 +179,5 @@ def move_aside(folder: str) -> str:
     number = 1
     while Folder(f"{folder}~{number}").names():
         number += 1
-    before = Folder(folder)
-    before.fs.mv(before.path, Folder(f"{folder}~{number}").path, recursive=True)
+    Folder(folder).move(Folder(f"{folder}~{number}"))
     return f"{folder}~{number}"

@@ -27,6 +27,7 @@ from rtrain.data.parquet import ParquetRows
 from rtrain.data.tokenize import tokenize
 from rtrain.data.tokens import Tokens
 from rtrain.errors import CheckpointError, DataError
+from rtrain.launch.taking import move_aside
 from rtrain.parallel.chunks import whole
 from rtrain.storage import Folder, check_writable, refused_by_storage
 from rtrain.storage.patience import Patience, StorageDown, may_pass
@@ -258,6 +259,25 @@ def test_rows_are_read_through_errors_and_cuts(way: Any, run: str, tmp_path: Any
         rows.read(0, 1)
     way.weather = Weather()
     assert rows.read(3999, 4000).equals(table.slice(3999))
+
+
+def test_a_folder_is_moved_with_all_in_it(way: Any, run: str) -> None:
+    """S3 renames nothing, and fsspec's `mv` stops at what is only the beginning of files' names."""
+    whole, to = Folder(f"{run}/whole", QUICK), Folder(f"{run}/out", QUICK)
+    for name in ("a", "b/c", "b/d/e", "last"):
+        whole.fs.pipe_file(f"{whole.path}/{name}", name.encode())
+    order, copied = list[str](), whole.fs.cp_file
+    way.weather.fails = 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(whole.fs, "cp_file", lambda a, b: (copied(a, b), order.append(a.rpartition("/")[2])))
+        whole.move(to, last="last")
+    way.weather = Weather()
+    assert order[-1] == "last" and sorted(order) == ["a", "c", "e", "last"]
+    to.fs.invalidate_cache()
+    found = {file.removeprefix(f"{to.path}/"): to.fs.cat_file(file).decode() for file in to.fs.find(to.path)}
+    assert found == {name: name for name in ("a", "b/c", "b/d/e", "last")} and whole.names() == []
+    assert move_aside(f"{run}/out") == f"{run}/out~1" and to.names() == []
+    assert Folder(f"{run}/out~1").names() == ["a", "b", "last"]
 
 
 class Pages(BaseHTTPRequestHandler):
