@@ -333,7 +333,7 @@ ENDPOINT = (
         (
             Argument("name", nargs="?", default="", help="one of them (default: all)"),
             Argument("--stop", action="store_true", help="take it down with all versions; the registry stays as it is"),
-            Argument("--reason", default="", help="why it is to stop, for the log"),
+            Argument("--reason", default="", help="why it is to --stop, which wants one, for the log"),
             REGIONS,
         ),
         _endpoints,

@@ -84,6 +84,8 @@ def _log(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     entries = list(registry_of(options).log.entries())
+    if not entries:
+        raise UserError(f"audit show: there is no log in {options.audit!r}. Give its folder with --audit")
     answer(options, {"entries": [asdict(entry) for entry in entries]}, "\n".join(map(str, entries)))
     return 0
 

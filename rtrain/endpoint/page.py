@@ -15,6 +15,12 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 .champion { background: #2f6f9f; } .candidate { background: #e08a3c; }
 .dot { display: inline-block; width: .7rem; height: .7rem; border-radius: 50%; margin-right: .5rem; }
 .bad { color: #b3261e; font-weight: 600; }
+.wide { overflow-x: auto; }
+@media (max-width: 40rem) {
+  body { font-size: 14px; margin: 1rem auto; }
+  .log tr { display: block; padding: .4rem 0; border-bottom: 1px solid #eef2f5; }
+  .log tr:first-child { display: none; } .log td { display: inline; border: 0; padding: 0 .5rem 0 0; }
+}
 """
 BAD = ("take back", "problem")
 
@@ -29,12 +35,12 @@ def page(told: Mapping[str, Any]) -> str:
     heads = ("answers", "a second", "failed", "p50 ms", "p99 ms", "mean score", "memory grew MB")
     named = "".join(f"<th class=n>{head}</th>" for head in heads)
     parts.append(
-        f"<table><tr><th>version</th><th>run</th><th class=n>share</th>{named}</tr>{rows}</table>"
+        f"<div class=wide><table><tr><th>version</th><th>run</th><th class=n>share</th>{named}</tr>{rows}</table></div>"
         f"<p>Counted since the last decision, {told['seconds']:.0f} s ago.</p>"
     )
     rows = "".join(_decision(of) for of in told["decisions"])
     parts.append(
-        "<h2>Decisions</h2><table><tr><th>when (UTC)</th><th>what</th><th>version</th><th class=n>share</th>"
+        "<h2>Decisions</h2><table class=log><tr><th>when (UTC)</th><th>what</th><th>version</th><th class=n>share</th>"
         f"<th>why</th><th>who</th></tr>{rows}</table>"
         if rows
         else "<p>Nothing was decided since the first version answers.</p>"
@@ -44,7 +50,9 @@ def page(told: Mapping[str, Any]) -> str:
 
 def _whole(name: str, body: str) -> str:
     return (
-        f"<!doctype html><html lang=en><head><meta charset=utf-8><title>{name}</title>"
+        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}</title>"
         f'<meta http-equiv="refresh" content="2"><style>{STYLE}</style></head><body><h1>{name}</h1>{body}</body></html>'
     )
 

@@ -226,7 +226,10 @@ class Registry:
         there = self.log.digests()
         for name, sha in newest.items():
             if sha not in there:
-                problems.append(f"model {name!r}: its last change is not in the log: entries were cut off or altered")
+                problems.append(
+                    f"model {name!r}: its last change is not in the log: entries were cut off or altered, or are in "
+                    "another --audit"
+                )
         for entry in self.log.entries():
             if "alias" in entry.details:
                 of = entry.details

@@ -18,7 +18,7 @@ import fsspec
 import fsspec.callbacks
 
 from rtrain.errors import CheckpointError, briefly, one_line
-from rtrain.storage.patience import Patience
+from rtrain.storage.patience import NoBucket, Patience, refused_by_storage
 
 T = TypeVar("T")
 _CREATES_ONCE: dict[object, bool] = {}
@@ -63,7 +63,8 @@ class Folder:
             self.fs.invalidate_cache()
             try:
                 return {Path(e["name"]).name: int(e.get("size") or 0) for e in self.fs.ls(self.path, detail=True)}
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                refuse_no_bucket(error)
                 return {}
 
         return dict(sorted(self._patiently(found, "list").items()))
@@ -75,7 +76,8 @@ class Folder:
             self.fs.invalidate_cache()
             try:
                 return [Path(p).name for p in self.fs.ls(self.path, detail=False)]
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                refuse_no_bucket(error)
                 return []
 
         return sorted(self._patiently(found, "list"))
@@ -303,6 +305,13 @@ def _status(error: Exception) -> int | None:
     return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
 
 
+def refuse_no_bucket(error: Exception) -> None:
+    """Raises NoBucket where it is the bucket that is not there, as S3 says."""
+    answer = getattr(error.__cause__, "response", None)
+    if isinstance(answer, dict) and answer.get("Error", {}).get("Code") == "NoSuchBucket":
+        raise NoBucket(f"{error}. Check its name") from None
+
+
 def make_folder(path: str) -> None:
     """Make a local folder and those above it that are not there, each name durable: see `_sync_folder`."""
     above = os.path.dirname(os.path.abspath(path))
@@ -343,4 +352,5 @@ def check_writable(
         folder.write(probe, b"rtrain")
         folder.fs.rm_file(f"{folder.path}/{probe}")
     except Exception as error:  # each storage has its own: botocore's NoCredentialsError is no OSError
-        raise CheckpointError(f"{key}: {uri!r} cannot be written ({briefly(error)}). {mend}") from error
+        why = refused_by_storage(error) or briefly(error)
+        raise CheckpointError(f"{key}: {uri!r} cannot be written ({why}). {mend}") from error

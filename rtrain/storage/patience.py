@@ -2,6 +2,8 @@
 
 import errno
 import random
+import re
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +13,8 @@ from typing import TypeVar
 from rtrain.errors import one_line
 
 T = TypeVar("T")
+AUTH = re.compile(r"://[^/@\s]+@")
+"""Who asks, and by what password, in a URI."""
 PAUSES = random.Random()
 """Not the one that a run is seeded by: how often a storage was away has to change no draw of a training."""
 
@@ -39,6 +43,14 @@ LIBRARIES = {"aiobotocore", "aiohttp", "adlfs", "azure", "botocore", "gcsfs", "g
 """Whose own errors are a storage's, wherever they come from."""
 
 
+SAY_S = 5.0
+"""Seconds after which it is said that a storage is waited for."""
+
+
+class NoBucket(OSError):
+    """A storage has no bucket of that name, which is another mistake than a folder that is not there."""
+
+
 class StorageDown(OSError):
     """A storage that did not come back within its budget; says how often it was tried."""
 
@@ -50,10 +62,13 @@ def refused_by_storage(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, FileNotFoundError):
         return None
+    text = one_line(error)
+    if type(error).__name__ == "NoCredentialsError":  # botocore's
+        text += ". Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, on each node"
     if place := getattr(error, "refused_by_storage", None):
-        return f"{place}: {one_line(error)}"
+        return f"{place}: {text}"
     refused = isinstance(error, OSError) and error.errno in REFUSING
-    return one_line(error) if refused or type(error).__module__.partition(".")[0] in LIBRARIES else None
+    return text if refused or type(error).__module__.partition(".")[0] in LIBRARIES else None
 
 
 @dataclass(frozen=True)
@@ -74,7 +89,7 @@ class Patience:
             StorageDown: it failed until the budget was used up.
             Exception: as `work` raised it, when trying again could not mend it (no rights, a full disk).
         """
-        began, wait, tries = 0.0, self.first_s, 0
+        began, wait, tries, said = 0.0, self.first_s, 0, False
         while True:
             tries += 1
             try:
@@ -92,6 +107,10 @@ class Patience:
                 if now + pause - began > self.budget_s:
                     why = one_line(error.__cause__ or error)  # fsspec's FileNotFoundError says less
                     raise StorageDown(f"{what}: {why}, tried {tries} times in {now - began:.0f} s") from error
+                if not said and now - began > SAY_S:
+                    said = True
+                    text = AUTH.sub("://***@", f"{what}: {one_line(error)}")
+                    print(f"rtrain: {text}; it is tried for {self.budget_s:g} s", file=sys.stderr, flush=True)
                 time.sleep(pause)
                 wait = min(2 * wait, self.most_s)
 
