@@ -53,7 +53,7 @@ def guarded(work: Callable[[], int], *, as_json: bool, again: str = "goes on fro
 
 
 def _failed(text: str, code: int, as_json: bool) -> int:
-    from rtrain.tracking.uris import mask_text  # only now: `rtrain --help` does without
+    from rtrain.uris import mask_text  # only now: `rtrain --help` does without
 
     text = mask_text(text)  # a message repeats what was given
     print(f"error: {text}", file=sys.stderr, flush=True)
@@ -67,7 +67,7 @@ def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackTy
     if not isinstance(error, UserError):
         sys.__excepthook__(kind, error, trace)
         return
-    from rtrain.tracking.uris import mask_text
+    from rtrain.uris import mask_text
 
     made = ("<string>", "__init__")  # of a dataclass
     frames = [frame for frame in extract_tb(trace) if (frame.filename, frame.name) != made]

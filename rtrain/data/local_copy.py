@@ -16,11 +16,6 @@ from rtrain.storage import Folder, StorageDown, refused_by_storage, sha256_of
 SAY_S = 10.0
 
 
-def is_remote(uri: str) -> bool:
-    """Whether it is no plain path."""
-    return "://" in uri
-
-
 def local_copy(uri: str, head: str, named: Callable[[bytes], Mapping[str, str | None]]) -> Path:
     """The folder in the cache that has the files of one elsewhere; other content gets another folder.
 
@@ -28,7 +23,7 @@ def local_copy(uri: str, head: str, named: Callable[[bytes], Mapping[str, str | 
     returned is whole.
 
     Args:
-        uri: of the folder.
+        uri: of the folder, on another storage than a disk.
         head: the file that says what belongs to it, which is read at each call, and copied last.
         named: given its bytes, the others' names, each with its sha256, or none where it says none.
 
@@ -71,7 +66,7 @@ def _copy(folder: Folder, files: Mapping[str, str | None], into: Path) -> None:
     for name, digest in files.items():
         found = folder.fetch(name, into)
         if digest and sha256_of(found) != digest:
-            found.unlink()
+            (into / name).unlink()
             raise DataError(f"{folder.uri}/{name}: its sha256 is not what was written down. Copy or make it again")
         done += sizes[name]
         if time.monotonic() - began > said + SAY_S:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO, TextIOWrapper
-from pathlib import Path
 from typing import Any, cast
 
 import fsspec
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from rtrain.data.tokens import HEAD, TOKENIZER, write_shards
 from rtrain.errors import DataError, one_line
-from rtrain.storage import Folder, Patience
+from rtrain.storage import Folder, Patience, path_on_disk
 from rtrain.text import library
 
 BYTES = "bytes"
@@ -79,8 +78,8 @@ class _Document:
 
 def _documents(sources: Iterable[str]) -> Iterator[_Document]:
     for source in sources:
-        path = Path(source)
-        if "://" in source:
+        path = path_on_disk(source)
+        if path is None:
             yield from _elsewhere(source)
         elif path.is_file():
             yield _Document(path.read_bytes)
@@ -131,8 +130,8 @@ def _trained(files: Sequence[_Document], tokenizer: str, say: Callable[[str], No
 
 
 def _read(tokenizer: str) -> Any:
-    path = Path(tokenizer)
-    if not path.is_file():
+    path = path_on_disk(tokenizer)
+    if path is None or not path.is_file():
         raise DataError(
             f"tokenizer: there is no file {tokenizer!r}. Give {BYTES}, {TRAIN}8192, or the path of a tokenizer.json"
         )

@@ -26,7 +26,7 @@ from torch.nn.functional import pad
 
 from rtrain.batch import copied
 from rtrain.data import stdlib
-from rtrain.data.local_copy import is_remote, local_copy
+from rtrain.data.local_copy import local_copy
 from rtrain.data.order import Order, Window
 from rtrain.data.protocol import Data
 from rtrain.data.reader import Whole
@@ -35,7 +35,7 @@ from rtrain.data.split import Ranges, Split, check_train_rows, trained_on
 from rtrain.errors import ConfigError, DataError
 from rtrain.objectives.ranks import IGNORED
 from rtrain.rounding import ceil_div
-from rtrain.storage import Folder
+from rtrain.storage import Folder, path_on_disk
 
 FORMAT = 1
 HEAD = "tokens.json"
@@ -275,7 +275,8 @@ class Tokens(Data):
         Raises:
             DataError: it is not.
         """
-        if self.source != stdlib.NAME and not is_remote(self.source) and not Path(self.source).exists():
+        here = path_on_disk(self.source)
+        if self.source != stdlib.NAME and here and not here.exists():
             raise DataError(f"{self.source}: no such folder of token shards. Check data.source")
 
     def open(self) -> TokenDataset:
@@ -286,10 +287,9 @@ class Tokens(Data):
         """
         if self.source == stdlib.NAME:
             folder = stdlib.shards(partial(write_shards, vocab=256, tokenizer="bytes"))
-        elif is_remote(self.source):
-            folder = local_copy(self.source, HEAD, partial(_files_named, self.source))
         else:
-            folder = Path(self.source)
+            here = path_on_disk(self.source)
+            folder = here or local_copy(self.source, HEAD, partial(_files_named, self.source))
         shards = Shards(folder, self.context)
         return TokenDataset(shards, self.valid, self.test, self.prefetch, self.train_rows, self.window_rows)
 

@@ -2,7 +2,6 @@
 
 import errno
 import random
-import re
 import sys
 import time
 from collections.abc import Callable
@@ -11,10 +10,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from rtrain.errors import one_line
+from rtrain.uris import mask_text
 
 T = TypeVar("T")
-AUTH = re.compile(r"://[^/@\s]+@")
-"""Who asks, and by what password, in a URI."""
 PAUSES = random.Random()
 """Not the one that a run is seeded by: how often a storage was away has to change no draw of a training."""
 
@@ -109,7 +107,7 @@ class Patience:
                     raise StorageDown(f"{what}: {why}, tried {tries} times in {now - began:.0f} s") from error
                 if not said and now - began > SAY_S:
                     said = True
-                    text = AUTH.sub("://***@", f"{what}: {one_line(error)}")
+                    text = mask_text(f"{what}: {one_line(error)}")
                     print(f"rtrain: {text}; it is tried for {self.budget_s:g} s", file=sys.stderr, flush=True)
                 time.sleep(pause)
                 wait = min(2 * wait, self.most_s)

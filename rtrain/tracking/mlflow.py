@@ -13,8 +13,8 @@ from rtrain.tracking.courier import Courier
 from rtrain.tracking.mlflow_client import Metric, MlflowClient, MlflowException, Param, quieten
 from rtrain.tracking.protocol import Opening
 from rtrain.tracking.spool import Line, Spool
-from rtrain.tracking.uris import mask_text
 from rtrain.tracking.workspace import Workspace
+from rtrain.uris import mask_text
 
 MOST = 500
 """Metrics or params of one request; MLflow takes 1000 and 100."""

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 from rtrain.errors import ConfigError
 from rtrain.storage import Folder
-from rtrain.tracking.uris import mask_uris
+from rtrain.uris import mask_uris
 
 MLFLOW_SCHEMES = ("sqlite", "postgresql", "mysql", "mssql", "http", "https", "databricks")
 IDS = "trackers.json"

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Mapping
 from hashlib import sha256
 
-from rtrain.tracking.uris import MASK, mask_text, mask_uris
+from rtrain.uris import MASK, mask_text, mask_uris
 
 # Anywhere in a name these mean a secret; a key or token does only as the last word, so that
 # `hf_token` is masked and `token_column` or `key_dim` is not.

@@ -11,8 +11,8 @@ import wandb
 
 from rtrain.errors import ClusterError, RtrainWarning, one_line
 from rtrain.tracking.protocol import Opening
-from rtrain.tracking.uris import mask_text
 from rtrain.tracking.workspace import Workspace
+from rtrain.uris import mask_text
 
 CANNOT = (wandb.Error, OSError, ValueError, RuntimeError, TimeoutError)
 ANSWER_S = 15.0

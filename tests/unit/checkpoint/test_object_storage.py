@@ -390,7 +390,7 @@ def test_a_storage_that_is_waited_for_is_named(capsys: pytest.CaptureFixture[str
         away_at_first, what="ftp://me:secret@host: list", remote=True
     )
     said = capsys.readouterr().err
-    assert said == "rtrain: ftp://***@host: list: ConnectionResetError: gone; it is tried for 30 s\n"
+    assert said == "rtrain: ftp://me:***@host: list: ConnectionResetError: gone; it is tried for 30 s\n"
 
 
 def test_what_a_storage_refuses_is_said_in_one_line(tmp_path: Any, run: str, monkeypatch: pytest.MonkeyPatch) -> None:
