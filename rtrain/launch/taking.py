@@ -28,6 +28,8 @@ CHANGES_NOTHING = ("handoff.port",)
 # And of these, one whose steps are not all trained.
 LENGTH, EVALUATION = "duration", "evaluation"
 RESULT, REPORT = "result.json", "report.html"
+MOVING = ".moving"
+"""In a folder into which an earlier run is being moved, file by file."""
 KEPT = re.compile(r"result~(\d+)\.json")
 Say = Callable[[str], None]
 
@@ -175,9 +177,16 @@ def _keep_result(folder: Folder) -> str:
 
 
 def move_aside(folder: str) -> str:
-    """Rename a run's or a search's folder (any URI) to the first of FOLDER~1, FOLDER~2, ... that is free; which."""
+    """Rename a run's or a search's folder (any URI) to the first of FOLDER~1, FOLDER~2, ... that is free; which.
+
+    Where the storage renames nothing, a move that was killed is gone on with.
+    """
     number = 1
-    while Folder(f"{folder}~{number}").names():
+    while (names := (to := Folder(f"{folder}~{number}")).names()) and MOVING not in names:
         number += 1
-    Folder(folder).move(Folder(f"{folder}~{number}"))
-    return f"{folder}~{number}"
+    if not to.is_local:
+        to.write(MOVING, b"")
+    Folder(folder).move(to)
+    if not to.is_local:
+        to.discard(MOVING)
+    return to.uri

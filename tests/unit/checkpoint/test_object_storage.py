@@ -280,6 +280,35 @@ def test_a_folder_is_moved_with_all_in_it(way: Any, run: str) -> None:
     assert Folder(f"{run}/out~1").names() == ["a", "b", "last"]
 
 
+@pytest.mark.parametrize("killed", ["cp_file", "rm"])
+def test_an_earlier_run_whose_move_was_killed_is_moved_on(killed: str, way: Any, run: str) -> None:
+    there = Folder(f"{run}/r", QUICK)
+    names = ["a", "b/c", "b/d/e", "last"]
+    for name in names:
+        there.fs.pipe_file(f"{there.path}/{name}", name.encode())
+    there.fs.pipe_file(f"{there.path}~1/earlier", b"of another move, which ended")
+    done = iter([True, False])
+    work = getattr(there.fs, killed)
+
+    def once(path: str, *rest: Any, **options: Any) -> None:
+        if killed == "rm":
+            there.fs.rm_file(f"{path}/a")
+        elif next(done):
+            return work(path, *rest, **options)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(there.fs, killed, once)
+        with pytest.raises(KeyboardInterrupt):
+            move_aside(f"{run}/r")
+    assert move_aside(f"{run}/r") == f"{run}/r~2" and there.names() == []
+    to = Folder(f"{run}/r~2")
+    to.fs.invalidate_cache()
+    found = {file.removeprefix(f"{to.path}/"): to.fs.cat_file(file).decode() for file in to.fs.find(to.path)}
+    assert found == {name: name for name in names}
+    assert Folder(f"{run}/r~3").names() == [] and Folder(f"{run}/r~1").names() == ["earlier"]
+
+
 class Pages(BaseHTTPRequestHandler):
     """A file by HTTP, which most requests do not get at first."""
 
