@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from traceback import extract_tb
 from types import TracebackType
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn, TextIO
 
-from rtrain import notices
+from rtrain import last_words, notices
 from rtrain.errors import ConfigError, RtrainError, UserError, did_you_mean, one_line
 
 _told = False
@@ -26,8 +26,18 @@ def guarded(work: Callable[[], int], *, as_json: bool, again: str = "goes on fro
     """
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _told_to_stop) if in_main else None
+    stdout = sys.stdout
+
+    def end(text: str, found: dict[str, Any] | None) -> None:
+        with redirect_stdout(stdout):
+            if found is None:
+                _failed(f"{text}; the same command {again}", 1, as_json)
+            else:
+                print(json.dumps(found) if as_json else text, flush=True)
+        os._exit(1)
+
     try:
-        with notices.aside():
+        with notices.aside(), last_words.said_by(end):
             return work()
     except RtrainError as error:
         return _failed(one_line(error), error.exit_code, as_json)

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rtrain import last_words
 from rtrain.endpoint.canary import Canary
 from rtrain.endpoint.endpoint import Endpoint, Settled
 from rtrain.errors import ClusterError, RtrainError, UserError, one_line
@@ -134,7 +135,7 @@ def release_in(
     for number, region in enumerate(regions):
         left = tuple(one.name for one in regions[number + 1 :])
         try:
-            with joined(region):
+            with joined(region), last_words.knowing(_cut_off(done, region, left)):
                 there = in_region(endpoint, region)
                 version = there.release(run, reason, canary, say=_of(region, say))
                 settled = there.settled(version.version, timeout_s=timeout_s, say=_of(region, say))
@@ -162,8 +163,9 @@ def roll_back_in(
     """
     done, away = list[str](), list[str]()
     for number, region in enumerate(regions):
+        left = tuple(one.name for one in regions[number + 1 :])
         try:
-            with joined(region):
+            with joined(region), last_words.knowing(_cut_off(done, region, left, away)):
                 there = in_region(endpoint, region)
                 as_it_is = bool(done) and there.as_registered()
                 _of(region, say)("it answers so already" if as_it_is else there.rollback(reason))
@@ -176,7 +178,6 @@ def roll_back_in(
         except RtrainError as error:
             if not done:
                 raise
-            left = tuple(one.name for one in regions[number + 1 :])
             return Reached(tuple(done), region.name, str(error), left, tuple(away))
         done.append(region.name)
     return Reached(tuple(done), away=tuple(away))
@@ -184,6 +185,16 @@ def roll_back_in(
 
 def _of(region: Region, say: Callable[[str], None]) -> Callable[[str], None]:
     return lambda text: say(f"{region.name}: {text}")
+
+
+def _cut_off(done: Sequence[str], region: Region, left: tuple[str, ...], away: Sequence[str] = ()) -> last_words.Facts:
+    """What is known where the head of a region's Ray dies while it is asked."""
+
+    def facts(why: str) -> tuple[str, dict[str, Any]]:
+        reached = Reached(tuple(done), region.name, why, left, tuple(away))
+        return str(reached), reached.to_json()
+
+    return facts
 
 
 def _why(settled: Settled | None) -> str:

@@ -16,6 +16,7 @@ import ray
 
 from rtrain.errors import ClusterError, RtrainError
 from rtrain.launch.embedded import embedded_ray
+from rtrain.launch.head import watched_head
 from rtrain.run import Cluster
 
 OVERSUBSCRIBE = 4
@@ -61,9 +62,11 @@ def ray_session(cluster: Cluster, *, workers: int | None = None, waits: bool = T
             session.callback(_forget_serve)
         if embedded:
             _start(cluster, needed, session)
+            session.enter_context(watched_head())
         elif not ray.is_initialized():
             _join(os.environ["RAY_ADDRESS"])
             session.callback(ray.shutdown)
+            session.enter_context(watched_head())
         _restore(before)
         if waits:
             _wait_for_room(cluster, needed)
@@ -95,7 +98,8 @@ def join_running(asker: str) -> Iterator[None]:
             "'ray start --head', or set RAY_ADDRESS"
         ) from error
     try:
-        yield
+        with watched_head():
+            yield
     finally:
         ray.shutdown()
         _forget_serve()

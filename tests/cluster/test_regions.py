@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
+from rtrain.launch.head import BEFORE_S, RECONNECT
 from tests.cluster.conftest import ROOT, free_port, wait_for
 from tests.unit.release.runs import PASSES, run_of, write_rows
 from tests.unit.training.jobs import train
@@ -103,14 +105,17 @@ class Asking:
 
 
 def release(folder: Path, runs: Path, run: str, regions: Regions, *more: str) -> tuple[int, dict[str, object]]:
+    return told(command(folder, runs, run, regions, *more))
+
+
+def command(folder: Path, runs: Path, run: str, regions: Regions, *more: str) -> list[str]:
     asked = ",".join(f"{name}={address}@{port}" for name, (address, port) in regions.items())
-    command = [
+    return [
         sys.executable, "-m", "rtrain", "release", f"{runs}/{run}", "--as", "demo", "--reason", "a test",
         "--regions", asked,
         "--registry", f"sqlite:///{folder}/registry.db", "--audit", f"{folder}/audit", "--state", f"{folder}/endpoints",
         "--seconds", "1", "--routers", "1", "--json", *more,
     ]  # fmt: skip
-    return told(command)
 
 
 def told(command: list[str]) -> tuple[int, dict[str, object]]:
@@ -170,3 +175,30 @@ def test_one_region_after_the_other_until_one_takes_it_back(runs: Path, regions:
     assert of_all(tmp_path, regions, "endpoints") == (0, {"endpoints": [], "failed": {}})
     assert not set(asking.seen["us"]) & {"200 3"}, "the second region never had it"
     assert {status.split()[0] for seen in asking.seen.values() for status in seen} == {"200"}, asking.seen
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_head_that_dies_meanwhile_ends_it_by_what_is_known(runs: Path, regions: Regions, tmp_path: Path) -> None:
+    """Ray's client would end the command from C++, which says nothing of where the version is."""
+    with ExitStack() as stack:
+        both = {"eu": regions["eu"], "late": (head(stack, tmp_path), free_port())}
+        assert release(tmp_path, runs, "good", both)[1]["done"] == ["eu", "late"]
+        with Asking({"eu": regions["eu"]}), (tmp_path / "said").open("w") as said:
+            started = subprocess.Popen(
+                command(tmp_path, runs, "again", both, "--steps", "50,100", "--answers", "20"),
+                env={**ENV, RECONNECT: f"{BEFORE_S + 6:.0f}"}, stdout=subprocess.PIPE, stderr=said, text=True, cwd=ROOT,
+            )  # fmt: skip
+            stack.callback(started.kill)
+            wait_for(lambda: "late: " in (tmp_path / "said").read_text(), "the second region tries it")
+            port = both["late"][0].rpartition(":")[2]
+            (gcs,) = (p for p in psutil.process_iter() if {f"--gcs_server_port={port}"} & set(p.cmdline()))
+            gcs.kill()
+            answer = json.loads(started.communicate(timeout=120)[0].splitlines()[-1])
+        assert started.returncode == 1, (tmp_path / "said").read_text()
+        assert (answer["done"], answer["stopped_at"], answer["left"]) == (["eu"], "late", []), answer
+        assert re.match(rf"Ray's head at \S+:{port} has not answered for", answer["why"])
+        waited = rf"Ray's head at \S+:{port} does not answer; it is waited for, 6 s in all"
+        assert re.search(waited, (tmp_path / "said").read_text())
+    code, _ = of_all(tmp_path, {"eu": regions["eu"]}, "endpoints", "demo", "--stop", "--reason", "it is over")
+    assert code == 0
