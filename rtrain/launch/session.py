@@ -9,10 +9,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import ray
+from ray._private import services
 
 from rtrain.errors import ClusterError, RtrainError
 from rtrain.launch.embedded import embedded_ray
@@ -39,6 +40,8 @@ EMBEDDED = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response\n    option http-buffer-request",
 }
 
+OWN = ("", "local")
+"""Of RAY_ADDRESS: a Ray of this process's own."""
 CANNOT = (ConnectionError, RuntimeError, OSError, ValueError, TimeoutError)
 """What `ray.init` raises where no Ray can be used."""
 
@@ -52,7 +55,7 @@ def ray_session(cluster: Cluster, *, workers: int | None = None, waits: bool = T
     Raises:
         ClusterError: the cluster does not have the workers, after waiting `cluster.wait_s`.
     """
-    embedded = not os.environ.get("RAY_ADDRESS") and not ray.is_initialized()
+    embedded = os.environ.get("RAY_ADDRESS", "") in OWN and not ray.is_initialized()
     for name, value in {**DEFAULTS, **(EMBEDDED if embedded else {})}.items():
         os.environ.setdefault(name, value)
     needed = workers or cluster.workers
@@ -85,7 +88,12 @@ def join_running(asker: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.setdefault("RAY_ADDRESS", "auto")
+    address = os.environ["RAY_ADDRESS"] = os.environ.get("RAY_ADDRESS") or "auto"
+    if address in OWN:
+        raise ClusterError(
+            f"{asker}: RAY_ADDRESS={address} is a Ray that ends with this command, and what is served has to outlive "
+            "it. Set RAY_ADDRESS to a cluster's HOST:PORT, or unset it"
+        )
     before = signal.getsignal(signal.SIGTERM)
     try:
         _join(address)
@@ -152,14 +160,19 @@ def _join(address: str) -> None:
 
 def _reach(address: str) -> None:
     """Knock at the cluster's door: Ray itself ends the process, from C++, when nobody is there."""
-    host, _, port = address.rpartition("://")[2].rpartition(":")
+    at = address
+    if address == "auto":
+        with suppress(Exception):  # Ray finds none, and says so in Python
+            at = services.canonicalize_bootstrap_address(address) or ""
+    host, _, port = at.rpartition("://")[2].rpartition(":")
     if not (host and port.isdigit()):
-        return  # "auto", "local": Ray finds it, or says so in Python
+        return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
+        found = f", {at}" if at != address else ""
         raise ClusterError(
-            f"ray: nothing answers at RAY_ADDRESS={address} ({error}). Start the cluster, mend the address, "
+            f"ray: nothing answers at RAY_ADDRESS={address}{found} ({error}). Start the cluster, mend the address, "
             "or unset RAY_ADDRESS to use a Ray of this machine's own"
         ) from error
 

@@ -197,10 +197,14 @@ class Folder:
         if self.is_local:
             make_folder(self.path)
             if os.stat(source).st_dev != os.stat(self.path).st_dev:
-                shutil.copy(source, f"{self.path}/.{name}")
-                with open(f"{self.path}/.{name}", "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(f"{self.path}/.{name}", f"{self.path}/{name}")
+                beside = Path(self.path) / f".{name}"
+                try:
+                    shutil.copy(source, beside)
+                    with beside.open("rb") as file:
+                        os.fsync(file.fileno())
+                    os.replace(beside, f"{self.path}/{name}")
+                finally:
+                    beside.unlink(missing_ok=True)  # on a disk that is full
                 source.unlink()
             else:
                 os.replace(source, f"{self.path}/{name}")
