@@ -91,7 +91,7 @@ class Engine:
         """Whether a prompt's tokens can be answered.
 
         Raises:
-            DataError: there are none, or one is not of the vocabulary.
+            DataError: there are none, or one, or one of `logit_bias`, is not of the vocabulary.
             TooLong: prompt and answer do not fit the context.
         """
         if not ids:
@@ -99,6 +99,8 @@ class Engine:
         wrong = [i for i in ids if not 0 <= i < self.language.vocab]
         if wrong:
             raise DataError(f"prompt: token {wrong[0]} is not of the vocabulary, 0..{self.language.vocab - 1}")
+        if beyond := [i for i, _ in sampling.logit_bias if not 0 <= i < self.language.vocab]:
+            raise DataError(f"logit_bias: token {beyond[0]} is not of the vocabulary, 0..{self.language.vocab - 1}")
         # Of a prompt that is only scored the last token is never computed.
         if len(ids) + (sampling.max_tokens or -1) > self.language.context:
             raise TooLong(

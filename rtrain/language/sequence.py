@@ -87,7 +87,7 @@ class Sequence:
 
     def _grow(self, logits_V: Tensor) -> Piece:
         sampling = self.ticket.sampling
-        token = sampling.choose(logits_V, self.generator)
+        token = sampling.choose(logits_V, self.ticket.ids, self.generator)
         self.ticket.ids.append(token)
         ended = token in self.language.ends
         text = "" if ended else self.words.add(token)

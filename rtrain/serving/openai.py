@@ -18,6 +18,8 @@ from rtrain.language.sampling import MOST_LOGPROBS, Sampling
 from rtrain.serving.answers import where_of
 
 COMPLETIONS, CHAT = TEXTS = ("/v1/completions", "/v1/chat/completions")
+TOKEN_NAME = "^(0|[1-9][0-9]{0,9})$"
+"""A token as a key of JSON."""
 
 
 class Refused(Exception):
@@ -63,6 +65,11 @@ class Ask(BaseModel):
     max_tokens: int | None = None
     temperature: float = 1.0
     top_p: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[Annotated[str, Field(pattern=TOKEN_NAME)], float] = Field(
+        {}, description="tokens, and what is added to the logit of each"
+    )
     n: int = Field(1, ge=1, description="answers to each prompt")
     seed: int | None = Field(None, description="of the first answer to a prompt; that of each further one is one more")
     stop: Word | list[Word] | None = None
@@ -111,6 +118,9 @@ class Ask(BaseModel):
             max_tokens=self.most_tokens(room),
             temperature=self.temperature,
             top_p=self.top_p,
+            frequency_penalty=self.frequency_penalty,
+            presence_penalty=self.presence_penalty,
+            logit_bias=tuple((int(token), bias) for token, bias in self.logit_bias.items()),
             seed=self.seed,
             stop=stop,
             logprobs=self.wants_logprobs,

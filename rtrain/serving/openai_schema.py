@@ -7,8 +7,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from rtrain.language.model import Language
-from rtrain.language.sampling import MOST_LOGPROBS, MOST_STOPS, MOST_TEMPERATURE, SEEDS
-from rtrain.serving.openai import CHAT, MOST_PROMPTS
+from rtrain.language.sampling import (
+    MOST_BIAS,
+    MOST_BIASES,
+    MOST_LOGPROBS,
+    MOST_PENALTY,
+    MOST_STOPS,
+    MOST_TEMPERATURE,
+    SEEDS,
+)  # fmt: skip
+from rtrain.serving.openai import CHAT, MOST_PROMPTS, TOKEN_NAME
 
 
 class Why(BaseModel):
@@ -63,6 +71,14 @@ _TEXT = {"type": "string", "minLength": 1}
 BOUNDS: dict[str, dict[str, Any]] = {
     "temperature": {"type": "number", "minimum": 0, "maximum": MOST_TEMPERATURE},
     "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+    "frequency_penalty": {"type": "number", "minimum": -MOST_PENALTY, "maximum": MOST_PENALTY},
+    "presence_penalty": {"type": "number", "minimum": -MOST_PENALTY, "maximum": MOST_PENALTY},
+    "logit_bias": {
+        "type": "object",
+        "propertyNames": {"pattern": TOKEN_NAME},
+        "additionalProperties": {"type": "number", "minimum": -MOST_BIAS, "maximum": MOST_BIAS},
+        "maxProperties": MOST_BIASES,
+    },
     "seed": {"type": "integer", "minimum": 0, "maximum": SEEDS - 1},
     "n": {"type": "integer", "minimum": 1, "maximum": MOST_PROMPTS},
     "top_logprobs": {"type": "integer", "minimum": 0, "maximum": MOST_LOGPROBS},

@@ -268,9 +268,86 @@ def test_top_p_keeps_the_likeliest_that_reach_it() -> None:
     generator = torch.Generator().manual_seed(0)
     for top_p, kept in ((0.5, {0}), (0.6, {0, 2}), (0.8, {0, 2}), (1.0, {0, 1, 2, 3})):
         sampling = Sampling(top_p=top_p)
-        assert {sampling.choose(logits, generator) for _ in range(300)} == kept
-    colder = [Sampling(temperature=0.5).choose(logits, generator) for _ in range(4000)]
+        assert {sampling.choose(logits, [], generator) for _ in range(300)} == kept
+    colder = [Sampling(temperature=0.5).choose(logits, [], generator) for _ in range(4000)]
     assert colder.count(0) / 4000 == pytest.approx(0.25 / 0.36, abs=0.03)
+
+
+class Moved:
+    """What OpenAI's reference says of penalties and biases, as transformers takes it; written for this test alone."""
+
+    def __init__(self, prompt: int, sampling: Sampling):
+        self.prompt, self.sampling = prompt, sampling
+
+    def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores, answer = scores.clone(), ids[0, self.prompt :].tolist()
+        for token in range(scores.shape[1]):
+            times = answer.count(token)
+            scores[0, token] -= times * self.sampling.frequency_penalty
+            scores[0, token] -= (times > 0) * self.sampling.presence_penalty
+            scores[0, token] += dict(self.sampling.logit_bias).get(token, 0.0)
+        return scores
+
+
+@pytest.mark.parametrize("way", ["together", "alone", "lookup", "itself as draft"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"frequency_penalty": 0.7},
+        {"presence_penalty": -1.5},
+        {"frequency_penalty": -0.3, "presence_penalty": 2.0, "logit_bias": ((101, 3.5), (32, -100.0))},
+    ],
+    ids=str,
+)
+def test_penalties_and_biases_are_those_of_generate_with_them(exported: str, way: str, asked: dict[str, Any]) -> None:
+    language = load(exported, device="cpu")
+    options = WAYS[way] | ({"draft": language} if "draft" in WAYS[way] else {})
+    engine = Engine(language, lanes=8, **options)
+    sampling = replace(GREEDY, logprobs=0, **asked)
+    wanted, plain = list[tuple[int, ...]](), list[tuple[int, ...]]()
+    for prompt in PROMPTS:
+        ids = torch.tensor([language.ids(prompt)])
+        out = language.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=40, pad_token_id=0,
+            logits_processor=[Moved(ids.shape[1], sampling)],
+        )  # fmt: skip
+        wanted.append(tuple(out[0, ids.shape[1] :].tolist()))
+        plain.append(generated(engine, prompt, 40))
+    answers = together(engine, [(prompt, sampling) for prompt in PROMPTS])
+    assert [answer.ids for answer in answers] == wanted and wanted != plain
+    # What is said of how likely a token is, is the model's own.
+    scored = engine.answer(
+        language.ids(PROMPTS[0]) + list(wanted[0][:-1]), Sampling(max_tokens=0, echo=True, logprobs=0)
+    )
+    ends = -1 if wanted[0][-1] in language.ends else len(wanted[0])
+    of_model = [token.logprob for token in scored.tokens[len(language.ids(PROMPTS[0])) :]]
+    of_answer = [token.logprob for token in answers[0].tokens[:ends]]
+    assert of_answer[: len(of_model)] == pytest.approx(of_model[: len(of_answer)], abs=1e-4)
+    engine.close()
+
+
+def test_a_token_can_be_forced_and_forbidden(engine: Engine) -> None:
+    forced = engine.answer("def f(", replace(GREEDY, max_tokens=5, logit_bias=((65, 100.0),)))
+    assert forced.ids == (65,) * 5
+    drawn = Sampling(max_tokens=60, temperature=2.0, seed=1)
+    common = max(set(ids := engine.answer("def f(", drawn).ids), key=ids.count)
+    assert common not in engine.answer("def f(", replace(drawn, logit_bias=((common, -100.0),))).ids
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"frequency_penalty": 2.1}, "frequency_penalty: must be from -2 to 2, got 2.1"),
+        ({"presence_penalty": float("nan")}, "presence_penalty: must be from -2 to 2, got nan"),
+        ({"logit_bias": ((1, -101.0),)}, "logit_bias: must be from -100 to 100, got -101.0"),
+        ({"logit_bias": tuple((n, 0.0) for n in range(1025))}, "logit_bias: at most 1024 tokens, got 1025"),
+        ({"logit_bias": ((256, 1.0),)}, "logit_bias: token 256 is not of the vocabulary, 0..255"),
+    ],
+    ids=["frequency", "presence", "bias", "biases", "token"],
+)
+def test_penalties_and_biases_that_do_not_fit(engine: Engine, asked: dict[str, Any], why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        engine.answer("def f(", Sampling(**asked))
 
 
 def test_a_stop_text_across_tokens_ends_the_answer_and_is_not_given(engine: Engine) -> None:
