@@ -104,6 +104,34 @@ def test_one_answer_in_whole(served: Any, exported: str) -> None:
     assert httpx.get(f"{served.url}/healthz").json()["status"] == "ok"
 
 
+def test_penalties_and_biases_of_a_request(served: Any, exported: str) -> None:
+    from rtrain.language.engine import Engine
+    from rtrain.language.model import load
+    from rtrain.language.sampling import Sampling
+
+    engine = Engine(load(exported, device="cpu"))
+    asked = {"max_tokens": 30, "temperature": 0, "frequency_penalty": 1.2, "presence_penalty": -0.5}
+    wanted = engine.answer("def f(", Sampling(**asked, logit_bias=((32, -100.0), (40, 2.5))))
+    plain = engine.answer("def f(", Sampling(max_tokens=30, temperature=0))
+    engine.close()
+    body = {"model": MODEL, "prompt": "def f("} | asked | {"logit_bias": {"32": -100, "40": 2.5}}
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).json()
+    assert answer["choices"][0]["text"] == wanted.text != plain.text
+    nothing = {"max_tokens": 30, "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}}
+    answer = httpx.post(f"{served.url}/v1/completions", json=body | nothing, timeout=60).json()
+    assert answer["choices"][0]["text"] == plain.text
+    for wrong, status, param in (
+        ({"frequency_penalty": 3}, 422, "frequency_penalty"),
+        ({"presence_penalty": "1"}, 422, "presence_penalty"),
+        ({"logit_bias": {"256": 1}}, 400, "logit_bias"),
+        ({"logit_bias": {"a": 1}}, 422, "logit_bias.a"),
+        ({"logit_bias": {"1": 101}}, 422, "logit_bias"),
+        ({"logit_bias": [1]}, 422, "logit_bias"),
+    ):
+        answer = httpx.post(f"{served.url}/v1/completions", json=body | wrong, timeout=60)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+
+
 def test_what_tokens_cost_is_what_the_trainer_said(served: Any, exported: str) -> None:
     run = Folder(exported.removesuffix("/export"))
     recorded = run.read_json("predictions.json")

@@ -95,6 +95,23 @@ def test_it_answers_as_transformers(served: Any, runs: Path) -> None:
     assert len(rows) == 4 and apart(costs, [_cost(f"{runs}/two/export", row) for row in rows]) <= SAME
 
 
+def test_penalties_and_biases_are_as_rtrains_own_engine_has_them(served: Any, runs: Path) -> None:
+    from rtrain.language.engine import Engine
+    from rtrain.language.model import load as read
+    from rtrain.language.sampling import Sampling
+
+    engine = Engine(read(f"{runs}/two/export", device="cpu"))
+    moved = {"frequency_penalty": 0.8, "presence_penalty": 0.4}
+    for asked, bias in ((moved, {}), ({"presence_penalty": -1.0}, {"101": 3.0, "32": -100.0})):
+        sampling = Sampling(
+            max_tokens=TOKENS, temperature=0, **asked, logit_bias=tuple((int(of), by) for of, by in bias.items())
+        )
+        for prompt in PROMPTS:
+            answer = ask(served, prompt=prompt, max_tokens=TOKENS, temperature=0, logit_bias=bias, **asked)
+            assert answer.json()["choices"][0]["text"] == engine.answer(prompt, sampling).text, (prompt, asked)
+    engine.close()
+
+
 def test_its_openapi_is_of_vllms_requests_and_this_model(served: Any) -> None:
     said = httpx.get(f"{served.url}/openapi.json", timeout=60)
     found = said.json()
@@ -103,9 +120,7 @@ def test_its_openapi_is_of_vllms_requests_and_this_model(served: Any) -> None:
     for name in ("CompletionRequest", "ChatCompletionRequest"):
         body = schemas[name]
         assert body["properties"]["model"]["enum"] == ["two"] and "model" in body["required"]
-        assert {"top_k", "logit_bias", "max_tokens"} <= body["properties"].keys(), (
-            "what rtrain's own engine does not take"
-        )
+        assert {"top_k", "min_p", "max_tokens"} <= body["properties"].keys(), "what rtrain's own engine does not take"
     assert set(re.findall(r"#/components/schemas/(\w+)", said.text)) <= schemas.keys()
 
 
