@@ -23,7 +23,7 @@ from rtrain.export.sparse import unpacked
 from rtrain.parallel.chunks import Chunk
 from rtrain.rounding import ceil_div
 from rtrain.scratch import Scratch
-from rtrain.storage import Folder, sha256_of
+from rtrain.storage import Folder, refused_by_storage, sha256_of
 
 Init = TypeVar("Init", bound=Callable[..., None])
 FILE_BYTES = 2 * 1024**3
@@ -73,6 +73,8 @@ def loading(init: Init) -> Init:
         except (RtrainError, OSError, torch.OutOfMemoryError, torch.AcceleratorError):  # what is read is not at fault
             raise
         except Exception as error:
+            if refused := refused_by_storage(error):
+                raise CheckpointError(f"export {uri!r}: it cannot be read ({refused})") from error
             raise CheckpointError(
                 f"export {uri!r}: it does not load ({briefly(error)}). Export the run again, or mend the code of its "
                 "model if the error is there"
